@@ -1,0 +1,168 @@
+//! Memory of the processes of a frozen tree: areas, pages, and what several processes share.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FileType, OFlags};
+use yendor_image::{Bytes, Digest, FileId, PageRun, ShmId, Writer};
+use yendor_kinds::file::Gather;
+use yendor_kinds::memory::pages::{self, Source};
+use yendor_kinds::memory::vma::{self, Backing};
+use yendor_kinds::memory::{Record, layout, shared};
+use yendor_kinds::{Cause, Named, Result};
+use yendor_proc::maps::Label;
+use yendor_proc::smaps::{Smap, VmFlag};
+
+use super::{Objects, PAGES};
+
+/// What was collected of memory so far.
+pub struct Memory<'w> {
+    out: yendor_image::FileWriter<'w>,
+    offset: u64,
+    objects: BTreeMap<(u64, u64), shared::Record>,
+    /// Files opened for mappings, by device, inode and whether they can be written.
+    files: BTreeMap<(u64, u64, bool), FileId>,
+    vdso: Option<Digest>,
+}
+
+impl<'w> Memory<'w> {
+    /// Nothing yet; pages go to `writer`.
+    ///
+    /// # Errors
+    /// The image cannot be written.
+    pub fn new(writer: &'w Writer) -> Result<Memory<'w>> {
+        let out = writer.file(&yendor_image::pages_name(PAGES))?;
+        Ok(Memory { out, offset: 0, objects: BTreeMap::new(), files: BTreeMap::new(), vdso: None })
+    }
+
+    /// The shared objects and the vdso's digest, once the pages are written.
+    ///
+    /// # Errors
+    /// The image cannot be written.
+    pub fn finish(self) -> Result<(Objects, Option<Digest>)> {
+        self.out.finish()?;
+        Ok((self.objects.into_values().collect(), self.vdso))
+    }
+
+    /// One address space.
+    ///
+    /// # Errors
+    /// A mapping that cannot be captured, by name.
+    pub fn collect(
+        &mut self,
+        proc: &OwnedFd,
+        pid: i32,
+        layout: layout::Record,
+        smaps: &[Smap],
+        gather: &mut Gather<'_>,
+    ) -> Result<Record> {
+        let source = Source::open(proc.as_fd(), pid)?;
+        let mut areas = Vec::with_capacity(smaps.len());
+        let mut runs = Vec::new();
+        for smap in smaps.iter().filter(|s| !is_leftover(s)) {
+            let Some(area) = vma::collect(smap, &mut |s| self.backing(s, &source, gather))? else { continue };
+            if area.backing == Backing::Vdso {
+                self.check_vdso(&source, &area)?;
+            }
+            let ranges = if is_ghost_mapping(smap, &area) {
+                vec![(area.start.0, area.end.0)]
+            } else {
+                pages::ranges(&source, &area)?
+            };
+            pages::copy(&source, &ranges, &mut self.out, PAGES, &mut self.offset, &mut runs)?;
+            areas.push(area);
+        }
+        Ok(Record { layout, areas, pages: runs })
+    }
+
+    fn check_vdso(&mut self, source: &Source<'_>, area: &vma::Record) -> Result<()> {
+        let mut code = vec![0; usize::try_from(area.len()).unwrap_or(0)];
+        source.read(area.start.0, &mut code)?;
+        let digest = Digest::of(&code);
+        match self.vdso.replace(digest) {
+            Some(other) if other != digest => Err(Cause::unsupported("tasks with different vdsos")),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is behind a mapping with an inode.
+    fn backing(&mut self, smap: &Smap, source: &Source<'_>, gather: &mut Gather<'_>) -> Result<Backing> {
+        let map = &smap.map;
+        let writes = map.perms.shared && smap.detail.vm_flags.has(VmFlag::MayWrite);
+        if let Some(id) = gather.holding(map.dev.st_dev(), map.inode, writes) {
+            return Ok(Backing::File(id, map.offset));
+        }
+        let named = matches!(map.label(), Label::File(path) if path.starts_with(b"/")) && !map.deleted;
+        if named {
+            let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
+            let fd = gather.open_inside(&map.name, flags | OFlags::NOCTTY)?;
+            let stat = rustix::fs::fstat(&fd).named("fstat", || map.name.escape_ascii().to_string())?;
+            if stat.st_ino == map.inode {
+                return Ok(Backing::File(self.mapped_file(fd, writes, gather)?, map.offset));
+            }
+            let shown = map.name.escape_ascii();
+            return Err(Cause::unsupported(format!("mapping of {shown}: another file lies at this path now")));
+        }
+        if !map.perms.shared {
+            // A deleted file, privately mapped: its bytes are read through the task and become the area's own.
+            return Ok(Backing::Anonymous);
+        }
+        self.object(smap, source)
+    }
+
+    /// The id of a file that was opened for a mapping; one description serves all mappings of a file.
+    ///
+    /// # Errors
+    /// What its kind refuses.
+    pub fn mapped_file(&mut self, fd: OwnedFd, writes: bool, gather: &mut Gather<'_>) -> Result<FileId> {
+        let stat = rustix::fs::fstat(&fd).named("fstat", || "a mapped file".into())?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Cause::unsupported("a mapping of something that is not a regular file"));
+        }
+        let key = (stat.st_dev, stat.st_ino, writes);
+        if let Some(id) = self.files.get(&key) {
+            return Ok(*id);
+        }
+        let id = gather.own(fd)?;
+        self.files.insert(key, id);
+        Ok(id)
+    }
+
+    /// A shared object without a name: its pages are read through whoever has them mapped.
+    fn object(&mut self, smap: &Smap, source: &Source<'_>) -> Result<Backing> {
+        let map = &smap.map;
+        let key = (map.dev.st_dev(), map.inode);
+        let next = ShmId(u32::try_from(self.objects.len()).unwrap_or(u32::MAX));
+        let object = self.objects.entry(key).or_insert_with(|| shared::Record {
+            id: next,
+            name: Bytes(map.name.clone()),
+            size: 0,
+            pages: Vec::new(),
+        });
+        let id = object.id;
+        let end = map.offset + map.len();
+        // Pages that an earlier mapping brought are not brought again.
+        let from = map.offset.max(object.size);
+        if from < end {
+            let start = map.start + (from - map.offset);
+            let mut runs: Vec<PageRun> = Vec::new();
+            pages::copy(source, &[(start, map.end)], &mut self.out, PAGES, &mut self.offset, &mut runs)?;
+            for run in &mut runs {
+                run.addr.0 = run.addr.0 - map.start + map.offset;
+            }
+            object.pages.extend(runs);
+            object.size = end;
+        }
+        Ok(Backing::Object(id, map.offset))
+    }
+}
+
+/// Scratch memory of a checkpoint that was killed.
+fn is_leftover(smap: &Smap) -> bool {
+    smap.map.name.starts_with(b"/memfd:yendor-scratch")
+}
+
+/// A private mapping of a deleted file: all of it must travel.
+fn is_ghost_mapping(smap: &Smap, area: &vma::Record) -> bool {
+    smap.map.inode != 0 && area.backing == Backing::Anonymous
+}

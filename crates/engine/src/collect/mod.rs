@@ -1,0 +1,192 @@
+//! collect: a frozen tree becomes an image.
+//!
+//! Order: descriptors of all processes first (mappings may refer to them), then each process in turn: borrow it, ask it
+//! what only it knows, give it back, and copy its memory. Nothing of the tree is changed at the end.
+
+mod address_space;
+mod process;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use yendor_image::{FdNum, NsPid, Writer};
+use yendor_kinds::file::{Descriptor, Gather};
+use yendor_kinds::process::{Record, State};
+use yendor_kinds::snapshot::{Container, Machine, Snapshot};
+use yendor_kinds::{Cause, Named, memory};
+use yendor_proc::{stat, status};
+use yendor_sys::SysError;
+use yendor_sys::futex::RobustList;
+use yendor_task::tree::{FrozenTree, read_proc};
+
+use crate::error::{At, Error, Result, Step, With};
+
+pub use address_space::Memory;
+
+/// What is known of a process before anything is asked.
+#[derive(Debug)]
+pub struct Facts {
+    /// As the tracer sees it.
+    pub pid: i32,
+    /// Its /proc/PID/status.
+    pub status: status::Status,
+    /// Its /proc/PID/stat.
+    pub stat: stat::Stat,
+}
+
+impl Facts {
+    fn read(proc: impl AsFd, pid: i32) -> std::result::Result<Facts, Cause> {
+        let proc = proc.as_fd();
+        Ok(Facts {
+            pid,
+            status: status::parse(&read_proc(proc, &format!("{pid}/status"))?)?,
+            stat: stat::parse(&read_proc(proc, &format!("{pid}/stat"))?)?,
+        })
+    }
+
+    /// Its id in its own pid namespace.
+    #[must_use]
+    pub fn inside(&self) -> NsPid {
+        innermost(self.status.ns_pid.as_deref(), self.pid)
+    }
+}
+
+fn innermost(ids: Option<&[i32]>, outer: i32) -> NsPid {
+    NsPid(ids.and_then(|ids| ids.last().copied()).unwrap_or(outer))
+}
+
+/// Collects a frozen tree.
+///
+/// # Errors
+/// The first thing that cannot be captured, by name. The tree is unharmed.
+pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, container: Container) -> Result<Snapshot> {
+    let proc = gather.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
+    let order = in_order(tree, &proc)?;
+    for facts in &order {
+        gather.pids.insert(facts.pid, facts.inside());
+    }
+    refuse_shared(&order).at(Step::Collect)?;
+    let mut descriptors = BTreeMap::new();
+    for facts in order.iter().filter(|f| tree.processes.contains_key(&f.pid)) {
+        let all = collect_descriptors(gather, facts.pid).task(facts.inside().0)?;
+        descriptors.insert(facts.pid, all);
+    }
+    let mut robust = RobustList::register().at(Step::Collect)?;
+    let mut memory = Memory::new(writer).at(Step::Collect)?;
+    let mut processes = Vec::new();
+    for facts in &order {
+        let inside = facts.inside();
+        let state = match tree.processes.get(&facts.pid) {
+            None => State::Zombie(facts.stat.exit_code),
+            Some(threads) => {
+                let held = descriptors.remove(&facts.pid).unwrap_or_default();
+                let mut one = process::Collecting { proc: &proc, facts, threads, gather, memory: &mut memory };
+                let alive = one.collect(held, &mut robust).at(Step::Collect).task(inside.0)?;
+                State::Alive(Box::new(alive))
+            }
+        };
+        processes.push(Record {
+            pid: inside,
+            parent: gather.pids.get(&facts.status.ppid).copied().unwrap_or(NsPid(1)),
+            group: innermost(facts.status.ns_pgid.as_deref(), facts.stat.pgrp),
+            session: innermost(facts.status.ns_sid.as_deref(), facts.stat.session),
+            state,
+        });
+    }
+    let (objects, vdso) = memory.finish().at(Step::Store)?;
+    Ok(Snapshot {
+        machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso },
+        container,
+        processes,
+        files: std::mem::take(&mut gather.entries),
+        objects,
+        lost: std::mem::take(&mut gather.lost),
+    })
+}
+
+fn kernel() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// All processes, parents before children, the root first.
+fn in_order(tree: &FrozenTree, proc: &OwnedFd) -> Result<Vec<Facts>> {
+    let mut all = BTreeMap::new();
+    for pid in tree.processes.keys().chain(&tree.zombies) {
+        all.insert(*pid, Facts::read(proc, *pid).at(Step::Collect).task(*pid)?);
+    }
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for facts in all.values().filter(|f| f.pid != tree.root) {
+        children.entry(facts.status.ppid).or_default().push(facts.pid);
+    }
+    let mut out = Vec::with_capacity(all.len());
+    let mut next = vec![tree.root];
+    // Those whose parent is outside (the container's init) come after the root.
+    let outside: Vec<i32> = children.keys().filter(|p| !all.contains_key(p)).copied().collect();
+    for parent in outside {
+        next.extend(children.remove(&parent).unwrap_or_default());
+    }
+    next[1..].sort_unstable();
+    next.reverse();
+    while let Some(pid) = next.pop() {
+        let mut below = children.remove(&pid).unwrap_or_default();
+        below.sort_unstable_by(|a, b| b.cmp(a));
+        next.extend(below);
+        out.extend(all.remove(&pid));
+    }
+    Ok(out)
+}
+
+/// Processes that share what we restore per process are refused.
+fn refuse_shared(order: &[Facts]) -> std::result::Result<(), Cause> {
+    use yendor_sys::kcmp::{What, compare};
+    let whats = [(What::Vm, "memory (CLONE_VM)"), (What::Files, "descriptors (CLONE_FILES)"), (What::Fs, "CLONE_FS")];
+    for facts in order.iter().filter(|f| !matches!(f.status.state, b'Z' | b'X')) {
+        // Sharing starts at clone: only parent and child, or siblings of one parent, can be affected in practice;
+        // compare with the parent and with the process before it.
+        let Some(parent) = order.iter().find(|p| p.pid == facts.status.ppid) else { continue };
+        for (what, name) in whats {
+            if compare(parent.pid, facts.pid, what).is_ok_and(std::cmp::Ordering::is_eq) {
+                let (a, b) = (parent.inside(), facts.inside());
+                return Err(Cause::unsupported(format!("processes {a} and {b} share {name}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn collect_descriptors(gather: &mut Gather<'_>, pid: i32) -> Result<Vec<Descriptor>> {
+    let raw = Pid::from_raw(pid).ok_or_else(|| Error::new(Step::Collect, Cause::unsupported("process 0")))?;
+    let pidfd = pidfd_open(raw, PidfdFlags::empty()).named("pidfd_open", || format!("{pid}")).at(Step::Collect)?;
+    let numbers = descriptor_numbers(gather, pid).at(Step::Collect)?;
+    let mut out = Vec::with_capacity(numbers.len());
+    for number in numbers {
+        let shown = format!("descriptor {number}");
+        let file = gather.descriptor(pid, &pidfd, number).at(Step::Collect).kind("file", shown)?;
+        let info = gather.read(&format!("{pid}/fdinfo/{number}")).at(Step::Collect)?;
+        let info = yendor_proc::fdinfo::parse(&info).at(Step::Collect)?;
+        let cloexec = info.flags & rustix::fs::OFlags::CLOEXEC.bits() != 0;
+        out.push(Descriptor { number, cloexec, file });
+    }
+    Ok(out)
+}
+
+fn descriptor_numbers(gather: &Gather<'_>, pid: i32) -> std::result::Result<Vec<FdNum>, Cause> {
+    use rustix::fs::{Dir, Mode, OFlags, openat};
+    let path = format!("{pid}/fd");
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = openat(&gather.proc, path.as_str(), flags, Mode::empty()).named("openat", || format!("/proc/{path}"))?;
+    let entries = Dir::new(fd).named("getdents64", || format!("/proc/{path}"))?;
+    let mut numbers: Vec<FdNum> = entries
+        .filter_map(std::result::Result::ok)
+        .filter_map(|e| Some(FdNum(e.file_name().to_str().ok()?.parse().ok()?)))
+        .collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Pages file number 0: all private memory.
+pub(crate) const PAGES: u16 = 0;
+
+/// Objects that no descriptor leads to.
+pub(crate) type Objects = Vec<memory::shared::Record>;

@@ -1,0 +1,242 @@
+//! One process of a frozen tree.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use yendor_image::{Bytes, Tid};
+use yendor_kinds::file::{Descriptor, Gather};
+use yendor_kinds::process::{
+    Alive, Inquiry, Question, Thread, attribute, credential, directory, itimer, posix_timer, regs, rlimit, rseq, sched,
+    sigaction, signal,
+};
+use yendor_kinds::{Cause, Named, Result, memory};
+use yendor_proc::{limits, personality, status, timers};
+use yendor_sys::futex::RobustList;
+use yendor_sys::ptrace;
+use yendor_task::live::{self, Borrowed};
+use yendor_task::tree::read_proc;
+use yendor_task::{Nr, Stopped, args};
+
+use super::{Facts, Memory};
+
+/// A process that is being collected.
+pub struct Collecting<'a, 'g, 'w> {
+    /// /proc.
+    pub proc: &'a OwnedFd,
+    /// What is known of it.
+    pub facts: &'a Facts,
+    /// Its stopped threads, leader first.
+    pub threads: &'a [Stopped],
+    /// What was collected of files.
+    pub gather: &'a mut Gather<'g>,
+    /// What was collected of memory.
+    pub memory: &'a mut Memory<'w>,
+}
+
+/// Questions to a thread.
+struct AskedThread {
+    inquiry: Inquiry,
+    stack: Question,
+    tid_address: Question,
+    sched: sched::Asked,
+    securebits: Question,
+    attributes: Question,
+}
+
+/// Questions to the leader about the process.
+struct AskedProcess {
+    actions: Vec<(u32, Question)>,
+    itimers: [Question; 3],
+    timers: Vec<Question>,
+    attributes: attribute::AskedProcess,
+    brk: Question,
+}
+
+impl AskedThread {
+    fn new() -> AskedThread {
+        let mut inquiry = Inquiry::default();
+        let stack = signal::ask(&mut inquiry);
+        let tid_address = rseq::ask(&mut inquiry);
+        let sched = sched::ask(&mut inquiry);
+        let securebits = credential::ask(&mut inquiry);
+        let attributes = attribute::ask_thread(&mut inquiry);
+        AskedThread { inquiry, stack, tid_address, sched, securebits, attributes }
+    }
+}
+
+impl Collecting<'_, '_, '_> {
+    fn file(&self, name: &str) -> Result<Vec<u8>> {
+        Ok(read_proc(self.proc.as_fd(), &format!("{}/{name}", self.facts.pid))?)
+    }
+
+    /// Collects everything but its descriptors, which are `held`.
+    ///
+    /// # Errors
+    /// What cannot be captured.
+    pub fn collect(&mut self, held: Vec<Descriptor>, robust: &mut RobustList) -> Result<Alive> {
+        refuse_filtered(&self.facts.status)?;
+        let pid = self.facts.pid;
+        let timers = timers::parse(&self.file("timers")?)?;
+        let mut asked: Vec<AskedThread> = self.threads.iter().map(|_| AskedThread::new()).collect();
+        let leader = asked.first_mut().ok_or_else(|| Cause::unsupported("a process without threads"))?;
+        let inquiry = &mut leader.inquiry;
+        let about = AskedProcess {
+            actions: sigaction::ask(inquiry),
+            itimers: itimer::ask(inquiry),
+            timers: posix_timer::ask(inquiry, &timers),
+            attributes: attribute::ask_process(inquiry),
+            brk: inquiry.ask(Nr::BRK, args![0]),
+        };
+        let smaps = yendor_proc::smaps::parse(&self.file("smaps")?)?;
+        let registers = self.ask_tasks(&mut asked, robust)?;
+        let shared_pending = signal::Queue::collect(pid, true)?;
+        let mut threads = Vec::with_capacity(self.threads.len());
+        for ((stopped, asked), regs) in self.threads.iter().zip(&asked).zip(&registers) {
+            threads.push(self.thread(stopped, asked, regs, shared_pending.mask())?);
+        }
+        let leader = &asked[0].inquiry;
+        let inside = |tid: i32| {
+            let i = self.threads.iter().position(|t| t.tid() == tid)?;
+            threads.get(i).map(|t| t.tid.0)
+        };
+        let coredump = String::from_utf8_lossy(&self.file("coredump_filter")?).trim().to_owned();
+        let oom = String::from_utf8_lossy(&self.file("oom_score_adj")?).trim().to_owned();
+        let attributes = attribute::collect_process(
+            leader,
+            about.attributes,
+            u32::from_str_radix(&coredump, 16).unwrap_or(0),
+            oom.parse().unwrap_or(0),
+        )?;
+        let exe = self.executable()?;
+        let auxv = self.file("auxv")?;
+        let layout = memory::layout::collect(&self.facts.stat, leader.value(about.brk)?, auxv, exe);
+        Ok(Alive {
+            actions: sigaction::collect(leader, &about.actions)?,
+            itimers: itimer::collect(leader, about.itimers)?,
+            posix_timers: posix_timer::collect(leader, &timers, &about.timers, inside)?,
+            limits: rlimit::collect(&limits::parse(&self.file("limits")?)?),
+            directory: self.directory()?,
+            memory: self.memory.collect(self.proc, pid, layout, &smaps, self.gather)?,
+            stopped: self.threads.first().and_then(Stopped::group_stop),
+            pending: shared_pending,
+            terminal: None,
+            descriptors: held,
+            attributes,
+            threads,
+        })
+    }
+
+    /// Borrows the process, has every thread answer, gives it back. The registers each thread had.
+    fn ask_tasks(&self, asked: &mut [AskedThread], robust: &mut RobustList) -> Result<Vec<yendor_task::regs::Regs>> {
+        let regions = live::regions(self.proc.as_fd(), self.facts.pid)?;
+        let mut pointers = Vec::with_capacity(self.threads.len());
+        for t in self.threads {
+            pointers.push(t.regs()?.rsp);
+        }
+        let entry = live::find_entry(self.facts.pid, &regions, &pointers)?;
+        let size = Borrowed::size(self.threads.len()) as u64;
+        let base = hole(&regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
+        let mut borrowed = Borrowed::new(self.facts.pid, self.threads, entry, base, robust)?;
+        let mut failed = None;
+        for (i, a) in asked.iter_mut().enumerate() {
+            match borrowed.run(i, a.inquiry.script()) {
+                Ok(done) => a.inquiry.answered(done),
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            }
+        }
+        let registers = (0..asked.len()).filter_map(|i| borrowed.regs(i).copied()).collect();
+        borrowed.give_back(robust)?;
+        match failed {
+            Some(e) => Err(e.into()),
+            None => Ok(registers),
+        }
+    }
+
+    fn thread(
+        &self,
+        stopped: &Stopped,
+        asked: &AskedThread,
+        general: &yendor_task::regs::Regs,
+        shared_pending: u64,
+    ) -> Result<Thread> {
+        let (pid, tid) = (self.facts.pid, stopped.tid());
+        let status = status::parse(&self.file(&format!("task/{tid}/status"))?)?;
+        if ptrace::user_dispatch(tid)?.mode != 0 {
+            return Err(Cause::unsupported(format!("task {tid} uses syscall user dispatch")));
+        }
+        let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes } = asked;
+        let signals = signal::collect(tid, ptrace::sigmask(tid)?, inquiry, *stack)?;
+        let pending = (signals.pending.mask() | shared_pending) & !signals.mask != 0;
+        let comm = self.file(&format!("task/{tid}/comm"))?;
+        let name = Bytes(comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec());
+        let personality = personality::parse(&read_proc(self.proc.as_fd(), &format!("{pid}/task/{tid}/personality"))?)?;
+        Ok(Thread {
+            tid: Tid(status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid)),
+            regs: regs::collect(stopped, general, pending)?,
+            signals,
+            rseq: rseq::collect(tid, inquiry, *tid_address)?,
+            sched: sched::collect(inquiry, *sched)?,
+            credentials: credential::collect(&status, inquiry, *securebits)?,
+            attributes: attribute::collect_thread(inquiry, *attributes, name, personality)?,
+        })
+    }
+
+    fn link(&self, name: &str) -> Result<Vec<u8>> {
+        let path = format!("{}/{name}", self.facts.pid);
+        let target =
+            rustix::fs::readlinkat(self.proc, path.as_str(), Vec::new()).named("readlinkat", || path.clone())?;
+        Ok(target.into_bytes())
+    }
+
+    fn directory(&self) -> Result<directory::Record> {
+        use rustix::fs::{AtFlags, statat};
+        let path = format!("{}/root", self.facts.pid);
+        let own = statat(self.proc, path.as_str(), AtFlags::empty()).named("statat", || path.clone())?;
+        let tree = rustix::fs::fstat(&self.gather.root).named("fstat", || "the tree's root".into())?;
+        let chrooted = (own.st_dev, own.st_ino) != (tree.st_dev, tree.st_ino);
+        let cwd = self.link("cwd")?;
+        let gone = cwd.strip_suffix(b" (deleted)");
+        Ok(directory::Record {
+            cwd_deleted: gone.is_some(),
+            cwd: Bytes(gone.unwrap_or(&cwd).to_vec()),
+            root: if chrooted { Some(Bytes(self.link("root")?)) } else { None },
+            umask: self.facts.status.umask.unwrap_or(0o022),
+        })
+    }
+
+    fn executable(&mut self) -> Result<Option<yendor_image::FileId>> {
+        use rustix::fs::{Mode, OFlags, openat};
+        let path = format!("{}/exe", self.facts.pid);
+        match openat(self.proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => self.memory.mapped_file(fd, false, self.gather).map(Some),
+            Err(e) => Err(yendor_sys::SysError::new("openat", format!("/proc/{path}"), e).into()),
+        }
+    }
+}
+
+/// Filters cannot be read back without the kernel's help, and might kill the task for our own calls.
+fn refuse_filtered(status: &status::Status) -> Result<()> {
+    match status.seccomp {
+        None | Some(0) => Ok(()),
+        Some(1) => Err(Cause::unsupported("seccomp strict mode")),
+        Some(_) => Err(Cause::unsupported("a seccomp filter that was not recorded when it was installed")),
+    }
+}
+
+/// A free address range of `size` bytes, far from where programs and the kernel map things.
+pub fn hole(regions: &[live::Region], size: u64) -> Option<u64> {
+    const FIRST: u64 = 0x5959_0000_0000;
+    const LAST: u64 = 0x7000_0000_0000;
+    let mut at = FIRST;
+    loop {
+        match regions.iter().find(|r| r.start < at + size && at < r.end) {
+            None => return Some(at),
+            Some(r) => at = r.end.next_multiple_of(1 << 21),
+        }
+        if at + size > LAST {
+            return None;
+        }
+    }
+}

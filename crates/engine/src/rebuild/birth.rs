@@ -1,0 +1,154 @@
+//! Births: creators clone by script; the newborn stop before their first instruction and are taken over.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+
+use yendor_kinds::Cause;
+use yendor_proc::status;
+use yendor_sys::clone::CloneArgs;
+use yendor_sys::ptrace::event;
+use yendor_sys::wait::{self, Event};
+use yendor_sys::{Errno, SysError, ptrace};
+use yendor_task::script::{Memory, Want};
+use yendor_task::tree::read_proc;
+use yendor_task::{Arg, Nr, Script, args, gadget};
+
+use super::plan::{Birth, INIT, Plan};
+use super::{Site, Task};
+use crate::error::{At, Result, Step, With};
+
+/// The child is traced by whoever traces its creator, and stops at birth.
+const CLONE_PTRACE: u64 = 0x2000;
+const CLONE_PARENT: u64 = 0x8000;
+const SIGCHLD: u64 = 17;
+/// CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM.
+const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+
+/// Tasks by their id inside.
+pub type Tasks = BTreeMap<i32, Task>;
+
+/// Makes every task of the plan.
+pub fn all(site: &Site<'_>, plan: &Plan, init: &Task) -> Result<Tasks> {
+    let mut tasks = Tasks::from([(INIT, init.clone())]);
+    let mut creators: Vec<i32> = Vec::new();
+    for birth in &plan.births {
+        if creators.last() != Some(&birth.creator) {
+            creators.push(birth.creator);
+        }
+    }
+    let mut done = std::collections::BTreeSet::new();
+    for creator in creators {
+        if done.insert(creator) {
+            by(site, plan, creator, &mut tasks).task(creator)?;
+        }
+    }
+    // Leaders that have no children were not visited above.
+    for birth in plan.births.iter().filter(|b| b.leads_session && !done.contains(&b.pid)) {
+        let mut script = Script::new();
+        script.call(Nr::SETSID, []);
+        site.run(&tasks[&birth.pid], &script).at(Step::Rebuild).task(birth.pid)?;
+    }
+    groups(site, plan, &tasks)?;
+    Ok(tasks)
+}
+
+/// All children of one creator, with its setsid in between.
+fn by(site: &Site<'_>, plan: &Plan, creator: i32, tasks: &mut Tasks) -> Result<()> {
+    let own = tasks[&creator].clone();
+    let leads = plan.births.iter().any(|b| b.pid == creator && b.leads_session);
+    let children: Vec<&Birth> = plan.births.iter().filter(|b| b.creator == creator).collect();
+    let mut script = Script::new();
+    for b in children.iter().filter(|b| b.before_setsid) {
+        clone(b.pid, flags(b), SIGCHLD, &mut script);
+    }
+    if leads {
+        script.call(Nr::SETSID, []);
+    }
+    for b in children.iter().filter(|b| !b.before_setsid) {
+        clone(b.pid, flags(b), SIGCHLD, &mut script);
+    }
+    site.run(&own, &script).at(Step::Rebuild)?;
+    let wanted: Vec<i32> = children.iter().map(|b| b.pid).collect();
+    for (inside, tid) in newborn(site, &wanted).at(Step::Rebuild)? {
+        let slot = tasks.len();
+        tasks.insert(inside, Task { tid, slot });
+        take_over(site, tid, slot).at(Step::Rebuild)?;
+    }
+    Ok(())
+}
+
+fn flags(b: &Birth) -> u64 {
+    if b.sibling { CLONE_PARENT } else { 0 }
+}
+
+/// A clone call for a task with the id `pid`.
+fn clone(pid: i32, flags: u64, exit_signal: u64, script: &mut Script) {
+    let args = CloneArgs { flags: flags | CLONE_PTRACE, exit_signal, set_tid_size: 1, ..CloneArgs::default() };
+    let bytes = args.to_bytes();
+    let len = bytes.len();
+    let id = Memory { bytes: pid.to_ne_bytes().to_vec(), ..Memory::default() };
+    // set_tid is the ninth word.
+    let args = Memory { bytes, pointers: vec![(64, id)], read_back: false };
+    let want = Want::Exactly(u64::from(pid.unsigned_abs()));
+    script.call_wanting(Nr::CLONE3, [Arg::from(args), Arg::from(len)], want);
+}
+
+/// Waits for tasks that were just cloned: their id inside and as we see it.
+fn newborn(site: &Site<'_>, wanted: &[i32]) -> std::result::Result<Vec<(i32, i32)>, Cause> {
+    let mut out = Vec::with_capacity(wanted.len());
+    while out.len() < wanted.len() {
+        let Some((tid, what)) = wait::wait(None, true)? else { continue };
+        match what {
+            Event::Stopped { event: event::STOP, .. } => {
+                let status = status::parse(&read_proc(site.proc.as_fd(), &format!("{tid}/status"))?)?;
+                let inside = status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid);
+                if !wanted.contains(&inside) {
+                    return Err(SysError::new("clone3", format!("a stranger: {inside}"), Errno::PROTO).into());
+                }
+                out.push((inside, tid));
+            }
+            Event::Stopped { signal, .. } => ptrace::cont(tid, signal)?,
+            Event::Continued => {}
+            event => return Err(yendor_task::Dead { tid, event }.into()),
+        }
+    }
+    Ok(out)
+}
+
+/// Leads a newborn to its slot, where it waits for scripts.
+fn take_over(site: &Site<'_>, tid: i32, slot: usize) -> std::result::Result<(), Cause> {
+    let regs = ptrace::regs(tid)?;
+    ptrace::set_regs(tid, &site.arena.entry_regs(&regs, slot, gadget::WAIT, 0))?;
+    ptrace::cont(tid, 0)?;
+    Ok(())
+}
+
+/// Process groups: leaders first, then those who join them.
+fn groups(site: &Site<'_>, plan: &Plan, tasks: &Tasks) -> Result<()> {
+    for leaders in [true, false] {
+        for b in plan.births.iter().filter(|b| (b.group == b.pid) == leaders && !b.leads_session) {
+            let mut script = Script::new();
+            script.call(Nr::SETPGID, args![0, b.group]);
+            site.run(&tasks[&b.pid], &script).at(Step::Rebuild).task(b.pid)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the other threads of a process; `slots` are theirs.
+pub fn threads(site: &Site<'_>, leader: &Task, tids: &[i32], first_slot: usize) -> Result<Vec<Task>> {
+    let mut script = Script::new();
+    for tid in tids {
+        clone(*tid, THREAD, 0, &mut script);
+    }
+    site.run(leader, &script).at(Step::Rebuild)?;
+    let mut born: BTreeMap<i32, i32> = newborn(site, tids).at(Step::Rebuild)?.into_iter().collect();
+    let mut out = Vec::with_capacity(tids.len());
+    for (i, inside) in tids.iter().enumerate() {
+        let Some(tid) = born.remove(inside) else { continue };
+        let task = Task { tid, slot: first_slot + i };
+        take_over(site, tid, task.slot).at(Step::Rebuild)?;
+        out.push(task);
+    }
+    Ok(out)
+}

@@ -1,0 +1,174 @@
+//! Pid 1: the first stub. It makes the mounts that need its pid namespace, forgets the keeper's memory, gives birth to the
+//! others, and in the end reaps (a machine-code loop; see the task crate's gadget).
+
+use std::os::fd::AsFd;
+
+use yendor_image::Bytes;
+use yendor_kinds::memory::vma::Backing;
+use yendor_kinds::process::{Inquiry, sched, sigaction};
+use yendor_kinds::{Cause, memory};
+use yendor_proc::maps::{self, Label};
+use yendor_sys::{Errno, SysError, ptrace, vm};
+use yendor_task::script::{Want, bytes, cstr};
+use yendor_task::stop::StopError;
+use yendor_task::{Nr, Script, Stopped, args, gadget};
+
+use super::{PARKING, Rebuilt, Site, Task};
+use crate::error::{At, Result, Step, With};
+
+/// A mount for pid 1 to make: mount(2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LateMount {
+    /// What.
+    pub source: Bytes,
+    /// Where, inside.
+    pub target: Bytes,
+    /// File system type; empty for none.
+    pub fstype: Bytes,
+    /// `MS_*`.
+    pub flags: u64,
+    /// Options.
+    pub data: Bytes,
+}
+
+const MREMAP_MAYMOVE_FIXED: u32 = 3;
+const TASK_END: u64 = 0x7fff_ffff_f000;
+const RSEQ_UNREGISTER: u32 = 1;
+
+/// Takes the stub over and prepares it.
+pub fn start(site: &mut Site<'_>, tid: i32, mounts: &[LateMount]) -> Result<Task> {
+    let task = Task { tid, slot: 0 };
+    Stopped::seize(tid, ptrace::O_EXITKILL | ptrace::O_TRACESYSGOOD).at(Step::Rebuild)?;
+    let stopped = Stopped::interrupt(tid).map_err(cause).at(Step::Rebuild)?;
+    let rseq = ptrace::rseq(tid).at(Step::Rebuild)?;
+    ptrace::set_sigmask(tid, u64::MAX).at(Step::Rebuild)?;
+    let regs = stopped.regs().at(Step::Rebuild)?;
+    stopped.set_regs(&site.arena.entry_regs(&regs, 0, gadget::WAIT, 0)).at(Step::Rebuild)?;
+    stopped.resume().at(Step::Rebuild)?;
+    mount_all(site, &task, mounts)?;
+    let mut script = Script::new();
+    if rseq.area != 0 {
+        script.call(Nr::RSEQ, args![rseq.area, rseq.size, RSEQ_UNREGISTER, rseq.signature]);
+    }
+    script.call(Nr::SET_ROBUST_LIST, args![0, 24]);
+    script.call(Nr::SET_TID_ADDRESS, args![0]);
+    script.call(
+        Nr::SIGALTSTACK,
+        args![bytes([0u8, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 0],
+    );
+    script.call(Nr::PRCTL, args![15, cstr(b"yendor-init"), 0, 0, 0]);
+    sigaction::reset(&mut script);
+    park_vdso(site, &mut script)?;
+    let (base, end) = (site.arena.base(), site.arena.end());
+    script.call(Nr::MUNMAP, args![0, base]);
+    script.call(Nr::MUNMAP, args![end + PARKING, TASK_END - end - PARKING]);
+    site.run(&task, &script).at(Step::Rebuild).task(1)?;
+    site.now.sched = ask_sched(site, &task).at(Step::Rebuild)?;
+    Ok(task)
+}
+
+fn cause(e: StopError) -> Cause {
+    match e {
+        StopError::Dead(d) => d.into(),
+        StopError::Sys(e) => e.into(),
+    }
+}
+
+fn mount_all(site: &Site<'_>, task: &Task, mounts: &[LateMount]) -> Result<()> {
+    for m in mounts {
+        let mut script = Script::new();
+        let data = if m.data.0.is_empty() { yendor_task::Arg::from(0) } else { cstr(&m.data.0) };
+        script.call(Nr::MOUNT, [cstr(&m.source.0), cstr(&m.target.0), cstr(&m.fstype.0), m.flags.into(), data]);
+        site.run(task, &script).at(Step::Contain).task(1).kind("mount", m.target.to_string())?;
+    }
+    Ok(())
+}
+
+/// Moves vdso and vvar behind the arena, keeping their distances.
+fn park_vdso(site: &mut Site<'_>, script: &mut Script) -> Result<()> {
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    let text = yendor_task::tree::read_proc(site.proc.as_fd(), &format!("{me}/maps")).at(Step::Rebuild)?;
+    let mut to = site.arena.end();
+    for map in maps::parse(&text).at(Step::Rebuild)? {
+        let what = match map.label() {
+            Label::Vdso => Backing::Vdso,
+            Label::Vvar => Backing::Vvar,
+            Label::VvarVclock => Backing::VvarClock,
+            _ => continue,
+        };
+        let len = map.len();
+        if what == Backing::Vdso {
+            check_vdso(site, me, &map)?;
+        }
+        script.call_wanting(Nr::MREMAP, args![map.start, len, len, MREMAP_MAYMOVE_FIXED, to], Want::Exactly(to));
+        site.parked.push((what, to, len));
+        to += len;
+    }
+    if to > site.arena.end() + PARKING {
+        return Err(SysError::new("mremap", "the vdso is larger than expected", Errno::NOMEM)).at(Step::Rebuild);
+    }
+    Ok(())
+}
+
+/// The tasks of an image call into the vdso they had: it must be this kernel's.
+fn check_vdso(site: &Site<'_>, me: i32, map: &maps::Map) -> Result<()> {
+    let Some(wanted) = site.snapshot.machine.vdso else { return Ok(()) };
+    let mut code = vec![0; usize::try_from(map.len()).unwrap_or(0)];
+    vm::read_exact(me, map.start, &mut code).at(Step::Rebuild)?;
+    if yendor_image::Digest::of(&code) == wanted {
+        return Ok(());
+    }
+    let taken = &site.snapshot.machine.kernel;
+    Err(Cause::unsupported(format!("the image was taken under kernel {taken}, whose vdso differs from this one's")))
+        .at(Step::Rebuild)
+}
+
+fn ask_sched(site: &Site<'_>, task: &Task) -> std::result::Result<sched::Record, Cause> {
+    let mut inquiry = Inquiry::default();
+    let asked = sched::ask(&mut inquiry);
+    let done = site.run(task, inquiry.script())?;
+    inquiry.answered(done);
+    sched::collect(&inquiry, asked)
+}
+
+/// The last of pid 1's scripts: no descriptors, no scratch memory but its own; then its registers lead to the reaper.
+pub fn become_init(rebuilt: &Rebuilt, main: i32) -> std::result::Result<(), Cause> {
+    let arena = &rebuilt.arena;
+    let mut script = Script::new();
+    script.call(Nr::CLOSE_RANGE, args![0, u32::MAX, 0]);
+    script.call(Nr::CHDIR, args![cstr(b"/")]);
+    let rest = arena.slot_address(0) + super::SLOT as u64;
+    script.call(Nr::MUNMAP, args![rest, arena.end() + PARKING - rest]);
+    arena.run(0, rebuilt.init, &script)?;
+    let stopped = Stopped::interrupt(rebuilt.init).map_err(cause)?;
+    let mut regs = arena.entry_regs(&stopped.regs()?, 0, gadget::INIT, 0);
+    regs.r15 = u64::from(main.unsigned_abs());
+    stopped.set_regs(&regs)?;
+    ptrace::set_sigmask(rebuilt.init, 0)?;
+    Ok(())
+}
+
+/// Scripts that move the parked vdso to where a process had it.
+pub fn place_vdso(site: &Site<'_>, record: &memory::Record, script: &mut Script) -> std::result::Result<(), Cause> {
+    for (what, at, len) in &site.parked {
+        match record.areas.iter().find(|a| a.backing == *what) {
+            Some(area) if area.len() == *len => {
+                let to = area.start.0;
+                script.call_wanting(Nr::MREMAP, args![*at, *len, *len, MREMAP_MAYMOVE_FIXED, to], Want::Exactly(to));
+            }
+            Some(area) => {
+                let had = area.len();
+                return Err(Cause::unsupported(format!("{what:?} had {had} bytes and has {len} under this kernel")));
+            }
+            None => {
+                script.call(Nr::MUNMAP, args![*at, *len]);
+            }
+        }
+    }
+    for area in record.areas.iter().filter(|a| a.is_kernel()) {
+        if !site.parked.iter().any(|(what, ..)| *what == area.backing) {
+            return Err(Cause::unsupported(format!("this kernel has no {:?}", area.backing)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,351 @@
+//! rebuild: the processes of an image are made again inside a new container.
+//!
+//! Everything here runs in the keeper. Tasks are stubs (copies of the keeper that execute nothing of it): pid 1 first, which
+//! drops the keeper's memory; the others are cloned from it by script, stopped from birth. Then each process gets its
+//! memory, its descriptors, its threads, its credentials, all by script; at last its registers. It runs at thaw, when all
+//! are ready.
+
+mod birth;
+mod init;
+pub mod plan;
+mod process;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use yendor_image::{FileId, Reader, ShmId};
+use yendor_kinds::file::Workshop;
+use yendor_kinds::process::{State, credential, rlimit, sched};
+use yendor_kinds::snapshot::Snapshot;
+use yendor_kinds::{Cause, Named, memory};
+use yendor_sys::mapping::{Mapping, Placed};
+use yendor_sys::{SysError, ptrace};
+use yendor_task::arena::PAGE;
+use yendor_task::{Arena, Script, gadget};
+
+use crate::error::{At, Result, Step, With};
+
+pub use init::LateMount;
+
+/// Bytes of a task's slot.
+const SLOT: usize = 64 * 1024;
+/// Room behind the arena where the vdso waits.
+const PARKING: u64 = 256 * 1024;
+
+/// What the keeper hands to rebuild.
+pub struct Materials<'a> {
+    /// What to build.
+    pub snapshot: &'a Snapshot,
+    /// The image; none for a container that is composed.
+    pub reader: Option<&'a Reader>,
+    /// The makers of files.
+    pub workshop: Workshop<'a>,
+    /// /proc of the pid namespace that the keeper lives in.
+    pub proc: OwnedFd,
+    /// Mounts that only a process of the new pid namespace can make.
+    pub late_mounts: Vec<LateMount>,
+    /// Called once they are made: detaches the old root.
+    pub seal: Box<dyn FnOnce() -> std::result::Result<(), Cause> + 'a>,
+}
+
+/// A stub that became, or becomes, a task of the image.
+#[derive(Debug, Clone)]
+struct Task {
+    /// As the tracer sees it.
+    tid: i32,
+    /// Its slot.
+    slot: usize,
+}
+
+/// What all steps need.
+struct Site<'a> {
+    arena: Arena,
+    proc: OwnedFd,
+    snapshot: &'a Snapshot,
+    /// Descriptor numbers, the same in the keeper and in every stub, of each file.
+    files: BTreeMap<FileId, i32>,
+    /// And of each shared object.
+    objects: BTreeMap<ShmId, i32>,
+    /// And of each pages file.
+    pages: BTreeMap<u16, i32>,
+    /// Where the vdso waits: kind of area and address.
+    parked: Vec<(memory::vma::Backing, u64, u64)>,
+    /// What a stub has of each: not set again.
+    now: Now,
+    /// The first descriptor number that no task of the image uses.
+    above: i32,
+    /// Keeps the descriptors open until the tasks have theirs.
+    _held: Vec<OwnedFd>,
+}
+
+/// What a stub inherits from the keeper.
+struct Now {
+    credentials: credential::Record,
+    sched: sched::Record,
+    limits: rlimit::Record,
+}
+
+/// All tasks, ready to run, stopped. Dropping it kills them: a restore is all or nothing.
+pub struct Rebuilt {
+    /// Pid 1, as the keeper sees it.
+    pub init: i32,
+    /// The root task, as the keeper sees it.
+    pub main: i32,
+    /// The memory that pid 1 reports in.
+    pub arena: Arena,
+    /// Every stopped thread but pid 1, and whether it must stay stopped.
+    threads: Vec<(i32, bool)>,
+    /// Warnings: what could not be had in full.
+    pub notes: Vec<String>,
+    done: bool,
+}
+
+impl Drop for Rebuilt {
+    fn drop(&mut self) {
+        if !self.done {
+            kill(self.init);
+        }
+    }
+}
+
+/// Kills pid 1 of the new namespace, and with it everything in there.
+fn kill(init: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(init) {
+        // Our own child and not reaped yet: the number is still its own.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let _ = yendor_sys::wait::wait(Some(init), true);
+    }
+}
+
+/// Builds everything; nothing runs yet.
+///
+/// # Errors
+/// The first thing that could not be made; everything made so far is gone.
+pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
+    let Materials { snapshot, reader, mut workshop, proc, late_mounts, seal } = materials;
+    let plan = plan::plan(&snapshot.processes).at(Step::Load)?;
+    let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
+    let above = highest(snapshot) + 1;
+    let mut held = Vec::new();
+    let files = make_files(&mut workshop, snapshot, above, &mut held)?;
+    let objects = make_objects(snapshot, reader, above, &mut held)?;
+    let pages = open_pages(reader, above, &mut held)?;
+    let slots = 1 + plan.births.len() + threads(snapshot);
+    let len = Arena::size(slots, SLOT).next_multiple_of(PAGE);
+    let base = hole(snapshot, len as u64 + PARKING).at(Step::Rebuild)?;
+    let memory = Mapping::anonymous(len).at(Step::Rebuild)?;
+    let placed = Placed::new(memory.as_fd(), base, PAGE as u64, len as u64).at(Step::Rebuild)?;
+    let arena = Arena::new(memory, base, SLOT, 0);
+    let now = Now::read(&proc)?;
+    let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
+    drop(placed);
+    let mut site = Site { arena, proc, snapshot, files, objects, pages, parked: Vec::new(), now, above, _held: held };
+    let built = (|| {
+        let init = init::start(&mut site, init, &late_mounts)?;
+        seal().at(Step::Contain)?;
+        let tasks = birth::all(&site, &plan, &init)?;
+        process::all(&site, &plan, &tasks, &init)
+    })();
+    let (threads, notes) = match built {
+        Ok(built) => built,
+        Err(e) => {
+            kill(init);
+            return Err(e);
+        }
+    };
+    let main = threads.iter().find(|t| t.inside == root).map_or(init, |t| t.tid);
+    let threads = threads.iter().map(|t| (t.tid, t.stopped)).collect();
+    let rebuilt = Rebuilt { init, main, arena: site.arena, threads, notes, done: false };
+    init::become_init(&rebuilt, root).at(Step::Rebuild)?;
+    Ok(rebuilt)
+}
+
+impl Rebuilt {
+    /// thaw: every task runs, at once or not at all.
+    ///
+    /// # Errors
+    /// A task died meanwhile; all others die with it.
+    pub fn thaw(mut self) -> Result<Running> {
+        for (tid, stopped) in &self.threads {
+            if *stopped {
+                let pid = rustix::process::Pid::from_raw(*tid);
+                let stop = rustix::process::Signal::STOP;
+                pid.map_or(Ok(()), |p| rustix::process::kill_process(p, stop))
+                    .named("kill", || format!("{tid}, SIGSTOP"))
+                    .at(Step::Thaw)?;
+            }
+        }
+        // Pid 1 first: it must be there to reap.
+        ptrace::detach(self.init, 0).at(Step::Thaw)?;
+        for (tid, _) in &self.threads {
+            ptrace::detach(*tid, 0).at(Step::Thaw)?;
+        }
+        self.done = true;
+        let memory = Mapping::of(
+            self.arena.memory().as_fd().try_clone_to_owned().map_err(|e| SysError::io("dup", "", &e)).at(Step::Thaw)?,
+            self.arena.memory().len(),
+        );
+        Ok(Running {
+            init: self.init,
+            main: self.main,
+            memory: memory.at(Step::Thaw)?,
+            notes: std::mem::take(&mut self.notes),
+        })
+    }
+}
+
+/// A container whose tasks run.
+#[derive(Debug)]
+pub struct Running {
+    /// Pid 1, as the keeper sees it.
+    pub init: i32,
+    /// The root task, as the keeper sees it.
+    pub main: i32,
+    /// What could not be had in full.
+    pub notes: Vec<String>,
+    memory: Mapping,
+}
+
+impl Running {
+    /// Waits for the end of pid 1. The wait status of the main task, if it ended before.
+    ///
+    /// # Errors
+    /// `ECHILD` when somebody else has waited.
+    pub fn wait(&self) -> std::result::Result<Option<i32>, SysError> {
+        yendor_sys::wait::wait(Some(self.init), true)?;
+        Ok(self.status())
+    }
+
+    /// The wait status of the main task, once it has ended.
+    #[must_use]
+    pub fn status(&self) -> Option<i32> {
+        use std::sync::atomic::Ordering::Acquire;
+        const SLOT_0: usize = 2 * PAGE;
+        let ended = self.memory.word(SLOT_0 + gadget::slot::ENDED).load(Acquire);
+        let status = self.memory.word(SLOT_0 + gadget::slot::STATUS).load(Acquire);
+        (ended == 1).then(|| status.cast_signed())
+    }
+}
+
+impl Site<'_> {
+    fn run(&self, task: &Task, script: &Script) -> std::result::Result<Vec<yendor_task::script::Done>, Cause> {
+        Ok(self.arena.run(task.slot, task.tid, script)?)
+    }
+}
+
+impl Now {
+    fn read(proc: &OwnedFd) -> Result<Now> {
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        let read = |name: &str| yendor_task::tree::read_proc(proc.as_fd(), &format!("{me}/{name}"));
+        let status = yendor_proc::status::parse(&read("status").at(Step::Rebuild)?).at(Step::Rebuild)?;
+        let limits = yendor_proc::limits::parse(&read("limits").at(Step::Rebuild)?).at(Step::Rebuild)?;
+        Ok(Now {
+            credentials: credential::Record {
+                uids: status.uid,
+                gids: status.gid,
+                groups: status.groups,
+                capabilities: [status.cap_inh, status.cap_prm, status.cap_eff, status.cap_bnd, status.cap_amb],
+                securebits: 0,
+                no_new_privs: status.no_new_privs,
+            },
+            // Filled in by pid 1's own answers.
+            sched: sched::Record::default(),
+            limits: rlimit::collect(&limits),
+        })
+    }
+}
+
+/// The highest descriptor number in the image.
+fn highest(snapshot: &Snapshot) -> i32 {
+    let descriptors = |state: &State| match state {
+        State::Alive(a) => a.descriptors.iter().map(|d| d.number.0).max(),
+        State::Exec(e) => e.descriptors.iter().map(|d| d.number.0).max(),
+        State::Zombie(_) => None,
+    };
+    snapshot.processes.iter().filter_map(|p| descriptors(&p.state)).max().unwrap_or(2).max(2)
+}
+
+fn threads(snapshot: &Snapshot) -> usize {
+    let count = |s: &State| if let State::Alive(a) = s { a.threads.len() } else { 1 };
+    snapshot.processes.iter().map(|p| count(&p.state)).sum()
+}
+
+/// Moves a descriptor above all numbers of the image.
+fn lift(fd: impl AsFd, above: i32, held: &mut Vec<OwnedFd>) -> std::result::Result<i32, SysError> {
+    let lifted = rustix::io::fcntl_dupfd_cloexec(fd, above).named("fcntl", || format!("F_DUPFD_CLOEXEC, {above}"))?;
+    let number = lifted.as_raw_fd();
+    held.push(lifted);
+    Ok(number)
+}
+
+fn make_files(
+    workshop: &mut Workshop<'_>,
+    snapshot: &Snapshot,
+    above: i32,
+    held: &mut Vec<OwnedFd>,
+) -> Result<BTreeMap<FileId, i32>> {
+    let mut out = BTreeMap::new();
+    for entry in &snapshot.files {
+        let shown = format!("file {}", entry.id);
+        let made = (|| {
+            let fd = workshop.fd(entry.id)?;
+            Ok::<i32, Cause>(lift(fd, above, held)?)
+        })();
+        out.insert(entry.id, made.at(Step::Rebuild).kind(entry.record.kind(), shown)?);
+    }
+    Ok(out)
+}
+
+fn make_objects(
+    snapshot: &Snapshot,
+    reader: Option<&Reader>,
+    above: i32,
+    held: &mut Vec<OwnedFd>,
+) -> Result<BTreeMap<ShmId, i32>> {
+    let mut out = BTreeMap::new();
+    for object in &snapshot.objects {
+        let reader = reader.ok_or_else(|| Cause::corrupt("shared memory without an image")).at(Step::Rebuild)?;
+        let made =
+            memory::shared::rebuild(object, reader).at(Step::Rebuild).kind("shared memory", object.name.to_string())?;
+        out.insert(object.id, lift(&made, above, held).at(Step::Rebuild)?);
+    }
+    Ok(out)
+}
+
+fn open_pages(reader: Option<&Reader>, above: i32, held: &mut Vec<OwnedFd>) -> Result<BTreeMap<u16, i32>> {
+    let mut out = BTreeMap::new();
+    let Some(reader) = reader else { return Ok(out) };
+    for number in 0..u16::MAX {
+        let name = yendor_image::pages_name(number);
+        if !reader.has(&name) {
+            break;
+        }
+        reader.verify(&name).at(Step::Load)?;
+        let (file, _) = reader.open_file(&name).at(Step::Load)?;
+        out.insert(number, lift(&file, above, held).at(Step::Rebuild)?);
+    }
+    Ok(out)
+}
+
+/// An address range that is free in every process of the image, and in the keeper.
+fn hole(snapshot: &Snapshot, size: u64) -> std::result::Result<u64, Cause> {
+    const FIRST: u64 = 0x5b5b_0000_0000;
+    const LAST: u64 = 0x7000_0000_0000;
+    let mut taken: Vec<(u64, u64)> = Vec::new();
+    for p in &snapshot.processes {
+        if let State::Alive(a) = &p.state {
+            taken.extend(a.memory.areas.iter().map(|a| (a.start.0, a.end.0)));
+        }
+    }
+    taken.sort_unstable();
+    let mut at = FIRST;
+    for (start, end) in taken {
+        if start < at + size && at < end {
+            at = end.next_multiple_of(1 << 21);
+        }
+    }
+    if at + size > LAST {
+        return Err(Cause::unsupported("no address range is free in all processes of the image"));
+    }
+    Ok(at)
+}

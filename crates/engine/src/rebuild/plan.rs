@@ -1,0 +1,213 @@
+//! Who creates whom.
+//!
+//! A session is inherited at birth and can be left only by becoming the leader of a new one; a parent cannot be chosen at
+//! all, but for `CLONE_PARENT`. So births have an order: a child in its parent's former session is born before the parent
+//! calls setsid; an orphan whose parent is pid 1 is born, with `CLONE_PARENT`, by the leader of its session; and where
+//! that leader is dead, a stand-in with its id lives until the births are over. Process groups whose leader is dead get a
+//! stand-in likewise.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use yendor_kinds::process::Record;
+use yendor_kinds::{Cause, Result};
+
+/// A task to be born.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Birth {
+    /// Its id inside.
+    pub pid: i32,
+    /// Who calls clone.
+    pub creator: i32,
+    /// Whether its parent is the creator's parent.
+    pub sibling: bool,
+    /// Whether it becomes a session leader.
+    pub leads_session: bool,
+    /// Whether it is born before its creator calls setsid.
+    pub before_setsid: bool,
+    /// Its process group.
+    pub group: i32,
+    /// Index of its record; `None` for a stand-in.
+    pub record: Option<usize>,
+}
+
+/// Births, creators before what they create.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// In order.
+    pub births: Vec<Birth>,
+}
+
+/// Pid 1, which exists.
+pub const INIT: i32 = 1;
+
+/// Plans the births of an image's processes.
+///
+/// # Errors
+/// `Corrupt` for ids that contradict each other, `Unsupported` for a family that cannot be made.
+pub fn plan(processes: &[Record]) -> Result<Plan> {
+    let mut by_pid: BTreeMap<i32, &Record> = BTreeMap::new();
+    for p in processes {
+        for id in [p.pid.0, p.group.0, p.session.0] {
+            if !(0..=4_194_304).contains(&id) {
+                return Err(Cause::corrupt(format!("process {}: id {id}", p.pid)));
+            }
+        }
+        if p.pid.0 <= INIT || by_pid.insert(p.pid.0, p).is_some() {
+            return Err(Cause::corrupt(format!("two processes have the id {}, or it is reserved", p.pid)));
+        }
+    }
+    let mut births = Vec::new();
+    for (index, p) in processes.iter().enumerate() {
+        births.push(birth(p, index, &by_pid)?);
+    }
+    stand_ins(processes, &by_pid, &mut births);
+    order(births)
+}
+
+fn birth(p: &Record, index: usize, by_pid: &BTreeMap<i32, &Record>) -> Result<Birth> {
+    let leads = p.session == p.pid;
+    let mut b = Birth {
+        pid: p.pid.0,
+        creator: p.parent.0,
+        sibling: false,
+        leads_session: leads,
+        before_setsid: false,
+        group: p.group.0,
+        record: Some(index),
+    };
+    let parent = by_pid.get(&p.parent.0);
+    match parent {
+        _ if leads => {}
+        Some(parent) if parent.session == p.session => {}
+        // The session that the parent was born in: its own parent's.
+        Some(parent) if parent.session == parent.pid && birth_session(parent, by_pid) == p.session.0 => {
+            b.before_setsid = true;
+        }
+        Some(parent) => {
+            return Err(Cause::unsupported(format!(
+                "process {} is in session {}, its parent {} in {}",
+                p.pid, p.session, parent.pid, parent.session
+            )));
+        }
+        None if p.parent.0 == INIT && p.session.0 == 0 => {
+            return Err(Cause::unsupported(format!("process {} is in a session from outside", p.pid)));
+        }
+        None if p.parent.0 == INIT => {
+            b.creator = p.session.0;
+            b.sibling = true;
+            if by_pid.get(&p.session.0).is_some_and(|leader| leader.parent.0 != INIT) {
+                return Err(Cause::unsupported(format!(
+                    "orphan {} is in session {}, whose leader is not a child of pid 1",
+                    p.pid, p.session
+                )));
+            }
+        }
+        None => return Err(Cause::corrupt(format!("process {}: parent {} does not exist", p.pid, p.parent))),
+    }
+    Ok(b)
+}
+
+/// The session that a process was born in.
+fn birth_session(p: &Record, by_pid: &BTreeMap<i32, &Record>) -> i32 {
+    by_pid.get(&p.parent.0).map_or(0, |parent| parent.session.0)
+}
+
+/// Dead leaders of sessions and groups.
+fn stand_ins(processes: &[Record], by_pid: &BTreeMap<i32, &Record>, births: &mut Vec<Birth>) {
+    let mut made = BTreeSet::new();
+    for p in processes {
+        let session = p.session.0;
+        if session > INIT && !by_pid.contains_key(&session) && made.insert(session) {
+            births.push(Birth {
+                pid: session,
+                creator: INIT,
+                sibling: false,
+                leads_session: true,
+                before_setsid: false,
+                group: session,
+                record: None,
+            });
+        }
+    }
+    for p in processes {
+        let (group, session) = (p.group.0, p.session.0);
+        if group > INIT && !by_pid.contains_key(&group) && made.insert(group) {
+            births.push(Birth {
+                pid: group,
+                creator: session,
+                sibling: true,
+                leads_session: false,
+                before_setsid: false,
+                group,
+                record: None,
+            });
+        }
+    }
+}
+
+/// Creators first.
+fn order(births: Vec<Birth>) -> Result<Plan> {
+    let mut of: BTreeMap<i32, Vec<Birth>> = BTreeMap::new();
+    let count = births.len();
+    for b in births {
+        of.entry(b.creator).or_default().push(b);
+    }
+    let mut out = Vec::with_capacity(count);
+    let mut next = vec![INIT];
+    while let Some(creator) = next.pop() {
+        for b in of.remove(&creator).unwrap_or_default() {
+            next.push(b.pid);
+            out.push(b);
+        }
+    }
+    if out.len() != count {
+        let lost: Vec<_> = of.keys().map(ToString::to_string).collect();
+        return Err(Cause::corrupt(format!("nobody leads to the processes of {}", lost.join(", "))));
+    }
+    Ok(Plan { births: out })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use yendor_image::NsPid;
+    use yendor_kinds::process::State;
+
+    fn p(pid: i32, parent: i32, group: i32, session: i32) -> Record {
+        let [pid, parent, group, session] = [pid, parent, group, session].map(NsPid);
+        Record { pid, parent, group, session, state: State::Zombie(0) }
+    }
+
+    #[test]
+    fn a_shell_with_a_job_is_born_in_order() {
+        let plan = plan(&[p(2, 1, 2, 2), p(5, 2, 5, 2)]).expect("plan");
+        let short: Vec<_> = plan.births.iter().map(|b| (b.pid, b.creator, b.leads_session)).collect();
+        assert_eq!(short, [(2, 1, true), (5, 2, false)]);
+    }
+
+    #[test]
+    fn an_orphan_is_born_by_its_session_leader() {
+        let plan = plan(&[p(2, 1, 2, 2), p(9, 1, 9, 2)]).expect("plan");
+        assert_eq!((plan.births[1].creator, plan.births[1].sibling), (2, true));
+    }
+
+    #[test]
+    fn a_dead_session_leader_gets_a_stand_in() {
+        let plan = plan(&[p(9, 1, 7, 7)]).expect("plan");
+        let short: Vec<_> = plan.births.iter().map(|b| (b.pid, b.creator, b.record)).collect();
+        assert_eq!(short, [(7, 1, None), (9, 7, Some(0))]);
+    }
+
+    #[test]
+    fn a_daemon_child_of_the_old_session_is_born_before_setsid() {
+        let plan = plan(&[p(2, 1, 2, 2), p(3, 2, 3, 3), p(4, 3, 2, 2)]).expect("plan");
+        assert!(plan.births.iter().any(|b| b.pid == 4 && b.before_setsid));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        assert!(plan(&[p(2, 1, 2, 2), p(2, 1, 2, 2)]).is_err());
+        assert!(plan(&[p(3, 4, 3, 3), p(4, 3, 4, 4)]).is_err());
+        assert!(plan(&[p(-3, 1, 3, 3)]).is_err());
+    }
+}

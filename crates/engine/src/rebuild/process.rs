@@ -1,0 +1,366 @@
+//! What a born task becomes: memory, descriptors, threads, credentials, registers. Nothing runs until thaw.
+
+use rustix::fs::{Mode, OFlags, openat};
+use yendor_image::Tid;
+use yendor_kinds::file::Descriptor;
+use yendor_kinds::memory::{layout, pages, vma};
+use yendor_kinds::process::{
+    Alive, Exec, State, Thread, attribute, credential, directory, itimer, posix_timer, regs, rlimit, rseq, sched,
+    sigaction, signal,
+};
+use yendor_kinds::{Cause, Named};
+use yendor_sys::wait::{self, Event};
+use yendor_sys::{SysError, ptrace};
+use yendor_task::script::{Arg, Memory, Want, bytes, cstr};
+use yendor_task::stop::StopError;
+use yendor_task::{Nr, RunError, Script, Stopped, args};
+
+use super::birth::{self, Tasks};
+use super::plan::{INIT, Plan};
+use super::{PARKING, Site, Task, init};
+use crate::error::{At, Error, Result, Step, With};
+
+/// A thread that is ready.
+pub struct Ready {
+    /// As the tracer sees it.
+    pub tid: i32,
+    /// Inside.
+    pub inside: i32,
+    /// Whether its process is to be stopped by job control.
+    pub stopped: bool,
+}
+
+/// Turns every task into what its record says. Stand-ins go.
+pub fn all(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<(Vec<Ready>, Vec<String>)> {
+    let mut notes = Vec::new();
+    let mut next_slot = tasks.len();
+    let mut living = Vec::new();
+    dismiss(site, plan, tasks, init)?;
+    for birth in &plan.births {
+        let Some(record) = birth.record.and_then(|i| site.snapshot.processes.get(i)) else { continue };
+        let task = &tasks[&birth.pid];
+        match &record.state {
+            State::Zombie(status) => die(site, task, *status).at(Step::Rebuild).task(birth.pid)?,
+            State::Exec(exec) => {
+                start(site, task, exec).task(birth.pid)?;
+                living.push(Ready { tid: task.tid, inside: birth.pid, stopped: false });
+            }
+            State::Alive(alive) => {
+                let mut one = Building { site, alive, task, pid: birth.pid, threads: Vec::new() };
+                one.prepare(next_slot).task(birth.pid)?;
+                next_slot += one.threads.len();
+                one.confine(&mut notes).task(birth.pid)?;
+                one.finish(&mut living).task(birth.pid)?;
+            }
+        }
+    }
+    Ok((living, notes))
+}
+
+/// Stand-ins have done their duty: they exit, and pid 1 waits for them.
+fn dismiss(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<()> {
+    const WALL: u32 = 0x4000_0000;
+    for birth in plan.births.iter().filter(|b| b.record.is_none()) {
+        die(site, &tasks[&birth.pid], 0).at(Step::Rebuild).task(birth.pid)?;
+        // Born by pid 1 or as a sibling of a child of pid 1: always its child.
+        let mut script = Script::new();
+        script.call(Nr::WAIT4, args![birth.pid, 0, WALL, 0]);
+        site.run(init, &script).at(Step::Rebuild).task(INIT)?;
+    }
+    Ok(())
+}
+
+/// The task ends with this wait status.
+fn die(site: &Site<'_>, task: &Task, status: i32) -> std::result::Result<(), Cause> {
+    let signal = status & 0x7f;
+    if signal == 0 {
+        let mut script = Script::new();
+        script.call(Nr::EXIT_GROUP, args![status >> 8 & 0xff]);
+        site.arena.start(task.slot, &script.calls).map_err(Cause::from)?;
+    } else {
+        let mut script = Script::new();
+        // No core file.
+        script.call(Nr::PRLIMIT64, args![0, 4, bytes([0u8; 16]), 0]);
+        site.run(task, &script)?;
+        let pid = rustix::process::Pid::from_raw(task.tid);
+        let named = rustix::process::Signal::from_named_raw(signal);
+        let (Some(pid), Some(named)) = (pid, named) else {
+            return Err(Cause::corrupt(format!("a zombie with the wait status {status:#x}")));
+        };
+        Stopped::interrupt(task.tid).map_err(stop_cause)?;
+        ptrace::set_sigmask(task.tid, 0)?;
+        rustix::process::kill_process(pid, named).named("kill", || format!("{named:?}"))?;
+        ptrace::cont(task.tid, 0)?;
+    }
+    await_death(task.tid)
+}
+
+fn await_death(tid: i32) -> std::result::Result<(), Cause> {
+    loop {
+        let Some((_, what)) = wait::wait(Some(tid), true)? else { continue };
+        match what {
+            Event::Exited(_) | Event::Killed(_) => return Ok(()),
+            Event::Stopped { signal, event: 0 } => ptrace::cont(tid, signal)?,
+            Event::Stopped { .. } => ptrace::cont(tid, 0)?,
+            Event::Continued => {}
+        }
+    }
+}
+
+fn stop_cause(e: StopError) -> Cause {
+    match e {
+        StopError::Dead(d) => d.into(),
+        StopError::Sys(e) => e.into(),
+    }
+}
+
+/// Descriptors move from the workshop's numbers to their own; all others are closed.
+fn descriptors(site: &Site<'_>, list: &[Descriptor], script: &mut Script) -> std::result::Result<(), Cause> {
+    const O_CLOEXEC: u32 = 0o2_000_000;
+    let mut free = 0;
+    for d in list {
+        let Some(from) = site.files.get(&d.file) else {
+            return Err(Cause::corrupt(format!("descriptor {}: no file {}", d.number, d.file)));
+        };
+        let n = d.number.0;
+        if n < free {
+            return Err(Cause::corrupt(format!("descriptor {n} twice, or not in order")));
+        }
+        if n > free {
+            script.call(Nr::CLOSE_RANGE, args![free, n - 1, 0]);
+        }
+        free = n + 1;
+        script.call(Nr::DUP3, args![*from, n, if d.cloexec { O_CLOEXEC } else { 0 }]);
+    }
+    for d in list {
+        if let Some(entry) = site.snapshot.files.iter().find(|e| e.id == d.file) {
+            if list.iter().find(|other| other.file == d.file).map(|other| other.number) == Some(d.number) {
+                entry.record.finish(d.number, script);
+            }
+        }
+    }
+    script.call(Nr::CLOSE_RANGE, args![free, u32::MAX, 0]);
+    Ok(())
+}
+
+struct Building<'a, 's> {
+    site: &'a Site<'s>,
+    alive: &'a Alive,
+    task: &'a Task,
+    pid: i32,
+    /// Threads beside the leader.
+    threads: Vec<Task>,
+}
+
+impl Building<'_, '_> {
+    /// Memory, descriptors, everything of the process, and its other threads.
+    fn prepare(&mut self, first_slot: usize) -> Result<()> {
+        let (site, alive) = (self.site, self.alive);
+        let mut script = Script::new();
+        self.memory(&mut script).at(Step::Rebuild)?;
+        directory::rebuild(&alive.directory, &mut script);
+        descriptors(site, &alive.descriptors, &mut script).at(Step::Rebuild)?;
+        sigaction::rebuild(&alive.actions, &mut script);
+        attribute::rebuild_process(&alive.attributes, &mut script);
+        site.run(self.task, &script).at(Step::Rebuild)?;
+        self.proc_files().at(Step::Rebuild)?;
+        let tids: Vec<i32> = alive.threads.iter().skip(1).map(|t| t.tid.0).collect();
+        if alive.threads.first().map(|t| t.tid) != Some(Tid(self.pid)) {
+            return Err(Error::new(Step::Load, Cause::corrupt("the first thread is not the leader")));
+        }
+        if !tids.is_empty() {
+            self.threads = birth::threads(site, self.task, &tids, first_slot)?;
+        }
+        for (task, thread) in self.each() {
+            let mut script = Script::new();
+            attribute::rebuild_thread(&thread.attributes, &mut script);
+            signal::rebuild(&thread.signals, &mut script);
+            rseq::rebuild(&thread.rseq, &mut script);
+            sched::rebuild(&thread.sched, &site.now.sched, &mut script);
+            site.run(task, &script).at(Step::Rebuild)?;
+        }
+        Ok(())
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&Task, &Thread)> {
+        std::iter::once(self.task).chain(&self.threads).zip(&self.alive.threads)
+    }
+
+    fn memory(&self, script: &mut Script) -> std::result::Result<(), Cause> {
+        let (site, memory) = (self.site, &self.alive.memory);
+        let scratch = (site.arena.base(), site.arena.end() + PARKING);
+        let mut last = 0;
+        for area in &memory.areas {
+            let (start, end) = (area.start.0, area.end.0);
+            if start < last || end <= start || start % 4096 != 0 || start < scratch.1 && scratch.0 < end {
+                return Err(Cause::corrupt(format!("mapping {start:#x}-{end:#x} overlaps or is out of order")));
+            }
+            last = end;
+        }
+        init::place_vdso(site, memory, script)?;
+        for area in memory.areas.iter().filter(|a| !a.is_kernel()) {
+            let filled = self.filled(area);
+            area.map(self.behind(area)?, filled, script);
+            area.advise_before(script);
+        }
+        for run in &memory.pages {
+            let fd = *site.pages.get(&run.file).ok_or_else(|| Cause::corrupt(format!("no pages file {}", run.file)))?;
+            pages::rebuild(run, fd, script);
+        }
+        for area in memory.areas.iter().filter(|a| !a.is_kernel()) {
+            area.protect(self.filled(area), script);
+        }
+        let exe = match memory.layout.exe {
+            Some(id) => Some(*site.files.get(&id).ok_or_else(|| Cause::corrupt(format!("no file {id}")))?),
+            None => None,
+        };
+        layout::rebuild(&memory.layout, exe, script);
+        Ok(())
+    }
+
+    /// Whether pages of the image go into the area.
+    fn filled(&self, area: &vma::Record) -> bool {
+        let runs = &self.alive.memory.pages;
+        let first = runs.partition_point(|r| r.addr.0 < area.start.0);
+        runs.get(first).is_some_and(|r| r.addr.0 < area.end.0)
+    }
+
+    /// The descriptor of what is behind an area.
+    fn behind(&self, area: &vma::Record) -> std::result::Result<Option<i32>, Cause> {
+        let found = match &area.backing {
+            vma::Backing::File(id, _) => self.site.files.get(id),
+            vma::Backing::Object(id, _) => self.site.objects.get(id),
+            _ => return Ok(None),
+        };
+        found.copied().map(Some).ok_or_else(|| Cause::corrupt(format!("mapping at {}: nothing behind it", area.start)))
+    }
+
+    /// Settings that are files of /proc.
+    fn proc_files(&self) -> std::result::Result<(), Cause> {
+        let attributes = &self.alive.attributes;
+        let filter = format!("{:#x}", attributes.coredump_filter);
+        let adj = attributes.oom_score_adj.to_string();
+        for (name, value) in [("coredump_filter", filter), ("oom_score_adj", adj)] {
+            let path = format!("{}/{name}", self.task.tid);
+            let fd = openat(&self.site.proc, path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .named("openat", || format!("/proc/{path}"))?;
+            let mut now = [0u8; 32];
+            let n = rustix::io::read(&fd, &mut now).named("read", || path.clone())?;
+            if name == "oom_score_adj" && String::from_utf8_lossy(&now[..n]).trim() == value {
+                continue;
+            }
+            rustix::io::pwrite(&fd, value.as_bytes(), 0).named("write", || format!("/proc/{path}, {value}"))?;
+        }
+        Ok(())
+    }
+
+    /// Limits, pending signals, credentials: what comes last. Then timers, which run from now on.
+    fn confine(&self, notes: &mut Vec<String>) -> Result<()> {
+        let (site, alive) = (self.site, self.alive);
+        let mut script = Script::new();
+        let lowered = rlimit::rebuild(&alive.limits, &site.now.limits, &mut script);
+        if !lowered.is_empty() {
+            notes.push(format!("process {}: hard limits {lowered:?} are lower here than they were", self.pid));
+        }
+        // Signals of our own making (children that died) must not be seen.
+        for _ in 0..64 {
+            script.call_wanting(Nr::RT_SIGTIMEDWAIT, args![bytes([0xffu8; 8]), 0, bytes([0u8; 16]), 8], Want::Anything);
+        }
+        posix_timer::rebuild(&alive.posix_timers, &mut script);
+        site.run(self.task, &script).at(Step::Rebuild)?;
+        for (i, (task, thread)) in self.each().enumerate() {
+            let mut script = Script::new();
+            thread.signals.pending.rebuild(self.pid, Some(thread.tid.0), &mut script).at(Step::Rebuild)?;
+            if i == 0 {
+                alive.pending.rebuild(self.pid, None, &mut script).at(Step::Rebuild)?;
+            }
+            credential::rebuild(&thread.credentials, &site.now.credentials, &mut script);
+            let process = (i == 0).then_some(&alive.attributes);
+            attribute::after_credentials(process, &thread.attributes, &mut script);
+            if i + 1 == alive.threads.len() && i > 0 {
+                // The last thread's change of credentials may have changed what the leader set.
+                attribute::after_credentials(Some(&alive.attributes), &thread.attributes, &mut script);
+            }
+            site.run(task, &script).at(Step::Confine)?;
+        }
+        let mut script = Script::new();
+        posix_timer::arm(&alive.posix_timers, &mut script);
+        itimer::rebuild(&alive.itimers, &mut script);
+        site.run(self.task, &script).at(Step::Confine).map(drop)
+    }
+
+    /// Scratch memory goes; registers and masks come.
+    fn finish(&self, living: &mut Vec<Ready>) -> Result<()> {
+        for (task, _) in self.each() {
+            Stopped::interrupt(task.tid).map_err(stop_cause).at(Step::Thaw)?;
+        }
+        self.unmap_scratch().at(Step::Thaw)?;
+        for (task, thread) in self.each() {
+            regs::rebuild(task.tid, &thread.regs).at(Step::Thaw)?;
+            ptrace::set_sigmask(task.tid, thread.signals.mask).at(Step::Thaw)?;
+            let leader = task.tid == self.task.tid;
+            let stopped = leader && self.alive.stopped.is_some();
+            living.push(Ready { tid: task.tid, inside: thread.tid.0, stopped });
+        }
+        Ok(())
+    }
+
+    /// One munmap through the vdso's own `syscall`, since the scratch memory cannot unmap itself.
+    fn unmap_scratch(&self) -> std::result::Result<(), Cause> {
+        use std::os::fd::AsFd as _;
+        let site = self.site;
+        let regions = yendor_task::live::regions(site.proc.as_fd(), self.task.tid)?;
+        let stopped = Stopped::already(self.task.tid);
+        let syscall = yendor_task::live::find_plain_syscall(self.task.tid, &regions)?;
+        let mut r = stopped.regs()?;
+        r.rip = syscall;
+        r.rax = Nr::MUNMAP.raw();
+        r.orig_rax = u64::MAX;
+        r.rdi = site.arena.base();
+        r.rsi = site.arena.end() + PARKING - site.arena.base();
+        stopped.set_regs(&r)?;
+        match stopped.step_syscall().map_err(stop_cause)? {
+            0 => Ok(()),
+            e => Err(SysError::new(
+                "munmap",
+                "scratch memory",
+                yendor_sys::Errno::from_raw_os_error(i32::try_from(-e).unwrap_or(5)),
+            )
+            .into()),
+        }
+    }
+}
+
+/// The task starts a program: descriptors, directory, credentials, execve. It stops as the new program.
+fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
+    let mut script = Script::new();
+    directory::rebuild(&exec.directory, &mut script);
+    descriptors(site, &exec.descriptors, &mut script).at(Step::Rebuild)?;
+    if let Some(limits) = &exec.limits {
+        rlimit::rebuild(limits, &site.now.limits, &mut script);
+    }
+    site.run(task, &script).at(Step::Rebuild)?;
+    let mut script = Script::new();
+    credential::rebuild(&exec.credentials, &site.now.credentials, &mut script);
+    site.run(task, &script).at(Step::Confine)?;
+    let stopped = Stopped::interrupt(task.tid).map_err(stop_cause).at(Step::Thaw)?;
+    ptrace::set_options(task.tid, ptrace::O_EXITKILL | ptrace::O_TRACESYSGOOD | ptrace::O_TRACEEXEC).at(Step::Thaw)?;
+    stopped.resume().at(Step::Thaw)?;
+    let list = |items: &[yendor_image::Bytes]| {
+        let mut memory = Memory { bytes: vec![0; (items.len() + 1) * 8], ..Memory::default() };
+        for (i, item) in items.iter().enumerate() {
+            let mut text = item.0.clone();
+            text.push(0);
+            memory.pointers.push((i * 8, Memory { bytes: text, ..Memory::default() }));
+        }
+        Arg::from(memory)
+    };
+    let mut script = Script::new();
+    script.call(Nr::RT_SIGPROCMASK, args![2, bytes([0u8; 8]), 0, 8]);
+    script.call(Nr::EXECVE, [cstr(&exec.path.0), list(&exec.argv), list(&exec.env)]);
+    match site.arena.run(task.slot, task.tid, &script) {
+        Err(RunError::Executed { .. }) => Ok(()),
+        Err(e) => Err(Error::new(Step::Thaw, Cause::from(e))).kind("program", exec.path.to_string()),
+        Ok(_) => Err(Error::new(Step::Thaw, Cause::corrupt("execve returned"))),
+    }
+}

@@ -1,0 +1,135 @@
+//! What can be wrong with an image.
+
+use std::io;
+
+/// Result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an image cannot be read or written. `file` is a name inside the image, or a path where the image itself is meant.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The system refused an operation.
+    #[error("{file}: {op}: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// The call: `open`, `read`, `write`, `fsync`, `rename`, ...
+        op: &'static str,
+        /// What the call said.
+        source: io::Error,
+    },
+    /// A file that must exist does not.
+    #[error("{file}: missing")]
+    Missing {
+        /// The file.
+        file: String,
+    },
+    /// A file ends too early.
+    #[error("{file}: truncated at byte {offset}")]
+    Truncated {
+        /// The file.
+        file: String,
+        /// Where it ends.
+        offset: u64,
+    },
+    /// A file's content is not what was written.
+    #[error("{file}: digest differs, content is damaged")]
+    Digest {
+        /// The file.
+        file: String,
+    },
+    /// A file's content is not of the format.
+    #[error("{file}: byte {offset}: {what}")]
+    Format {
+        /// The file.
+        file: String,
+        /// Where, as near as it is known.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// The image has a version that this program does not know.
+    #[error(
+        "format: image version {found} is unknown, this program reads versions up to {}",
+        crate::upgrade::NEWEST
+    )]
+    Version {
+        /// The version of the image.
+        found: u32,
+    },
+    /// Something is beyond the [`Limits`](crate::Limits).
+    #[error("{file}: {bytes} is beyond the limit of {limit}")]
+    TooLarge {
+        /// The file, with the thing that is counted where that is not bytes.
+        file: String,
+        /// How many bytes (files, items, levels) there are, or are claimed.
+        bytes: u64,
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// The place of an image, or a file's name in it, is taken.
+    #[error("{file}: exists already")]
+    Exists {
+        /// The path of the image, or the file.
+        file: String,
+    },
+    /// A writer was given a name that no file of an image can have.
+    #[error("{name:?}: not a name for an image or a file of one")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// An image was committed while a file of it was not finished or adopted.
+    #[error("{file}: not finished")]
+    Unfinished {
+        /// The file.
+        file: String,
+    },
+}
+
+impl Error {
+    /// Whether the image is at fault, so that another attempt cannot help (exit code 4). Meant for errors of reading.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Error::Missing { .. }
+            | Error::Truncated { .. }
+            | Error::Digest { .. }
+            | Error::Format { .. }
+            | Error::Version { .. }
+            | Error::TooLarge { .. } => true,
+            Error::Io { .. }
+            | Error::Exists { .. }
+            | Error::Name { .. }
+            | Error::Unfinished { .. } => false,
+        }
+    }
+
+    pub(crate) fn io(file: &str, op: &'static str, source: impl Into<io::Error>) -> Error {
+        Error::Io {
+            file: file.to_owned(),
+            op,
+            source: source.into(),
+        }
+    }
+
+    pub(crate) fn format(file: &str, offset: u64, what: impl Into<String>) -> Error {
+        Error::Format {
+            file: file.to_owned(),
+            offset,
+            what: what.into(),
+        }
+    }
+
+    pub(crate) fn missing(file: &str) -> Error {
+        Error::Missing {
+            file: file.to_owned(),
+        }
+    }
+
+    pub(crate) fn truncated(file: &str, offset: u64) -> Error {
+        Error::Truncated {
+            file: file.to_owned(),
+            offset,
+        }
+    }
+}

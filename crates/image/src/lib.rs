@@ -1,0 +1,43 @@
+//! The image on disk: files, digests, encoding. `docs/format.md` has every byte.
+//!
+//! This crate knows no kernel object. It gives other crates a [`Writer`] that makes an image appear whole or not at
+//! all, a [`Reader`] that works from one directory descriptor and takes every byte for hostile, and the basic types
+//! that records are made of.
+
+mod bytes;
+pub mod cbor;
+mod digest;
+mod error;
+mod id;
+mod limits;
+pub mod manifest;
+mod page;
+mod reader;
+pub mod upgrade;
+mod writer;
+
+pub use bytes::Bytes;
+pub use digest::Digest;
+pub use error::{Error, Result};
+pub use id::{Addr, FdNum, FileId, MmId, NsId, NsPid, ShmId, Tid};
+pub use limits::Limits;
+pub use manifest::{FileEntry, Kind, Manifest};
+pub use page::{PAGE_BYTES, PageRun, pages_name};
+pub use reader::{Directory, Reader};
+pub use writer::{FileWriter, Writer, is_partial};
+
+/// Name of the file with the version line.
+pub const FORMAT_FILE: &str = "format";
+/// Name of the file with names, sizes and digests.
+pub const MANIFEST_FILE: &str = "manifest.json";
+/// Name of the file with all records.
+pub const RECORDS_FILE: &str = "records.cbor";
+
+/// Whether `name` may name a file of an image: 1 to 64 bytes of `[a-z0-9.-]`, no dot in front, so never a path.
+pub fn is_file_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && !name.starts_with('.')
+        && name
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
+}

@@ -1,0 +1,353 @@
+//! `manifest.json`: which files an image has, how large they are, and their digests; sealed by a digest of its own.
+
+use crate::upgrade::Version;
+use crate::{
+    Digest, Error, FORMAT_FILE, Limits, MANIFEST_FILE, RECORDS_FILE, Result, is_file_name,
+};
+use serde::{Deserialize, Serialize};
+
+/// What an image was taken from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A whole container.
+    #[default]
+    Container,
+    /// A process tree that was named by pid.
+    Tree,
+}
+
+/// The table of contents of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// When the image was written: seconds since 1970-01-01T00:00:00Z.
+    pub created: u64,
+    /// How many checkpoints lie behind it: 1 for the first of a container, 0 for an image that was composed.
+    pub generation: u64,
+    /// What it was taken from.
+    pub kind: Kind,
+    /// All files but `format` and `manifest.json`, ascending by name.
+    pub files: Vec<FileEntry>,
+}
+
+/// One file of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Name in the image's directory; see [`is_file_name`].
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Digest of the content.
+    pub blake3: Digest,
+}
+
+impl Manifest {
+    /// The entry of the file `name`.
+    pub fn file(&self, name: &str) -> Option<&FileEntry> {
+        let at = self
+            .files
+            .binary_search_by(|entry| entry.name.as_str().cmp(name))
+            .ok()?;
+        self.files.get(at)
+    }
+
+    /// Size of all files together in bytes, without `format` and `manifest.json`.
+    pub fn bytes(&self) -> u64 {
+        self.files
+            .iter()
+            .fold(0, |sum, entry| sum.saturating_add(entry.bytes))
+    }
+
+    /// The digest that seals the manifest in an image of `version`, and with it every file: the image's name by content.
+    pub fn seal(&self, version: Version) -> Result<Digest> {
+        Ok(seal_of(version, &self.body()?))
+    }
+
+    /// The bytes of `manifest.json` in an image of `version`.
+    pub fn encode(&self, version: Version) -> Result<Vec<u8>> {
+        Ok(seal(version, &self.body()?))
+    }
+
+    /// Reads the bytes of `manifest.json` of an image of `version`: seal first, then everything else.
+    pub fn decode(document: &[u8], version: Version, limits: &Limits) -> Result<Manifest> {
+        let length = wide(document.len());
+        if length > limits.manifest_bytes {
+            let file = MANIFEST_FILE.to_owned();
+            return Err(Error::TooLarge {
+                file,
+                bytes: length,
+                limit: limits.manifest_bytes,
+            });
+        }
+        let body = unseal(version, document)?;
+        let manifest: Manifest =
+            serde_json::from_slice(&[body, BODY_END].concat()).map_err(|error| {
+                let offset = offset_of(body, error.line(), error.column());
+                Error::format(
+                    MANIFEST_FILE,
+                    offset,
+                    error
+                        .to_string()
+                        .escape_debug()
+                        .take(200)
+                        .collect::<String>(),
+                )
+            })?;
+        manifest.check(limits)?;
+        let spelled = manifest.body()?;
+        if spelled != body {
+            let same = spelled.iter().zip(body).take_while(|(a, b)| a == b).count();
+            return Err(Error::format(
+                MANIFEST_FILE,
+                wide(same),
+                "not in the spelling of the format",
+            ));
+        }
+        Ok(manifest)
+    }
+
+    fn check(&self, limits: &Limits) -> Result<()> {
+        let wrong = |what: String| Err(Error::format(MANIFEST_FILE, 0, what));
+        let count = wide(self.files.len());
+        if count > limits.files {
+            let file = format!("{MANIFEST_FILE}: files");
+            return Err(Error::TooLarge {
+                file,
+                bytes: count,
+                limit: limits.files,
+            });
+        }
+        let mut before = "";
+        for entry in &self.files {
+            let name = entry.name.as_str();
+            if !is_file_name(name) || name == FORMAT_FILE || name == MANIFEST_FILE {
+                return wrong(format!("{name:.80?} is not a name for a file of an image"));
+            }
+            if name <= before {
+                return wrong(format!("{name:?} is not in ascending order"));
+            }
+            before = name;
+        }
+        match self.file(RECORDS_FILE) {
+            Some(_) => Ok(()),
+            None => wrong(format!("{RECORDS_FILE} is not listed")),
+        }
+    }
+
+    /// Everything that the seal covers, without the `}` that closes the document.
+    fn body(&self) -> Result<Vec<u8>> {
+        let mut body = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::format(MANIFEST_FILE, 0, error.to_string()))?;
+        body.truncate(body.len().saturating_sub(BODY_END.len()));
+        Ok(body)
+    }
+}
+
+const BODY_END: &[u8] = b"\n}";
+const SEAL_BEGIN: &[u8] = b",\n  \"blake3\": \"";
+const SEAL_END: &[u8] = b"\"\n}\n";
+const SEAL_BYTES: usize = SEAL_BEGIN.len() + 64 + SEAL_END.len();
+
+/// Puts the seal behind `body`, the manifest's bytes up to the comma before it. Public for tests and fuzzers, which
+/// must get past the seal.
+pub fn seal(version: Version, body: &[u8]) -> Vec<u8> {
+    let digest = seal_of(version, body).to_string();
+    [body, SEAL_BEGIN, digest.as_bytes(), SEAL_END].concat()
+}
+
+fn seal_of(version: Version, body: &[u8]) -> Digest {
+    blake3::Hasher::new()
+        .update(version.line())
+        .update(body)
+        .finalize()
+        .into()
+}
+
+/// The part of `document` that the seal covers, when the seal is right.
+fn unseal(version: Version, document: &[u8]) -> Result<&[u8]> {
+    if !document.ends_with(SEAL_END) || document.len() < SEAL_BYTES {
+        return Err(Error::truncated(MANIFEST_FILE, wide(document.len())));
+    }
+    let (body, tail) = document.split_at(document.len().saturating_sub(SEAL_BYTES));
+    let digest = tail
+        .strip_prefix(SEAL_BEGIN)
+        .and_then(|rest| rest.strip_suffix(SEAL_END))
+        .and_then(|digits| std::str::from_utf8(digits).ok())
+        .and_then(Digest::parse)
+        .ok_or_else(|| Error::format(MANIFEST_FILE, wide(body.len()), "expected the seal"))?;
+    if digest != seal_of(version, body) {
+        return Err(Error::Digest {
+            file: MANIFEST_FILE.to_owned(),
+        });
+    }
+    Ok(body)
+}
+
+/// The offset of a line and column, which the JSON parser counts from 1.
+fn offset_of(text: &[u8], line: usize, column: usize) -> u64 {
+    let before = text
+        .split_inclusive(|&byte| byte == b'\n')
+        .take(line.saturating_sub(1));
+    wide(
+        before
+            .map(<[u8]>::len)
+            .fold(column.saturating_sub(1), usize::saturating_add),
+    )
+}
+
+fn wide(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Manifest {
+        let entry = |name: &str, bytes| FileEntry {
+            name: name.to_owned(),
+            bytes,
+            blake3: Digest::of(name.as_bytes()),
+        };
+        Manifest {
+            created: 1_767_225_600,
+            generation: u64::MAX,
+            kind: Kind::Tree,
+            files: vec![
+                entry("pages-0", 4096),
+                entry("pages-10", 0),
+                entry("records.cbor", 1),
+            ],
+        }
+    }
+
+    fn decode(document: &[u8]) -> Result<Manifest> {
+        Manifest::decode(document, Version::V1, &Limits::default())
+    }
+
+    fn reseal(from: &str, to: &str) -> Result<Manifest> {
+        let body = String::from_utf8(sample().body().unwrap()).unwrap();
+        assert!(body.contains(from));
+        decode(&seal(Version::V1, body.replacen(from, to, 1).as_bytes()))
+    }
+
+    #[test]
+    fn what_is_written_is_json_and_is_read_back() {
+        let document = sample().encode(Version::V1).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!(json["files"][1]["name"], "pages-10");
+        assert_eq!(
+            json["blake3"],
+            sample().seal(Version::V1).unwrap().to_string()
+        );
+        assert!(document.ends_with(b"\"\n}\n") && SEAL_BYTES == 83);
+        assert_eq!(decode(&document).unwrap(), sample());
+        assert_eq!(sample().file("pages-10").unwrap().bytes, 0);
+        assert!(sample().file("pages-1").is_none());
+    }
+
+    #[test]
+    fn no_cut_and_no_flipped_bit_passes() {
+        let document = sample().encode(Version::V1).unwrap();
+        for cut in 0..document.len() {
+            assert!(decode(&document[..cut]).unwrap_err().is_damage());
+        }
+        for at in 0..document.len() * 8 {
+            let mut flipped = document.clone();
+            flipped[at / 8] ^= 1 << (at % 8);
+            assert!(
+                decode(&flipped).is_err_and(|error| error.is_damage()),
+                "bit {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_right_seal_does_not_make_a_wrong_manifest_right() {
+        assert!(reseal("tree", "container").is_ok());
+        for (from, to) in [
+            ("pages-0", "../pages-0"),
+            ("pages-0", "/etc/passwd"),
+            ("pages-0", ".."),
+            ("pages-0", "."),
+            ("pages-0", ".hidden"),
+            ("pages-0", ""),
+            ("pages-0", "Pages"),
+            ("pages-0", "a\\u0000"),
+            ("pages-0", "a\\u001b[2J"),
+            ("pages-0", "format"),
+            ("pages-0", "manifest.json"),
+            ("pages-0", "pages-10"),
+            ("pages-0", "zz"),
+            ("records.cbor", "records.cbo"),
+            ("4096", "4096.0"),
+            ("4096", "-1"),
+            ("4096", "4.096e3"),
+            ("4096", "18446744073709551616"),
+            ("4096", "\"4096\""),
+            ("  \"created\"", "\"created\""),
+            ("\"created\"", "\"cre\\u0061ted\""),
+            (
+                "\"kind\": \"tree\",",
+                "\"kind\": \"tree\", \"kind\": \"tree\",",
+            ),
+            ("\"kind\": \"tree\",", ""),
+            ("\"kind\"", "\"more\""),
+            ("tree", "forest"),
+            ("{", "[{"),
+        ] {
+            let error = reseal(from, to).unwrap_err();
+            assert!(
+                matches!(error, Error::Format { .. }),
+                "{from} -> {to}: {error}"
+            );
+            assert!(!error.to_string().contains('\x1b'));
+        }
+    }
+
+    #[test]
+    fn the_seal_is_bound_to_the_version_line() {
+        let body = sample().body().unwrap();
+        let other = Digest(
+            *blake3::Hasher::new()
+                .update(b"yendor image 2\n")
+                .update(&body)
+                .finalize()
+                .as_bytes(),
+        );
+        assert_ne!(sample().seal(Version::V1).unwrap(), other);
+    }
+
+    #[test]
+    fn limits_hold() {
+        let document = sample().encode(Version::V1).unwrap();
+        let files = Limits {
+            files: 2,
+            ..Limits::default()
+        };
+        let error = Manifest::decode(&document, Version::V1, &files).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::TooLarge {
+                    bytes: 3,
+                    limit: 2,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let bytes = Limits {
+            manifest_bytes: 100,
+            ..Limits::default()
+        };
+        assert!(matches!(
+            Manifest::decode(&document, Version::V1, &bytes),
+            Err(Error::TooLarge { limit: 100, .. })
+        ));
+        let deep = seal(Version::V1, &vec![b'['; 100_000]);
+        assert!(matches!(decode(&deep), Err(Error::Format { .. })));
+    }
+}

@@ -1,0 +1,422 @@
+//! Writing an image that appears whole or not at all.
+
+use crate::reader::HASH_BYTES;
+use crate::upgrade::{NEWEST_LINE, Version};
+use crate::{
+    Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE,
+    Result,
+};
+use crate::{cbor, is_file_name};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// An image that is being written, in a hidden directory next to its final place.
+///
+/// [`Writer::commit`] makes it visible; to drop the writer removes it. All work goes through descriptors that are
+/// opened at the beginning, so the process may change its directory and root.
+#[derive(Debug)]
+pub struct Writer {
+    parent: OwnedFd,
+    dir: OwnedFd,
+    partial: OsString,
+    name: OsString,
+    shown: String,
+    limits: Limits,
+    generation: u64,
+    kind: Kind,
+    files: Mutex<BTreeMap<String, Slot>>,
+}
+
+/// A file of the image, by its name.
+#[derive(Debug)]
+struct Slot {
+    /// Kept open: an error of writing back is told to descriptors that were open when it happened.
+    file: File,
+    /// Size and digest, once they are known.
+    done: Option<(u64, Digest)>,
+}
+
+impl Writer {
+    /// Begins an image that will be at `dir`, which must not exist or be an empty directory; its parent must exist.
+    pub fn create(dir: &Path) -> Result<Writer> {
+        let shown = dir.to_string_lossy().into_owned();
+        let Some(name) = dir.file_name() else {
+            return Err(Error::Name { name: shown });
+        };
+        if name.as_bytes().starts_with(b".") {
+            return Err(Error::Name { name: shown });
+        }
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let refused = |op| move |errno: Errno| Error::io(&parent.to_string_lossy(), op, errno);
+        let parent_fd = openat(CWD, parent, flags, Mode::empty()).map_err(refused("open"))?;
+        check_vacant(&parent_fd, name, &shown)?;
+        let partial = make_partial(&parent_fd, name).map_err(refused("mkdir"))?;
+        let dir = openat(
+            &parent_fd,
+            &partial,
+            flags | OFlags::NOFOLLOW,
+            Mode::empty(),
+        )
+        .map_err(|errno| {
+            let _ = unlinkat(&parent_fd, &partial, AtFlags::REMOVEDIR);
+            Error::io(&shown, "open", errno)
+        })?;
+        Ok(Writer {
+            parent: parent_fd,
+            dir,
+            partial,
+            name: name.to_owned(),
+            shown,
+            limits: Limits::default(),
+            generation: 1,
+            kind: Kind::default(),
+            files: Mutex::default(),
+        })
+    }
+
+    /// Sets how many checkpoints lie behind the image (1 when this is not called).
+    pub fn generation(&mut self, generation: u64) {
+        self.generation = generation;
+    }
+
+    /// Sets what the image was taken from ([`Kind::Container`] when this is not called).
+    pub fn kind(&mut self, kind: Kind) {
+        self.kind = kind;
+    }
+
+    /// Writes the records, the one file that every image has. What a reader would refuse is refused here.
+    pub fn records<T: Serialize + ?Sized>(&self, records: &T) -> Result<()> {
+        let document = cbor::encode(records, &self.limits)?;
+        let mut writer = self.hashing(RECORDS_FILE)?;
+        writer
+            .write_all(&document)
+            .map_err(|source| Error::io(RECORDS_FILE, "write", source))?;
+        writer.finish()
+    }
+
+    /// Begins a file that is written through the result, which hashes on the way. It must be finished before commit.
+    pub fn file(&self, name: &str) -> Result<FileWriter<'_>> {
+        self.check_name(name)?;
+        self.hashing(name)
+    }
+
+    /// Begins a file that others write by descriptor (open for reading and writing). It must be given back by
+    /// [`Writer::adopt`] before commit.
+    pub fn raw(&self, name: &str) -> Result<File> {
+        self.check_name(name)?;
+        self.begin(name)
+    }
+
+    /// Takes a file of [`Writer::raw`] that is complete: reads it and keeps size and digest.
+    pub fn adopt(&self, name: &str) -> Result<()> {
+        let file = match self.slots().get(name) {
+            Some(slot) => slot
+                .file
+                .try_clone()
+                .map_err(|source| Error::io(name, "dup", source))?,
+            None => return Err(Error::missing(name)),
+        };
+        let (bytes, digest) = hash(&file).map_err(|source| Error::io(name, "read", source))?;
+        self.end(name, bytes, digest)
+    }
+
+    /// Makes the image durable and visible, or leaves nothing.
+    pub fn commit(self, created: SystemTime) -> Result<Manifest> {
+        let created = created
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let files = self.sync_files()?;
+        if !files.iter().any(|entry| entry.name == RECORDS_FILE) {
+            return Err(Error::missing(RECORDS_FILE));
+        }
+        let manifest = Manifest {
+            created,
+            generation: self.generation,
+            kind: self.kind,
+            files,
+        };
+        let document = manifest.encode(Version::V1)?;
+        // What the reader would refuse must not become an image.
+        Manifest::decode(&document, Version::V1, &self.limits)?;
+        self.write_synced(FORMAT_FILE, NEWEST_LINE)?;
+        self.write_synced(MANIFEST_FILE, &document)?;
+        rustix::fs::fsync(&self.dir).map_err(|errno| Error::io(&self.shown, "fsync", errno))?;
+        self.publish()?;
+        self.forget();
+        Ok(manifest)
+    }
+
+    /// Renames the directory to its final name. A rename of a directory onto one that is not empty, or onto anything else,
+    /// is refused by the kernel, so nothing can come in between.
+    fn publish(&self) -> Result<()> {
+        renameat(&self.parent, &self.partial, &self.parent, &self.name).map_err(
+            |errno| match errno {
+                Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR => Error::Exists {
+                    file: self.shown.clone(),
+                },
+                _ => Error::io(&self.shown, "rename", errno),
+            },
+        )?;
+        rustix::fs::fsync(&self.parent).map_err(|errno| {
+            // Not durable is not done: back to the hidden name, where the drop finds it.
+            let _ = renameat(&self.parent, &self.name, &self.parent, &self.partial);
+            Error::io(&self.shown, "fsync", errno)
+        })
+    }
+
+    /// The image is visible: nothing is left to remove.
+    fn forget(mut self) {
+        self.partial = OsString::new();
+    }
+
+    fn sync_files(&self) -> Result<Vec<FileEntry>> {
+        let mut entries = Vec::new();
+        for (name, slot) in self.slots().iter() {
+            let unfinished = || Error::Unfinished { file: name.clone() };
+            let (bytes, blake3) = slot.done.ok_or_else(unfinished)?;
+            slot.file
+                .sync_all()
+                .map_err(|source| Error::io(name, "fsync", source))?;
+            let length = slot
+                .file
+                .metadata()
+                .map_err(|source| Error::io(name, "stat", source))?
+                .len();
+            if length != bytes {
+                // Somebody still wrote after it was adopted.
+                return Err(unfinished());
+            }
+            entries.push(FileEntry {
+                name: name.clone(),
+                bytes,
+                blake3,
+            });
+        }
+        Ok(entries)
+    }
+
+    fn write_synced(&self, name: &str, content: &[u8]) -> Result<()> {
+        let mut file = self.create_new(name)?;
+        file.write_all(content)
+            .map_err(|source| Error::io(name, "write", source))?;
+        file.sync_all()
+            .map_err(|source| Error::io(name, "fsync", source))
+    }
+
+    fn check_name(&self, name: &str) -> Result<()> {
+        if !is_file_name(name) || [FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE].contains(&name) {
+            return Err(Error::Name {
+                name: name.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn hashing(&self, name: &str) -> Result<FileWriter<'_>> {
+        let hashed = Hashed {
+            file: self.begin(name)?,
+            hasher: blake3::Hasher::new(),
+        };
+        let output = BufWriter::with_capacity(HASH_BYTES, hashed);
+        Ok(FileWriter {
+            writer: self,
+            name: name.to_owned(),
+            output,
+            offset: 0,
+        })
+    }
+
+    fn begin(&self, name: &str) -> Result<File> {
+        let file = self.create_new(name)?;
+        let kept = file
+            .try_clone()
+            .map_err(|source| Error::io(name, "dup", source))?;
+        self.slots().insert(
+            name.to_owned(),
+            Slot {
+                file: kept,
+                done: None,
+            },
+        );
+        Ok(file)
+    }
+
+    fn end(&self, name: &str, bytes: u64, digest: Digest) -> Result<()> {
+        let mut slots = self.slots();
+        slots
+            .get_mut(name)
+            .ok_or_else(|| Error::missing(name))?
+            .done = Some((bytes, digest));
+        Ok(())
+    }
+
+    fn create_new(&self, name: &str) -> Result<File> {
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => Ok(File::from(fd)),
+            Err(Errno::EXIST) => Err(Error::Exists {
+                file: name.to_owned(),
+            }),
+            Err(errno) => Err(Error::io(name, "open", errno)),
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<String, Slot>> {
+        // The map is never left half changed: a panic elsewhere does not spoil it.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Writer {
+    /// Removes what was not committed. Errors have nowhere to go: the name that remains is not an image's.
+    fn drop(&mut self) {
+        if self.partial.is_empty() {
+            return;
+        }
+        for entry in Dir::read_from(&self.dir).into_iter().flatten().flatten() {
+            let _ = unlinkat(&self.dir, entry.file_name(), AtFlags::empty());
+        }
+        let _ = unlinkat(&self.parent, &self.partial, AtFlags::REMOVEDIR);
+    }
+}
+
+/// A file of an image that is being written and hashed.
+#[derive(Debug)]
+pub struct FileWriter<'w> {
+    writer: &'w Writer,
+    name: String,
+    output: BufWriter<Hashed>,
+    offset: u64,
+}
+
+impl FileWriter<'_> {
+    /// How many bytes were written: where the next one will be.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Ends the file; without this the image cannot be committed.
+    pub fn finish(self) -> Result<()> {
+        let hashed = self
+            .output
+            .into_inner()
+            .map_err(|error| Error::io(&self.name, "write", error.into_error()))?;
+        self.writer
+            .end(&self.name, self.offset, hashed.hasher.finalize().into())
+    }
+}
+
+impl Write for FileWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.output.write(bytes)?;
+        self.offset = self
+            .offset
+            .saturating_add(u64::try_from(length).map_err(io::Error::other)?);
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+/// Hashes exactly the bytes that the file took.
+#[derive(Debug)]
+struct Hashed {
+    file: File,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.file.write(bytes)?;
+        self.hasher.update(bytes.get(..length).unwrap_or(bytes));
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Whether `name` is that of an image that was begun and not committed: of no use once its writer is dead.
+pub fn is_partial(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(b".") && name.windows(PARTIAL.len()).any(|window| window == PARTIAL)
+}
+
+const PARTIAL: &[u8] = b".partial-";
+
+fn check_vacant(parent: &OwnedFd, name: &OsStr, shown: &str) -> Result<()> {
+    let exists = || {
+        Err(Error::Exists {
+            file: shown.to_owned(),
+        })
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = match openat(parent, name, flags, Mode::empty()) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOTDIR | Errno::LOOP) => return exists(),
+        Err(errno) => return Err(Error::io(shown, "open", errno)),
+    };
+    for entry in Dir::read_from(&dir).map_err(|errno| Error::io(shown, "readdir", errno))? {
+        let entry = entry.map_err(|errno| Error::io(shown, "readdir", errno))?;
+        if ![&b"."[..], b".."].contains(&entry.file_name().to_bytes()) {
+            return exists();
+        }
+    }
+    Ok(())
+}
+
+/// Makes the hidden directory. A name that is taken is another writer's, or a dead one's whose pid came round again.
+fn make_partial(parent: &OwnedFd, name: &OsStr) -> Result<OsString, Errno> {
+    let mut first = OsString::from(".");
+    first.push(name);
+    first.push(format!(".partial-{}", std::process::id()));
+    for attempt in 0..100 {
+        let mut partial = first.clone();
+        if attempt > 0 {
+            partial.push(format!("-{attempt}"));
+        }
+        match mkdirat(parent.as_fd(), &partial, Mode::RWXU) {
+            Ok(()) => return Ok(partial),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::EXIST)
+}
+
+fn hash(file: &File) -> io::Result<(u64, Digest)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; HASH_BYTES];
+    let mut bytes: u64 = 0;
+    loop {
+        let length = match file.read_at(&mut buffer, bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            length => length?,
+        };
+        let Some(chunk) = buffer.get(..length).filter(|chunk| !chunk.is_empty()) else {
+            return Ok((bytes, hasher.finalize().into()));
+        };
+        hasher.update(chunk);
+        bytes = bytes.saturating_add(u64::try_from(length).map_err(io::Error::other)?);
+    }
+}

@@ -1,0 +1,109 @@
+//! Why something could not be collected or rebuilt.
+
+use thiserror::Error;
+use yendor_proc::ParseError;
+use yendor_sys::{Errno, SysError};
+use yendor_task::{Dead, RunError};
+
+/// A cause, matchable; where it happened is added once, by the engine.
+#[derive(Debug, Error)]
+pub enum Cause {
+    /// The kernel refused a call.
+    #[error("{0}")]
+    Sys(#[from] SysError),
+    /// The kernel printed something that we do not understand.
+    #[error("{0}")]
+    Parse(#[from] ParseError),
+    /// The image is damaged or cannot be written.
+    #[error("{0}")]
+    Image(#[from] yendor_image::Error),
+    /// A script did not run to its end.
+    #[error("{0}")]
+    Run(RunError),
+    /// A task died under our hands.
+    #[error("{0}")]
+    Dead(#[from] Dead),
+    /// Something that cannot be captured (yet): the checkpoint is refused.
+    #[error("not supported: {what}")]
+    Unsupported {
+        /// What it is, with its values.
+        what: String,
+    },
+    /// The image claims something impossible.
+    #[error("the image is damaged: {what}")]
+    Corrupt {
+        /// What it claims.
+        what: String,
+    },
+    /// Refused by permission or policy, not by a call.
+    #[error("{what}")]
+    Denied {
+        /// What was refused.
+        what: String,
+        /// What would allow it.
+        hint: String,
+    },
+    /// The image needs something from outside that the caller did not give.
+    #[error("the image needs {what}; give it with {option}")]
+    Hole {
+        /// What.
+        what: String,
+        /// The option that fills it.
+        option: String,
+    },
+}
+
+/// A result with a [`Cause`].
+pub type Result<T> = std::result::Result<T, Cause>;
+
+impl Cause {
+    /// `Unsupported` in one word.
+    pub fn unsupported(what: impl Into<String>) -> Self {
+        Cause::Unsupported { what: what.into() }
+    }
+
+    /// `Corrupt` in one word.
+    pub fn corrupt(what: impl Into<String>) -> Self {
+        Cause::Corrupt { what: what.into() }
+    }
+
+    /// The failed call, if that is the cause.
+    #[must_use]
+    pub fn sys(&self) -> Option<&SysError> {
+        match self {
+            Cause::Sys(e) | Cause::Run(RunError::Call { error: e, .. } | RunError::Sys(e)) => Some(e),
+            _ => None,
+        }
+    }
+
+    /// Whether permission was the reason: the kernel's, an LSM's, or policy's.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Cause::Denied { .. } | Cause::Hole { .. })
+            || self.sys().is_some_and(|e| matches!(e.errno, Errno::PERM | Errno::ACCESS))
+    }
+}
+
+impl From<RunError> for Cause {
+    fn from(e: RunError) -> Self {
+        match e {
+            RunError::Sys(e) => Cause::Sys(e),
+            other => Cause::Run(other),
+        }
+    }
+}
+
+/// Shorthand for calls through rustix.
+pub trait Named<T> {
+    /// Names the call and its arguments if it failed.
+    ///
+    /// # Errors
+    /// The same failure, named.
+    fn named(self, call: &'static str, args: impl FnOnce() -> String) -> std::result::Result<T, SysError>;
+}
+
+impl<T> Named<T> for std::result::Result<T, Errno> {
+    fn named(self, call: &'static str, args: impl FnOnce() -> String) -> std::result::Result<T, SysError> {
+        self.map_err(|e| SysError::new(call, args(), e))
+    }
+}

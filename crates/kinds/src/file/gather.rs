@@ -1,0 +1,186 @@
+//! What file kinds share while they collect.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use yendor_image::{Bytes, FdNum, FileId, NsPid, Writer};
+use yendor_sys::kcmp::{self, What};
+use yendor_sys::{Errno, SysError};
+
+use super::{Entry, Owner, Record, Seen};
+use crate::{Cause, Named, Result};
+
+/// Everything that has been collected of files so far.
+pub struct Gather<'a> {
+    /// Where blobs (contents of deleted files) go.
+    pub writer: &'a Writer,
+    /// /proc as the tracer sees it.
+    pub proc: OwnedFd,
+    /// The root directory of the tree, as the tracer reaches it.
+    pub root: OwnedFd,
+    /// Host pid to pid inside.
+    pub pids: BTreeMap<i32, NsPid>,
+    /// Descriptions that belong to the caller: (pid that holds it, its number there, which of [`super::external::Record`]).
+    pub externals: Vec<(i32, i32, super::external::Record)>,
+    /// What has been collected.
+    pub entries: Vec<Entry>,
+    /// Kinds that the caller allows to be lost.
+    pub allow_lost: BTreeSet<String>,
+    /// What was lost, by kind and object.
+    pub lost: Vec<(String, String)>,
+    /// Objects behind several descriptions (a pipe has two ends) whose content is recorded already, by (kind, inode).
+    pub objects: BTreeSet<(&'static str, u64)>,
+    /// Our duplicates, by inode: where to look for a description seen again.
+    held: BTreeMap<(u64, u64), Vec<(FileId, OwnedFd)>>,
+}
+
+impl<'a> Gather<'a> {
+    /// Nothing collected yet.
+    #[must_use]
+    pub fn new(writer: &'a Writer, proc: OwnedFd, root: OwnedFd) -> Self {
+        Self {
+            writer,
+            proc,
+            root,
+            pids: BTreeMap::new(),
+            externals: Vec::new(),
+            entries: Vec::new(),
+            allow_lost: BTreeSet::new(),
+            lost: Vec::new(),
+            objects: BTreeSet::new(),
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// The id of the description behind descriptor `number` of `pid`, collecting it if it is new.
+    ///
+    /// # Errors
+    /// What its kind refuses.
+    pub fn descriptor(&mut self, pid: i32, pidfd: impl AsFd, number: FdNum) -> Result<FileId> {
+        use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+        let ours = pidfd_getfd(pidfd, number.0, PidfdGetfdFlags::empty())
+            .named("pidfd_getfd", || format!("{pid}, {number}"))?;
+        let link = self.link(&format!("{pid}/fd/{number}"))?;
+        let info = self.read(&format!("{pid}/fdinfo/{number}"))?;
+        self.adopt(ours, link, &info, Some((pid, number)))
+    }
+
+    /// The id of a description that we hold ourselves (received from a socket's queue, opened for a mapping).
+    ///
+    /// # Errors
+    /// What its kind refuses.
+    pub fn own(&mut self, fd: OwnedFd) -> Result<FileId> {
+        let raw = fd.as_raw_fd();
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        let link = self.link(&format!("{me}/fd/{raw}"))?;
+        let info = self.read(&format!("{me}/fdinfo/{raw}"))?;
+        self.adopt(fd, link, &info, None)
+    }
+
+    fn adopt(&mut self, fd: OwnedFd, link: Bytes, info: &[u8], holder: Option<(i32, FdNum)>) -> Result<FileId> {
+        let stat = rustix::fs::fstat(&fd).named("fstat", || link.to_string())?;
+        let key = (stat.st_dev, stat.st_ino);
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        for (id, held) in self.held.get(&key).into_iter().flatten() {
+            if kcmp::compare(me, me, What::File(held.as_raw_fd(), fd.as_raw_fd()))?.is_eq() {
+                return Ok(*id);
+            }
+        }
+        let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
+        let seen = Seen { fd, link, info: yendor_proc::fdinfo::parse(info)?, stat, holder };
+        // Reserve the id first: a socket that holds itself in its queue must find it.
+        let flags = seen.info.flags & !OFlags::CLOEXEC.bits();
+        let record = Record::External(super::external::Record::Stdin);
+        self.entries.push(Entry { id, flags, owner: None, record });
+        let twin = rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
+        self.held.entry(key).or_default().push((id, twin));
+        let external = match holder {
+            Some((pid, number)) => super::external::Record::of(self, pid, number.0)?,
+            None => None,
+        };
+        // The owner of what belongs to the caller is the caller's business.
+        let (record, owner) = match external {
+            Some(external) => (Record::External(external), None),
+            None => (Record::collect(&seen, self)?, owner_of(&seen, &self.pids)?),
+        };
+        if let Some(entry) = self.entries.get_mut(id.0 as usize) {
+            entry.record = record;
+            entry.owner = owner;
+        }
+        Ok(id)
+    }
+
+    /// A collected description of the file with this device and inode that can be mapped; `writes`: also for writing.
+    #[must_use]
+    pub fn holding(&self, dev: u64, ino: u64, writes: bool) -> Option<FileId> {
+        let fits = |id: &FileId| {
+            let flags = self.entries.get(id.0 as usize).map_or(0, |e| e.flags);
+            let mode = OFlags::from_bits_retain(flags) & OFlags::ACCMODE;
+            flags & OFlags::PATH.bits() == 0 && (mode == OFlags::RDWR || mode == OFlags::RDONLY && !writes)
+        };
+        self.held.get(&(dev, ino))?.iter().map(|(id, _)| *id).find(fits)
+    }
+
+    fn link(&self, path: &str) -> Result<Bytes> {
+        let target = rustix::fs::readlinkat(&self.proc, path, Vec::new()).named("readlinkat", || path.into())?;
+        Ok(Bytes(target.into_bytes()))
+    }
+
+    /// A file of /proc.
+    ///
+    /// # Errors
+    /// What openat and read say.
+    pub fn read(&self, path: &str) -> Result<Vec<u8>> {
+        Ok(yendor_task::tree::read_proc(self.proc.as_fd(), path)?)
+    }
+
+    /// Whether `path` (absolute, inside the tree's root) still leads to the inode of `stat`.
+    #[must_use]
+    pub fn leads_to(&self, path: &[u8], stat: &rustix::fs::Stat) -> bool {
+        self.open_inside(path, OFlags::PATH | OFlags::NOFOLLOW)
+            .and_then(|fd| rustix::fs::fstat(&fd).named("fstat", String::new))
+            .is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino))
+    }
+
+    /// Opens a path inside the tree's root.
+    ///
+    /// # Errors
+    /// What openat2 says.
+    pub fn open_inside(&self, path: &[u8], flags: OFlags) -> std::result::Result<OwnedFd, SysError> {
+        use rustix::fs::ResolveFlags;
+        let flags = flags | OFlags::CLOEXEC;
+        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+            .named("openat2", || format!("{}, RESOLVE_IN_ROOT", path.escape_ascii()))
+    }
+
+    /// Notes that something is lost, if the caller allowed that kind.
+    ///
+    /// # Errors
+    /// `Unsupported`, naming the flag, when the caller did not.
+    pub fn lose(&mut self, kind: &str, object: String) -> Result<()> {
+        if self.allow_lost.contains(kind) {
+            self.lost.push((kind.to_owned(), object));
+            return Ok(());
+        }
+        Err(Cause::unsupported(format!("{object} would be lost; --allow-lost {kind} accepts that")))
+    }
+}
+
+/// `F_GETOWN_EX` and `F_GETSIG`, translated.
+fn owner_of(seen: &Seen, pids: &BTreeMap<i32, NsPid>) -> Result<Option<Owner>> {
+    let kind = FileType::from_raw_mode(seen.stat.st_mode);
+    if seen.info.flags & OFlags::PATH.bits() != 0 || kind == FileType::Directory {
+        return Ok(None);
+    }
+    let Some((kind, pid, signal)) = yendor_sys::fd::owner(&seen.fd)? else { return Ok(None) };
+    let id = pids.get(&pid).copied();
+    let id = id.ok_or_else(|| Cause::unsupported(format!("{}: its signals go to {pid}, outside", seen.link)))?;
+    Ok(Some(Owner { kind, id, signal }))
+}
+
+/// Whether an error says that the thing is gone.
+#[must_use]
+pub fn is_gone(e: &SysError) -> bool {
+    matches!(e.errno, Errno::NOENT | Errno::SRCH)
+}

@@ -1,0 +1,157 @@
+//! Open file descriptions.
+//!
+//! Linux keeps three things apart: a descriptor (a number in a process's table, with its close-on-exec bit), the open file
+//! description that it refers to (position, status flags, owner), and the object behind it. A description is shared by
+//! `dup` and `fork`; `kcmp` tells. Here every description has one [`Entry`] with a [`FileId`]; processes hold descriptors
+//! that name it.
+//!
+//! Collecting looks at a duplicate of the description in our own table (`pidfd_getfd`): no code runs in the task.
+//! Rebuilding makes each description once, in the workshop (the keeper, inside the container's namespaces); tasks inherit
+//! it and move it to its number.
+
+pub mod device;
+pub mod external;
+pub mod gather;
+pub mod regular;
+pub mod workshop;
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+use yendor_image::{Bytes, FdNum, FileId, NsPid};
+use yendor_proc::fdinfo::FdInfo;
+use yendor_task::Script;
+
+pub use gather::Gather;
+pub use workshop::Workshop;
+
+use crate::Result;
+
+/// An open file description as collect sees it.
+#[derive(Debug)]
+pub struct Seen {
+    /// The same description, as a descriptor of ours.
+    pub fd: OwnedFd,
+    /// What `/proc/PID/fd/N` links to.
+    pub link: Bytes,
+    /// Its fdinfo.
+    pub info: FdInfo,
+    /// Its inode.
+    pub stat: rustix::fs::Stat,
+    /// One task that holds it, and the number there; none for a description in flight in a socket.
+    pub holder: Option<(i32, FdNum)>,
+}
+
+/// An open file description in an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// By what number descriptors and mappings name it.
+    pub id: FileId,
+    /// Access mode and status flags as in fdinfo (`O_RDWR | O_NONBLOCK` ...), without `O_CLOEXEC`.
+    pub flags: u32,
+    /// Who gets its signals, if anybody (fcntl(2), `F_SETOWN`, `F_SETSIG`).
+    pub owner: Option<Owner>,
+    /// What it is.
+    pub record: Record,
+}
+
+/// The receiver of a description's signals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Owner {
+    /// `F_OWNER_TID` 0, `F_OWNER_PID` 1 or `F_OWNER_PGRP` 2.
+    pub kind: i32,
+    /// Whom.
+    pub id: NsPid,
+    /// The signal, 0 for SIGIO.
+    pub signal: i32,
+}
+
+/// A descriptor of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Descriptor {
+    /// Its number.
+    pub number: FdNum,
+    /// Whether execve closes it.
+    pub cloexec: bool,
+    /// What it refers to.
+    pub file: FileId,
+}
+
+/// One kind of open file description. Implemented by its `Record`.
+pub trait FileKind: Sized {
+    /// The kernel's word for it.
+    const NAME: &'static str;
+
+    /// Whether a description is of this kind.
+    fn claims(seen: &Seen) -> bool;
+
+    /// Reads everything that is needed to make it again. Must not change it.
+    ///
+    /// # Errors
+    /// What cannot be captured is refused by name.
+    fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<Self>;
+
+    /// Makes it again. Status flags and owner are set by the caller.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or a hole that the caller did not fill.
+    fn rebuild(&self, entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd>;
+
+    /// Calls that a holder makes once all its descriptors have their numbers (`epoll_ctl`); `number` is its own.
+    fn finish(&self, _number: FdNum, _script: &mut Script) {}
+}
+
+/// Every kind, once: the enum, and who does what. A kind that lacks an arm does not compile.
+macro_rules! registry {
+    ($($variant:ident $module:ident,)*) => {
+        /// What an open file description is.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[allow(missing_docs)]
+        pub enum Record { $($variant($module::Record),)* }
+
+        impl Record {
+            /// The kind's name.
+            #[must_use]
+            pub fn kind(&self) -> &'static str {
+                match self { $(Record::$variant(_) => $module::Record::NAME,)* }
+            }
+
+            /// The first kind that claims the description collects it.
+            ///
+            /// # Errors
+            /// The kind's own, or `Unsupported` naming a description that nobody claims.
+            pub fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<Record> {
+                $(if $module::Record::claims(seen) {
+                    return $module::Record::collect(seen, gather).map(Record::$variant);
+                })*
+                Err(crate::Cause::unsupported(format!("{}: no kind knows this file", seen.link)))
+            }
+
+            /// See [`FileKind::rebuild`].
+            ///
+            /// # Errors
+            /// The kind's own.
+            pub fn rebuild(&self, entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
+                match self { $(Record::$variant(r) => r.rebuild(entry, workshop),)* }
+            }
+
+            /// See [`FileKind::finish`].
+            pub fn finish(&self, number: FdNum, script: &mut Script) {
+                match self { $(Record::$variant(r) => r.finish(number, script),)* }
+            }
+        }
+
+        /// The names of all kinds, in the order in which they are asked.
+        pub const KINDS: &[&str] = &[$($module::Record::NAME,)*];
+    };
+}
+
+registry! {
+    External external,
+    Device device,
+    Regular regular,
+}

@@ -1,0 +1,287 @@
+//! A regular file or a directory, opened by its name; also anything opened with `O_PATH`.
+//! *Read from:* the link in /proc/PID/fd, fdinfo, fstat; a deleted file's content through the description itself.
+//! *Made again by:* openat2 beneath the container's root; a deleted file is written anew and unlinked.
+//! *Lost:* the inode number of a deleted file; a position in a directory that changed meanwhile means what it means then.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use serde::{Deserialize, Serialize};
+use yendor_image::Bytes;
+
+use super::{Entry, FileKind, Gather, Seen, Workshop};
+use crate::{Cause, Named, Result};
+
+/// A file with a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Its absolute path inside the container; of a deleted file, the path it had.
+    pub path: Bytes,
+    /// What kind of inode it is: the `S_IFMT` bits and permissions.
+    pub mode: u32,
+    /// The position in bytes (in a directory: the file system's cookie).
+    pub position: u64,
+    /// Size in bytes at checkpoint: a file that shrank since would misbehave, so restore refuses it.
+    pub size: u64,
+    /// A file that no name leads to any more travels in the image.
+    pub ghost: Option<Ghost>,
+}
+
+/// A deleted file's content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ghost {
+    /// Tells apart the ghosts of one image: descriptions of one file share it.
+    pub inode: u64,
+    /// The blob with its data extents, one after the other; `None` for a directory or an empty file.
+    pub blob: Option<String>,
+    /// `(offset in the file, bytes)` of each extent of the blob.
+    pub extents: Vec<(u64, u64)>,
+    /// Owner and group.
+    pub owner: (u32, u32),
+}
+
+impl FileKind for Record {
+    const NAME: &'static str = "regular";
+
+    fn claims(seen: &Seen) -> bool {
+        let by_name = seen.link.0.starts_with(b"/");
+        let kind = FileType::from_raw_mode(seen.stat.st_mode);
+        by_name
+            && (seen.info.flags & OFlags::PATH.bits() != 0
+                || matches!(kind, FileType::RegularFile | FileType::Directory) && !seen.link.0.starts_with(b"/memfd:"))
+    }
+
+    fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<Self> {
+        let (path, ghost) = if gather.leads_to(&seen.link.0, &seen.stat) {
+            (seen.link.0.clone(), None)
+        } else if seen.stat.st_nlink > 0 && !is_deleted(&seen.link.0) {
+            return Err(Cause::unsupported(format!("{}: another file lies at this path now", seen.link)));
+        } else {
+            let path = seen.link.0.strip_suffix(b" (deleted)").unwrap_or(&seen.link.0).to_vec();
+            (path, Some(Ghost::collect(seen, gather)?))
+        };
+        Ok(Record {
+            path: Bytes(path),
+            mode: seen.stat.st_mode,
+            position: u64::try_from(seen.info.pos).unwrap_or(0),
+            size: u64::try_from(seen.stat.st_size).unwrap_or(0),
+            ghost,
+        })
+    }
+
+    fn rebuild(&self, entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
+        let Record { path, mode, position, size, ghost } = self;
+        let flags = reopen_flags(entry.flags);
+        let fd = match ghost {
+            Some(ghost) => ghost.open(path, *mode, *size, flags, workshop)?,
+            None => workshop.open(&path.0, flags, Mode::empty())?,
+        };
+        let stat = rustix::fs::fstat(&fd).named("fstat", || path.to_string())?;
+        let kind = |m| FileType::from_raw_mode(m);
+        if kind(stat.st_mode) != kind(*mode) {
+            return Err(Cause::Hole {
+                what: format!("{path} as it was: it is another kind of file now"),
+                option: "--volume or --rootfs".into(),
+            });
+        }
+        if flags.contains(OFlags::PATH) {
+            return Ok(fd);
+        }
+        let is_file = kind(*mode) == FileType::RegularFile;
+        if is_file && u64::try_from(stat.st_size).unwrap_or(0) < *size {
+            return Err(Cause::Hole {
+                what: format!("{path} with at least {size} bytes: it has {} now", stat.st_size),
+                option: "the file as it was at the checkpoint".into(),
+            });
+        }
+        if *position != 0 {
+            rustix::fs::seek(&fd, SeekFrom::Start(*position)).named("lseek", || format!("{path}, {position}"))?;
+        }
+        Ok(fd)
+    }
+}
+
+/// Flags for open: creation flags are over, and nothing becomes a controlling terminal.
+fn reopen_flags(flags: u32) -> OFlags {
+    let over = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::NOCTTY;
+    let mut flags = OFlags::from_bits_retain(flags) & !over;
+    // O_TMPFILE contains O_DIRECTORY: fdinfo shows both for a file made so; a ghost is opened as a file.
+    if flags.contains(OFlags::TMPFILE) {
+        flags &= !OFlags::TMPFILE;
+    }
+    flags | OFlags::NOCTTY
+}
+
+fn is_deleted(link: &[u8]) -> bool {
+    link.ends_with(b" (deleted)")
+}
+
+impl Ghost {
+    fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<Ghost> {
+        let inode = seen.stat.st_ino;
+        let owner = (seen.stat.st_uid, seen.stat.st_gid);
+        if FileType::from_raw_mode(seen.stat.st_mode) == FileType::Directory {
+            return Ok(Ghost { inode, blob: None, extents: Vec::new(), owner });
+        }
+        if seen.stat.st_nlink > 0 {
+            return Err(Cause::unsupported(format!("{}: the file has other names that are not known", seen.link)));
+        }
+        let name = format!("ghost-{:x}-{inode:x}", seen.stat.st_dev);
+        let extents = extents(seen)?;
+        if extents.is_empty() {
+            return Ok(Ghost { inode, blob: None, extents, owner });
+        }
+        if gather.objects.insert(("ghost", inode)) {
+            let readable = readable(seen)?;
+            let mut out = gather.writer.file(&name)?;
+            for (offset, bytes) in &extents {
+                copy_out(&readable, *offset, *bytes, &mut out)?;
+            }
+            out.finish()?;
+        }
+        Ok(Ghost { inode, blob: Some(name), extents, owner })
+    }
+
+    /// The description of a file that is made again and unlinked; further descriptions of it open the same inode.
+    fn open(&self, path: &Bytes, mode: u32, size: u64, flags: OFlags, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
+        if FileType::from_raw_mode(mode) == FileType::Directory {
+            return self.open_directory(path, flags, workshop);
+        }
+        let key = ("ghost", self.inode);
+        if !workshop.objects.contains_key(&key) {
+            let made = self.make(path, mode, size, workshop)?;
+            workshop.objects.insert(key, vec![made]);
+        }
+        let original = &workshop.objects[&key][0];
+        reopen(original.as_fd(), flags)
+    }
+
+    fn make(&self, path: &Bytes, mode: u32, size: u64, workshop: &Workshop<'_>) -> Result<OwnedFd> {
+        let Ghost { inode: _, blob, extents, owner } = self;
+        let directory = parent(&path.0);
+        let flags = OFlags::TMPFILE | OFlags::RDWR;
+        let wanted = Mode::from_raw_mode(mode & 0o7777);
+        // Its old directory may be gone or refuse: any place of the container will do.
+        let fd = workshop
+            .open(directory, flags, Mode::RUSR | Mode::WUSR)
+            .or_else(|_| workshop.open(b"/tmp", flags, Mode::RUSR | Mode::WUSR))?;
+        rustix::fs::ftruncate(&fd, size).named("ftruncate", || format!("{path}, {size}"))?;
+        if let (Some(name), Some(reader)) = (blob, workshop.reader) {
+            reader.verify(name)?;
+            let (blob, bytes) = reader.open_file(name)?;
+            let mut from = 0u64;
+            for (offset, len) in extents {
+                if from.checked_add(*len).is_none_or(|end| end > bytes)
+                    || offset.checked_add(*len).is_none_or(|e| e > size)
+                {
+                    return Err(Cause::corrupt(format!("{name}: an extent lies outside")));
+                }
+                copy_in(blob.as_fd(), from, *len, &fd, *offset)?;
+                from += len;
+            }
+        }
+        rustix::fs::fchown(&fd, Some(rustix::fs::Uid::from_raw(owner.0)), Some(rustix::fs::Gid::from_raw(owner.1)))
+            .named("fchown", || format!("{path}, {owner:?}"))?;
+        rustix::fs::fchmod(&fd, wanted).named("fchmod", || format!("{path}, {wanted:?}"))?;
+        Ok(fd)
+    }
+
+    fn open_directory(&self, path: &Bytes, flags: OFlags, workshop: &Workshop<'_>) -> Result<OwnedFd> {
+        let parent = workshop
+            .open(parent(&path.0), OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
+            .or_else(|_| workshop.open(b"/tmp", OFlags::DIRECTORY | OFlags::PATH, Mode::empty()))?;
+        let name = format!(".yendor-ghost-{:x}", self.inode);
+        rustix::fs::mkdirat(&parent, &name, Mode::RWXU).named("mkdirat", || name.clone())?;
+        let fd =
+            rustix::fs::openat(&parent, &name, flags | OFlags::CLOEXEC, Mode::empty()).named("openat", || name.clone());
+        rustix::fs::unlinkat(&parent, &name, rustix::fs::AtFlags::REMOVEDIR).named("unlinkat", || name.clone())?;
+        Ok(fd?)
+    }
+}
+
+/// The directory part of a path.
+fn parent(path: &[u8]) -> &[u8] {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(0) | None => b"/",
+        Some(i) => &path[..i],
+    }
+}
+
+/// The same inode as a new description: through our own /proc/self/fd, which is ours, not the image's.
+///
+/// # Errors
+/// What openat says.
+pub fn reopen(fd: std::os::fd::BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
+    use std::os::fd::AsRawFd as _;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    Ok(rustix::fs::open(path.as_str(), flags | OFlags::CLOEXEC, Mode::empty())
+        .named("open", || format!("{path}, {flags:?}"))?)
+}
+
+/// A description of the same file that can be read.
+fn readable(seen: &Seen) -> Result<OwnedFd> {
+    let mode = seen.info.flags & 3;
+    if mode == OFlags::WRONLY.bits() || seen.info.flags & OFlags::PATH.bits() != 0 {
+        return reopen(seen.fd.as_fd(), OFlags::RDONLY);
+    }
+    Ok(rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?)
+}
+
+/// The extents that hold data.
+fn extents(seen: &Seen) -> Result<Vec<(u64, u64)>> {
+    let size = u64::try_from(seen.stat.st_size).unwrap_or(0);
+    // Seeking moves the position: never on the task's own description.
+    let own = reopen(seen.fd.as_fd(), OFlags::RDONLY)?;
+    let mut out = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(&own, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(e) => return Err(yendor_sys::SysError::new("lseek", format!("{}, SEEK_DATA", seen.link), e).into()),
+        };
+        let end =
+            rustix::fs::seek(&own, SeekFrom::Hole(start)).named("lseek", || format!("{}, SEEK_HOLE", seen.link))?;
+        out.push((start, end.min(size) - start));
+        at = end;
+    }
+    Ok(out)
+}
+
+fn copy_out(from: &OwnedFd, offset: u64, bytes: u64, out: &mut impl std::io::Write) -> Result<()> {
+    let mut buffer = vec![0u8; 256 * 1024];
+    let mut done = 0;
+    while done < bytes {
+        let want = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
+        let n = rustix::io::pread(from, &mut buffer[..want], offset + done).named("pread64", || format!("{offset}"))?;
+        if n == 0 {
+            return Err(Cause::unsupported("a deleted file that shrinks while it is read"));
+        }
+        out.write_all(&buffer[..n]).map_err(|e| yendor_sys::SysError::io("write", "ghost", &e))?;
+        done += n as u64;
+    }
+    Ok(())
+}
+
+fn copy_in(blob: std::os::fd::BorrowedFd<'_>, from: u64, bytes: u64, to: &OwnedFd, offset: u64) -> Result<()> {
+    let mut buffer = vec![0u8; 256 * 1024];
+    let mut done = 0;
+    while done < bytes {
+        let want = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
+        let n = rustix::io::pread(blob, &mut buffer[..want], from + done).named("pread64", || format!("{from}"))?;
+        if n == 0 {
+            return Err(Cause::corrupt("a blob ends early"));
+        }
+        let mut file = &buffer[..n];
+        let mut at = offset + done;
+        while !file.is_empty() {
+            let w = rustix::io::pwrite(to, file, at).named("pwrite64", || format!("{at}"))?;
+            file = &file[w..];
+            at += w as u64;
+        }
+        done += n as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! What file kinds share while they rebuild.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use yendor_image::{FileId, Reader};
+use yendor_sys::SysError;
+
+use super::Entry;
+use super::external::Filled;
+use crate::{Cause, Named, Result};
+
+/// Descriptions made so far, and what they are made from.
+pub struct Workshop<'a> {
+    /// The image, for contents that travel in it.
+    pub reader: Option<&'a Reader>,
+    /// The container's root directory.
+    pub root: OwnedFd,
+    /// What the caller hands in.
+    pub filled: Filled,
+    /// All entries of the image.
+    entries: BTreeMap<FileId, &'a Entry>,
+    /// Descriptions that exist.
+    made: BTreeMap<FileId, OwnedFd>,
+    /// Being made right now: a second visit is a cycle.
+    making: BTreeSet<FileId>,
+    /// Objects behind several descriptions (both ends of a pipe), by (kind, id), as the kind left them.
+    pub objects: BTreeMap<(&'static str, u64), Vec<OwnedFd>>,
+}
+
+impl<'a> Workshop<'a> {
+    /// An empty workshop for the entries of an image.
+    ///
+    /// # Errors
+    /// `Corrupt` when two entries have one id.
+    pub fn new(reader: Option<&'a Reader>, root: OwnedFd, filled: Filled, entries: &'a [Entry]) -> Result<Self> {
+        let mut map = BTreeMap::new();
+        for entry in entries {
+            if map.insert(entry.id, entry).is_some() {
+                return Err(Cause::corrupt(format!("two files have the id {}", entry.id)));
+            }
+        }
+        let objects = BTreeMap::new();
+        Ok(Self { reader, root, filled, entries: map, made: BTreeMap::new(), making: BTreeSet::new(), objects })
+    }
+
+    /// The entry with an id.
+    ///
+    /// # Errors
+    /// `Corrupt` for an id that names nothing.
+    pub fn entry(&self, id: FileId) -> Result<&'a Entry> {
+        self.entries.get(&id).copied().ok_or_else(|| Cause::corrupt(format!("no file has the id {id}")))
+    }
+
+    /// The description with an id, made now if it does not exist yet.
+    ///
+    /// # Errors
+    /// Its kind's; `Corrupt` for a dangling id or one that needs itself.
+    pub fn fd(&mut self, id: FileId) -> Result<BorrowedFd<'_>> {
+        if !self.made.contains_key(&id) {
+            let entry = self.entry(id)?;
+            if !self.making.insert(id) {
+                return Err(Cause::corrupt(format!("file {id} needs itself")));
+            }
+            let fd = entry.record.rebuild(entry, self)?;
+            self.making.remove(&id);
+            set_status(&fd, entry.flags)?;
+            self.made.insert(id, fd);
+        }
+        Ok(self.made[&id].as_fd())
+    }
+
+    /// Opens a path beneath the container's root.
+    ///
+    /// # Errors
+    /// What openat2 says.
+    pub fn open(&self, path: &[u8], flags: OFlags, mode: Mode) -> std::result::Result<OwnedFd, SysError> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        // openat2 refuses what open ignores beside O_PATH.
+        let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let flags = if flags.contains(OFlags::PATH) { flags & path_only } else { flags };
+        rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, mode, resolve)
+            .named("openat2", || format!("\"{}\", {flags:?}", path.escape_ascii()))
+    }
+}
+
+/// The status flags that fcntl can change; the rest was given at open.
+fn set_status(fd: &OwnedFd, flags: u32) -> Result<()> {
+    if flags & OFlags::PATH.bits() != 0 {
+        return Ok(());
+    }
+    let can_change = OFlags::NONBLOCK | OFlags::APPEND | OFlags::DIRECT | OFlags::NOATIME;
+    let wanted = OFlags::from_bits_retain(flags) & can_change;
+    let now = rustix::fs::fcntl_getfl(fd).named("fcntl", || "F_GETFL".into())?;
+    if now & can_change != wanted {
+        let set = (now & !can_change) | wanted;
+        rustix::fs::fcntl_setfl(fd, set).named("fcntl", || format!("F_SETFL, {set:?}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! Shared memory that no descriptor leads to: shared anonymous mappings, and memfds and tmpfs files that are mapped but
+//! closed.
+//! *Read from:* the memory of a task that has it mapped, device and inode from /proc/PID/smaps.
+//! *Made again by:* a memfd of the workshop, filled from the image, mapped by all that had it.
+//! *Lost:* the name in /proc/PID/maps becomes that of a memfd; what no task has mapped.
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+use yendor_image::{Bytes, PAGE_BYTES, PageRun, Reader, ShmId};
+
+use crate::{Cause, Named, Result};
+
+/// A shared object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// By what mappings name it.
+    pub id: ShmId,
+    /// The name it had.
+    pub name: Bytes,
+    /// Bytes: up to the end of the furthest mapping.
+    pub size: u64,
+    /// Its pages, with offsets in the object as addresses.
+    pub pages: Vec<PageRun>,
+}
+
+/// Makes it again.
+///
+/// # Errors
+/// The kernel's; `Corrupt` when its pages lie outside.
+pub fn rebuild(record: &Record, reader: &Reader) -> Result<OwnedFd> {
+    let Record { id, name, size, pages } = record;
+    let shown = || format!("shared object {id} ({name})");
+    // memfd_create wants a C string of at most 249 bytes.
+    let plain: String =
+        name.0.iter().take(200).map(|b| if b.is_ascii_graphic() { char::from(*b) } else { '_' }).collect();
+    let fd = rustix::fs::memfd_create(plain.trim_start_matches('/'), rustix::fs::MemfdFlags::CLOEXEC)
+        .named("memfd_create", shown)?;
+    rustix::fs::ftruncate(&fd, *size).named("ftruncate", || format!("{}, {size}", shown()))?;
+    for run in pages {
+        reader.check_run(run)?;
+        let bytes = run.pages * PAGE_BYTES;
+        if run.addr.0.checked_add(bytes).is_none_or(|end| end > *size) {
+            return Err(Cause::corrupt(format!("{}: pages beyond its end", shown())));
+        }
+        let (file, _) = reader.open_file(&yendor_image::pages_name(run.file))?;
+        let (mut from, mut to) = (run.offset, run.addr.0);
+        let mut buffer = vec![0u8; 256 * 1024];
+        let end = run.offset + bytes;
+        while from < end {
+            let want = buffer.len().min(usize::try_from(end - from).unwrap_or(usize::MAX));
+            let n = rustix::io::pread(&file, &mut buffer[..want], from).named("pread64", shown)?;
+            let w = rustix::io::pwrite(&fd, &buffer[..n], to).named("pwrite64", shown)?;
+            if n == 0 || w != n {
+                return Err(Cause::corrupt(format!("{}: the pages file ends early", shown())));
+            }
+            from += n as u64;
+            to += n as u64;
+        }
+    }
+    Ok(fd)
+}

@@ -1,0 +1,262 @@
+//! An area of an address space.
+//! *Read from:* /proc/PID/smaps; the file behind it by its path, checked against device and inode.
+//! *Made again by:* mmap at the same address, madvise, mlock2, mprotect; the vdso by mremap.
+//! *Lost:* nothing.
+
+use serde::{Deserialize, Serialize};
+use yendor_image::{Addr, Bytes, FileId, ShmId};
+use yendor_proc::maps::Label;
+use yendor_proc::smaps::{Smap, VmFlag};
+use yendor_task::script::cstr;
+use yendor_task::{Nr, Script, args};
+
+use crate::{Cause, Result};
+
+/// One area.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// First byte.
+    pub start: Addr,
+    /// One past the last.
+    pub end: Addr,
+    /// `PROT_*`.
+    pub protection: u32,
+    /// What is behind it.
+    pub backing: Backing,
+    /// Whether writes are seen by others.
+    pub shared: bool,
+    /// Settings beyond the protection, by name.
+    pub flags: Vec<Flag>,
+    /// The name that `PR_SET_VMA_ANON_NAME` gave it.
+    pub name: Option<Bytes>,
+}
+
+/// What is behind an area.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backing {
+    /// Nothing: zeros until written.
+    Anonymous,
+    /// A file, from this offset in bytes.
+    File(FileId, u64),
+    /// A shared object without a descriptor, from this offset in bytes.
+    Object(ShmId, u64),
+    /// The kernel's own code.
+    Vdso,
+    /// The kernel's own data.
+    Vvar,
+    /// Likewise, the clock pages of a hypervisor.
+    VvarClock,
+}
+
+/// A setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Flag {
+    /// `MAP_GROWSDOWN`.
+    GrowsDown,
+    /// `MAP_NORESERVE`.
+    NoReserve,
+    /// `mlock`.
+    Locked,
+    /// `mlock2` with `MLOCK_ONFAULT`.
+    LockedOnFault,
+    /// `MADV_DONTFORK`.
+    DontFork,
+    /// `MADV_WIPEONFORK`.
+    WipeOnFork,
+    /// `MADV_DONTDUMP`.
+    DontDump,
+    /// `MADV_HUGEPAGE`.
+    HugePage,
+    /// `MADV_NOHUGEPAGE`.
+    NoHugePage,
+    /// `MADV_MERGEABLE`.
+    Mergeable,
+    /// `MADV_SEQUENTIAL`.
+    Sequential,
+    /// `MADV_RANDOM`.
+    Random,
+    /// `MAP_DROPPABLE`.
+    Droppable,
+}
+
+const PLAIN: &[(VmFlag, Flag)] = &[
+    (VmFlag::GrowsDown, Flag::GrowsDown),
+    (VmFlag::NoReserve, Flag::NoReserve),
+    (VmFlag::DontCopy, Flag::DontFork),
+    (VmFlag::WipeOnFork, Flag::WipeOnFork),
+    (VmFlag::DontDump, Flag::DontDump),
+    (VmFlag::HugePage, Flag::HugePage),
+    (VmFlag::NoHugePage, Flag::NoHugePage),
+    (VmFlag::Mergeable, Flag::Mergeable),
+    (VmFlag::SeqRead, Flag::Sequential),
+    (VmFlag::RandRead, Flag::Random),
+    (VmFlag::Droppable, Flag::Droppable),
+];
+
+const REFUSED: &[(VmFlag, &str)] = &[
+    (VmFlag::HugeTlb, "hugetlb pages"),
+    (VmFlag::ShadowStack, "a shadow stack"),
+    (VmFlag::Sealed, "a sealed mapping (mseal)"),
+    (VmFlag::UffdMissing, "a userfaultfd"),
+    (VmFlag::UffdWp, "a userfaultfd"),
+    (VmFlag::UffdMinor, "a userfaultfd"),
+    (VmFlag::Guard, "guard regions (MADV_GUARD_INSTALL)"),
+    (VmFlag::Io, "a device's memory"),
+    (VmFlag::PfnMap, "a device's memory"),
+    (VmFlag::Sync, "synchronous page faults (MAP_SYNC)"),
+];
+
+/// Reads an area; `file` is asked for what is behind a file or shared object. `None` for what is not the process's own.
+///
+/// # Errors
+/// A flag that cannot be restored is refused by name.
+pub fn collect(smap: &Smap, file: &mut impl FnMut(&Smap) -> Result<Backing>) -> Result<Option<Record>> {
+    let map = &smap.map;
+    let flags = &smap.detail.vm_flags;
+    let place = || format!("mapping {:x}-{:x}", map.start, map.end);
+    let (backing, name) = match map.label() {
+        Label::Vsyscall => return Ok(None),
+        Label::Vdso => (Backing::Vdso, None),
+        Label::Vvar => (Backing::Vvar, None),
+        Label::VvarVclock => (Backing::VvarClock, None),
+        Label::Special(s) => return Err(Cause::unsupported(format!("{}: {}", place(), s.escape_ascii()))),
+        Label::Anon(name) if map.inode == 0 => (Backing::Anonymous, Some(Bytes(name.to_vec()))),
+        Label::AnonShmem(name) => (file(smap)?, Some(Bytes(name.to_vec()))),
+        _ if map.inode == 0 && map.perms.shared => {
+            return Err(Cause::unsupported(format!("{}: shared memory without an inode", place())));
+        }
+        _ if map.inode == 0 => (Backing::Anonymous, None),
+        _ => (file(smap)?, None),
+    };
+    let own = !matches!(backing, Backing::Vdso | Backing::Vvar | Backing::VvarClock);
+    let mut set = Vec::new();
+    if own {
+        if let Some((_, what)) = REFUSED.iter().find(|(flag, _)| flags.has(*flag)) {
+            return Err(Cause::unsupported(format!("{}: {what}", place())));
+        }
+        if !flags.leftover.is_empty() {
+            let names: Vec<_> = flags.leftover.iter().map(|f| f.escape_ascii().to_string()).collect();
+            return Err(Cause::unsupported(format!("{}: unknown flags {}", place(), names.join(" "))));
+        }
+        set.extend(PLAIN.iter().filter(|(flag, _)| flags.has(*flag)).map(|(_, f)| *f));
+        match (flags.has(VmFlag::Locked), flags.has(VmFlag::LockOnFault)) {
+            (true, true) => set.push(Flag::LockedOnFault),
+            (true, false) => set.push(Flag::Locked),
+            _ => {}
+        }
+    }
+    let protection = u32::from(map.perms.read) | u32::from(map.perms.write) << 1 | u32::from(map.perms.exec) << 2;
+    Ok(Some(Record {
+        start: Addr(map.start),
+        end: Addr(map.end),
+        protection,
+        backing,
+        shared: map.perms.shared,
+        flags: set,
+        name,
+    }))
+}
+
+const PROT_READ_WRITE: u32 = 3;
+const MAP_SHARED: u32 = 0x01;
+const MAP_PRIVATE: u32 = 0x02;
+const MAP_DROPPABLE: u32 = 0x08;
+const MAP_FIXED_NOREPLACE: u32 = 0x10_0000;
+const MAP_ANONYMOUS: u32 = 0x20;
+const MAP_GROWSDOWN: u32 = 0x100;
+const MAP_NORESERVE: u32 = 0x4000;
+const MLOCK_ONFAULT: u32 = 1;
+const PR_SET_VMA: u32 = 0x5356_4d41;
+
+impl Record {
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.end.0.saturating_sub(self.start.0)
+    }
+
+    /// Whether it has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether it is the kernel's own (vdso, vvar).
+    #[must_use]
+    pub fn is_kernel(&self) -> bool {
+        matches!(self.backing, Backing::Vdso | Backing::Vvar | Backing::VvarClock)
+    }
+
+    fn has(&self, flag: Flag) -> bool {
+        self.flags.contains(&flag)
+    }
+
+    /// Maps it. With `fill` it can be written, to be filled; [`Self::protect`] comes after. `fd`: the task's descriptor of
+    /// what is behind it.
+    pub fn map(&self, fd: Option<i32>, fill: bool, script: &mut Script) {
+        let (offset, anonymous) = match self.backing {
+            Backing::Anonymous => (0, MAP_ANONYMOUS),
+            Backing::File(_, offset) | Backing::Object(_, offset) => (offset, 0),
+            Backing::Vdso | Backing::Vvar | Backing::VvarClock => return,
+        };
+        let sharing = match (self.shared, self.has(Flag::Droppable)) {
+            (_, true) => MAP_DROPPABLE,
+            (true, _) => MAP_SHARED,
+            (false, _) => MAP_PRIVATE,
+        };
+        let mut flags = sharing | anonymous | MAP_FIXED_NOREPLACE;
+        for (flag, bit) in [(Flag::GrowsDown, MAP_GROWSDOWN), (Flag::NoReserve, MAP_NORESERVE)] {
+            if self.has(flag) {
+                flags |= bit;
+            }
+        }
+        let protection = if fill { self.protection | PROT_READ_WRITE } else { self.protection };
+        let start = self.start.0;
+        let want = yendor_task::Want::Exactly(start);
+        script.call_wanting(Nr::MMAP, args![start, self.len(), protection, flags, fd.unwrap_or(-1), offset], want);
+    }
+
+    /// Settings that change what filling does (huge pages).
+    pub fn advise_before(&self, script: &mut Script) {
+        for (flag, advice) in [(Flag::HugePage, 14), (Flag::NoHugePage, 15)] {
+            if self.has(flag) {
+                script.call(Nr::MADVISE, args![self.start.0, self.len(), advice]);
+            }
+        }
+    }
+
+    /// Everything that comes after filling; the protection unless it is what `map` gave.
+    pub fn protect(&self, filled: bool, script: &mut Script) {
+        let (start, len) = (self.start.0, self.len());
+        if filled && self.protection & PROT_READ_WRITE != PROT_READ_WRITE {
+            script.call(Nr::MPROTECT, args![start, len, self.protection]);
+        }
+        let advices = [
+            (Flag::DontFork, 10),
+            (Flag::WipeOnFork, 18),
+            (Flag::DontDump, 16),
+            (Flag::Mergeable, 12),
+            (Flag::Sequential, 2),
+            (Flag::Random, 1),
+        ];
+        for (flag, advice) in advices {
+            if self.has(flag) && !(flag == Flag::WipeOnFork || flag == Flag::DontDump)
+                || self.has(flag) && !self.has(Flag::Droppable)
+            {
+                script.call(Nr::MADVISE, args![start, len, advice]);
+            }
+        }
+        if self.has(Flag::Locked) {
+            script.call(Nr::MLOCK, args![start, len]);
+        }
+        if self.has(Flag::LockedOnFault) {
+            script.call(Nr::MLOCK2, args![start, len, MLOCK_ONFAULT]);
+        }
+        if let Some(name) = &self.name {
+            script.call(Nr::PRCTL, args![PR_SET_VMA, 0, start, len, cstr(&name.0)]);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Processes and threads.
+//!
+//! What the kernel tells outsiders is read from /proc and by ptrace. The rest only the task itself can ask: the modules
+//! here put their questions into one [`Inquiry`] per thread, which is executed inside the stopped task as a script, and
+//! read their answers from it. Rebuilding is the other way round: each module appends calls to the script of the new task.
+
+pub mod attribute;
+pub mod credential;
+pub mod directory;
+pub mod itimer;
+pub mod posix_timer;
+pub mod regs;
+pub mod rlimit;
+pub mod rseq;
+pub mod sched;
+pub mod sigaction;
+pub mod signal;
+
+use serde::{Deserialize, Serialize};
+use yendor_image::{NsPid, Tid};
+use yendor_task::script::{Arg, Want};
+use yendor_task::{Arena, Nr, RunError, Script};
+
+use crate::file::Descriptor;
+use crate::memory;
+
+/// A process in an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Its id inside the container.
+    pub pid: NsPid,
+    /// Its parent inside the tree; pid 1 for one whose parent is the container's init.
+    pub parent: NsPid,
+    /// Its process group.
+    pub group: NsPid,
+    /// Its session.
+    pub session: NsPid,
+    /// What it is.
+    pub state: State,
+}
+
+/// Alive, or only its status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// A zombie that its parent has not waited for: the wait status.
+    Zombie(i32),
+    /// A process.
+    Alive(Box<Alive>),
+    /// A process that is to start: the last step is execve.
+    Exec(Box<Exec>),
+}
+
+/// All of a living process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alive {
+    /// Its threads, leader first.
+    pub threads: Vec<Thread>,
+    /// Its address space.
+    pub memory: memory::Record,
+    /// Its descriptors, by number.
+    pub descriptors: Vec<Descriptor>,
+    /// Working directory, root, umask.
+    pub directory: directory::Record,
+    /// Signal actions.
+    pub actions: sigaction::Record,
+    /// Signals pending for the process.
+    pub pending: signal::Queue,
+    /// Whether it is stopped by job control, and by which signal.
+    pub stopped: Option<i32>,
+    /// Interval timers.
+    pub itimers: itimer::Record,
+    /// POSIX timers.
+    pub posix_timers: posix_timer::Record,
+    /// Resource limits.
+    pub limits: rlimit::Record,
+    /// The rest of what belongs to a process.
+    pub attributes: attribute::Process,
+    /// Whether the session's terminal is open in the session leader: that file.
+    pub terminal: Option<yendor_image::FileId>,
+}
+
+/// A thread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Thread {
+    /// Its id inside the container; the leader's is the pid.
+    pub tid: Tid,
+    /// Registers.
+    pub regs: regs::Record,
+    /// Blocked signals, alternate stack, signals pending for the thread.
+    pub signals: signal::Record,
+    /// User space's registrations with the kernel.
+    pub rseq: rseq::Record,
+    /// How it is scheduled.
+    pub sched: sched::Record,
+    /// Who it is.
+    pub credentials: credential::Record,
+    /// The rest of what belongs to a thread.
+    pub attributes: attribute::Thread,
+}
+
+/// A process that starts with execve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// Absolute path inside the container.
+    pub path: yendor_image::Bytes,
+    /// Arguments, the name first.
+    pub argv: Vec<yendor_image::Bytes>,
+    /// Environment, `K=V`.
+    pub env: Vec<yendor_image::Bytes>,
+    /// Its descriptors.
+    pub descriptors: Vec<Descriptor>,
+    /// Working directory, root, umask.
+    pub directory: directory::Record,
+    /// Who it is.
+    pub credentials: credential::Record,
+    /// Resource limits; none: as the caller's.
+    pub limits: Option<rlimit::Record>,
+    /// Its controlling terminal.
+    pub terminal: Option<yendor_image::FileId>,
+}
+
+/// Questions for one thread, and then its answers.
+#[derive(Debug, Default)]
+pub struct Inquiry {
+    script: Script,
+    done: Vec<yendor_task::script::Done>,
+}
+
+/// One question.
+#[derive(Debug, Clone, Copy)]
+pub struct Question(usize);
+
+impl Inquiry {
+    /// Asks a call whatever it returns.
+    pub fn ask(&mut self, nr: Nr, args: impl IntoIterator<Item = Arg>) -> Question {
+        Question(self.script.call_wanting(nr, args, Want::Anything))
+    }
+
+    /// The script to run.
+    #[must_use]
+    pub fn script(&self) -> &Script {
+        &self.script
+    }
+
+    /// Takes the answers.
+    pub fn answered(&mut self, done: Vec<yendor_task::script::Done>) {
+        self.done = done;
+    }
+
+    /// What the call returned, an error as an error.
+    ///
+    /// # Errors
+    /// The call's own.
+    pub fn value(&self, q: Question) -> crate::Result<u64> {
+        let returned = self.done.get(q.0).map_or(-38, |d| d.returned);
+        if !(-4095..0).contains(&returned) {
+            return Ok(returned.cast_unsigned());
+        }
+        let call = self.script.calls.get(q.0);
+        let errno = yendor_sys::Errno::from_raw_os_error(i32::try_from(-returned).unwrap_or(38));
+        let (name, args) = call.map_or(("syscall", String::new()), |c| (c.nr.name(), c.shown_args()));
+        Err(yendor_sys::SysError::new(name, args, errno).into())
+    }
+
+    /// The bytes that the call filled in.
+    ///
+    /// # Errors
+    /// The call's own.
+    pub fn bytes(&self, q: Question) -> crate::Result<&[u8]> {
+        self.value(q)?;
+        Ok(self.done.get(q.0).and_then(|d| d.out.first()).map_or(&[][..], Vec::as_slice))
+    }
+
+    /// The `index`th 64-bit word that the call filled in.
+    ///
+    /// # Errors
+    /// The call's own.
+    pub fn word(&self, q: Question, index: usize) -> crate::Result<u64> {
+        let bytes = self.bytes(q)?;
+        Ok(word_at(bytes, index * 8))
+    }
+}
+
+/// The 64-bit word at an offset, zero beyond the end.
+#[must_use]
+pub fn word_at(bytes: &[u8], offset: usize) -> u64 {
+    bytes.get(offset..offset + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes)
+}
+
+/// The 32-bit word at an offset, zero beyond the end.
+#[must_use]
+pub fn half_at(bytes: &[u8], offset: usize) -> u32 {
+    bytes.get(offset..offset + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+/// Words as bytes.
+#[must_use]
+pub fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_ne_bytes()).collect()
+}
+
+/// Runs scripts in tasks that wait in an arena: what rebuild needs of the engine.
+pub trait Runner {
+    /// Runs a script in the task.
+    ///
+    /// # Errors
+    /// The first failed call.
+    fn run(&mut self, script: &Script) -> Result<Vec<yendor_task::script::Done>, RunError>;
+}
+
+/// A task that waits in an arena.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    /// The arena.
+    pub arena: &'a Arena,
+    /// Its slot.
+    pub slot: usize,
+    /// Its id as the tracer sees it.
+    pub tid: i32,
+}
+
+impl Runner for Waiting<'_> {
+    fn run(&mut self, script: &Script) -> Result<Vec<yendor_task::script::Done>, RunError> {
+        self.arena.run(self.slot, self.tid, script)
+    }
+}

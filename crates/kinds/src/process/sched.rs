@@ -1,0 +1,77 @@
+//! How a thread is scheduled: policy, nice, CPU affinity, I/O priority, timer slack.
+//! *Read from:* sched_getattr, sched_getaffinity, ioprio_get and prctl in the task.
+//! *Made again by:* their counterparts, where the value differs from the one that the new task has already.
+//! *Lost:* CPUs in the affinity that this machine does not have.
+
+use serde::{Deserialize, Serialize};
+use yendor_image::Bytes;
+use yendor_task::script::{bytes, out};
+use yendor_task::{Nr, Script, args};
+
+use super::{Inquiry, Question};
+use crate::Result;
+
+/// The settings.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// `struct sched_attr` as the kernel gave it.
+    pub attributes: Bytes,
+    /// CPU mask, lowest CPUs first.
+    pub affinity: Bytes,
+    /// Class and level (ioprio_get(2)).
+    pub io_priority: u64,
+    /// Nanoseconds.
+    pub timer_slack: u64,
+}
+
+/// The questions.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked([Question; 4]);
+
+const PR_SET_TIMERSLACK: u32 = 29;
+const PR_GET_TIMERSLACK: u32 = 30;
+const ATTR: usize = 56;
+const MASK: usize = 128;
+
+/// Asks.
+pub fn ask(inquiry: &mut Inquiry) -> Asked {
+    Asked([
+        inquiry.ask(Nr::SCHED_GETATTR, args![0, out(ATTR), ATTR, 0]),
+        inquiry.ask(Nr::SCHED_GETAFFINITY, args![0, MASK, out(MASK)]),
+        inquiry.ask(Nr::IOPRIO_GET, args![1, 0]),
+        inquiry.ask(Nr::PRCTL, args![PR_GET_TIMERSLACK, 0, 0, 0, 0]),
+    ])
+}
+
+/// Reads.
+///
+/// # Errors
+/// A call's own.
+pub fn collect(inquiry: &Inquiry, asked: Asked) -> Result<Record> {
+    let Asked([attributes, affinity, io, slack]) = asked;
+    let size = usize::try_from(inquiry.value(affinity)?).unwrap_or(0).min(MASK);
+    Ok(Record {
+        attributes: Bytes(inquiry.bytes(attributes)?.to_vec()),
+        affinity: Bytes(inquiry.bytes(affinity)?.get(..size).unwrap_or_default().to_vec()),
+        io_priority: inquiry.value(io)?,
+        timer_slack: inquiry.value(slack)?,
+    })
+}
+
+/// Sets what differs from `now`, which a fresh task has.
+pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
+    let Record { attributes, affinity, io_priority, timer_slack } = record;
+    if *attributes != now.attributes {
+        script.call(Nr::SCHED_SETATTR, args![0, bytes(attributes.0.clone()), 0]);
+    }
+    if *affinity != now.affinity {
+        script.call(Nr::SCHED_SETAFFINITY, args![0, affinity.0.len(), bytes(affinity.0.clone())]);
+    }
+    if *io_priority != now.io_priority {
+        script.call(Nr::IOPRIO_SET, args![1, 0, *io_priority]);
+    }
+    if *timer_slack != now.timer_slack {
+        script.call(Nr::PRCTL, args![PR_SET_TIMERSLACK, *timer_slack, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,74 @@
+//! The records of an image: everything but the bytes.
+
+use serde::{Deserialize, Serialize};
+use yendor_image::Bytes;
+
+use crate::{file, memory, process};
+
+/// What `records.cbor` holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// Where it was taken.
+    pub machine: Machine,
+    /// The container around the processes.
+    pub container: Container,
+    /// Processes, parents before children.
+    pub processes: Vec<process::Record>,
+    /// Open file descriptions.
+    pub files: Vec<file::Entry>,
+    /// Shared memory without descriptors.
+    pub objects: Vec<memory::shared::Record>,
+    /// What the caller of the checkpoint allowed to be lost, and what of it was: kind and object.
+    pub lost: Vec<(String, String)>,
+}
+
+/// The machine of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// `x86_64`.
+    pub architecture: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// The vdso that the tasks have mapped: its pages are the kernel's and must be the same at restore.
+    pub vdso: Option<yendor_image::Digest>,
+}
+
+/// What the container looked like; content, not authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    /// Its host name.
+    pub hostname: Bytes,
+    /// `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` as its tasks saw them, in nanoseconds.
+    pub clocks: (u64, u64),
+    /// How its tasks saw the file system.
+    pub root: Root,
+    /// Whether it had a network namespace of its own.
+    pub own_network: bool,
+    /// The blob with the container's file system layer, and those with the contents of its tmpfs mounts.
+    pub layer: Option<String>,
+    /// Mount point and blob of each tmpfs.
+    pub tmpfs: Vec<(Bytes, String)>,
+}
+
+/// The sort of root file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Root {
+    /// The host's under a private layer.
+    Layered,
+    /// A directory of the caller's.
+    Dir,
+    /// The caller's own view.
+    Caller,
+}
+
+impl Snapshot {
+    /// The process that everything else grows from.
+    #[must_use]
+    pub fn root(&self) -> Option<&process::Record> {
+        self.processes.first()
+    }
+}

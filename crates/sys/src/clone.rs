@@ -1,0 +1,78 @@
+//! A stub: a copy of this process that runs no code of ours, only waits to be taken over (clone(2)).
+
+use rustix::io::Errno;
+
+use crate::{Result, SysError};
+
+/// `struct clone_args` (clone(2)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct CloneArgs {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+    pub cgroup: u64,
+}
+
+impl CloneArgs {
+    /// The bytes, as a script carries them.
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
+        [
+            self.flags,
+            self.pidfd,
+            self.child_tid,
+            self.parent_tid,
+            self.exit_signal,
+            self.stack,
+            self.stack_size,
+            self.tls,
+            self.set_tid,
+            self.set_tid_size,
+            self.cgroup,
+        ]
+        .iter()
+        .flat_map(|w| w.to_ne_bytes())
+        .collect()
+    }
+}
+
+/// Forks a child that sleeps in `pause` for ever; `flags` as for clone3. Its pid as the caller sees it.
+///
+/// # Errors
+/// What clone3 says: `EAGAIN` at a limit, `EPERM`, `ENOMEM`.
+pub fn stub(flags: u64) -> Result<i32> {
+    let args = CloneArgs { flags, exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()), ..CloneArgs::default() };
+    let size = std::mem::size_of::<CloneArgs>();
+    let ret: i64;
+    // SAFETY: without CLONE_VM the child gets its own copy of memory; it never returns into Rust but loops on
+    // pause(2) until it is killed or taken over. The parent goes on after the asm with only rax, rcx, r11 changed.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 3f",
+            "2: mov eax, 34",
+            "syscall",
+            "jmp 2b",
+            "3:",
+            inlateout("rax") libc::SYS_clone3 => ret,
+            in("rdi") &raw const args,
+            in("rsi") size,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    i32::try_from(ret).ok().filter(|pid| *pid > 0).ok_or_else(|| {
+        let errno = i32::try_from(-ret).unwrap_or(libc::EIO);
+        SysError::new("clone3", format!("flags={flags:#x}"), Errno::from_raw_os_error(errno))
+    })
+}

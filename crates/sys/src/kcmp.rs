@@ -1,0 +1,46 @@
+//! Whether two tasks share a kernel object (kcmp(2)).
+
+use std::cmp::Ordering;
+
+use crate::{Result, raw};
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Two open file descriptions, each by a descriptor of its task.
+    File(i32, i32),
+    /// Address spaces.
+    Vm,
+    /// Descriptor tables.
+    Files,
+    /// Root, working directory and umask.
+    Fs,
+    /// Signal actions.
+    Sighand,
+    /// I/O contexts.
+    Io,
+    /// System V semaphore adjustments.
+    Sysvsem,
+}
+
+/// Orders the objects of two tasks; `Equal` means one shared object.
+///
+/// # Errors
+/// `EPERM` when either may not be traced, `EBADF` for a descriptor that is not open, `ESRCH`.
+pub fn compare(a: i32, b: i32, what: What) -> Result<Ordering> {
+    let (kind, x, y) = match what {
+        What::File(x, y) => (0, raw::word(x), raw::word(y)),
+        What::Vm => (1, 0, 0),
+        What::Files => (2, 0, 0),
+        What::Fs => (3, 0, 0),
+        What::Sighand => (4, 0, 0),
+        What::Io => (5, 0, 0),
+        What::Sysvsem => (6, 0, 0),
+    };
+    let n = raw::numbers("kcmp", libc::SYS_kcmp, [raw::word(a), raw::word(b), kind, x, y, 0])?;
+    Ok(match n {
+        0 => Ordering::Equal,
+        1 => Ordering::Less,
+        _ => Ordering::Greater,
+    })
+}

@@ -1,0 +1,18 @@
+//! What rustix lacks: ptrace, clone3 with chosen pids, foreign memory, pagemap scans, robust futexes.
+//! The only crate of the workspace with `unsafe`; every block says why it is sound.
+#![allow(unsafe_code)]
+
+pub mod clone;
+pub mod error;
+pub mod fd;
+pub mod futex;
+pub mod kcmp;
+pub mod mapping;
+pub mod pagemap;
+pub mod ptrace;
+pub mod raw;
+pub mod vm;
+pub mod wait;
+
+pub use error::{Result, SysError, errno_name};
+pub use rustix::io::Errno;

@@ -1,0 +1,113 @@
+//! Which pages of a task hold what: `PAGEMAP_SCAN` (Documentation/admin-guide/mm/pagemap.rst, Linux 6.7).
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::{Result, SysError};
+
+bitflags::bitflags! {
+    /// Properties of a page.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Page: u64 {
+        /// The mapping may be write-protected asynchronously.
+        const WPALLOWED = 1 << 0;
+        /// Written since it was write-protected.
+        const WRITTEN = 1 << 1;
+        /// Belongs to a file or to shared memory (not a private copy).
+        const FILE = 1 << 2;
+        /// Is in memory.
+        const PRESENT = 1 << 3;
+        /// Is in swap.
+        const SWAPPED = 1 << 4;
+        /// Is the shared page of zeros.
+        const PFNZERO = 1 << 5;
+        /// Is part of a huge page.
+        const HUGE = 1 << 6;
+    }
+}
+
+/// A run of pages with the same properties, `end` exclusive, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Region {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// Of the asked properties, those that hold.
+    pub categories: u64,
+}
+
+#[repr(C)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: u64 = 0xc060_6610;
+
+/// The runs of pages in `start..end` that are in memory or in swap, through a descriptor of `/proc/PID/pagemap`.
+///
+/// # Errors
+/// `EPERM`, `ENOTTY` on a kernel before 6.7.
+pub fn scan(pagemap: BorrowedFd<'_>, start: u64, end: u64) -> Result<Vec<Region>> {
+    let mut out = Vec::new();
+    let mut from = start;
+    let mut chunk = vec![Region { start: 0, end: 0, categories: 0 }; 512];
+    while from < end {
+        let mut arg = ScanArg {
+            size: std::mem::size_of::<ScanArg>() as u64,
+            flags: 0,
+            start: from,
+            end,
+            walk_end: 0,
+            vec: chunk.as_mut_ptr() as u64,
+            vec_len: chunk.len() as u64,
+            max_pages: 0,
+            category_inverted: 0,
+            category_mask: 0,
+            category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
+            return_mask: (Page::FILE | Page::PRESENT | Page::SWAPPED | Page::PFNZERO).bits(),
+        };
+        // SAFETY: `arg` has the kernel's layout and size; `vec` describes `chunk`, which outlives the call.
+        let n = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+        let Ok(n) = usize::try_from(n) else {
+            return Err(SysError::last("ioctl", format!("PAGEMAP_SCAN, {from:#x}..{end:#x}")));
+        };
+        out.extend_from_slice(&chunk[..n.min(chunk.len())]);
+        if arg.walk_end <= from {
+            break;
+        }
+        from = arg.walk_end;
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn finds_the_written_pages_of_this_process() {
+        let pages = 64usize;
+        let mut memory = vec![0u8; (pages + 2) * 4096];
+        let base = (memory.as_ptr() as usize).next_multiple_of(4096);
+        let offset = base - memory.as_ptr() as usize;
+        memory[offset + 5 * 4096] = 1;
+        let map = std::fs::File::open("/proc/self/pagemap").expect("pagemap");
+        let found = scan(map.as_fd(), base as u64, (base + pages * 4096) as u64).expect("scan");
+        let page = (base + 5 * 4096) as u64;
+        assert!(found.iter().any(|r| r.start <= page && page < r.end), "{found:x?}");
+    }
+}

@@ -1,0 +1,375 @@
+//! Scratch memory shared by the tracer and the tasks it drives: code, one word that says the tracer lives, and a slot
+//! per task where its script lies.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use yendor_sys::futex::{self, ROBUST_ENTRY, ROBUST_WORD};
+use yendor_sys::mapping::Mapping;
+use yendor_sys::wait::{self, Event};
+use yendor_sys::{Errno, SysError};
+
+use crate::gadget::{CODE, record, slot};
+use crate::regs::Regs;
+use crate::script::{Arg, Call, Done, Memory, Script, Want};
+
+/// Bytes of a page.
+pub const PAGE: usize = 4096;
+/// Where the tracer's robust-list entry lies.
+const ALIVE_ENTRY: usize = PAGE;
+/// The word in it.
+const ALIVE: usize = ALIVE_ENTRY + ROBUST_WORD;
+/// Where the slots start.
+const SLOTS: usize = 2 * PAGE;
+/// A script that needs longer than this has hung: it is a bug or a kernel that does not answer.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Why a script did not run to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RunError {
+    /// A call failed; the rest was not executed.
+    #[error("{error}")]
+    Call {
+        /// The call's place in the script.
+        index: usize,
+        /// The call and the kernel's answer.
+        error: SysError,
+    },
+    /// The task died.
+    #[error("task {tid} died ({event:?})")]
+    Died {
+        /// Which.
+        tid: i32,
+        /// How.
+        event: Event,
+    },
+    /// The task got a signal in the middle of the script.
+    #[error("task {tid} was stopped by signal {signal} while it executed a script")]
+    Signal {
+        /// Which.
+        tid: i32,
+        /// The signal.
+        signal: i32,
+    },
+    /// The task executes another program now: its execve succeeded, and it is stopped.
+    #[error("task {tid} has executed a program")]
+    Executed {
+        /// Which.
+        tid: i32,
+    },
+    /// One call's data does not fit into a slot.
+    #[error("{call} carries {bytes} bytes, more than the scratch memory holds")]
+    TooLarge {
+        /// The call.
+        call: &'static str,
+        /// Its data in bytes.
+        bytes: usize,
+    },
+    /// No answer for ten minutes.
+    #[error("task {tid} has not finished its script")]
+    Hung {
+        /// Which.
+        tid: i32,
+    },
+    /// A call of our own failed.
+    #[error("{0}")]
+    Sys(#[from] SysError),
+}
+
+/// The shared scratch memory.
+#[derive(Debug)]
+pub struct Arena {
+    memory: Mapping,
+    base: u64,
+    slot_size: usize,
+}
+
+impl Arena {
+    /// Bytes that an arena with `slots` slots of `slot_size` bytes takes.
+    #[must_use]
+    pub fn size(slots: usize, slot_size: usize) -> usize {
+        SLOTS + slots * slot_size
+    }
+
+    /// An arena over `memory`, which tasks will find at `base`. Lays down code; `alive` is what the tracer's word holds
+    /// while it lives (0 where nobody has to survive us).
+    #[must_use]
+    pub fn new(memory: Mapping, base: u64, slot_size: usize, alive: u32) -> Self {
+        memory.write(0, CODE);
+        memory.word(ALIVE).store(alive, Ordering::Release);
+        let arena = Self { memory, base, slot_size };
+        for i in 0..arena.slots() {
+            arena.prepare_slot(i, alive);
+        }
+        arena
+    }
+
+    fn prepare_slot(&self, index: usize, alive: u32) {
+        let at = self.at(index);
+        let here = self.base + at as u64;
+        let mut waiters = Vec::with_capacity(48);
+        for (value, address) in [(0, here + slot::GO as u64), (u64::from(alive), self.base + ALIVE as u64)] {
+            waiters.extend_from_slice(&value.to_ne_bytes());
+            waiters.extend_from_slice(&address.to_ne_bytes());
+            // FUTEX2_SIZE_U32, shared; a reserved word.
+            waiters.extend_from_slice(&2u64.to_ne_bytes());
+        }
+        self.memory.write(at + slot::WAITERS, &waiters);
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        (self.memory.len() - SLOTS) / self.slot_size
+    }
+
+    /// Where tasks find it.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// One past its last byte, as tasks see it.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.base + self.memory.len() as u64
+    }
+
+    /// The memory itself.
+    #[must_use]
+    pub fn memory(&self) -> &Mapping {
+        &self.memory
+    }
+
+    /// The offset of the robust-list entry that holds the tracer's word.
+    #[must_use]
+    pub fn alive_entry() -> usize {
+        const { assert!(ALIVE_ENTRY + ROBUST_ENTRY <= SLOTS) };
+        ALIVE_ENTRY
+    }
+
+    fn at(&self, index: usize) -> usize {
+        SLOTS + index * self.slot_size
+    }
+
+    /// The address of a slot, as tasks see it.
+    #[must_use]
+    pub fn slot_address(&self, index: usize) -> u64 {
+        self.base + self.at(index) as u64
+    }
+
+    /// A word of a slot.
+    #[must_use]
+    pub fn slot_word(&self, index: usize, offset: usize) -> u32 {
+        self.memory.word(self.at(index) + offset).load(Ordering::Acquire)
+    }
+
+    /// Registers with which a task executes code at `entry` of the gadget for slot `index`; `frame` is the address of the
+    /// `ucontext` to return to if the tracer dies.
+    #[must_use]
+    pub fn entry_regs(&self, from: &Regs, index: usize, entry: u64, frame: u64) -> Regs {
+        let mut regs = *from;
+        regs.rip = self.base + entry;
+        regs.r12 = self.slot_address(index);
+        regs.r13 = self.base + ALIVE as u64;
+        regs.r14 = frame;
+        regs.orig_rax = u64::MAX;
+        regs.rax = 0;
+        // Clear the direction and trap flags: the loop wants neither.
+        regs.eflags &= !0x500;
+        regs
+    }
+
+    /// Makes a slot as new, for another task.
+    pub fn reset_slot(&self, index: usize, alive: u32) {
+        let at = self.at(index);
+        self.memory.write(at, &[0; 16]);
+        self.prepare_slot(index, alive);
+    }
+
+    /// Runs a script in the task that waits at slot `index`, in as many pieces as the slot needs.
+    ///
+    /// # Errors
+    /// The first call that did not return what it had to, or the death of the task.
+    pub fn run(&self, index: usize, tid: i32, script: &Script) -> Result<Vec<Done>, RunError> {
+        let mut done = Vec::with_capacity(script.calls.len());
+        let mut rest = script.calls.as_slice();
+        while !rest.is_empty() {
+            let n = self.start(index, rest)?;
+            self.finish(index, tid, &rest[..n], script.calls.len() - rest.len(), &mut done)?;
+            rest = &rest[n..];
+        }
+        Ok(done)
+    }
+
+    /// Lays down as many calls as fit and starts them. How many.
+    ///
+    /// # Errors
+    /// [`RunError::TooLarge`] when not even one fits.
+    pub fn start(&self, index: usize, calls: &[Call]) -> Result<usize, RunError> {
+        let at = self.at(index);
+        let room = self.slot_size - slot::RECORDS - record::SIZE;
+        let mut n = 0;
+        let mut used = 0;
+        for call in calls {
+            let need = record::SIZE + data_size(call);
+            if used + need > room {
+                break;
+            }
+            used += need;
+            n += 1;
+        }
+        if n == 0 && !calls.is_empty() {
+            let (call, bytes) = calls.first().map_or(("", 0), |c| (c.nr.name(), data_size(c)));
+            return Err(RunError::TooLarge { call, bytes });
+        }
+        let mut image = vec![0u8; (n + 1) * record::SIZE];
+        for (i, call) in calls[..n].iter().enumerate() {
+            let words = self.record(index, call, &mut image);
+            for (w, word) in words.iter().enumerate() {
+                let from = i * record::SIZE + w * 8;
+                image[from..from + 8].copy_from_slice(&word.to_ne_bytes());
+            }
+        }
+        image[n * record::SIZE..n * record::SIZE + 8].copy_from_slice(&record::END.to_ne_bytes());
+        self.memory.write(at + slot::RECORDS, &image);
+        self.memory.word(at + slot::DONE).store(0, Ordering::Release);
+        let go = self.memory.word(at + slot::GO);
+        go.fetch_add(1, Ordering::AcqRel);
+        futex::wake(go);
+        Ok(n)
+    }
+
+    /// The ten words of a record; appends the call's data to `image`.
+    fn record(&self, index: usize, call: &Call, image: &mut Vec<u8>) -> [u64; 10] {
+        let origin = self.slot_address(index) + slot::RECORDS as u64;
+        let mut words = [0u64; 10];
+        words[0] = call.nr.raw();
+        for (word, arg) in words[1..7].iter_mut().zip(&call.args) {
+            *word = match arg {
+                Arg::Value(v) => *v,
+                Arg::Memory(m) => origin + lay_down(m, origin, image) as u64,
+            };
+        }
+        // A value that no call returns: tells a record that was not reached.
+        words[7] = NOT_REACHED.cast_unsigned();
+        (words[8], words[9]) = match call.want {
+            Want::Success => (0, u64::MAX - 4095),
+            Want::Exactly(v) => (v, 0),
+            Want::Anything => (0, u64::MAX),
+        };
+        words
+    }
+
+    /// Waits for the end of the calls that [`Self::start`] started and reads what they returned into `done`.
+    /// `first` is the index of `calls[0]` in the whole script.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn finish(
+        &self,
+        index: usize,
+        tid: i32,
+        calls: &[Call],
+        first: usize,
+        done: &mut Vec<Done>,
+    ) -> Result<(), RunError> {
+        self.await_done(index, tid)?;
+        let at = self.at(index) + slot::RECORDS;
+        let mut data_at = at + (calls.len() + 1) * record::SIZE;
+        for (i, call) in calls.iter().enumerate() {
+            let returned = self.memory.load64(at + i * record::SIZE + record::RETURNED).cast_signed();
+            let good = match call.want {
+                Want::Success => !(-4095..0).contains(&returned),
+                Want::Exactly(v) => returned.cast_unsigned() == v,
+                Want::Anything => true,
+            };
+            if returned == NOT_REACHED || !good {
+                return Err(RunError::Call { index: first + i, error: call_error(call, returned) });
+            }
+            let mut out = Vec::new();
+            for arg in &call.args {
+                if let Arg::Memory(m) = arg {
+                    self.read_back(m, &mut data_at, &mut out);
+                }
+            }
+            done.push(Done { returned, out });
+        }
+        Ok(())
+    }
+
+    /// Walks memory in the order of [`lay_down`].
+    fn read_back(&self, m: &Memory, data_at: &mut usize, out: &mut Vec<Vec<u8>>) {
+        if m.read_back {
+            out.push(self.memory.read(*data_at, m.bytes.len()));
+        }
+        *data_at += m.bytes.len().next_multiple_of(16);
+        for (_, target) in &m.pointers {
+            self.read_back(target, data_at, out);
+        }
+    }
+
+    fn await_done(&self, index: usize, tid: i32) -> Result<(), RunError> {
+        let word = self.memory.word(self.at(index) + slot::DONE);
+        let start = Instant::now();
+        loop {
+            if word.load(Ordering::Acquire) == 1 {
+                return Ok(());
+            }
+            futex::wait(word, 0, Duration::from_millis(20));
+            if word.load(Ordering::Acquire) == 1 {
+                return Ok(());
+            }
+            match wait::wait(Some(tid), false)? {
+                None => {}
+                // A group stop or another interrupt: it goes on with its script.
+                Some((_, Event::Stopped { event: yendor_sys::ptrace::event::STOP, .. })) => {
+                    yendor_sys::ptrace::cont(tid, 0)?;
+                }
+                Some((_, Event::Stopped { event: yendor_sys::ptrace::event::EXEC, .. })) => {
+                    return Err(RunError::Executed { tid });
+                }
+                Some((_, Event::Stopped { signal, .. })) => return Err(RunError::Signal { tid, signal }),
+                Some((_, event)) => return Err(RunError::Died { tid, event }),
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(RunError::Hung { tid });
+            }
+        }
+    }
+}
+
+const NOT_REACHED: i64 = i64::MIN;
+
+fn call_error(call: &Call, returned: i64) -> SysError {
+    let errno = i32::try_from(returned.saturating_neg()).ok().filter(|n| (1..4096).contains(n));
+    let errno = errno.map_or(Errno::PROTO, Errno::from_raw_os_error);
+    let mut args = call.shown_args();
+    if errno == Errno::PROTO {
+        args = format!("{args}) = {returned:#x}, wanted {:?} (", call.want);
+    }
+    SysError::new(call.nr.name(), args, errno)
+}
+
+fn data_size(call: &Call) -> usize {
+    call.args.iter().map(|a| if let Arg::Memory(m) = a { memory_size(m) } else { 0 }).sum()
+}
+
+fn memory_size(m: &Memory) -> usize {
+    m.bytes.len().next_multiple_of(16) + m.pointers.iter().map(|(_, t)| memory_size(t)).sum::<usize>()
+}
+
+/// Appends `m` and what it points to; its offset.
+fn lay_down(m: &Memory, origin: u64, image: &mut Vec<u8>) -> usize {
+    let at = image.len();
+    image.extend_from_slice(&m.bytes);
+    image.resize(at + m.bytes.len().next_multiple_of(16), 0);
+    for (offset, target) in &m.pointers {
+        let address = origin + lay_down(target, origin, image) as u64;
+        if let Some(place) = image.get_mut(at + offset..at + offset + 8) {
+            place.copy_from_slice(&address.to_ne_bytes());
+        }
+    }
+    at
+}

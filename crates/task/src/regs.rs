@@ -1,0 +1,169 @@
+//! x86_64 registers: what a system call that was interrupted looks like, and how it goes on.
+
+pub use yendor_sys::ptrace::Regs;
+
+use crate::nr::Nr;
+
+/// Values that the kernel leaves in rax of a system call that a stop interrupted (include/linux/errno.h).
+mod restart {
+    pub const SYS: i64 = -512;
+    pub const NOINTR: i64 = -513;
+    pub const NOHAND: i64 = -514;
+    pub const BLOCK: i64 = -516;
+}
+
+const EINTR: i64 = -4;
+
+/// What a stopped task was doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interrupted {
+    /// Its own code.
+    Nothing,
+    /// A call that the kernel would start again as it was.
+    Call(u64),
+    /// A call that the kernel would go on with for its remaining time (`restart_syscall`); that time is not readable.
+    Timed(u64),
+    /// A call that returned `EINTR` only because of our stop.
+    Bare(u64),
+}
+
+/// What the task with these registers was doing. `signal_pending`: an unblocked signal waits, so an `EINTR` is its own.
+#[must_use]
+pub fn interrupted(regs: &Regs, signal_pending: bool) -> Interrupted {
+    if regs.orig_rax.cast_signed() < 0 {
+        return Interrupted::Nothing;
+    }
+    match regs.rax.cast_signed() {
+        restart::SYS | restart::NOINTR | restart::NOHAND => Interrupted::Call(regs.orig_rax),
+        restart::BLOCK => Interrupted::Timed(regs.orig_rax),
+        EINTR if !signal_pending && is_bare(regs.orig_rax) => Interrupted::Bare(regs.orig_rax),
+        _ => Interrupted::Nothing,
+    }
+}
+
+/// Calls that answer `EINTR` after any stop, even one without a signal (signal(7)).
+fn is_bare(nr: u64) -> bool {
+    const EPOLL_WAIT: u64 = 232;
+    const EPOLL_PWAIT: u64 = 281;
+    const EPOLL_PWAIT2: u64 = 441;
+    const SEMOP: u64 = 65;
+    const SEMTIMEDOP: u64 = 220;
+    const SIGTIMEDWAIT: u64 = 128;
+    const IO_GETEVENTS: u64 = 208;
+    const IO_PGETEVENTS: u64 = 333;
+    const IO_URING_ENTER: u64 = 426;
+    const MSGRCV: u64 = 70;
+    const MSGSND: u64 = 69;
+    matches!(
+        nr,
+        EPOLL_WAIT
+            | EPOLL_PWAIT
+            | EPOLL_PWAIT2
+            | SEMOP
+            | SEMTIMEDOP
+            | SIGTIMEDWAIT
+            | IO_GETEVENTS
+            | IO_PGETEVENTS
+            | IO_URING_ENTER
+            | MSGRCV
+            | MSGSND
+    )
+}
+
+/// Registers with which the task, wherever it runs again, goes on as if it had not been stopped: an interrupted call is
+/// made again. A call with a time limit starts with the whole of it (its remaining time is in the kernel only).
+#[must_use]
+pub fn resumable(regs: &Regs, signal_pending: bool) -> Regs {
+    let mut r = *regs;
+    match interrupted(regs, signal_pending) {
+        Interrupted::Nothing => {}
+        Interrupted::Call(nr) | Interrupted::Timed(nr) | Interrupted::Bare(nr) => {
+            r.rip = r.rip.wrapping_sub(2);
+            r.rax = nr;
+            // nanosleep(req, rem) wrote what is left into rem: go on with that.
+            let timed = matches!(interrupted(regs, signal_pending), Interrupted::Timed(_));
+            if timed && nr == Nr::NANOSLEEP.raw() && r.rsi != 0 {
+                r.rdi = r.rsi;
+            }
+            // clock_nanosleep(clock, flags, req, rem), relative.
+            if timed && nr == Nr::CLOCK_NANOSLEEP.raw() && r.rsi & 1 == 0 && r.r10 != 0 {
+                r.rdx = r.r10;
+            }
+        }
+    }
+    r.orig_rax = u64::MAX;
+    r
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn regs(orig: i64, rax: i64) -> Regs {
+        // A stopped task's registers, from this process's own: only these matter.
+        let mut r = blank();
+        r.orig_rax = orig.cast_unsigned();
+        r.rax = rax.cast_unsigned();
+        r.rip = 0x1002;
+        r.rdi = 1;
+        r.rsi = 2;
+        r
+    }
+
+    fn blank() -> Regs {
+        Regs {
+            r15: 0,
+            r14: 0,
+            r13: 0,
+            r12: 0,
+            rbp: 0,
+            rbx: 0,
+            r11: 0,
+            r10: 0,
+            r9: 0,
+            r8: 0,
+            rax: 0,
+            rcx: 0,
+            rdx: 0,
+            rsi: 0,
+            rdi: 0,
+            orig_rax: 0,
+            rip: 0,
+            cs: 0,
+            eflags: 0,
+            rsp: 0,
+            ss: 0,
+            fs_base: 0,
+            gs_base: 0,
+            ds: 0,
+            es: 0,
+            fs: 0,
+            gs: 0,
+        }
+    }
+
+    #[test]
+    fn own_code_is_left_alone() {
+        let r = regs(-1, -514);
+        assert_eq!(interrupted(&r, false), Interrupted::Nothing);
+        assert_eq!(resumable(&r, false).rip, 0x1002);
+    }
+
+    #[test]
+    fn a_read_is_made_again() {
+        let r = resumable(&regs(0, -512), false);
+        assert_eq!((r.rip, r.rax, r.orig_rax), (0x1000, 0, u64::MAX));
+    }
+
+    #[test]
+    fn nanosleep_goes_on_with_the_rest() {
+        assert_eq!(resumable(&regs(35, -516), false).rdi, 2);
+    }
+
+    #[test]
+    fn epoll_wait_does_not_see_our_stop_but_sees_a_signal() {
+        assert_eq!(resumable(&regs(232, -4), false).rax, 232);
+        assert_eq!(resumable(&regs(232, -4), true).rax, (-4i64).cast_unsigned());
+        assert_eq!(resumable(&regs(0, -4), false).rax, (-4i64).cast_unsigned(), "read never returns EINTR for a stop");
+    }
+}

@@ -1,0 +1,158 @@
+//! A task in a ptrace stop. What can only be done to a stopped task is a method here; letting it go consumes it.
+
+use yendor_sys::ptrace::{self, event};
+use yendor_sys::wait::{self, Event};
+use yendor_sys::{Errno, SysError};
+
+use crate::regs::Regs;
+
+/// A task that is no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("task {tid} died ({event:?})")]
+pub struct Dead {
+    /// Its id.
+    pub tid: i32,
+    /// How it ended.
+    pub event: Event,
+}
+
+/// Why a task could not be stopped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StopError {
+    /// It ended first.
+    #[error("{0}")]
+    Dead(#[from] Dead),
+    /// The kernel refused.
+    #[error("{0}")]
+    Sys(#[from] SysError),
+}
+
+/// A stopped, seized task.
+#[derive(Debug)]
+pub struct Stopped {
+    tid: i32,
+    /// The stop signal of the group stop it is in, if it is in one.
+    group_stop: Option<i32>,
+}
+
+impl Stopped {
+    /// Seizes a task, without stopping it yet.
+    ///
+    /// # Errors
+    /// `EPERM` when it may not be traced, `ESRCH`.
+    pub fn seize(tid: i32, options: u64) -> Result<(), SysError> {
+        ptrace::seize(tid, options)
+    }
+
+    /// Waits until a seized and interrupted task stops. Signals that come in between are put back where they came from
+    /// by the kernel once the task runs again: the stop asked for comes first.
+    ///
+    /// # Errors
+    /// Its death, or the kernel's refusal.
+    pub fn wait(tid: i32) -> Result<Stopped, StopError> {
+        loop {
+            let Some((_, what)) = wait::wait(Some(tid), true)? else { continue };
+            match what {
+                Event::Stopped { signal, event: event::STOP } => {
+                    let group_stop = (signal & 0x7f != libc_sigtrap()).then_some(signal & 0x7f);
+                    return Ok(Stopped { tid, group_stop });
+                }
+                // A signal was on its way: let it be delivered and go on waiting for our own stop.
+                Event::Stopped { signal, event: 0 } => ptrace::cont(tid, signal)?,
+                Event::Stopped { .. } => ptrace::cont(tid, 0)?,
+                Event::Continued => {}
+                event => return Err(Dead { tid, event }.into()),
+            }
+        }
+    }
+
+    /// Interrupts a seized, running task and waits for the stop.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn interrupt(tid: i32) -> Result<Stopped, StopError> {
+        ptrace::interrupt(tid)?;
+        Self::wait(tid)
+    }
+
+    /// A task that the caller knows to be in a ptrace stop.
+    #[must_use]
+    pub fn already(tid: i32) -> Stopped {
+        Stopped { tid, group_stop: None }
+    }
+
+    /// Its id as the tracer sees it.
+    #[must_use]
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// The stop signal of the group stop (SIGSTOP, SIGTSTP ...) it was in when we stopped it.
+    #[must_use]
+    pub fn group_stop(&self) -> Option<i32> {
+        self.group_stop
+    }
+
+    /// The general registers.
+    ///
+    /// # Errors
+    /// `ESRCH` when it was killed.
+    pub fn regs(&self) -> Result<Regs, SysError> {
+        ptrace::regs(self.tid)
+    }
+
+    /// Sets the general registers.
+    ///
+    /// # Errors
+    /// As [`Self::regs`], or `EIO` for values that the kernel does not allow.
+    pub fn set_regs(&self, regs: &Regs) -> Result<(), SysError> {
+        ptrace::set_regs(self.tid, regs)
+    }
+
+    /// Lets it run, still traced.
+    ///
+    /// # Errors
+    /// `ESRCH` when it was killed.
+    pub fn resume(self) -> Result<(), SysError> {
+        ptrace::cont(self.tid, 0)
+    }
+
+    /// Lets it go for good. A task that was in a group stop stays stopped.
+    ///
+    /// # Errors
+    /// None for a task that is gone.
+    pub fn detach(self) -> Result<(), SysError> {
+        match ptrace::detach(self.tid, 0) {
+            Err(e) if e.errno == Errno::SRCH => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Runs the one system call that its registers describe (`rip` at a `syscall` instruction) and returns its result.
+    ///
+    /// # Errors
+    /// Its death, or the kernel's refusal to step it.
+    pub fn step_syscall(&self) -> Result<i64, StopError> {
+        for _ in 0..2 {
+            ptrace::syscall(self.tid)?;
+            loop {
+                let Some((_, what)) = wait::wait(Some(self.tid), true)? else { continue };
+                match what {
+                    Event::Stopped { signal, event: 0 } if signal == libc_sigtrap() | 0x80 => break,
+                    // Interrupts and group stops in between: go on to the system-call stop.
+                    Event::Stopped { event: event::STOP, .. } => ptrace::syscall(self.tid)?,
+                    Event::Stopped { signal, .. } => {
+                        return Err(SysError::new("ptrace", format!("stopped by signal {signal}"), Errno::INTR).into());
+                    }
+                    Event::Continued => {}
+                    event => return Err(Dead { tid: self.tid, event }.into()),
+                }
+            }
+        }
+        Ok(self.regs()?.rax.cast_signed())
+    }
+}
+
+const fn libc_sigtrap() -> i32 {
+    5
+}

@@ -1,0 +1,134 @@
+//! Borrowing real processes.
+
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use yendor_sys::futex::RobustList;
+use yendor_task::live::{self, Borrowed};
+use yendor_task::script::out;
+use yendor_task::tree::FrozenTree;
+use yendor_task::{Nr, RunError, Script, args};
+
+const BASE: u64 = 0x5959_0000_0000;
+
+fn child(script: &str) -> Child {
+    let child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().expect("sh");
+    std::thread::sleep(Duration::from_millis(50));
+    child
+}
+
+fn proc() -> std::fs::File {
+    std::fs::File::open("/proc").expect("/proc")
+}
+
+fn borrow_and<T>(pid: i32, f: impl FnOnce(&mut Borrowed<'_>) -> T) -> T {
+    let proc = proc();
+    let tree = FrozenTree::freeze(proc.as_fd(), &[pid], pid).expect("freeze");
+    let threads = &tree.processes[&pid];
+    let mut robust = RobustList::register().expect("robust list");
+    let regions = live::regions(proc.as_fd(), pid).expect("maps");
+    let sps: Vec<u64> = threads.iter().map(|t| t.regs().expect("regs").rsp).collect();
+    let entry = live::find_entry(pid, &regions, &sps).expect("entry");
+    let mut b = Borrowed::new(pid, threads, entry, BASE, &mut robust).expect("borrow");
+    let result = f(&mut b);
+    b.give_back(&mut robust).expect("give back");
+    result
+}
+
+#[test]
+fn a_sleeping_shell_answers_and_goes_on() {
+    let mut c = child("sleep 0.4; echo done");
+    let pid = i32::try_from(c.id()).expect("pid");
+    let before = std::fs::read(format!("/proc/{pid}/maps")).expect("maps");
+    let rets = borrow_and(pid, |b| {
+        let mut s = Script::new();
+        for _ in 0..1500 {
+            s.call(Nr::GETPID, []);
+        }
+        s.call(Nr::SIGALTSTACK, args![0, out(24)]);
+        b.run(0, &s).expect("run")
+    });
+    assert_eq!(rets.len(), 1501);
+    assert!(rets[..1500].iter().all(|d| d.returned == i64::from(pid)));
+    assert_eq!(rets[1500].out[0].len(), 24);
+    assert_eq!(std::fs::read(format!("/proc/{pid}/maps")).expect("maps"), before, "nothing is left in its memory");
+    let out = c.wait_with_output().expect("wait");
+    assert_eq!(out.stdout, b"done\n");
+    c = child("exit 0");
+    assert!(c.wait().expect("wait").success());
+}
+
+#[test]
+fn a_failed_call_stops_the_script_and_is_named() {
+    let mut c = child("sleep 0.3");
+    let pid = i32::try_from(c.id()).expect("pid");
+    let error = borrow_and(pid, |b| {
+        let mut s = Script::new();
+        s.call(Nr::GETPID, []);
+        s.call(Nr::CLOSE, args![9999]);
+        s.call(Nr::KILL, args![0, 9]);
+        b.run(0, &s).expect_err("close must fail")
+    });
+    let RunError::Call { index, error } = error else { panic!("{error}") };
+    assert_eq!((index, error.to_string().as_str()), (1, "close(9999) = EBADF (Bad file descriptor)"));
+    assert!(c.wait().expect("wait").success());
+}
+
+/// A program that sees any harm: counts in a loop with checks of its own arithmetic, floating point included.
+const COUNTER: &str = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; echo $i";
+
+#[test]
+fn it_survives_our_death_at_any_instant() {
+    let rounds = if std::env::var_os("YENDOR_SOAK").is_some() { 400 } else { 40 };
+    let target = child("while :; do sleep 0.001; done & sleep 30");
+    let busy = child(&format!("while :; do {COUNTER}; done >/dev/null"));
+    for pid in [&target, &busy].map(|c| i32::try_from(c.id()).expect("pid")) {
+        for round in 0..rounds {
+            // The tracer is a process of its own: it forks here and is killed at some instant.
+            let tracer = yendor_sys_fork();
+            if tracer == 0 {
+                loop {
+                    borrow_and(pid, |b| {
+                        let mut s = Script::new();
+                        for _ in 0..50 {
+                            s.call(Nr::GETPID, []);
+                        }
+                        b.run(0, &s).expect("run");
+                    });
+                }
+            }
+            let until = Instant::now() + Duration::from_micros(500 + round * 137);
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            kill_and_wait(tracer);
+            let state = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("alive");
+            assert!(state.contains("TracerPid:\t0"), "round {round}: {state}");
+            assert!(!state.contains("State:\tZ"), "round {round}: it died\n{state}");
+        }
+    }
+    for mut c in [target, busy] {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", c.id())).unwrap_or_default();
+        c.kill().expect("kill");
+        c.wait().expect("wait");
+        for pid in children.split_ascii_whitespace() {
+            kill_and_wait(pid.parse().expect("pid"));
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn yendor_sys_fork() -> i32 {
+    // SAFETY: the child only traces and is killed; it shares nothing with the test but copied memory.
+    unsafe { libc::fork() }
+}
+
+#[allow(unsafe_code)]
+fn kill_and_wait(pid: i32) {
+    // SAFETY: plain system calls on a process that this test started.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+}

@@ -1,0 +1,115 @@
+//! Mappings of files: private with changed pages, shared, of a deleted file, with an offset, beyond the end.
+#![allow(unsafe_code)]
+
+use probe::{Dir, PAGE, Region, check_pattern, expect, fill_pattern, ok, word};
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const LEN: usize = 20 * PAGE;
+const FAR: usize = 5 << 30;
+
+fn file(path: &Path, seed: u64, at: usize) -> File {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+    let file = file.unwrap_or_else(|error| probe::fail(&format!("create: {error}")));
+    let bytes: Vec<u8> = (0..LEN as u64).step_by(8).flat_map(|at| word(seed ^ at).to_ne_bytes()).collect();
+    expect("write", file.write_all_at(&bytes, at as u64).is_ok(), true);
+    file
+}
+
+fn view(file: &File, protection: i32, flags: i32, len: usize, offset: usize) -> Region {
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), offset as i64) };
+    Region::adopt(address, len)
+}
+
+struct State {
+    dir: Dir,
+    private: Region,
+    guarded: Region,
+    shared: Region,
+    constant: Region,
+    deleted: [Region; 2],
+    far: Region,
+    last: Region,
+    maps: Vec<String>,
+}
+
+/// Permissions, offset and name of every mapping.
+fn maps(dir: &Dir) -> Vec<String> {
+    let text = probe::read_file("/proc/self/maps");
+    let ours = text.lines().filter(|line| line.contains(&dir.path().display().to_string()));
+    ours.map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        [fields[0], fields[1], fields[2], &fields[5..].join(" ")].join(" ")
+    }).collect()
+}
+
+fn setup() -> State {
+    let dir = Dir::new();
+    let ordinary = file(&dir.at("ordinary file"), 1, 0);
+    let private = view(&ordinary, RW, libc::MAP_PRIVATE, LEN, 0);
+    fill_pattern(private.at(3 * PAGE), 2 * PAGE, 2);
+    let guarded = view(&ordinary, RW, libc::MAP_PRIVATE, LEN, 0);
+    fill_pattern(guarded.at(PAGE), PAGE, 3);
+    ok("mprotect", unsafe { libc::mprotect(guarded.at(0).cast(), LEN, libc::PROT_READ) });
+    let shared = view(&file(&dir.at("shared"), 4, 0), RW, libc::MAP_SHARED, LEN, 0);
+    fill_pattern(shared.at(5 * PAGE), PAGE, 5);
+    let constant = view(&ordinary, libc::PROT_READ, libc::MAP_SHARED, 2 * PAGE, 7 * PAGE);
+    let gone = file(&dir.at("gone"), 6, 0);
+    let deleted = [view(&gone, RW, libc::MAP_SHARED, LEN, 0), view(&gone, RW, libc::MAP_PRIVATE, LEN, 0)];
+    fill_pattern(deleted[1].at(PAGE), PAGE, 7);
+    expect("unlink", std::fs::remove_file(dir.at("gone")).is_ok(), true);
+    let far = view(&file(&dir.at("far"), 8, FAR), libc::PROT_READ, libc::MAP_PRIVATE, LEN, FAR);
+    let short = file(&dir.at("short"), 9, 0);
+    expect("truncate", short.set_len(PAGE as u64 + 100).is_ok(), true);
+    // Its third and fourth page are beyond the end: nobody may touch them, but they are mapped.
+    let last = view(&short, RW, libc::MAP_PRIVATE, 4 * PAGE, 0);
+    let maps = maps(&dir);
+    State { dir, private, guarded, shared, constant, deleted, far, last, maps }
+}
+
+/// Pages of a file with the pattern of `seed` from the start on, other than the pages of `not`.
+fn check_pages(what: &str, region: &Region, seed: u64, first: usize, not: std::ops::Range<usize>) {
+    for page in (0..region.len() / PAGE).filter(|page| !not.contains(page)) {
+        let offset = (first + page) * PAGE;
+        for at in (0..PAGE).step_by(8) {
+            let got = unsafe { region.at(page * PAGE + at).cast::<u64>().read_volatile() };
+            expect(what, got, word(seed ^ (offset + at) as u64));
+        }
+    }
+}
+
+fn check(state: State) {
+    expect("mappings", maps(&state.dir), state.maps);
+    check_pages("private", &state.private, 1, 0, 3..5);
+    check_pattern("private, changed", state.private.at(3 * PAGE), 2 * PAGE, 2);
+    check_pages("guarded", &state.guarded, 1, 0, 1..2);
+    check_pattern("guarded, changed", state.guarded.at(PAGE), PAGE, 3);
+    check_pages("shared", &state.shared, 4, 0, 5..6);
+    check_pattern("shared, changed", state.shared.at(5 * PAGE), PAGE, 5);
+    check_pages("constant", &state.constant, 1, 7, 0..0);
+    check_pages("deleted", &state.deleted[0], 6, 0, 0..0);
+    check_pages("deleted, private", &state.deleted[1], 6, 0, 1..2);
+    check_pattern("deleted, changed", state.deleted[1].at(PAGE), PAGE, 7);
+    unsafe { state.deleted[0].at(9 * PAGE).write_volatile(0xee) };
+    expect("both mappings are of one file", unsafe { state.deleted[1].at(9 * PAGE).read_volatile() }, 0xee);
+    check_pages("far", &state.far, 8, 0, 0..0);
+    let tail = unsafe { state.last.at(PAGE + 96).cast::<[u64; 2]>().read() };
+    expect("end of a file", tail, [word(9 ^ (PAGE as u64 + 96)) & 0xffff_ffff, 0]);
+    // What is written through a shared mapping is in the file; what is written to a private one is not.
+    let mut read = [0; 8];
+    let at = |name: &str, offset: usize, read: &mut [u8]| File::open(state.dir.at(name)).and_then(|file| file.read_exact_at(read, offset as u64)).is_ok();
+    expect("read", at("shared", 5 * PAGE, &mut read), true);
+    expect("shared, in the file", u64::from_ne_bytes(read), word(5));
+    expect("read", at("ordinary file", 3 * PAGE, &mut read), true);
+    expect("private, in the file", u64::from_ne_bytes(read), word(1 ^ (3 * PAGE) as u64));
+    unsafe { state.shared.at(0).cast::<u64>().write_volatile(4711) };
+    expect("read", at("shared", 0, &mut read), true);
+    expect("shared is still shared", u64::from_ne_bytes(read), 4711);
+}
+
+fn main() {
+    probe::run(setup, check)
+}

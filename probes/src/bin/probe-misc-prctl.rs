@@ -1,0 +1,78 @@
+//! What prctl(2) and its relatives keep for a process: comm, subreaper, parent's death, THP, dumps, personality, umask.
+#![allow(unsafe_code)]
+
+use probe::{Board, Dir, child, expect, ok, read_file, succeeded};
+
+const GO: usize = 0;
+const UP: usize = 1;
+const NAME: &[u8] = b"pr\xffbe \n) x 1";
+
+#[derive(Debug, PartialEq)]
+struct Own {
+    comm: Vec<u8>,
+    subreaper: i32,
+    death: i32,
+    huge: i32,
+    dump: String,
+    personality: i32,
+    umask: String,
+}
+
+fn own() -> Own {
+    let (mut subreaper, mut death, mut comm) = (0, 0, vec![0_u8; 16]);
+    unsafe {
+        ok("prctl", libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &mut subreaper));
+        ok("prctl", libc::prctl(libc::PR_GET_PDEATHSIG, &mut death));
+        ok("prctl", libc::prctl(libc::PR_GET_NAME, comm.as_mut_ptr()));
+        let huge = ok("prctl", libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0));
+        let (dump, umask) = (read_file("/proc/self/coredump_filter"), probe::status("Umask"));
+        Own { comm, subreaper, death, huge, dump, personality: libc::personality(0xffff_ffff), umask }
+    }
+}
+
+fn become_awkward() {
+    unsafe {
+        ok("prctl", libc::prctl(libc::PR_SET_NAME, [NAME, b"\0"].concat().as_ptr()));
+        ok("prctl", libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1));
+        ok("prctl", libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGURG));
+        ok("prctl", libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0));
+        ok("personality", libc::personality((libc::ADDR_NO_RANDOMIZE | libc::SHORT_INODE) as _));
+        libc::umask(0o153);
+    }
+    let filter = std::fs::write("/proc/self/coredump_filter", "0x15d");
+    expect("coredump_filter", filter.is_ok(), true);
+    let own = own();
+    expect("awkward enough", (&own.comm[..NAME.len()], own.subreaper, own.huge, own.umask.as_str()), (NAME, 1, 1, "0153"));
+    expect("dump filter", own.dump.trim(), "0000015d");
+}
+
+fn setup() -> (Own, Board, i32, Dir) {
+    let dir = Dir::new();
+    let board = Board::new();
+    become_awkward();
+    let inherits = child(|| {
+        // A child gets most of it, but neither the subreaper's duty nor the signal.
+        let before = own();
+        expect("what a child inherits", (before.subreaper, before.death), (0, 0));
+        board.set(UP, 1);
+        board.wait(GO, 1);
+        expect("child", own(), before);
+    });
+    board.wait(UP, 1);
+    (own(), board, inherits, dir)
+}
+
+fn check((before, board, inherits, dir): (Own, Board, i32, Dir)) {
+    expect("process", own(), before);
+    let file = dir.at("file");
+    expect("creation", std::fs::write(&file, "x").is_ok(), true);
+    let mode = std::fs::metadata(&file).map(|data| std::os::unix::fs::MetadataExt::mode(&data) & 0o777).ok();
+    expect("mode of a new file", mode, Some(0o624));
+    unsafe { libc::umask(0o022) };
+    board.set(GO, 1);
+    succeeded("child", inherits);
+}
+
+fn main() {
+    probe::run(setup, check)
+}

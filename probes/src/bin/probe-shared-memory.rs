@@ -1,0 +1,128 @@
+//! Shared memory: anonymous, memfd with seals, POSIX, SysV attached twice; parent and child both write.
+#![allow(unsafe_code)]
+
+use probe::{Board, PAGE, Region, check_pattern, child, expect, fill_pattern, map, ok, own, succeeded};
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::{null, null_mut};
+
+const GO: usize = 0;
+const UP: usize = 1;
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const LEN: usize = 37 * PAGE;
+const SEALS: i32 = libc::F_SEAL_GROW | libc::F_SEAL_SHRINK;
+
+fn share(fd: &impl AsRawFd, len: usize, offset: usize) -> Region {
+    Region::adopt(unsafe { libc::mmap(null_mut(), len, RW, libc::MAP_SHARED, fd.as_raw_fd(), offset as i64) }, len)
+}
+
+struct State {
+    board: Board,
+    child: i32,
+    anonymous: Region,
+    memfd: OwnedFd,
+    views: [Region; 2],
+    posix: (CString, OwnedFd, Region),
+    unlinked: (OwnedFd, Region),
+    sysv: (i32, usize, usize, i32),
+}
+
+fn posix(name: &CString) -> (OwnedFd, Region) {
+    let fd = own("shm_open", unsafe { libc::shm_open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, 0o640) });
+    ok("ftruncate", unsafe { libc::ftruncate(fd.as_raw_fd(), LEN as i64 + 5) });
+    let region = share(&fd, LEN, 0);
+    (fd, region)
+}
+
+fn sysv() -> (i32, usize, usize, i32) {
+    // An awkward key, and a size that is no whole number of pages.
+    let key = (0x5eed_0000 + std::process::id()) as i32;
+    unsafe {
+        let id = ok("shmget", libc::shmget(key, LEN - 100, libc::IPC_CREAT | libc::IPC_EXCL | 0o642));
+        let (writable, constant) = (libc::shmat(id, null(), 0), libc::shmat(id, null(), libc::SHM_RDONLY));
+        expect("shmat", [writable, constant].contains(&libc::MAP_FAILED), false);
+        (id, writable as usize, constant as usize, key)
+    }
+}
+
+fn setup() -> State {
+    let (board, pid) = (Board::new(), std::process::id());
+    let anonymous = map(LEN, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    let memfd = own("memfd_create", unsafe { libc::memfd_create(c"na\xffme of it".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC) });
+    ok("ftruncate", unsafe { libc::ftruncate(memfd.as_raw_fd(), LEN as i64) });
+    let views = [share(&memfd, LEN, 0), share(&memfd, PAGE, 2 * PAGE)];
+    ok("seal", unsafe { libc::fcntl(memfd.as_raw_fd(), libc::F_ADD_SEALS, SEALS) });
+    let name = |kind: &str| CString::new(format!("/probe-{kind}-{pid}")).unwrap();
+    let (fd, region) = posix(&name("named"));
+    let unlinked = posix(&name("unlinked"));
+    ok("shm_unlink", unsafe { libc::shm_unlink(name("unlinked").as_ptr()) });
+    let sysv = sysv();
+    fill_pattern(anonymous.at(0), LEN, 1);
+    fill_pattern(views[0].at(0), LEN, 2);
+    fill_pattern(region.at(0), LEN, 3);
+    fill_pattern(unlinked.1.at(0), LEN, 4);
+    fill_pattern(sysv.1 as *mut u8, LEN - PAGE, 5);
+    let child = child(|| {
+        let word = |address: *mut u8| address.cast::<u64>();
+        let all = [word(anonymous.at(8)), word(views[0].at(8)), word(region.at(8)), word(unlinked.1.at(8)), (sysv.1 + 8) as *mut u64];
+        all.iter().for_each(|&at| unsafe { at.write_volatile(at.read_volatile() ^ 1) });
+        board.set(UP, 1);
+        board.wait(GO, 1);
+        all.iter().for_each(|&at| unsafe { at.write_volatile(at.read_volatile() ^ 1) });
+    });
+    board.wait(UP, 1);
+    State { board, child, anonymous, memfd, views, posix: (name("named"), fd, region), unlinked, sysv }
+}
+
+fn check_memfd(state: &State) {
+    let fd = state.memfd.as_raw_fd();
+    expect("seals", ok("seals", unsafe { libc::fcntl(fd, libc::F_GET_SEALS) }), SEALS);
+    probe::refused("growth of a sealed file", unsafe { libc::ftruncate(fd, LEN as i64 + 1) }, libc::EPERM);
+    expect("close on exec", unsafe { libc::fcntl(fd, libc::F_GETFD) }, libc::FD_CLOEXEC);
+    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+    expect("name of the memfd", std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str()), b"/memfd:na\xffme of it (deleted)");
+    unsafe { state.views[1].at(16).cast::<u64>().write_volatile(77) };
+    expect("second view shows the same", unsafe { state.views[0].at(2 * PAGE + 16).cast::<u64>().read_volatile() }, 77);
+    fill_pattern(state.views[0].at(0), LEN, 2);
+}
+
+fn check_sysv((id, writable, constant, key): (i32, usize, usize, i32)) {
+    unsafe {
+        let mut about: libc::shmid_ds = std::mem::zeroed();
+        ok("shmctl", libc::shmctl(id, libc::IPC_STAT, &mut about));
+        expect("segment", (about.shm_segsz, about.shm_nattch, about.shm_perm.mode & 0o777, about.shm_perm.__key), (LEN - 100, 2, 0o642, key));
+        expect("id of the key", libc::shmget(key, 0, 0), id);
+        check_pattern("SysV", constant as *const u8, LEN - PAGE, 5);
+        (writable as *mut u64).write_volatile(99);
+        expect("both show the same", (constant as *const u64).read_volatile(), 99);
+        let (permissions, _) = probe::smaps_flags(constant as *const u8);
+        expect("permissions of the second", permissions.as_str(), "r--s");
+        ok("shmdt", libc::shmdt(writable as *const _));
+        ok("shmdt", libc::shmdt(constant as *const _));
+        ok("shmctl", libc::shmctl(id, libc::IPC_RMID, null_mut()));
+    }
+}
+
+fn check(state: State) {
+    state.board.set(GO, 1);
+    succeeded("child that writes", state.child);
+    check_pattern("anonymous", state.anonymous.at(0), LEN, 1);
+    check_pattern("memfd", state.views[0].at(0), LEN, 2);
+    check_memfd(&state);
+    let (name, fd, region) = &state.posix;
+    check_pattern("POSIX", region.at(0), LEN, 3);
+    for fd in [fd, &state.unlinked.0] {
+        let length = File::from(fd.try_clone().unwrap()).metadata().map(|data| data.len());
+        expect("length", length.ok(), Some(LEN as u64 + 5));
+    }
+    let again = own("shm_open", unsafe { libc::shm_open(name.as_ptr(), libc::O_RDWR, 0) });
+    check_pattern("POSIX, opened again", share(&again, LEN, 0).at(0), LEN, 3);
+    ok("shm_unlink", unsafe { libc::shm_unlink(name.as_ptr()) });
+    check_pattern("POSIX, unlinked", state.unlinked.1.at(0), LEN, 4);
+    check_sysv(state.sysv);
+}
+
+fn main() {
+    probe::run(setup, check)
+}

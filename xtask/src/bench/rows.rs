@@ -1,0 +1,223 @@
+//! What is measured, as data.
+
+/// One row: a command of Yendor and what it is held against.
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    /// Commands before the first round.
+    pub(super) setup: &'static [Step],
+    pub(super) subject: Sample,
+    /// Commands after each round of the subject, to make the next one possible.
+    pub(super) after: &'static [Step],
+    pub(super) yardstick: Sample,
+    /// Commands after the last round, and when a round failed.
+    pub(super) teardown: &'static [Step],
+    pub(super) rounds: u32,
+    pub(super) cpus: Cpus,
+}
+
+/// One step around the measurement.
+pub(super) enum Step {
+    /// A command that must succeed.
+    Do(Run),
+    /// The container's log must come to hold this word.
+    Await(&'static str),
+    /// This file or directory goes away.
+    Remove(&'static str),
+}
+
+/// A program and its arguments. `{name}` becomes the container's name, `{dir}` the directory of the benchmark,
+/// `{xtask}` the path of the yardsticks.
+pub(super) struct Run {
+    pub(super) program: Program,
+    pub(super) arguments: &'static [&'static str],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Program {
+    Yendor,
+    Yardstick,
+    Host(&'static str),
+}
+
+/// A measured command and the numbers that are read from it.
+pub(super) struct Sample {
+    pub(super) run: Run,
+    pub(super) readings: &'static [Reading],
+}
+
+/// One number, in microseconds.
+pub(super) struct Reading {
+    pub(super) label: &'static str,
+    pub(super) source: Source,
+    pub(super) limit: Limit,
+}
+
+pub(super) enum Source {
+    /// From before the command is started to after it has ended.
+    Wall,
+    /// The place of a number in the JSON that the command prints.
+    Json(&'static str),
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Limit {
+    None,
+    /// Milliseconds.
+    AtMost(u32),
+    /// Per cent of the yardstick's reading.
+    Ratio(u32),
+}
+
+/// Where both sides run. A command that does one thing after the other is pinned to one CPU, for less noise;
+/// one that copies in bulk may use all that there are.
+#[derive(Clone, Copy)]
+pub(super) enum Cpus {
+    One,
+    All,
+}
+
+const fn yendor(arguments: &'static [&'static str]) -> Run {
+    Run { program: Program::Yendor, arguments }
+}
+
+const fn yardstick(arguments: &'static [&'static str]) -> Run {
+    Run { program: Program::Yardstick, arguments }
+}
+
+const fn host(program: &'static str, arguments: &'static [&'static str]) -> Run {
+    Run { program: Program::Host(program), arguments }
+}
+
+const fn at_most(label: &'static str, source: Source, milliseconds: u32) -> Reading {
+    Reading { label, source, limit: Limit::AtMost(milliseconds) }
+}
+
+const fn plain(label: &'static str, source: Source) -> Reading {
+    Reading { label, source, limit: Limit::None }
+}
+
+const STOPPED: Source = Source::Json("/phases/stopped_us");
+const TOTAL: Source = Source::Json("/total_us");
+
+const REMOVE: Step = Step::Do(yendor(&["rm", "-f", "{name}"]));
+const DROP_IMAGE: Step = Step::Remove("{dir}/image");
+const TAKE_IMAGE: Step = Step::Do(yendor(&["checkpoint", "{name}", "-o", "{dir}/image", "--leave-running"]));
+
+const CHECKPOINT: Run = yendor(&["checkpoint", "{name}", "-o", "{dir}/image", "--leave-running", "--json"]);
+const RESTORE: Run = yendor(&["restore", "{dir}/image", "--name", "{name}", "-d", "--json"]);
+
+const TREE: &str = "i=1; while [ $i -lt 1000 ]; do sleep 1000000 & i=$((i+1)); done; echo ready; wait";
+const SMALL: Step =
+    Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "sh", "-c", "echo ready; sleep 1000000; :"]));
+const THOUSAND: Step = Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "sh", "-c", TREE]));
+const GIBIBYTE: Step =
+    Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "{xtask}", "yardstick", "hold", "1073741824"]));
+const READY: Step = Step::Await("ready");
+
+/// A namespace of each sort and a process in them: the least that a new container can cost.
+const UNSHARE: Sample = Sample {
+    run: host("unshare", &["--map-root-user", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "true"]),
+    readings: &[plain("unshare true", Source::Wall)],
+};
+/// As many processes as the tree has, made by a shell.
+const FORKS: Sample = Sample {
+    run: host("sh", &["-c", "i=1; while [ $i -lt 1000 ]; do : & i=$((i+1)); done; wait"]),
+    readings: &[plain("1000 forks of a shell", Source::Wall)],
+};
+const WRITE: Sample = Sample {
+    run: yardstick(&["write", "1073741824", "{dir}/yardstick"]),
+    readings: &[
+        plain("the task's own write", Source::Json("/write_us")),
+        plain("the same with fsync", Source::Json("/total_us")),
+    ],
+};
+const POPULATE_READ: Sample = Sample {
+    run: yardstick(&["populate-read", "1073741824", "{dir}/yardstick"]),
+    readings: &[plain("populate and read", Source::Json("/total_us"))],
+};
+
+/// The rows.
+pub(super) const ROWS: &[Row] = &[
+    Row {
+        name: "start of a container",
+        setup: &[],
+        subject: Sample {
+            run: yendor(&["run", "--rm", "--", "true"]),
+            readings: &[at_most("run -- true", Source::Wall, 25)],
+        },
+        after: &[],
+        yardstick: UNSHARE,
+        teardown: &[],
+        rounds: 40,
+        cpus: Cpus::One,
+    },
+    Row {
+        name: "small process, checkpoint",
+        setup: &[SMALL, READY],
+        subject: Sample { run: CHECKPOINT, readings: &[at_most("stopped", STOPPED, 12), at_most("in all", TOTAL, 25)] },
+        after: &[DROP_IMAGE],
+        yardstick: UNSHARE,
+        teardown: &[REMOVE, DROP_IMAGE],
+        rounds: 40,
+        cpus: Cpus::One,
+    },
+    Row {
+        name: "small process, restore",
+        setup: &[SMALL, READY, TAKE_IMAGE, REMOVE],
+        subject: Sample { run: RESTORE, readings: &[at_most("in all", TOTAL, 25)] },
+        after: &[REMOVE],
+        yardstick: UNSHARE,
+        teardown: &[DROP_IMAGE],
+        rounds: 40,
+        cpus: Cpus::One,
+    },
+    Row {
+        name: "1000 processes, checkpoint",
+        setup: &[THOUSAND, READY],
+        subject: Sample { run: CHECKPOINT, readings: &[plain("stopped", STOPPED), at_most("in all", TOTAL, 400)] },
+        after: &[DROP_IMAGE],
+        yardstick: FORKS,
+        teardown: &[REMOVE, DROP_IMAGE],
+        rounds: 10,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "1000 processes, restore",
+        setup: &[THOUSAND, READY, TAKE_IMAGE, REMOVE],
+        subject: Sample { run: RESTORE, readings: &[at_most("in all", TOTAL, 600)] },
+        after: &[REMOVE],
+        yardstick: FORKS,
+        teardown: &[DROP_IMAGE],
+        rounds: 10,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "1 GiB of memory, checkpoint",
+        setup: &[GIBIBYTE, READY],
+        subject: Sample {
+            run: CHECKPOINT,
+            readings: &[
+                plain("stopped", STOPPED),
+                Reading { label: "in all", source: TOTAL, limit: Limit::Ratio(100) },
+            ],
+        },
+        after: &[DROP_IMAGE],
+        yardstick: WRITE,
+        teardown: &[REMOVE, DROP_IMAGE, Step::Remove("{dir}/yardstick")],
+        rounds: 5,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "1 GiB of memory, restore",
+        setup: &[GIBIBYTE, READY, TAKE_IMAGE, REMOVE, Step::Do(WRITE.run)],
+        subject: Sample {
+            run: RESTORE,
+            readings: &[Reading { label: "in all", source: TOTAL, limit: Limit::Ratio(130) }],
+        },
+        after: &[REMOVE],
+        yardstick: POPULATE_READ,
+        teardown: &[DROP_IMAGE, Step::Remove("{dir}/yardstick")],
+        rounds: 5,
+        cpus: Cpus::All,
+    },
+];

@@ -1,0 +1,48 @@
+//! `cargo xtask VERB`: the chores of the workspace.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use xtask::{Outcome, bench, soak, suite};
+
+/// Chores of the Yendor workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Chore {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Everything that must hold before a change goes in: format, lints, house rules, all tests
+    Test(suite::Options),
+    /// Measure Yendor against yardsticks taken in the same run; writes docs/bench.md
+    Bench(bench::Options),
+    /// Run the sweeps of the tests at full length
+    Soak(soak::Options),
+    /// What the benchmark compares Yendor with
+    #[command(hide = true)]
+    Yardstick {
+        #[command(subcommand)]
+        yardstick: bench::yardstick::Yardstick,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Chore::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Outcome {
+    match verb {
+        Verb::Test(options) => suite::run(&options),
+        Verb::Bench(options) => bench::run(&options),
+        Verb::Soak(options) => soak::run(&options),
+        Verb::Yardstick { yardstick } => yardstick.run(),
+    }
+}

@@ -1,0 +1,40 @@
+//! `cargo xtask test`: everything that must hold, as a list of stages.
+
+use crate::stage::{Act, Session, Stage, chosen};
+use crate::{Outcome, host};
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only these stages: host, fmt, clippy, build, test
+    stages: Vec<String>,
+}
+
+const STAGES: &[Stage] = &[
+    Stage { name: "host", why: "programs and an account that the tests need", act: Act::Inside(host::prepare) },
+    Stage { name: "fmt", why: "one layout for all", act: Act::Cargo(&["fmt", "--all", "--check"]) },
+    Stage {
+        name: "clippy",
+        why: "no warning gets old",
+        act: Act::Cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    },
+    Stage {
+        name: "build",
+        why: "the command and the probes that the tests run",
+        act: Act::Cargo(&["build", "--workspace", "--bins"]),
+    },
+    Stage {
+        name: "test",
+        why: "unit, golden, law and probe tests, house rules and real programs",
+        act: Act::Cargo(&["test", "--workspace", "--no-fail-fast"]),
+    },
+];
+
+/// Runs the stages.
+///
+/// # Errors
+/// Names the stages that failed.
+pub fn run(options: &Options) -> Outcome {
+    let stages = chosen(STAGES, &options.stages)?;
+    Session::new()?.run(&stages)
+}

@@ -1,0 +1,48 @@
+//! The house of this checkout: the arrows between its crates, and the rules its files keep.
+
+use xtask::tidy::{RULES, Tree};
+use xtask::{Outcome, layers, workspace};
+
+#[test]
+fn the_crates_depend_only_downwards() -> Outcome {
+    let violations = layers::violations(&workspace::members()?);
+    assert!(violations.is_empty(), "\n{}\n", violations.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn the_tree_is_not_empty() -> Outcome {
+    assert!(Tree::read(&workspace::root())?.len() > 30);
+    Ok(())
+}
+
+fn keeps(name: &str) -> Outcome {
+    let rule = RULES.iter().find(|rule| rule.name == name).ok_or("no such rule")?;
+    let breaches = (rule.find)(&Tree::read(&workspace::root())?)?;
+    let (why, list) = (rule.why, breaches.join("\n"));
+    assert!(breaches.is_empty(), "\n{list}\nrule: {name} ({why})\n");
+    Ok(())
+}
+
+macro_rules! rules {
+    ($($test:ident: $name:literal,)*) => {
+        $(#[test] fn $test() -> Outcome { keeps($name) })*
+
+        #[test]
+        fn every_rule_has_its_test() {
+            let tested = [$($name),*];
+            let untested: Vec<_> = RULES.iter().map(|rule| rule.name).filter(|name| !tested.contains(name)).collect();
+            assert!(untested.is_empty(), "{untested:?}");
+        }
+    };
+}
+
+rules! {
+    unsafe_only_in_sys: "unsafe only in sys",
+    short_files: "files of at most 500 lines",
+    nothing_left_for_later: "nothing left for later in code",
+    kinds_have_heads: "every kind says what it reads, makes and loses",
+    no_paths_of_a_machine: "no paths of a machine",
+    links_lead_somewhere: "links lead somewhere",
+    dependencies_have_reasons: "every dependency has a reason",
+}
