@@ -1,1 +1,18 @@
-//! The harness of the tests.
+//! The harness of the tests: drives the built `yendor` command as a user would, in every flavour.
+//!
+//! `cargo build --workspace --bins` comes first: the command and the probes are taken from the target directory that
+//! the running test belongs to. Everything a test starts is ended and everything it writes is removed when its
+//! [`Yendor`] is dropped, whether the test passes or not.
+#![allow(unsafe_code)]
+
+mod account;
+mod binary;
+mod survive;
+mod task;
+mod yendor;
+
+pub use account::{Account, Flavour, skipped};
+pub use binary::{probe, yendor_binary};
+pub use survive::{Via, generations, probe_survives, tick_gap};
+pub use task::{Started, marked, wait_until};
+pub use yendor::{Outcome, PATIENCE, Yendor};

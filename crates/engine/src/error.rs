@@ -6,7 +6,7 @@ use yendor_kinds::Cause;
 use yendor_sys::{Errno, SysError};
 
 /// The steps of a checkpoint and of a restore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)]
 pub enum Step {
     Freeze,
@@ -119,6 +119,7 @@ impl Error {
             Cause::Corrupt { .. } => 4,
             Cause::Image(e) if e.is_damage() => 4,
             Cause::Parse(_) => 3,
+            Cause::Reported { code, .. } => *code,
             cause if cause.is_denied() => 5,
             _ => 1,
         }

@@ -1,8 +1,18 @@
 //! The arrows of the house.
 
+pub mod admit;
+pub mod checkpoint;
 pub mod collect;
+mod compose;
+pub mod contain;
+pub mod control;
 pub mod error;
+pub mod front;
+mod keeper;
 pub mod rebuild;
 pub mod request;
+pub mod state;
+mod wire;
 
 pub use error::{Error, Result};
+pub use yendor_sys::process;

@@ -43,6 +43,14 @@ pub enum Cause {
         /// What would allow it.
         hint: String,
     },
+    /// The keeper, another process, failed so; `code` is its exit code (DESIGN.md section 6).
+    #[error("{message}")]
+    Reported {
+        /// What it said.
+        message: String,
+        /// What is true now.
+        code: u8,
+    },
     /// The image needs something from outside that the caller did not give.
     #[error("the image needs {what}; give it with {option}")]
     Hole {

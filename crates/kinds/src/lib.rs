@@ -7,6 +7,7 @@
 pub mod error;
 pub mod file;
 pub mod memory;
+pub mod namespace;
 pub mod process;
 pub mod snapshot;
 

@@ -47,10 +47,8 @@ pub struct Container {
     pub root: Root,
     /// Whether it had a network namespace of its own.
     pub own_network: bool,
-    /// The blob with the container's file system layer, and those with the contents of its tmpfs mounts.
-    pub layer: Option<String>,
-    /// Mount point and blob of each tmpfs.
-    pub tmpfs: Vec<(Bytes, String)>,
+    /// Its private file system layer, then its tmpfs mounts.
+    pub layers: Vec<crate::namespace::layer::Record>,
 }
 
 /// The sort of root file system.

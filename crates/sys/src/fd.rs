@@ -1,6 +1,6 @@
 //! What rustix lacks of fcntl(2).
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use crate::{Result, SysError};
 
@@ -26,4 +26,56 @@ pub fn owner(fd: &impl AsFd) -> Result<Option<(i32, i32, i32)>> {
     // SAFETY: takes no pointer.
     let signal = unsafe { libc::fcntl(raw, F_GETSIG) };
     Ok((ex.pid != 0 || signal > 0).then_some((ex.kind, ex.pid, signal.max(0))))
+}
+
+/// Runs `f` in a thread with a copy of the descriptor table, which goes away with it. `f` may use all descriptors by
+/// number and put others in their places; it must not drop an owner that outlives it.
+///
+/// # Errors
+/// `f`'s own, or what `unshare` says.
+pub fn in_own_table<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    in_thread(libc::CLONE_FILES, "CLONE_FILES", f)
+}
+
+/// Runs `f` in a thread with a root and working directory of its own, at first ours.
+///
+/// # Errors
+/// `f`'s own, or what `unshare` says.
+pub fn in_own_directory<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    in_thread(libc::CLONE_FS, "CLONE_FS", f)
+}
+
+fn in_thread<T: Send>(flags: i32, shown: &'static str, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let body = move || {
+        // SAFETY: takes no pointer; only this thread, which runs nothing but `f`, sees the copy.
+        if unsafe { libc::unshare(flags) } < 0 {
+            return Err(SysError::last("unshare", shown));
+        }
+        f()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .spawn_scoped(scope, body)
+            .map_err(|e| SysError::io("clone", "a helper thread", &e))?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+pub(crate) fn dup(fd: RawFd, above: RawFd) -> Result<RawFd> {
+    // SAFETY: takes no pointer.
+    let ret = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, above) };
+    if ret < 0 { Err(SysError::last("fcntl", format!("{fd}, F_DUPFD_CLOEXEC, {above}"))) } else { Ok(ret) }
+}
+
+pub(crate) fn dup2(from: RawFd, to: RawFd) -> Result<()> {
+    // SAFETY: takes no pointer; called in a private table only, where no owner of `to` lives.
+    if unsafe { libc::dup2(from, to) } < 0 {
+        return Err(SysError::last("dup2", format!("{from}, {to}")));
+    }
+    Ok(())
+}
+
+pub(crate) fn close(fd: RawFd) {
+    // SAFETY: takes no pointer; called in a private table only, on numbers that it made.
+    unsafe { libc::close(fd) };
 }

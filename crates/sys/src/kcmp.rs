@@ -44,3 +44,27 @@ pub fn compare(a: i32, b: i32, what: What) -> Result<Ordering> {
         _ => Ordering::Greater,
     })
 }
+
+#[repr(C)]
+struct Slot {
+    epoll: u32,
+    target: u32,
+    index: u32,
+}
+
+/// Whether descriptor `file` of this process is the `index`th target that the epoll behind our descriptor `epoll` has
+/// under the number `target` (`KCMP_EPOLL_TFD`).
+///
+/// # Errors
+/// `ENOENT` for a target that the epoll does not have; `EOPNOTSUPP` from a kernel without it.
+pub fn epoll_target(file: i32, epoll: i32, target: i32, index: u32) -> Result<bool> {
+    const KCMP_EPOLL_TFD: i32 = 7;
+    let me = std::process::id();
+    let slot = Slot { epoll: epoll.cast_unsigned(), target: target.cast_unsigned(), index };
+    // SAFETY: `slot` has the kernel's layout and outlives the call.
+    let ret = unsafe { libc::syscall(libc::SYS_kcmp, me, me, KCMP_EPOLL_TFD, file, &raw const slot) };
+    if ret < 0 {
+        return Err(crate::SysError::last("kcmp", format!("{me}, {me}, KCMP_EPOLL_TFD, {file}, {target}[{index}]")));
+    }
+    Ok(ret == 0)
+}

@@ -4,13 +4,18 @@
 
 pub mod clone;
 pub mod error;
+pub mod event;
 pub mod fd;
 pub mod futex;
 pub mod kcmp;
 pub mod mapping;
+pub mod mount;
+pub mod namespace;
 pub mod pagemap;
+pub mod process;
 pub mod ptrace;
 pub mod raw;
+pub mod spawn;
 pub mod vm;
 pub mod wait;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
 use yendor_sys::ptrace;
+use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
 use crate::stop::{StopError, Stopped};
@@ -173,6 +174,33 @@ impl FrozenTree {
             }
         }
         self.processes.insert(pid, threads);
+        Ok(())
+    }
+
+    /// Ends every process of the tree: its state is safe elsewhere.
+    ///
+    /// # Errors
+    /// What kill says, except for processes that are gone.
+    pub fn kill(mut self) -> Result<(), SysError> {
+        use rustix::process::{Pid, Signal, kill_process};
+        let processes = std::mem::take(&mut self.processes);
+        for pid in processes.keys() {
+            let Some(raw) = Pid::from_raw(*pid) else { continue };
+            match kill_process(raw, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(e) => return Err(SysError::new("kill", format!("{pid}, SIGKILL"), e)),
+            }
+        }
+        // As their tracer we are told of every end; until we have listened, their parents are not.
+        // A leader's end is only told once its threads are gone.
+        for tid in processes.values().flat_map(|t| t.iter().rev()).map(Stopped::tid) {
+            loop {
+                match yendor_sys::wait::wait(Some(tid), true) {
+                    Ok(Some((_, Event::Exited(_) | Event::Killed(_)))) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+        }
         Ok(())
     }
 

@@ -8,7 +8,15 @@ const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 const LARGE: usize = 4000 * PAGE;
 const STACK: usize = 2 << 20;
-const ADVICE: [i32; 7] = [libc::MADV_DONTFORK, libc::MADV_WIPEONFORK, libc::MADV_DONTDUMP, libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE, libc::MADV_MERGEABLE, libc::MADV_SEQUENTIAL];
+const ADVICE: [i32; 7] = [
+    libc::MADV_DONTFORK,
+    libc::MADV_WIPEONFORK,
+    libc::MADV_DONTDUMP,
+    libc::MADV_HUGEPAGE,
+    libc::MADV_NOHUGEPAGE,
+    libc::MADV_MERGEABLE,
+    libc::MADV_SEQUENTIAL,
+];
 
 struct State {
     sparse: Region,
@@ -56,12 +64,17 @@ fn growing_down() -> Region {
 
 /// Flags but for accounting and dirt.
 fn flags(state: &State) -> Vec<(String, String)> {
-    let regions = [&state.sparse, &state.hidden, &state.constant, &state.code, &state.down, &state.locked[0], &state.locked[1]];
-    regions.into_iter().chain(&state.advised).map(|region| {
-        let (permissions, flags) = smaps_flags(region.at(0));
-        let flags = flags.split(' ').filter(|flag| !["ac", "sd", "nr"].contains(flag)).collect::<Vec<_>>();
-        (permissions, flags.join(" "))
-    }).collect()
+    let regions =
+        [&state.sparse, &state.hidden, &state.constant, &state.code, &state.down, &state.locked[0], &state.locked[1]];
+    regions
+        .into_iter()
+        .chain(&state.advised)
+        .map(|region| {
+            let (permissions, flags) = smaps_flags(region.at(0));
+            let flags = flags.split(' ').filter(|flag| !["ac", "sd", "nr"].contains(flag)).collect::<Vec<_>>();
+            (permissions, flags.join(" "))
+        })
+        .collect()
 }
 
 fn setup() -> State {
@@ -76,18 +89,23 @@ fn setup() -> State {
     // mov eax, 0x600dc0de; ret
     unsafe { code.at(64).cast::<[u8; 6]>().write([0xb8, 0xde, 0xc0, 0x0d, 0x60, 0xc3]) };
     protect(&code, libc::PROT_READ | libc::PROT_EXEC);
-    let advised = ADVICE.iter().zip(40..).map(|(&advice, seed)| {
-        let region = filled(8, seed);
-        // Not every kernel has huge pages or merging; what it has is seen in the flags.
-        unsafe { libc::madvise(region.at(0).cast(), region.len(), advice) };
-        region
-    }).collect();
+    let advised = ADVICE
+        .iter()
+        .zip(40..)
+        .map(|(&advice, seed)| {
+            let region = filled(8, seed);
+            // Not every kernel has huge pages or merging; what it has is seen in the flags.
+            unsafe { libc::madvise(region.at(0).cast(), region.len(), advice) };
+            region
+        })
+        .collect();
     let locked = [filled(4, 60), map(4 * PAGE, RW, PRIVATE)];
     ok("mlock", unsafe { libc::mlock(locked[0].at(0).cast(), locked[0].len()) });
     ok("mlock2", unsafe { libc::mlock2(locked[1].at(0).cast(), locked[1].len(), libc::MLOCK_ONFAULT) });
     let heap = unsafe { libc::sbrk(256 * PAGE as isize) } as usize;
     fill_pattern(heap as *mut u8, 256 * PAGE, 80);
-    let mut state = State { sparse, holed, hidden, constant, code, advised, locked, down: growing_down(), heap, flags: vec![] };
+    let mut state =
+        State { sparse, holed, hidden, constant, code, advised, locked, down: growing_down(), heap, flags: vec![] };
     state.flags = flags(&state);
     state
 }
@@ -106,11 +124,19 @@ fn check(state: State) {
     }
     for at in (0..64).filter(|at| !(16..21).contains(at)).map(|page| page * PAGE) {
         for word in (0..PAGE).step_by(8) {
-            expect("holed memory", unsafe { *state.holed.at(at + word).cast::<u64>() }, probe::word(10 ^ (at + word) as u64));
+            expect(
+                "holed memory",
+                unsafe { *state.holed.at(at + word).cast::<u64>() },
+                probe::word(10 ^ (at + word) as u64),
+            );
         }
     }
     let mut resident = 0;
-    probe::refused("mincore of a hole", unsafe { libc::mincore(state.holed.at(18 * PAGE).cast(), PAGE, &mut resident) }, libc::ENOMEM);
+    probe::refused(
+        "mincore of a hole",
+        unsafe { libc::mincore(state.holed.at(18 * PAGE).cast(), PAGE, &mut resident) },
+        libc::ENOMEM,
+    );
     protect(&state.hidden, libc::PROT_READ);
     check_pattern("hidden memory", state.hidden.at(0), state.hidden.len(), 20);
     check_pattern("constant memory", state.constant.at(0), state.constant.len(), 30);

@@ -55,12 +55,16 @@ fn setup() -> State {
     // One page at a time is written by whoever changes it.
     unsafe { libc::madvise(region.at(0).cast(), LEN, libc::MADV_NOHUGEPAGE) };
     fill_pattern(region.at(0), LEN, 1);
-    let children: Vec<i32> = (1..4).map(|who| child(|| {
-        change(&region, who);
-        board.add(UP, 1);
-        board.wait(GO, 1);
-        contents(&region, who);
-    })).collect();
+    let children: Vec<i32> = (1..4)
+        .map(|who| {
+            child(|| {
+                change(&region, who);
+                board.add(UP, 1);
+                board.wait(GO, 1);
+                contents(&region, who);
+            })
+        })
+        .collect();
     change(&region, 0);
     board.wait(UP, 3);
     let size = proportional(&children);

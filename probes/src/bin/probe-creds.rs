@@ -13,7 +13,11 @@ const SYS_PTRACE: u64 = 19;
 fn snapshot() -> Vec<String> {
     let names = ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"];
     let mut all: Vec<String> = names.iter().map(|name| format!("{name} {}", status(name))).collect();
-    for (name, option) in [("dumpable", libc::PR_GET_DUMPABLE), ("keepcaps", libc::PR_GET_KEEPCAPS), ("securebits", libc::PR_GET_SECUREBITS)] {
+    for (name, option) in [
+        ("dumpable", libc::PR_GET_DUMPABLE),
+        ("keepcaps", libc::PR_GET_KEEPCAPS),
+        ("securebits", libc::PR_GET_SECUREBITS),
+    ] {
         all.push(format!("{name} {}", unsafe { libc::prctl(option, 0, 0, 0, 0) }));
     }
     all
@@ -94,10 +98,12 @@ const VARIANTS: [fn(); 6] = [groups, ids, capabilities, securebits, no_new_privi
 
 fn setup() -> (Board, Vec<String>, Vec<i32>) {
     let board = Board::new();
-    let children = VARIANTS.map(|variant| child(|| {
-        variant();
-        stays(board);
-    }));
+    let children = VARIANTS.map(|variant| {
+        child(|| {
+            variant();
+            stays(board);
+        })
+    });
     board.wait(UP, VARIANTS.len() as u64);
     (board, snapshot(), children.to_vec())
 }

@@ -15,13 +15,32 @@ fn about(fd: &OwnedFd) -> (Vec<String>, Option<(u64, u32)>) {
 }
 
 fn setup() -> State {
-    let flags = [libc::O_RDWR, libc::O_RDWR | libc::O_CLOEXEC, libc::O_RDWR | libc::O_NONBLOCK, libc::O_RDONLY | libc::O_NONBLOCK, libc::O_RDONLY];
-    let all: Vec<OwnedFd> = NAMES.iter().zip(flags).map(|(name, flags)| {
-        let path = std::ffi::CString::new(format!("/dev/{name}")).unwrap();
-        own(name, unsafe { libc::open(path.as_ptr(), flags) })
-    }).collect();
+    let flags = [
+        libc::O_RDWR,
+        libc::O_RDWR | libc::O_CLOEXEC,
+        libc::O_RDWR | libc::O_NONBLOCK,
+        libc::O_RDONLY | libc::O_NONBLOCK,
+        libc::O_RDONLY,
+    ];
+    let all: Vec<OwnedFd> = NAMES
+        .iter()
+        .zip(flags)
+        .map(|(name, flags)| {
+            let path = std::ffi::CString::new(format!("/dev/{name}")).unwrap();
+            own(name, unsafe { libc::open(path.as_ptr(), flags) })
+        })
+        .collect();
     // A private mapping of /dev/zero is anonymous memory with a name.
-    let address = unsafe { libc::mmap(std::ptr::null_mut(), 4 * probe::PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE, all[1].as_raw_fd(), 0) };
+    let address = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            4 * probe::PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE,
+            all[1].as_raw_fd(),
+            0,
+        )
+    };
     let region = probe::Region::adopt(address, 4 * probe::PAGE);
     probe::fill_pattern(region.at(probe::PAGE), probe::PAGE, 3);
     let before = all.iter().map(about).collect();

@@ -45,7 +45,8 @@ struct State {
 
 /// The table of targets, in no special order and without the numbers of inodes and devices.
 fn targets(epoll: &OwnedFd) -> Vec<String> {
-    let mut lines: Vec<String> = fdinfo(epoll).iter().map(|line| line.split(" pos:").next().unwrap_or("").to_owned()).collect();
+    let mut lines: Vec<String> =
+        fdinfo(epoll).iter().map(|line| line.split(" pos:").next().unwrap_or("").to_owned()).collect();
     lines.sort();
     lines
 }

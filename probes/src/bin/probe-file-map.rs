@@ -43,7 +43,8 @@ fn maps(dir: &Dir) -> Vec<String> {
     ours.map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         [fields[0], fields[1], fields[2], &fields[5..].join(" ")].join(" ")
-    }).collect()
+    })
+    .collect()
 }
 
 fn setup() -> State {
@@ -100,7 +101,9 @@ fn check(state: State) {
     expect("end of a file", tail, [word(9 ^ (PAGE as u64 + 96)) & 0xffff_ffff, 0]);
     // What is written through a shared mapping is in the file; what is written to a private one is not.
     let mut read = [0; 8];
-    let at = |name: &str, offset: usize, read: &mut [u8]| File::open(state.dir.at(name)).and_then(|file| file.read_exact_at(read, offset as u64)).is_ok();
+    let at = |name: &str, offset: usize, read: &mut [u8]| {
+        File::open(state.dir.at(name)).and_then(|file| file.read_exact_at(read, offset as u64)).is_ok()
+    };
     expect("read", at("shared", 5 * PAGE, &mut read), true);
     expect("shared, in the file", u64::from_ne_bytes(read), word(5));
     expect("read", at("ordinary file", 3 * PAGE, &mut read), true);

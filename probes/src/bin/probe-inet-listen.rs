@@ -8,9 +8,15 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 const OPTIONS: [(i32, i32); 9] = [
-    (libc::SOL_SOCKET, libc::SO_REUSEADDR), (libc::SOL_SOCKET, libc::SO_ACCEPTCONN), (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
-    (libc::SOL_SOCKET, libc::SO_RCVBUF), (libc::SOL_SOCKET, libc::SO_SNDBUF), (libc::SOL_SOCKET, libc::SO_BROADCAST),
-    (libc::IPPROTO_IP, libc::IP_TOS), (libc::IPPROTO_IP, libc::IP_TTL), (libc::SOL_SOCKET, libc::SO_PRIORITY),
+    (libc::SOL_SOCKET, libc::SO_REUSEADDR),
+    (libc::SOL_SOCKET, libc::SO_ACCEPTCONN),
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_SOCKET, libc::SO_RCVBUF),
+    (libc::SOL_SOCKET, libc::SO_SNDBUF),
+    (libc::SOL_SOCKET, libc::SO_BROADCAST),
+    (libc::IPPROTO_IP, libc::IP_TOS),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    (libc::SOL_SOCKET, libc::SO_PRIORITY),
 ];
 
 fn must<T>(what: &str, result: std::io::Result<T>) -> T {
@@ -22,14 +28,24 @@ fn set(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
 }
 
 fn options(socket: &impl AsRawFd, more: &[(i32, i32)]) -> Vec<i32> {
-    OPTIONS.iter().chain(more).map(|&(level, name)| {
-        let (mut value, mut length) = (0_i32, 4);
-        ok("getsockopt", unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &mut length) });
-        value
-    }).collect()
+    OPTIONS
+        .iter()
+        .chain(more)
+        .map(|&(level, name)| {
+            let (mut value, mut length) = (0_i32, 4);
+            ok("getsockopt", unsafe {
+                libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &mut length)
+            });
+            value
+        })
+        .collect()
 }
 
-const TCP: [(i32, i32); 3] = [(libc::IPPROTO_TCP, libc::TCP_NODELAY), (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE), (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT)];
+const TCP: [(i32, i32); 3] = [
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+    (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
+];
 
 struct State {
     listener: TcpListener,

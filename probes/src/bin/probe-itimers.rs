@@ -4,7 +4,8 @@
 use probe::{Board, child, clock, expect, expect_that, ok, sleep_ms, succeeded};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-const TIMERS: [(i32, i64, i64); 3] = [(libc::ITIMER_REAL, 1_000_000, 3), (libc::ITIMER_VIRTUAL, 2_000_000, 5), (libc::ITIMER_PROF, 3_000_000, 7)];
+const TIMERS: [(i32, i64, i64); 3] =
+    [(libc::ITIMER_REAL, 1_000_000, 3), (libc::ITIMER_VIRTUAL, 2_000_000, 5), (libc::ITIMER_PROF, 3_000_000, 7)];
 const GO: usize = 0;
 const UP: usize = 1;
 

@@ -28,14 +28,17 @@ fn one(number: usize, dir: &Dir, last: Option<&One>) -> One {
             One { fd: own("pipe2", ends[0]), kind: Kind::Pipe(write) }
         }
         (1, _) => {
-            let file = OpenOptions::new().create(true).append(true).read(true).open(dir.at(&format!("file-{}", number % 50)));
+            let file =
+                OpenOptions::new().create(true).append(true).read(true).open(dir.at(&format!("file-{}", number % 50)));
             let fd: OwnedFd = file.map(Into::into).unwrap_or_else(|error| probe::fail(&format!("open: {error}")));
             ok("lseek", unsafe { libc::lseek(fd.as_raw_fd(), number as i64, libc::SEEK_SET) });
             One { fd, kind: Kind::File }
         }
         (2, Some(last)) => One { fd: own("dup", unsafe { libc::dup(last.fd.as_raw_fd()) }), kind: Kind::Copy },
         _ => {
-            let fd = own("eventfd", unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | if number % 2 == 0 { libc::EFD_CLOEXEC } else { 0 }) });
+            let fd = own("eventfd", unsafe {
+                libc::eventfd(0, libc::EFD_NONBLOCK | if number.is_multiple_of(2) { libc::EFD_CLOEXEC } else { 0 })
+            });
             transfer(&fd, &(word(number as u64) >> 1).to_ne_bytes());
             One { fd, kind: Kind::Event }
         }
@@ -72,12 +75,20 @@ fn check((_dir, all, before): (Dir, Vec<One>, usize)) {
                 transfer(write, b"x");
                 expect("pipe, new content", read_at_once(&one.fd, 100), Some(b"x".to_vec()));
             }
-            Kind::File => expect("offset", ok("lseek", unsafe { libc::lseek(one.fd.as_raw_fd(), 0, libc::SEEK_CUR) }), number as i64),
+            Kind::File => expect(
+                "offset",
+                ok("lseek", unsafe { libc::lseek(one.fd.as_raw_fd(), 0, libc::SEEK_CUR) }),
+                number as i64,
+            ),
             Kind::Event => {
-                expect("close on exec", cloexec, i32::from(number % 2 == 0));
+                expect("close on exec", cloexec, i32::from(number.is_multiple_of(2)));
                 expect("eventfd", read_at_once(&one.fd, 8), Some((want >> 1).to_ne_bytes().to_vec()));
             }
-            Kind::Copy => expect("flags and offset of a copy", fdinfo(&one.fd), fdinfo(&all[number - 1].fd)),
+            Kind::Copy => {
+                let about =
+                    |one: &One| (fdinfo(&one.fd)[0].clone(), unsafe { libc::fcntl(one.fd.as_raw_fd(), libc::F_GETFL) });
+                expect("offset and flags of a copy", about(one), about(&all[number - 1]));
+            }
         }
     }
 }

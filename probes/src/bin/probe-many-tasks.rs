@@ -36,7 +36,8 @@ fn count() -> u64 {
 fn setup() -> (Board, Vec<i32>) {
     let board = Board::new();
     let total = count();
-    let children = (0..total).step_by(10).map(|number| child(|| member(board, number, (total - number).min(10) - 1))).collect();
+    let children =
+        (0..total).step_by(10).map(|number| child(|| member(board, number, (total - number).min(10) - 1))).collect();
     board.wait(UP, total);
     (board, children)
 }

@@ -36,11 +36,13 @@ fn threads() -> BTreeSet<i32> {
 fn setup() -> (Arc<Gate>, Vec<JoinHandle<()>>) {
     let count: u64 = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1000);
     let gate = Arc::new(Gate::default());
-    let all = (0..count).map(|number| {
-        let gate = gate.clone();
-        let thread = Builder::new().stack_size(64 << 10).spawn(move || work(&gate, number));
-        thread.unwrap_or_else(|error| probe::fail(&format!("thread {number}: {error}")))
-    }).collect();
+    let all = (0..count)
+        .map(|number| {
+            let gate = gate.clone();
+            let thread = Builder::new().stack_size(64 << 10).spawn(move || work(&gate, number));
+            thread.unwrap_or_else(|error| probe::fail(&format!("thread {number}: {error}")))
+        })
+        .collect();
     probe::wait_until("threads", || gate.inside.lock().unwrap().0.len() as u64 == count);
     (gate, all)
 }

@@ -42,7 +42,11 @@ fn become_awkward() {
     let filter = std::fs::write("/proc/self/coredump_filter", "0x15d");
     expect("coredump_filter", filter.is_ok(), true);
     let own = own();
-    expect("awkward enough", (&own.comm[..NAME.len()], own.subreaper, own.huge, own.umask.as_str()), (NAME, 1, 1, "0153"));
+    expect(
+        "awkward enough",
+        (&own.comm[..NAME.len()], own.subreaper, own.huge, own.umask.as_str()),
+        (NAME, 1, 1, "0153"),
+    );
     expect("dump filter", own.dump.trim(), "0000015d");
 }
 

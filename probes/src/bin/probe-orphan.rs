@@ -16,7 +16,11 @@ fn setup() -> (Board, i32) {
             let before = unsafe { (libc::getpid(), libc::getppid(), libc::getpgrp(), libc::getsid(0)) };
             board.set(PID, before.0 as u64);
             board.wait(GO, 1);
-            expect("ids of the orphan", unsafe { (libc::getpid(), libc::getppid(), libc::getpgrp(), libc::getsid(0)) }, before);
+            expect(
+                "ids of the orphan",
+                unsafe { (libc::getpid(), libc::getppid(), libc::getpgrp(), libc::getsid(0)) },
+                before,
+            );
             board.set(DONE, 1);
         });
         disown(orphan);

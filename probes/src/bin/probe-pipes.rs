@@ -48,8 +48,18 @@ struct State {
 
 fn descriptors(state: &State) -> [&OwnedFd; 12] {
     [
-        &state.plain.read, &state.plain.write, &state.small.read, &state.small.write, &state.stuffed.0.read, &state.stuffed.0.write,
-        &state.packets.read, &state.packets.write, &state.no_writer, &state.no_reader, &state.fifo.0, &state.both,
+        &state.plain.read,
+        &state.plain.write,
+        &state.small.read,
+        &state.small.write,
+        &state.stuffed.0.read,
+        &state.stuffed.0.write,
+        &state.packets.read,
+        &state.packets.write,
+        &state.no_writer,
+        &state.no_reader,
+        &state.fifo.0,
+        &state.both,
     ]
 }
 
@@ -83,7 +93,18 @@ fn setup() -> State {
     transfer(&fifo_write, b"named content");
     let both = open(&name("both"), libc::O_RDWR | libc::O_CLOEXEC);
     transfer(&both, b"both ways");
-    let mut state = State { plain, small, stuffed: (stuffed, count), packets, no_writer, no_reader, fifo: (fifo_read, fifo_write), both, dir, before: vec![] };
+    let mut state = State {
+        plain,
+        small,
+        stuffed: (stuffed, count),
+        packets,
+        no_writer,
+        no_reader,
+        fifo: (fifo_read, fifo_write),
+        both,
+        dir,
+        before: vec![],
+    };
     state.before = descriptors(&state).map(about).to_vec();
     state
 }
@@ -103,7 +124,11 @@ fn check(state: State) {
     holds("small pipe", &state.small.read, b"small");
     expect("small pipe is empty", read_at_once(&state.small.read, 1), None);
     let (stuffed, count) = &state.stuffed;
-    refused("write to a full pipe", unsafe { libc::write(stuffed.write.as_raw_fd(), [0_u8; 4096].as_ptr().cast(), 4096) }, libc::EAGAIN);
+    refused(
+        "write to a full pipe",
+        unsafe { libc::write(stuffed.write.as_raw_fd(), [0_u8; 4096].as_ptr().cast(), 4096) },
+        libc::EAGAIN,
+    );
     let mut total = 0;
     while let Some(bytes) = read_at_once(&stuffed.read, 65_536) {
         expect("content of the full pipe", bytes.iter().all(|&byte| byte == 0xa5), true);
@@ -116,7 +141,11 @@ fn check(state: State) {
     }
     holds("pipe without writer", &state.no_writer, b"last words");
     expect("end of the pipe without writer", read_at_once(&state.no_writer, 1), Some(vec![]));
-    refused("write without reader", unsafe { libc::write(state.no_reader.as_raw_fd(), b"x".as_ptr().cast(), 1) }, libc::EPIPE);
+    refused(
+        "write without reader",
+        unsafe { libc::write(state.no_reader.as_raw_fd(), b"x".as_ptr().cast(), 1) },
+        libc::EPIPE,
+    );
     holds("fifo", &state.fifo.0, b"named content");
     let path = CString::new(state.dir.at("fifo").as_os_str().as_bytes()).unwrap();
     transfer(&open(&path, libc::O_WRONLY | libc::O_NONBLOCK), b"by name");

@@ -24,7 +24,10 @@ fn delete(id: i32) {
 }
 
 fn spec(value: i128, interval: i128) -> libc::itimerspec {
-    let time = |nanos: i128| libc::timespec { tv_sec: (nanos / 1_000_000_000) as i64, tv_nsec: (nanos % 1_000_000_000) as i64 };
+    let time = |nanos: i128| libc::timespec {
+        tv_sec: (nanos / 1_000_000_000) as i64,
+        tv_nsec: (nanos % 1_000_000_000) as i64,
+    };
     libc::itimerspec { it_value: time(value), it_interval: time(interval) }
 }
 
@@ -77,7 +80,9 @@ fn setup() -> State {
         (libc::CLOCK_MONOTONIC, libc::SIGEV_THREAD_ID, RT + 1, usize::MAX - 1),
         (libc::CLOCK_REALTIME, libc::SIGEV_SIGNAL, RT + 2, 9),
         (libc::CLOCK_PROCESS_CPUTIME_ID, libc::SIGEV_NONE, 0, 0),
-    ].map(|(clock, notify, signal, value)| create(clock, notify, signal, value, tid())).to_vec();
+    ]
+    .map(|(clock, notify, signal, value)| create(clock, notify, signal, value, tid()))
+    .to_vec();
     delete(made[1]);
     delete(made[3]);
     let ids = vec![made[0], made[2], made[4], made[5], made[6]];

@@ -29,52 +29,104 @@ static PROBE_SPINS: AtomicU8 = AtomicU8::new(0);
 // Order in the general words: flags, rax rcx rdx rbx rsp rbp rsi rdi r8..r14; r15 is tested with the gs base.
 global_asm!(
     ".macro probe_all what",
-    "\\what rax, 1", "\\what rcx, 2", "\\what rdx, 3", "\\what rbx, 4", "\\what rsp, 5", "\\what rbp, 6",
-    "\\what rsi, 7", "\\what rdi, 8", "\\what r8, 9", "\\what r9, 10", "\\what r10, 11", "\\what r11, 12",
-    "\\what r12, 13", "\\what r13, 14", "\\what r14, 15",
+    "\\what rax, 1",
+    "\\what rcx, 2",
+    "\\what rdx, 3",
+    "\\what rbx, 4",
+    "\\what rsp, 5",
+    "\\what rbp, 6",
+    "\\what rsi, 7",
+    "\\what rdi, 8",
+    "\\what r8, 9",
+    "\\what r9, 10",
+    "\\what r10, 11",
+    "\\what r11, 12",
+    "\\what r12, 13",
+    "\\what r13, 14",
+    "\\what r14, 15",
     ".endm",
-    ".macro probe_load reg, at", "mov \\reg, [rip + PROBE_IN + 8 * \\at]", ".endm",
-    ".macro probe_keep reg, at", "mov [rip + PROBE_OUT + 8 * \\at], \\reg", ".endm",
+    ".macro probe_load reg, at",
+    "mov \\reg, [rip + PROBE_IN + 8 * \\at]",
+    ".endm",
+    ".macro probe_keep reg, at",
+    "mov [rip + PROBE_OUT + 8 * \\at], \\reg",
+    ".endm",
     ".globl probe_hold",
     "probe_hold:",
-    "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
     "mov [rip + PROBE_STACK], rsp",
     "mov r15, 0x5a5a0000ffff1234",
-    "push qword ptr [rip + PROBE_IN]", "popfq",
+    "push qword ptr [rip + PROBE_IN]",
+    "popfq",
     "probe_all probe_load",
     "mov byte ptr [rip + PROBE_SPINS], 1",
-    "2: pause", "cmp byte ptr [rip + PROBE_RELEASE], 0", "je 2b",
+    "2: pause",
+    "cmp byte ptr [rip + PROBE_RELEASE], 0",
+    "je 2b",
     "probe_all probe_keep",
     "mov rsp, [rip + PROBE_STACK]",
-    "pushfq", "pop qword ptr [rip + PROBE_OUT]",
-    "cld", "push 0x202", "popfq",
+    "pushfq",
+    "pop qword ptr [rip + PROBE_OUT]",
+    "cld",
+    "push 0x202",
+    "popfq",
     "mov rax, r15",
-    "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbp",
+    "pop rbx",
+    "ret",
     ".globl probe_hold_vectors",
     "probe_hold_vectors:",
     // rdi: 0 ymm only, 1 zmm
     "ldmxcsr [rip + PROBE_IN + 2240]",
     "frstor [rip + PROBE_IN + 2248]",
-    "lea rsi, [rip + PROBE_IN + 128]", "lea rdx, [rip + PROBE_OUT + 128]",
-    "test edi, edi", "jz 3f",
+    "lea rsi, [rip + PROBE_IN + 128]",
+    "lea rdx, [rip + PROBE_OUT + 128]",
+    "test edi, edi",
+    "jz 3f",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
-    "vmovdqu64 zmm\\n, [rsi + 64 * \\n]", ".endr",
-    ".irp n, 0,1,2,3,4,5,6,7", "kmovq k\\n, [rsi + 2048 + 8 * \\n]", ".endr",
+    "vmovdqu64 zmm\\n, [rsi + 64 * \\n]",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "kmovq k\\n, [rsi + 2048 + 8 * \\n]",
+    ".endr",
     "jmp 4f",
     "3:",
-    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15", "vmovdqu ymm\\n, [rsi + 64 * \\n]", ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "vmovdqu ymm\\n, [rsi + 64 * \\n]",
+    ".endr",
     "4: mov byte ptr [rip + PROBE_SPINS], 2",
-    "5: pause", "cmp byte ptr [rip + PROBE_RELEASE], 2", "jne 5b",
-    "test edi, edi", "jz 6f",
+    "5: pause",
+    "cmp byte ptr [rip + PROBE_RELEASE], 2",
+    "jne 5b",
+    "test edi, edi",
+    "jz 6f",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
-    "vmovdqu64 [rdx + 64 * \\n], zmm\\n", ".endr",
-    ".irp n, 0,1,2,3,4,5,6,7", "kmovq [rdx + 2048 + 8 * \\n], k\\n", ".endr",
+    "vmovdqu64 [rdx + 64 * \\n], zmm\\n",
+    ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7",
+    "kmovq [rdx + 2048 + 8 * \\n], k\\n",
+    ".endr",
     "jmp 7f",
     "6:",
-    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15", "vmovdqu [rdx + 64 * \\n], ymm\\n", ".endr",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "vmovdqu [rdx + 64 * \\n], ymm\\n",
+    ".endr",
     "7: stmxcsr [rip + PROBE_OUT + 2240]",
     "fnsave [rip + PROBE_OUT + 2248]",
-    "fninit", "vzeroupper", "mov dword ptr [rsp - 4], 0x1f80", "ldmxcsr [rsp - 4]", "ret",
+    "fninit",
+    "vzeroupper",
+    "mov dword ptr [rsp - 4], 0x1f80",
+    "ldmxcsr [rsp - 4]",
+    "ret",
 );
 
 unsafe extern "C" {
@@ -114,21 +166,25 @@ fn bank(bank: *const Bank) -> &'static [u64; WORDS] {
 
 fn prepare() {
     // SAFETY: no other thread runs yet.
-    let input = unsafe { &mut (*(&raw mut PROBE_IN)).0 };
+    let input = unsafe { (&raw mut PROBE_IN.0).as_mut() }.unwrap();
     for (at, value) in input.iter_mut().enumerate() {
         *value = word(at as u64);
     }
     // Direction, alignment check and identification flag, and carry, which the loop's comparison will change.
     input[0] = 0x24_0602;
     input[16 + 256 + 8] = 0xdfc0; // MXCSR: flush, denormals are zero, round up, all masked
-    let fsave: Vec<u8> = [0x0b7f_u32, 0x4020 | (5 << 11), 0x0000, 0, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let fsave: Vec<u8> =
+        [0x0b7f_u32, 0x4020 | (5 << 11), 0x0000, 0, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
     let at: *mut u8 = (&raw mut input[16 + 256 + 8 + 1]).cast();
     for (offset, byte) in fsave.iter().enumerate() {
         // SAFETY: within the bank.
         unsafe { at.add(offset).write(*byte) };
     }
     for number in 0..8 {
-        let value: [u8; 10] = (u128::from(word(number)) | (1 << 63) | (u128::from(0x4001 + number) << 64)).to_le_bytes()[..10].try_into().unwrap();
+        let value: [u8; 10] = (u128::from(word(number)) | (1 << 63) | (u128::from(0x4001 + number) << 64))
+            .to_le_bytes()[..10]
+            .try_into()
+            .unwrap();
         // SAFETY: within the bank.
         unsafe { at.add(28 + 10 * number as usize).cast::<[u8; 10]>().write(value) };
     }

@@ -69,7 +69,7 @@ fn setup() -> State {
     transfer(&secret, b"secret");
     drop(secret);
     let secret = open(&dir.at("secret"), libc::O_RDONLY | libc::O_NOATIME);
-    fs::set_permissions(dir.at("secret"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.at("secret"), fs::Permissions::from_mode(0o0)).unwrap();
     let temporary = open(dir.path(), libc::O_TMPFILE | libc::O_RDWR);
     transfer(&temporary, b"never named");
     let sync = open(&dir.at("sync"), create | libc::O_DSYNC | libc::O_NOFOLLOW);
@@ -81,8 +81,18 @@ fn setup() -> State {
     });
     board.wait(UP, 1);
     let files = vec![
-        ("far", far), ("append", append), ("shared", shared), ("twin", twin), ("apart", apart), ("high", high), ("path", path),
-        ("directory", directory), ("gone", gone), ("secret", secret), ("temporary", temporary), ("sync", sync),
+        ("far", far),
+        ("append", append),
+        ("shared", shared),
+        ("twin", twin),
+        ("apart", apart),
+        ("high", high),
+        ("path", path),
+        ("directory", directory),
+        ("gone", gone),
+        ("secret", secret),
+        ("temporary", temporary),
+        ("sync", sync),
     ];
     let before = seen(&files);
     State { dir, board, child, files, before }
@@ -95,7 +105,13 @@ fn reads(state: &State, name: &str, offset: i64, want: &[u8]) {
 }
 
 fn check_sharing(state: &State) {
-    let offsets = |want: [i64; 4]| expect("offsets of twins, and one apart", ["shared", "twin", "high", "apart"].map(|name| seek(get(state, name), 0, libc::SEEK_CUR)), want);
+    let offsets = |want: [i64; 4]| {
+        expect(
+            "offsets of twins, and one apart",
+            ["shared", "twin", "high", "apart"].map(|name| seek(get(state, name), 0, libc::SEEK_CUR)),
+            want,
+        )
+    };
     offsets([2, 2, 2, 0]);
     expect("read", read_at_once(get(state, "twin"), 3), Some(b"cde".to_vec()));
     offsets([5, 5, 5, 0]);
@@ -120,14 +136,28 @@ fn check(state: State) {
     reads(&state, "gone", 0, b"content of a file without a name");
     reads(&state, "temporary", 0, b"never named");
     reads(&state, "secret", 0, b"secret");
-    let links = |name| fs::File::from(get(&state, name).try_clone().unwrap()).metadata().map(|data| std::os::unix::fs::MetadataExt::nlink(&data)).ok();
+    let links = |name| {
+        fs::File::from(get(&state, name).try_clone().unwrap())
+            .metadata()
+            .map(|data| std::os::unix::fs::MetadataExt::nlink(&data))
+            .ok()
+    };
     expect("names of files", ["gone", "temporary", "secret"].map(links), [Some(0), Some(0), Some(1)]);
-    expect("mode of secret", fs::metadata(state.dir.at("secret")).map(|data| data.permissions().mode() & 0o777).ok(), Some(0));
-    probe::refused("read of an O_PATH descriptor", unsafe { libc::read(get(&state, "path").as_raw_fd(), [0_u8; 4].as_mut_ptr().cast(), 4) }, libc::EBADF);
+    expect(
+        "mode of secret",
+        fs::metadata(state.dir.at("secret")).map(|data| data.permissions().mode() & 0o777).ok(),
+        Some(0),
+    );
+    probe::refused(
+        "read of an O_PATH descriptor",
+        unsafe { libc::read(get(&state, "path").as_raw_fd(), [0_u8; 4].as_mut_ptr().cast(), 4) },
+        libc::EBADF,
+    );
     let inside = unsafe { libc::openat(get(&state, "directory").as_raw_fd(), c"append".as_ptr(), libc::O_RDONLY) };
     drop(own("openat", inside));
     // The same file, by descriptor and by name.
-    let numbers = |data: fs::Metadata| (std::os::unix::fs::MetadataExt::dev(&data), std::os::unix::fs::MetadataExt::ino(&data));
+    let numbers =
+        |data: fs::Metadata| (std::os::unix::fs::MetadataExt::dev(&data), std::os::unix::fs::MetadataExt::ino(&data));
     let held = fs::File::from(get(&state, "shared").try_clone().unwrap()).metadata().map(numbers).ok();
     expect("file behind the name", fs::metadata(state.dir.at("shared")).map(numbers).ok(), held);
 }

@@ -4,11 +4,21 @@
 use probe::{expect, ok};
 
 const LIMITS: [(u32, &str, u64); 16] = [
-    (libc::RLIMIT_CPU, "cpu", 1_000_003), (libc::RLIMIT_FSIZE, "fsize", 0x1_0000_0000_0003), (libc::RLIMIT_DATA, "data", 0x7_0000_1003),
-    (libc::RLIMIT_STACK, "stack", 0x70_1003), (libc::RLIMIT_CORE, "core", 4099), (libc::RLIMIT_RSS, "rss", 0x3_0000_0003),
-    (libc::RLIMIT_NPROC, "nproc", 20_011), (libc::RLIMIT_NOFILE, "nofile", 1237), (libc::RLIMIT_MEMLOCK, "memlock", 0x7f_0001),
-    (libc::RLIMIT_AS, "as", 0x4000_0000_1003), (libc::RLIMIT_LOCKS, "locks", 77), (libc::RLIMIT_SIGPENDING, "sigpending", 3001),
-    (libc::RLIMIT_MSGQUEUE, "msgqueue", 80_001), (libc::RLIMIT_NICE, "nice", 3), (libc::RLIMIT_RTPRIO, "rtprio", 2),
+    (libc::RLIMIT_CPU, "cpu", 1_000_003),
+    (libc::RLIMIT_FSIZE, "fsize", 0x1_0000_0000_0003),
+    (libc::RLIMIT_DATA, "data", 0x7_0000_1003),
+    (libc::RLIMIT_STACK, "stack", 0x70_1003),
+    (libc::RLIMIT_CORE, "core", 4099),
+    (libc::RLIMIT_RSS, "rss", 0x3_0000_0003),
+    (libc::RLIMIT_NPROC, "nproc", 20_011),
+    (libc::RLIMIT_NOFILE, "nofile", 1237),
+    (libc::RLIMIT_MEMLOCK, "memlock", 0x7f_0001),
+    (libc::RLIMIT_AS, "as", 0x4000_0000_1003),
+    (libc::RLIMIT_LOCKS, "locks", 77),
+    (libc::RLIMIT_SIGPENDING, "sigpending", 3001),
+    (libc::RLIMIT_MSGQUEUE, "msgqueue", 80_001),
+    (libc::RLIMIT_NICE, "nice", 3),
+    (libc::RLIMIT_RTPRIO, "rtprio", 2),
     (libc::RLIMIT_RTTIME, "rttime", u64::MAX),
 ];
 

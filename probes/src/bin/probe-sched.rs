@@ -27,7 +27,13 @@ fn own() -> Own {
     unsafe {
         let slack = ok("slack", libc::prctl(libc::PR_GET_TIMERSLACK));
         let ioprio = ok("ioprio_get", libc::syscall(libc::SYS_ioprio_get, 1, 0));
-        Own { policy: libc::sched_getscheduler(0), nice: libc::getpriority(libc::PRIO_PROCESS, 0), affinity: affinity(), ioprio, slack }
+        Own {
+            policy: libc::sched_getscheduler(0),
+            nice: libc::getpriority(libc::PRIO_PROCESS, 0),
+            affinity: affinity(),
+            ioprio,
+            slack,
+        }
     }
 }
 
@@ -45,7 +51,11 @@ fn become_awkward(policy: i32, nice: i32, cpu: Option<usize>, ioprio: i32, slack
         ok("slack", libc::prctl(libc::PR_SET_TIMERSLACK, slack));
     }
     let now = own();
-    expect("awkward enough", (now.policy, now.nice, now.ioprio, now.slack), (policy, nice, i64::from(ioprio), slack as i32));
+    expect(
+        "awkward enough",
+        (now.policy, now.nice, now.ioprio, now.slack),
+        (policy, nice, i64::from(ioprio), slack as i32),
+    );
 }
 
 type State = (Own, String, Arc<AtomicU32>, JoinHandle<()>);
@@ -53,17 +63,20 @@ type State = (Own, String, Arc<AtomicU32>, JoinHandle<()>);
 fn setup() -> State {
     let word = Arc::new(AtomicU32::new(0));
     let last = affinity().last().copied();
-    let thread = spawn({ let word = word.clone(); move || {
-        block_all();
-        // I/O class best effort, level 6
-        become_awkward(libc::SCHED_OTHER, 11, last, 2 << 13 | 6, 7_654_321);
-        let before = own();
-        word.store(1, SeqCst);
-        while word.load(SeqCst) == 1 {
-            sleep_ms(3);
+    let thread = spawn({
+        let word = word.clone();
+        move || {
+            block_all();
+            // I/O class best effort, level 6
+            become_awkward(libc::SCHED_OTHER, 11, last, 2 << 13 | 6, 7_654_321);
+            let before = own();
+            word.store(1, SeqCst);
+            while word.load(SeqCst) == 1 {
+                sleep_ms(3);
+            }
+            expect("scheduling of a thread", own(), before);
         }
-        expect("scheduling of a thread", own(), before);
-    }});
+    });
     probe::wait_until("thread", || word.load(SeqCst) == 1);
     become_awkward(libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK, 7, None, 3 << 13, 123_456);
     // Whatever is set already may only grow without privilege.

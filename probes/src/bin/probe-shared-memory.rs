@@ -29,7 +29,8 @@ struct State {
 }
 
 fn posix(name: &CString) -> (OwnedFd, Region) {
-    let fd = own("shm_open", unsafe { libc::shm_open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, 0o640) });
+    let fd =
+        own("shm_open", unsafe { libc::shm_open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, 0o640) });
     ok("ftruncate", unsafe { libc::ftruncate(fd.as_raw_fd(), LEN as i64 + 5) });
     let region = share(&fd, LEN, 0);
     (fd, region)
@@ -49,7 +50,9 @@ fn sysv() -> (i32, usize, usize, i32) {
 fn setup() -> State {
     let (board, pid) = (Board::new(), std::process::id());
     let anonymous = map(LEN, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-    let memfd = own("memfd_create", unsafe { libc::memfd_create(c"na\xffme of it".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC) });
+    let memfd = own("memfd_create", unsafe {
+        libc::memfd_create(c"na\xffme of it".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC)
+    });
     ok("ftruncate", unsafe { libc::ftruncate(memfd.as_raw_fd(), LEN as i64) });
     let views = [share(&memfd, LEN, 0), share(&memfd, PAGE, 2 * PAGE)];
     ok("seal", unsafe { libc::fcntl(memfd.as_raw_fd(), libc::F_ADD_SEALS, SEALS) });
@@ -65,7 +68,13 @@ fn setup() -> State {
     fill_pattern(sysv.1 as *mut u8, LEN - PAGE, 5);
     let child = child(|| {
         let word = |address: *mut u8| address.cast::<u64>();
-        let all = [word(anonymous.at(8)), word(views[0].at(8)), word(region.at(8)), word(unlinked.1.at(8)), (sysv.1 + 8) as *mut u64];
+        let all = [
+            word(anonymous.at(8)),
+            word(views[0].at(8)),
+            word(region.at(8)),
+            word(unlinked.1.at(8)),
+            (sysv.1 + 8) as *mut u64,
+        ];
         all.iter().for_each(|&at| unsafe { at.write_volatile(at.read_volatile() ^ 1) });
         board.set(UP, 1);
         board.wait(GO, 1);
@@ -81,7 +90,11 @@ fn check_memfd(state: &State) {
     probe::refused("growth of a sealed file", unsafe { libc::ftruncate(fd, LEN as i64 + 1) }, libc::EPERM);
     expect("close on exec", unsafe { libc::fcntl(fd, libc::F_GETFD) }, libc::FD_CLOEXEC);
     let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
-    expect("name of the memfd", std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str()), b"/memfd:na\xffme of it (deleted)");
+    expect(
+        "name of the memfd",
+        std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str()),
+        b"/memfd:na\xffme of it (deleted)",
+    );
     unsafe { state.views[1].at(16).cast::<u64>().write_volatile(77) };
     expect("second view shows the same", unsafe { state.views[0].at(2 * PAGE + 16).cast::<u64>().read_volatile() }, 77);
     fill_pattern(state.views[0].at(0), LEN, 2);
@@ -91,7 +104,11 @@ fn check_sysv((id, writable, constant, key): (i32, usize, usize, i32)) {
     unsafe {
         let mut about: libc::shmid_ds = std::mem::zeroed();
         ok("shmctl", libc::shmctl(id, libc::IPC_STAT, &mut about));
-        expect("segment", (about.shm_segsz, about.shm_nattch, about.shm_perm.mode & 0o777, about.shm_perm.__key), (LEN - 100, 2, 0o642, key));
+        expect(
+            "segment",
+            (about.shm_segsz, about.shm_nattch, about.shm_perm.mode & 0o777, about.shm_perm.__key),
+            (LEN - 100, 2, 0o642, key),
+        );
         expect("id of the key", libc::shmget(key, 0, 0), id);
         check_pattern("SysV", constant as *const u8, LEN - PAGE, 5);
         (writable as *mut u64).write_volatile(99);

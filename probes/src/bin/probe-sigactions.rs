@@ -34,7 +34,10 @@ fn action(signal: i32) -> Action {
 
 fn changeable(signal: i32) -> bool {
     // SIGKILL, SIGSTOP, requests, and what glibc keeps for itself.
-    !matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGTERM | libc::SIGINT | 32 | 33)
+    !matches!(
+        signal,
+        libc::SIGKILL | libc::SIGSTOP | libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGTERM | libc::SIGINT | 32 | 33
+    )
 }
 
 fn set(signal: i32, restorer: usize) {

@@ -50,7 +50,12 @@ fn check((all, before): State) {
     let of_exec = [0, 1, 2].map(|number| unsafe { libc::fcntl(all[number].as_raw_fd(), libc::F_GETFD) });
     expect("close on exec", of_exec, [1, 0, 0]);
     let own = std::process::id();
-    let want = [(libc::SIGWINCH as u32, 0, own), (RT as u32, 0x1111_2222_3333_4444, own), (RT as u32, 5, own), (64, u64::MAX, own)];
+    let want = [
+        (libc::SIGWINCH as u32, 0, own),
+        (RT as u32, 0x1111_2222_3333_4444, own),
+        (RT as u32, 5, own),
+        (64, u64::MAX, own),
+    ];
     want.into_iter().for_each(|want| expect("signal", next(&all[0]), Some(want)));
     expect("signals left", (next(&all[0]), next(&all[1])), (None, None));
     ok("kill", unsafe { libc::kill(own as i32, RT + 1) });

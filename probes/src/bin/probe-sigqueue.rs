@@ -57,7 +57,12 @@ fn pending(which: &str) -> String {
 }
 
 fn for_thread() -> Vec<Info> {
-    vec![info(RT, libc::SI_QUEUE, word(1)), info(RT, -77, word(2)), info(64, libc::SI_TKILL, word(3)), info(libc::SIGHUP, libc::SI_QUEUE, word(4))]
+    vec![
+        info(RT, libc::SI_QUEUE, word(1)),
+        info(RT, -77, word(2)),
+        info(64, libc::SI_TKILL, word(3)),
+        info(libc::SIGHUP, libc::SI_QUEUE, word(4)),
+    ]
 }
 
 fn for_process() -> Vec<Info> {
@@ -84,17 +89,20 @@ struct State {
 fn setup() -> State {
     set_mask(libc::SIG_BLOCK, blocked());
     let (go, ready) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicI32::new(0)));
-    let thread = spawn({ let (go, ready) = (go.clone(), ready.clone()); move || {
-        block_all();
-        let all: Vec<Info> = (0..5).map(|number| info(RT + 1, libc::SI_QUEUE, word(100 + number))).collect();
-        let before = queue_all(Some(tid()), &all);
-        ready.store(tid(), SeqCst);
-        while go.load(SeqCst) == 0 {
-            sleep_ms(3);
+    let thread = spawn({
+        let (go, ready) = (go.clone(), ready.clone());
+        move || {
+            block_all();
+            let all: Vec<Info> = (0..5).map(|number| info(RT + 1, libc::SI_QUEUE, word(100 + number))).collect();
+            let before = queue_all(Some(tid()), &all);
+            ready.store(tid(), SeqCst);
+            while go.load(SeqCst) == 0 {
+                sleep_ms(3);
+            }
+            expect("SigPnd of a thread", pending("SigPnd"), before);
+            all.iter().for_each(take);
         }
-        expect("SigPnd of a thread", pending("SigPnd"), before);
-        all.iter().for_each(take);
-    }});
+    });
     probe::wait_until("thread", || ready.load(SeqCst) != 0);
     let child = probe::child(|| unsafe { libc::_exit(5) });
     probe::wait_until("SIGCHLD", || pending("ShdPnd") == "0000000000010000");
@@ -112,11 +120,23 @@ fn check(state: State) {
     for_process().iter().for_each(take);
     let mut whole = [0_u32; 32];
     let (zero, set) = ([0_u64; 2], 1_u64 << (libc::SIGCHLD - 1));
-    expect("SIGCHLD", unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &set, &mut whole, &zero, 8) }, i64::from(libc::SIGCHLD));
+    expect(
+        "SIGCHLD",
+        unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &set, &mut whole, &zero, 8) },
+        i64::from(libc::SIGCHLD),
+    );
     let uid = unsafe { libc::getuid() };
-    expect("siginfo of SIGCHLD", [whole[2], whole[4], whole[5], whole[6]], [libc::CLD_EXITED as u32, state.child as u32, uid, 5]);
+    expect(
+        "siginfo of SIGCHLD",
+        [whole[2], whole[4], whole[5], whole[6]],
+        [libc::CLD_EXITED as u32, state.child as u32, uid, 5],
+    );
     expect("status", probe::reaped(state.child), 5 << 8);
-    expect("nothing more is pending", [pending("SigPnd"), pending("ShdPnd")].map(|set| set == "0000000000000000"), [true; 2]);
+    expect(
+        "nothing more is pending",
+        [pending("SigPnd"), pending("ShdPnd")].map(|set| set == "0000000000000000"),
+        [true; 2],
+    );
     set_mask(libc::SIG_UNBLOCK, blocked());
 }
 

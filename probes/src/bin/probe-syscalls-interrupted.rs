@@ -31,7 +31,12 @@ fn result(what: &str, got: i64, want: i64) {
 }
 
 /// A call with a time-out, again and again: each must last its time.
-fn timed(what: &'static str, shared: &Arc<Shared>, want: (i64, i32), call: impl Fn() -> i64 + Send + 'static) -> JoinHandle<()> {
+fn timed(
+    what: &'static str,
+    shared: &Arc<Shared>,
+    want: (i64, i32),
+    call: impl Fn() -> i64 + Send + 'static,
+) -> JoinHandle<()> {
     thread(shared, move |shared| {
         while shared.go.load(SeqCst) == 0 {
             let start = clock(libc::CLOCK_MONOTONIC);
@@ -67,17 +72,31 @@ fn sleepers(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
     static NEVER: AtomicU32 = AtomicU32::new(0);
     let (sleep, rt) = ((0, 0), 1_u64 << RT);
     vec![
-        timed("nanosleep with rem", shared, sleep, || unsafe { libc::syscall(libc::SYS_nanosleep, &step(), &mut step()) }),
-        timed("nanosleep without rem", shared, sleep, || unsafe { libc::syscall(libc::SYS_nanosleep, &step(), null_mut::<u8>()) }),
-        timed("clock_nanosleep to a time", shared, sleep, || unsafe { libc::syscall(libc::SYS_clock_nanosleep, libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &deadline(), 0) }),
-        timed("poll with time-out", shared, sleep, || unsafe { libc::syscall(libc::SYS_poll, null::<u8>(), 0, STEP / 1_000_000) }),
-        timed("ppoll with time-out", shared, sleep, || unsafe { libc::syscall(libc::SYS_ppoll, null::<u8>(), 0, &step(), 0, 8) }),
+        timed("nanosleep with rem", shared, sleep, || unsafe {
+            libc::syscall(libc::SYS_nanosleep, &step(), &mut step())
+        }),
+        timed("nanosleep without rem", shared, sleep, || unsafe {
+            libc::syscall(libc::SYS_nanosleep, &step(), null_mut::<u8>())
+        }),
+        timed("clock_nanosleep to a time", shared, sleep, || unsafe {
+            libc::syscall(libc::SYS_clock_nanosleep, libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &deadline(), 0)
+        }),
+        timed("poll with time-out", shared, sleep, || unsafe {
+            libc::syscall(libc::SYS_poll, null::<u8>(), 0, STEP / 1_000_000)
+        }),
+        timed("ppoll with time-out", shared, sleep, || unsafe {
+            libc::syscall(libc::SYS_ppoll, null::<u8>(), 0, &step(), 0, 8)
+        }),
         timed("select with time-out", shared, sleep, || {
             let mut time = libc::timeval { tv_sec: 0, tv_usec: STEP / 1000 };
             unsafe { libc::syscall(libc::SYS_select, 0, 0, 0, 0, &mut time) }
         }),
-        timed("futex with time-out", shared, (-1, libc::ETIMEDOUT), || unsafe { libc::syscall(libc::SYS_futex, &NEVER, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, 0, &step()) }),
-        timed("sigtimedwait with time-out", shared, (-1, libc::EAGAIN), move || unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &rt, 0, &step(), 8) }),
+        timed("futex with time-out", shared, (-1, libc::ETIMEDOUT), || unsafe {
+            libc::syscall(libc::SYS_futex, &NEVER, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, 0, &step())
+        }),
+        timed("sigtimedwait with time-out", shared, (-1, libc::EAGAIN), move || unsafe {
+            libc::syscall(libc::SYS_rt_sigtimedwait, &rt, 0, &step(), 8)
+        }),
     ]
 }
 
@@ -95,7 +114,9 @@ struct State {
 
 fn setup() -> State {
     let (child_read, child_pipe) = pipe();
-    let child = probe::child(|| { let _ = probe::read_at_once(&child_read, 1); });
+    let child = probe::child(|| {
+        let _ = probe::read_at_once(&child_read, 1);
+    });
     let shared = Arc::new(Shared { go: AtomicU32::new(0), word: AtomicU32::new(0), up: AtomicU32::new(0) });
     let mut threads = sleepers(&shared);
     let (ends, pipes): (Vec<_>, Vec<_>) = (0..5).map(|_| pipe()).unzip();
@@ -105,7 +126,9 @@ fn setup() -> State {
     threads.push(thread(&shared, move |_| expect("read", probe::read_at_once(&r, 9), Some(b"go".to_vec()))));
     let poll = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     threads.push(thread(&shared, move |_| result("poll", i64::from(unsafe { libc::poll(&mut poll(&p), 1, -1) }), 1)));
-    threads.push(thread(&shared, move |_| result("ppoll", i64::from(unsafe { libc::ppoll(&mut poll(&pp), 1, null(), null()) }), 1)));
+    threads.push(thread(&shared, move |_| {
+        result("ppoll", i64::from(unsafe { libc::ppoll(&mut poll(&pp), 1, null(), null()) }), 1)
+    }));
     threads.push(thread(&shared, move |_| {
         let epoll = own("epoll_create1", unsafe { libc::epoll_create1(0) });
         let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 1 };
@@ -118,15 +141,19 @@ fn setup() -> State {
         result("select", i64::from(libc::select(s.as_raw_fd() + 1, &mut set, null_mut(), null_mut(), null_mut())), 1);
     }));
     threads.push(thread(&shared, |shared| {
-        let got = unsafe { libc::syscall(libc::SYS_futex, &shared.word, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, 0, 0) };
+        let got =
+            unsafe { libc::syscall(libc::SYS_futex, &shared.word, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, 0, 0) };
         expect_that("futex", got == 0 && shared.word.load(SeqCst) == 1, (got, Error::last_os_error()));
     }));
     let tid = Arc::new(AtomicU32::new(0));
-    threads.push(thread(&shared, { let tid = tid.clone(); move |_| {
-        tid.store(probe::tid() as u32, SeqCst);
-        let set = 1_u64 << (RT - 1);
-        result("sigwaitinfo", unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &set, 0, 0, 8) }, RT.into());
-    }}));
+    threads.push(thread(&shared, {
+        let tid = tid.clone();
+        move |_| {
+            tid.store(probe::tid() as u32, SeqCst);
+            let set = 1_u64 << (RT - 1);
+            result("sigwaitinfo", unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &set, 0, 0, 8) }, RT.into());
+        }
+    }));
     let semaphore = ok("semget", unsafe { libc::semget(libc::IPC_PRIVATE, 1, 0o600) });
     threads.push(thread(&shared, move |_| {
         let mut take = libc::sembuf { sem_num: 0, sem_op: -1, sem_flg: 0 };
@@ -157,7 +184,11 @@ fn check(state: State) {
     state.pipes.iter().for_each(|pipe| transfer(pipe, b"go"));
     state.shared.word.store(1, SeqCst);
     unsafe {
-        expect("sleepers on the futex", libc::syscall(libc::SYS_futex, &state.shared.word, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 9), 1);
+        expect(
+            "sleepers on the futex",
+            libc::syscall(libc::SYS_futex, &state.shared.word, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 9),
+            1,
+        );
         let pid = std::process::id();
         ok("tgkill", libc::syscall(libc::SYS_tgkill, pid, state.tid.load(SeqCst), RT));
         let mut give = libc::sembuf { sem_num: 0, sem_op: 1, sem_flg: 0 };

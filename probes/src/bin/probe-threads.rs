@@ -87,7 +87,11 @@ fn work(number: usize, shared: &Shared) {
     unsafe {
         let name = CString::new(vec![b'p', 0xf0 + number as u8, b' ', b')', b'a' + number as u8]).unwrap();
         libc::prctl(libc::PR_SET_NAME, name.as_ptr());
-        let stack = libc::stack_t { ss_sp: Box::leak(vec![0_u8; 16384 + 4096 * number].into_boxed_slice()).as_mut_ptr().cast(), ss_flags: 0, ss_size: 16384 + 4096 * number };
+        let stack = libc::stack_t {
+            ss_sp: Box::leak(vec![0_u8; 16384 + 4096 * number].into_boxed_slice()).as_mut_ptr().cast(),
+            ss_flags: 0,
+            ss_size: 16384 + 4096 * number,
+        };
         ok("sigaltstack", libc::sigaltstack(&stack, std::ptr::null_mut()));
         // All but a real-time signal of one's own; requests are for the main thread.
         let mask = !(1_u64 << (40 + number));
@@ -107,8 +111,19 @@ fn work(number: usize, shared: &Shared) {
 type State = (Arc<Shared>, Vec<JoinHandle<()>>, i32);
 
 fn setup() -> State {
-    let shared = Arc::new(Shared { started: AtomicU32::new(0), released: AtomicU32::new(0), locks: std::array::from_fn(|_| robust_lock()) });
-    let threads = (0..16).map(|number| spawn({ let shared = shared.clone(); move || work(number, &shared) })).collect();
+    let shared = Arc::new(Shared {
+        started: AtomicU32::new(0),
+        released: AtomicU32::new(0),
+        locks: std::array::from_fn(|_| robust_lock()),
+    });
+    let threads = (0..16)
+        .map(|number| {
+            spawn({
+                let shared = shared.clone();
+                move || work(number, &shared)
+            })
+        })
+        .collect();
     probe::wait_until("threads", || shared.started.load(SeqCst) == 16);
     (shared, threads, tid())
 }

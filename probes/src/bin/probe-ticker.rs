@@ -2,7 +2,10 @@
 //! clocks, and calls that nobody may interrupt. Any harm ends it.
 #![allow(unsafe_code)]
 
-use probe::{PAGE, Region, block_all, check_pattern, child, clock, expect, expect_that, fail, fill_pattern, map, own, say, transfer};
+use probe::{
+    PAGE, Region, block_all, check_pattern, child, clock, expect, expect_that, fail, fill_pattern, map, own, say,
+    transfer,
+};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -67,13 +70,16 @@ fn start() -> State {
         fill_pattern(memory.at(page * PAGE), PAGE, 0);
     }
     let beats = Arc::new(AtomicU64::new(0));
-    std::thread::spawn({ let beats = beats.clone(); move || {
-        block_all();
-        loop {
-            nap();
-            beats.fetch_add(1, SeqCst);
+    std::thread::spawn({
+        let beats = beats.clone();
+        move || {
+            block_all();
+            loop {
+                nap();
+                beats.fetch_add(1, SeqCst);
+            }
         }
-    }});
+    });
     State { step: 0, memory, sum: 0.0, to_child, from_child, beats, last_beats: 0, time: clock(libc::CLOCK_MONOTONIC) }
 }
 
@@ -95,7 +101,7 @@ fn step(state: &mut State) {
     let time = clock(libc::CLOCK_MONOTONIC);
     expect_that("monotonic clock", time >= state.time, (time, state.time));
     state.time = time;
-    if step % 100 == 0 {
+    if step.is_multiple_of(100) {
         let beats = state.beats.load(SeqCst);
         expect_that("thread goes on", beats > state.last_beats, beats);
         state.last_beats = beats;
@@ -105,5 +111,7 @@ fn step(state: &mut State) {
 }
 
 fn main() {
-    probe::run_working(start(), step, |state| expect("descriptors", std::fs::read_dir("/proc/self/fd").map(|all| all.count() > 4).ok(), Some(state.step > 0)))
+    probe::run_working(start(), step, |state| {
+        expect("descriptors", std::fs::read_dir("/proc/self/fd").map(|all| all.count() > 4).ok(), Some(state.step > 0))
+    })
 }

@@ -54,15 +54,19 @@ fn setup() -> State {
     let plain = child(|| stays(board, "plain child"));
     board.wait(UP, 5);
     let exited = child(|| unsafe { libc::_exit(37) });
-    let killed = child(|| unsafe { libc::pause(); });
+    let killed = child(|| unsafe {
+        libc::pause();
+    });
     ok("kill", unsafe { libc::kill(killed, libc::SIGKILL) });
     // The stop of the first one is known to the parent, that of the second one not yet.
-    let stopped = [0, 1].map(|_| child(|| {
-        let before = ids();
-        unsafe { libc::raise(libc::SIGSTOP) };
-        expect("stopped child", ids(), before);
-        board.add(CONTINUED, 1);
-    }));
+    let stopped = [0, 1].map(|_| {
+        child(|| {
+            let before = ids();
+            unsafe { libc::raise(libc::SIGSTOP) };
+            expect("stopped child", ids(), before);
+            board.add(CONTINUED, 1);
+        })
+    });
     let mut status = 0;
     ok("waitpid", unsafe { libc::waitpid(stopped[0], &mut status, libc::WUNTRACED) });
     for (pid, state) in [(exited, "Z"), (killed, "Z"), (stopped[0], "T"), (stopped[1], "T")] {
@@ -78,10 +82,15 @@ fn check(state: State) {
     }
     expect("stopped children that went on", state.board.get(CONTINUED), 0);
     let mut status = 0;
-    let report = |pid, status: &mut i32| ok("waitpid", unsafe { libc::waitpid(pid, status, libc::WUNTRACED | libc::WNOHANG) });
+    let report =
+        |pid, status: &mut i32| ok("waitpid", unsafe { libc::waitpid(pid, status, libc::WUNTRACED | libc::WNOHANG) });
     expect("report of a stop that is known", report(state.stopped[0], &mut status), 0);
     expect("report of a stop that is news", report(state.stopped[1], &mut status), state.stopped[1]);
-    expect_that("status of a stopped child", libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) == libc::SIGSTOP, status);
+    expect_that(
+        "status of a stopped child",
+        libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) == libc::SIGSTOP,
+        status,
+    );
     for pid in state.stopped {
         ok("kill", unsafe { libc::kill(pid, libc::SIGCONT) });
         succeeded("stopped child", pid);

@@ -13,13 +13,14 @@ const SIZE: [u16; 4] = [33, 177, 5, 6];
 /// Two ends, and the name of the second one.
 fn open_pty() -> (OwnedFd, OwnedFd, CString) {
     unsafe {
-        let master = own("posix_openpt", libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC));
+        let master =
+            own("posix_openpt", libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC));
         ok("grantpt", libc::grantpt(master.as_raw_fd()));
         ok("unlockpt", libc::unlockpt(master.as_raw_fd()));
         let mut name = [0; 64];
         expect("ptsname", libc::ptsname_r(master.as_raw_fd(), name.as_mut_ptr(), name.len()), 0);
         let name = std::ffi::CStr::from_ptr(name.as_ptr()).to_owned();
-        let slave = own("open", libc::open(name.as_ptr(), libc::O_RDWR | libc::O_NOCTTY));
+        let slave = own("open", libc::open(name.as_ptr(), libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK));
         (master, slave, name)
     }
 }
@@ -46,8 +47,14 @@ fn get(fd: &OwnedFd, what: libc::Ioctl) -> i32 {
 fn about(master: &OwnedFd, slave: &OwnedFd) -> String {
     let (modes, mut size) = (modes(slave), [0_u16; 4]);
     ok("TIOCGWINSZ", unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCGWINSZ, &mut size) });
-    let flags = [master, slave].map(|fd| unsafe { (libc::fcntl(fd.as_raw_fd(), libc::F_GETFL), libc::fcntl(fd.as_raw_fd(), libc::F_GETFD)) });
-    let numbers = [get(master, libc::TIOCGPTN), get(master, libc::TIOCGPTLCK), get(master, libc::TIOCGPKT), get(master, libc::TIOCGEXCL)];
+    let flags = [master, slave]
+        .map(|fd| unsafe { (libc::fcntl(fd.as_raw_fd(), libc::F_GETFL), libc::fcntl(fd.as_raw_fd(), libc::F_GETFD)) });
+    let numbers = [
+        get(master, libc::TIOCGPTN),
+        get(master, libc::TIOCGPTLCK),
+        get(master, libc::TIOCGPKT),
+        get(master, libc::TIOCGEXCL),
+    ];
     let modes = (modes.c_iflag, modes.c_oflag, modes.c_cflag, modes.c_lflag, modes.c_line, modes.c_cc);
     format!("{modes:?} {size:?} {numbers:?} {flags:?}")
 }
@@ -64,6 +71,8 @@ fn session(board: Board, name: &CString) {
     let terminal = own("open", unsafe { libc::open(name.as_ptr(), libc::O_RDWR | libc::O_NONBLOCK) });
     let front = child(|| {
         ok("setpgid", unsafe { libc::setpgid(0, 0) });
+        // A shell ignores it for what it starts in the background.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
         board.add(UP, 1);
         board.wait(GO, 1000);
     });
@@ -76,10 +85,13 @@ fn session(board: Board, name: &CString) {
     expect("tcgetpgrp", unsafe { libc::tcgetpgrp(terminal.as_raw_fd()) }, front);
     expect("tcgetsid", unsafe { libc::tcgetsid(terminal.as_raw_fd()) }, std::process::id() as i32);
     drop(own("/dev/tty", unsafe { libc::open(c"/dev/tty".as_ptr(), libc::O_RDWR) }));
-    expect("typed bytes", read_at_once(&terminal, 100), Some(b"ty\0p\x03ed".to_vec()));
     board.set(INTERRUPT, 1);
     let status = reaped(front);
-    expect_that("foreground group is interrupted", libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGINT, status);
+    expect_that(
+        "foreground group is interrupted",
+        libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGINT,
+        status,
+    );
 }
 
 struct State {
@@ -118,8 +130,9 @@ fn check(state: State) {
     transfer(&state.lines.0, b"ial\n");
     expect("whole line", read_at_once(&state.lines.1, 100), Some(b"whole\n".to_vec()));
     expect("line that was begun before", read_at_once(&state.lines.1, 100), Some(b"partial\n".to_vec()));
+    expect("typed bytes", read_at_once(&state.raw.1, 100), Some(b"ty\0p\x03ed".to_vec()));
     state.board.set(GO, 1);
-    state.board.wait(INTERRUPT, 1);
+    probe::wait_until("the leader's word", || state.board.get(INTERRUPT) == 1);
     let mut modes = modes(&state.raw.1);
     modes.c_lflag |= libc::ISIG;
     set_modes(&state.raw.1, &modes);

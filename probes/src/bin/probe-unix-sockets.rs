@@ -7,7 +7,16 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 
-const OPTIONS: [i32; 8] = [libc::SO_SNDBUF, libc::SO_RCVBUF, libc::SO_PASSCRED, libc::SO_TYPE, libc::SO_ACCEPTCONN, libc::SO_DOMAIN, libc::SO_ERROR, libc::SO_RCVLOWAT];
+const OPTIONS: [i32; 8] = [
+    libc::SO_SNDBUF,
+    libc::SO_RCVBUF,
+    libc::SO_PASSCRED,
+    libc::SO_TYPE,
+    libc::SO_ACCEPTCONN,
+    libc::SO_DOMAIN,
+    libc::SO_ERROR,
+    libc::SO_RCVLOWAT,
+];
 
 fn must<T>(what: &str, result: std::io::Result<T>) -> T {
     result.unwrap_or_else(|error| probe::fail(&format!("{what}: {error}")))
@@ -21,19 +30,30 @@ fn pair(kind: i32) -> (OwnedFd, OwnedFd) {
 
 fn option<T: Copy + Default>(fd: &impl AsRawFd, name: i32) -> T {
     let (mut value, mut length) = (T::default(), size_of::<T>() as u32);
-    ok("getsockopt", unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &mut length) });
+    ok("getsockopt", unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &mut length)
+    });
     value
 }
 
 fn set<T>(fd: &impl AsRawFd, name: i32, value: T) {
-    ok("setsockopt", unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw const value).cast(), size_of::<T>() as u32) });
+    ok("setsockopt", unsafe {
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw const value).cast(), size_of::<T>() as u32)
+    });
 }
 
+type About = (Vec<i32>, [i32; 3], [i64; 2], [i32; 2]);
+
 /// Options, peer's credentials, receive time-out, status and descriptor flags.
-fn about(fd: &OwnedFd) -> (Vec<i32>, [i32; 3], [i64; 2], [i32; 2]) {
+fn about(fd: &OwnedFd) -> About {
     let fcntl = |command| unsafe { libc::fcntl(fd.as_raw_fd(), command) };
     let options = OPTIONS.map(|name| option::<i32>(fd, name)).to_vec();
-    (options, option(fd, libc::SO_PEERCRED), option(fd, libc::SO_RCVTIMEO), [fcntl(libc::F_GETFL), fcntl(libc::F_GETFD)])
+    (
+        options,
+        option(fd, libc::SO_PEERCRED),
+        option(fd, libc::SO_RCVTIMEO),
+        [fcntl(libc::F_GETFL), fcntl(libc::F_GETFD)],
+    )
 }
 
 /// Sends a descriptor along with one byte.
@@ -45,7 +65,8 @@ fn send_fd(socket: &OwnedFd, fd: &OwnedFd) {
         (message.msg_iov, message.msg_iovlen) = (&mut part, 1);
         (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), libc::CMSG_SPACE(4) as _);
         let header = libc::CMSG_FIRSTHDR(&message);
-        ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) = (libc::SOL_SOCKET, libc::SCM_RIGHTS, libc::CMSG_LEN(4) as _);
+        ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) =
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS, libc::CMSG_LEN(4) as _);
         libc::CMSG_DATA(header).cast::<i32>().write(fd.as_raw_fd());
         ok("sendmsg", libc::sendmsg(socket.as_raw_fd(), &message, 0));
     }
@@ -84,13 +105,14 @@ struct State {
     path: Listening,
     hidden: Listening,
     mail: UnixDatagram,
-    before: Vec<(Vec<i32>, [i32; 3], [i64; 2], [i32; 2])>,
+    before: Vec<About>,
 }
 
 fn setup() -> State {
     let dir = Dir::new();
     let (stream, dgram, packet) = (pair(libc::SOCK_STREAM), pair(libc::SOCK_DGRAM), pair(libc::SOCK_SEQPACKET));
-    let (flight, half, widow, creds) = (pair(libc::SOCK_STREAM), pair(libc::SOCK_STREAM), pair(libc::SOCK_STREAM), pair(libc::SOCK_DGRAM));
+    let (flight, half, widow, creds) =
+        (pair(libc::SOCK_STREAM), pair(libc::SOCK_STREAM), pair(libc::SOCK_STREAM), pair(libc::SOCK_DGRAM));
     set(&stream.0, libc::SO_SNDBUF, 30_000_i32);
     set(&stream.1, libc::SO_RCVTIMEO, [3_i64, 500_000]);
     set(&creds.1, libc::SO_PASSCRED, 1_i32);
@@ -110,15 +132,25 @@ fn setup() -> State {
     let path = listening(must("address", SocketAddr::from_pathname(dir.at("socket"))));
     let hidden = listening(must("address", SocketAddr::from_abstract_name(format!("probe\0 {pid}"))));
     let mail = must("bind", UnixDatagram::bind(dir.at("mail")));
-    let sender = must("bind", UnixDatagram::bind_addr(&must("address", SocketAddr::from_abstract_name(format!("sender {pid}")))));
+    let sender = must(
+        "bind",
+        UnixDatagram::bind_addr(&must("address", SocketAddr::from_abstract_name(format!("sender {pid}")))),
+    );
     must("send", sender.send_to(b"letter", dir.at("mail")));
-    let fds = vec![stream.0, stream.1, dgram.0, dgram.1, packet.0, packet.1, flight.0, flight.1, half.0, half.1, widow.0, creds.0, creds.1];
+    let fds = vec![
+        stream.0, stream.1, dgram.0, dgram.1, packet.0, packet.1, flight.0, flight.1, half.0, half.1, widow.0, creds.0,
+        creds.1,
+    ];
     let before = fds.iter().map(about).collect();
     State { dir, fds, path, hidden, mail, before }
 }
 
 fn check_listening(what: &str, mut state: Listening) {
-    expect(what, state.listener.local_addr().ok().map(|name| format!("{name:?}")), Some(format!("{:?}", state.address)));
+    expect(
+        what,
+        state.listener.local_addr().ok().map(|name| format!("{name:?}")),
+        Some(format!("{:?}", state.address)),
+    );
     let (mut server, _) = must("accept", state.listener.accept());
     let mut text = [0; 5];
     must("read", server.read_exact(&mut text));
@@ -154,7 +186,11 @@ fn check(state: State) {
     expect("value of the eventfd in flight", read_at_once(&event, 8), Some(41_u64.to_ne_bytes().to_vec()));
     holds(9, b"left");
     holds(9, b"");
-    refused("write after shutdown", unsafe { libc::send(fd(8).as_raw_fd(), b"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) }, libc::EPIPE);
+    refused(
+        "write after shutdown",
+        unsafe { libc::send(fd(8).as_raw_fd(), b"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) },
+        libc::EPIPE,
+    );
     holds(10, b"legacy");
     holds(10, b"");
     check_listening("listener with a path", state.path);
@@ -163,7 +199,11 @@ fn check(state: State) {
     let (length, from) = must("recvfrom", state.mail.recv_from(&mut text));
     let sender = format!("sender {}", std::process::id());
     expect("letter", (&text[..length], from.as_abstract_name()), (b"letter".as_slice(), Some(sender.as_bytes())));
-    expect("name of a socket", state.mail.local_addr().ok().and_then(|name| name.as_pathname().map(Into::into)), Some(state.dir.at("mail")));
+    expect(
+        "name of a socket",
+        state.mail.local_addr().ok().and_then(|name| name.as_pathname().map(Into::into)),
+        Some(state.dir.at("mail")),
+    );
     let spare = must("socket", UnixDatagram::unbound());
     expect_that("send by path", spare.send_to(b"x", state.dir.at("mail")).is_ok(), Error::last_os_error());
 }

@@ -42,7 +42,8 @@ fn check((before, times): (Names, Vec<i128>)) {
         expect_that(&format!("time gone of {what}"), (1..=gone[2] + 1_000_000_000).contains(gone_here), &gone);
     }
     expect_that("both clocks go on alike", (gone[0] - gone[1]).abs() < 1_000_000_000, &gone);
-    let uptime: f64 = probe::read_file("/proc/uptime").split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0);
+    let uptime: f64 =
+        probe::read_file("/proc/uptime").split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0);
     let boot = clock(libc::CLOCK_BOOTTIME) as f64 / 1e9;
     expect_that("uptime is the boot clock", (uptime - boot).abs() < 1.0, (uptime, boot));
 }

@@ -4,8 +4,11 @@
 use probe::{clock, expect, expect_that, ok, sleep_ms};
 
 const CLOCKS: [(&str, i32); 5] = [
-    ("monotonic", libc::CLOCK_MONOTONIC), ("boottime", libc::CLOCK_BOOTTIME), ("raw", libc::CLOCK_MONOTONIC_RAW),
-    ("coarse", libc::CLOCK_MONOTONIC_COARSE), ("realtime", libc::CLOCK_REALTIME),
+    ("monotonic", libc::CLOCK_MONOTONIC),
+    ("boottime", libc::CLOCK_BOOTTIME),
+    ("raw", libc::CLOCK_MONOTONIC_RAW),
+    ("coarse", libc::CLOCK_MONOTONIC_COARSE),
+    ("realtime", libc::CLOCK_REALTIME),
 ];
 
 /// The kernel's own word, past the vdso.
@@ -39,7 +42,11 @@ fn setup() -> State {
 fn check((vector, times): State) {
     expect("auxiliary vector", auxiliary(), vector.clone());
     let header = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
-    expect("vdso in the auxiliary vector", vector.iter().find(|pair| pair[0] == libc::AT_SYSINFO_EHDR).map(|pair| pair[1]), Some(header));
+    expect(
+        "vdso in the auxiliary vector",
+        vector.iter().find(|pair| pair[0] == libc::AT_SYSINFO_EHDR).map(|pair| pair[1]),
+        Some(header),
+    );
     expect("mapping of the vdso", mapping("[vdso]"), Some(header));
     expect("magic", unsafe { *(header as *const [u8; 4]) }, *b"\x7fELF");
     let now: Vec<i128> = CLOCKS.map(|(_, id)| clock(id)).to_vec();

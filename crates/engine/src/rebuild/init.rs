@@ -3,7 +3,6 @@
 
 use std::os::fd::AsFd;
 
-use yendor_image::Bytes;
 use yendor_kinds::memory::vma::Backing;
 use yendor_kinds::process::{Inquiry, sched, sigaction};
 use yendor_kinds::{Cause, memory};
@@ -14,22 +13,8 @@ use yendor_task::stop::StopError;
 use yendor_task::{Nr, Script, Stopped, args, gadget};
 
 use super::{PARKING, Rebuilt, Site, Task};
+use crate::contain::LateMount;
 use crate::error::{At, Result, Step, With};
-
-/// A mount for pid 1 to make: mount(2).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LateMount {
-    /// What.
-    pub source: Bytes,
-    /// Where, inside.
-    pub target: Bytes,
-    /// File system type; empty for none.
-    pub fstype: Bytes,
-    /// `MS_*`.
-    pub flags: u64,
-    /// Options.
-    pub data: Bytes,
-}
 
 const MREMAP_MAYMOVE_FIXED: u32 = 3;
 const TASK_END: u64 = 0x7fff_ffff_f000;
@@ -77,8 +62,9 @@ fn cause(e: StopError) -> Cause {
 fn mount_all(site: &Site<'_>, task: &Task, mounts: &[LateMount]) -> Result<()> {
     for m in mounts {
         let mut script = Script::new();
-        let data = if m.data.0.is_empty() { yendor_task::Arg::from(0) } else { cstr(&m.data.0) };
-        script.call(Nr::MOUNT, [cstr(&m.source.0), cstr(&m.target.0), cstr(&m.fstype.0), m.flags.into(), data]);
+        let data = if m.data.is_empty() { yendor_task::Arg::from(0) } else { cstr(m.data.as_bytes()) };
+        let [source, target, fs_type] = [m.source, m.target, m.fs_type].map(|text| cstr(text.as_bytes()));
+        script.call(Nr::MOUNT, [source, target, fs_type, m.flags.bits().into(), data]);
         site.run(task, &script).at(Step::Contain).task(1).kind("mount", m.target.to_string())?;
     }
     Ok(())

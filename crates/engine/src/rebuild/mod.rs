@@ -19,13 +19,14 @@ use yendor_kinds::process::{State, credential, rlimit, sched};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named, memory};
 use yendor_sys::mapping::{Mapping, Placed};
+use yendor_sys::wait::Event;
 use yendor_sys::{SysError, ptrace};
 use yendor_task::arena::PAGE;
 use yendor_task::{Arena, Script, gadget};
 
+use crate::contain::LateMount;
 use crate::error::{At, Result, Step, With};
 
-pub use init::LateMount;
 
 /// Bytes of a task's slot.
 const SLOT: usize = 64 * 1024;
@@ -72,8 +73,6 @@ struct Site<'a> {
     parked: Vec<(memory::vma::Backing, u64, u64)>,
     /// What a stub has of each: not set again.
     now: Now,
-    /// The first descriptor number that no task of the image uses.
-    above: i32,
     /// Keeps the descriptors open until the tasks have theirs.
     _held: Vec<OwnedFd>,
 }
@@ -113,7 +112,13 @@ fn kill(init: i32) {
     if let Some(pid) = rustix::process::Pid::from_raw(init) {
         // Our own child and not reaped yet: the number is still its own.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        let _ = yendor_sys::wait::wait(Some(init), true);
+        // The others are our tracees: pid 1 cannot go before we have taken notice of their ends.
+        while let Ok(Some((pid, what))) = yendor_sys::wait::wait(None, true) {
+            let ended = matches!(what, Event::Exited(_) | Event::Killed(_));
+            if ended && pid == init {
+                break;
+            }
+        }
     }
 }
 
@@ -139,7 +144,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let now = Now::read(&proc)?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
     drop(placed);
-    let mut site = Site { arena, proc, snapshot, files, objects, pages, parked: Vec::new(), now, above, _held: held };
+    let mut site = Site { arena, proc, snapshot, files, objects, pages, parked: Vec::new(), now, _held: held };
     let built = (|| {
         let init = init::start(&mut site, init, &late_mounts)?;
         seal().at(Step::Contain)?;

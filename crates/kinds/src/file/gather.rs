@@ -1,10 +1,12 @@
 //! What file kinds share while they collect.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use yendor_image::{Bytes, FdNum, FileId, NsPid, Writer};
+use yendor_proc::fdinfo::{EpollTarget, FdInfo};
 use yendor_sys::kcmp::{self, What};
 use yendor_sys::{Errno, SysError};
 
@@ -29,10 +31,18 @@ pub struct Gather<'a> {
     pub allow_lost: BTreeSet<String>,
     /// What was lost, by kind and object.
     pub lost: Vec<(String, String)>,
-    /// Objects behind several descriptions (a pipe has two ends) whose content is recorded already, by (kind, inode).
+    /// Objects whose content is recorded already, by (kind, inode).
     pub objects: BTreeSet<(&'static str, u64)>,
-    /// Our duplicates, by inode: where to look for a description seen again.
-    held: BTreeMap<(u64, u64), Vec<(FileId, OwnedFd)>>,
+    /// How far the tree's clocks are ahead of ours.
+    pub clocks: super::timerfd::Clocks,
+    /// What each epoll watches, until `finish` finds the descriptions.
+    pub(super) epolls: BTreeMap<FileId, Vec<EpollTarget>>,
+    /// The first description of each object behind several (a pipe has two ends), by (kind, device, inode).
+    firsts: BTreeMap<(&'static str, u64, u64), FileId>,
+    /// Our duplicates.
+    ours: BTreeMap<FileId, OwnedFd>,
+    /// The descriptions of an inode, in the order that kcmp gives them.
+    held: BTreeMap<(u64, u64), Vec<FileId>>,
 }
 
 impl<'a> Gather<'a> {
@@ -49,6 +59,10 @@ impl<'a> Gather<'a> {
             allow_lost: BTreeSet::new(),
             lost: Vec::new(),
             objects: BTreeSet::new(),
+            clocks: super::timerfd::Clocks::default(),
+            epolls: BTreeMap::new(),
+            firsts: BTreeMap::new(),
+            ours: BTreeMap::new(),
             held: BTreeMap::new(),
         }
     }
@@ -81,20 +95,23 @@ impl<'a> Gather<'a> {
     fn adopt(&mut self, fd: OwnedFd, link: Bytes, info: &[u8], holder: Option<(i32, FdNum)>) -> Result<FileId> {
         let stat = rustix::fs::fstat(&fd).named("fstat", || link.to_string())?;
         let key = (stat.st_dev, stat.st_ino);
-        let me = rustix::process::getpid().as_raw_nonzero().get();
-        for (id, held) in self.held.get(&key).into_iter().flatten() {
-            if kcmp::compare(me, me, What::File(held.as_raw_fd(), fd.as_raw_fd()))?.is_eq() {
-                return Ok(*id);
-            }
-        }
+        let place = match self.search(key, fd.as_fd())? {
+            Ok(id) => return Ok(id),
+            Err(place) => place,
+        };
         let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
-        let seen = Seen { fd, link, info: yendor_proc::fdinfo::parse(info)?, stat, holder };
+        let seen = Seen { id, fd, link, info: yendor_proc::fdinfo::parse(info)?, stat, holder };
+        if let Some(line) = seen.info.leftover.first() {
+            let line = line.escape_ascii();
+            return Err(Cause::unsupported(format!("{}: its fdinfo says \"{line}\", which is not known", seen.link)));
+        }
         // Reserve the id first: a socket that holds itself in its queue must find it.
         let flags = seen.info.flags & !OFlags::CLOEXEC.bits();
         let record = Record::External(super::external::Record::Stdin);
         self.entries.push(Entry { id, flags, owner: None, record });
         let twin = rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
-        self.held.entry(key).or_default().push((id, twin));
+        self.ours.insert(id, twin);
+        self.held.entry(key).or_default().insert(place, id);
         let external = match holder {
             Some((pid, number)) => super::external::Record::of(self, pid, number.0)?,
             None => None,
@@ -111,6 +128,53 @@ impl<'a> Gather<'a> {
         Ok(id)
     }
 
+    /// The description, or where it belongs among those of its inode.
+    fn search(&self, key: (u64, u64), fd: BorrowedFd<'_>) -> Result<std::result::Result<FileId, usize>> {
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        let all = self.with_inode(key.0, key.1);
+        // All anonymous files (eventfd, epoll ...) share one inode: there may be thousands.
+        let (mut from, mut to) = (0, all.len());
+        while from < to {
+            let middle = from + (to - from) / 2;
+            let other = self.ours(all[middle])?.as_raw_fd();
+            match kcmp::compare(me, me, What::File(other, fd.as_raw_fd()))? {
+                Ordering::Equal => return Ok(Ok(all[middle])),
+                Ordering::Less => from = middle + 1,
+                Ordering::Greater => to = middle,
+            }
+        }
+        Ok(Err(from))
+    }
+
+    /// Our duplicate of a collected description.
+    ///
+    /// # Errors
+    /// `Unsupported` for an id that was never given.
+    pub fn ours(&self, id: FileId) -> Result<BorrowedFd<'_>> {
+        let fd = self.ours.get(&id).ok_or_else(|| Cause::unsupported(format!("file {id}, which was not collected")))?;
+        Ok(fd.as_fd())
+    }
+
+    /// The collected descriptions of an inode.
+    #[must_use]
+    pub fn with_inode(&self, dev: u64, ino: u64) -> &[FileId] {
+        self.held.get(&(dev, ino)).map_or(&[], Vec::as_slice)
+    }
+
+    /// The first description of the object behind `seen`, by which the image names it.
+    pub fn object(&mut self, kind: &'static str, seen: &Seen) -> FileId {
+        *self.firsts.entry((kind, seen.stat.st_dev, seen.stat.st_ino)).or_insert(seen.id)
+    }
+
+    /// To be called when no more descriptions come: what can only be told when all are known.
+    ///
+    /// # Errors
+    /// What cannot be captured: an other end outside of the tree, above all.
+    pub fn finish(&mut self) -> Result<()> {
+        super::pipe::finish(self)?;
+        super::epoll::finish(self)
+    }
+
     /// A collected description of the file with this device and inode that can be mapped; `writes`: also for writing.
     #[must_use]
     pub fn holding(&self, dev: u64, ino: u64, writes: bool) -> Option<FileId> {
@@ -119,7 +183,19 @@ impl<'a> Gather<'a> {
             let mode = OFlags::from_bits_retain(flags) & OFlags::ACCMODE;
             flags & OFlags::PATH.bits() == 0 && (mode == OFlags::RDWR || mode == OFlags::RDONLY && !writes)
         };
-        self.held.get(&(dev, ino))?.iter().map(|(id, _)| *id).find(fits)
+        self.held.get(&(dev, ino))?.iter().copied().find(fits)
+    }
+
+    /// What `/proc/self/fd` calls a descriptor of ours.
+    pub(super) fn link_of(&self, fd: BorrowedFd<'_>) -> Result<Bytes> {
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        self.link(&format!("{me}/fd/{}", fd.as_raw_fd()))
+    }
+
+    /// The fdinfo of a descriptor of ours, as it is now.
+    pub(super) fn info_of(&self, fd: BorrowedFd<'_>) -> Result<FdInfo> {
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        Ok(yendor_proc::fdinfo::parse(&self.read(&format!("{me}/fdinfo/{}", fd.as_raw_fd()))?)?)
     }
 
     fn link(&self, path: &str) -> Result<Bytes> {

@@ -10,9 +10,16 @@
 //! it and move it to its number.
 
 pub mod device;
+pub mod epoll;
+pub mod eventfd;
 pub mod external;
+pub mod fifo;
 pub mod gather;
+pub mod memfd;
+pub mod pipe;
 pub mod regular;
+pub mod signalfd;
+pub mod timerfd;
 pub mod workshop;
 
 use std::os::fd::OwnedFd;
@@ -30,6 +37,8 @@ use crate::Result;
 /// An open file description as collect sees it.
 #[derive(Debug)]
 pub struct Seen {
+    /// Its number in the image.
+    pub id: FileId,
     /// The same description, as a descriptor of ours.
     pub fd: OwnedFd,
     /// What `/proc/PID/fd/N` links to.
@@ -153,5 +162,12 @@ macro_rules! registry {
 registry! {
     External external,
     Device device,
+    Pipe pipe,
+    Fifo fifo,
+    Eventfd eventfd,
+    Epoll epoll,
+    Timerfd timerfd,
+    Signalfd signalfd,
+    Memfd memfd,
     Regular regular,
 }

@@ -104,7 +104,7 @@ impl FileKind for Record {
 }
 
 /// Flags for open: creation flags are over, and nothing becomes a controlling terminal.
-fn reopen_flags(flags: u32) -> OFlags {
+pub(super) fn reopen_flags(flags: u32) -> OFlags {
     let over = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::NOCTTY;
     let mut flags = OFlags::from_bits_retain(flags) & !over;
     // O_TMPFILE contains O_DIRECTORY: fdinfo shows both for a file made so; a ghost is opened as a file.
@@ -129,12 +129,12 @@ impl Ghost {
             return Err(Cause::unsupported(format!("{}: the file has other names that are not known", seen.link)));
         }
         let name = format!("ghost-{:x}-{inode:x}", seen.stat.st_dev);
-        let extents = extents(seen)?;
+        let extents = extents(&gather.proc, seen)?;
         if extents.is_empty() {
             return Ok(Ghost { inode, blob: None, extents, owner });
         }
         if gather.objects.insert(("ghost", inode)) {
-            let readable = readable(seen)?;
+            let readable = readable(&gather.proc, seen)?;
             let mut out = gather.writer.file(&name)?;
             for (offset, bytes) in &extents {
                 copy_out(&readable, *offset, *bytes, &mut out)?;
@@ -155,7 +155,7 @@ impl Ghost {
             workshop.objects.insert(key, vec![made]);
         }
         let original = &workshop.objects[&key][0];
-        reopen(original.as_fd(), flags)
+        reopen(&workshop.proc, original.as_fd(), flags)
     }
 
     fn make(&self, path: &Bytes, mode: u32, size: u64, workshop: &Workshop<'_>) -> Result<OwnedFd> {
@@ -169,18 +169,7 @@ impl Ghost {
             .or_else(|_| workshop.open(b"/tmp", flags, Mode::RUSR | Mode::WUSR))?;
         rustix::fs::ftruncate(&fd, size).named("ftruncate", || format!("{path}, {size}"))?;
         if let (Some(name), Some(reader)) = (blob, workshop.reader) {
-            reader.verify(name)?;
-            let (blob, bytes) = reader.open_file(name)?;
-            let mut from = 0u64;
-            for (offset, len) in extents {
-                if from.checked_add(*len).is_none_or(|end| end > bytes)
-                    || offset.checked_add(*len).is_none_or(|e| e > size)
-                {
-                    return Err(Cause::corrupt(format!("{name}: an extent lies outside")));
-                }
-                copy_in(blob.as_fd(), from, *len, &fd, *offset)?;
-                from += len;
-            }
+            copy_blob(reader, name, extents, size, &fd)?;
         }
         rustix::fs::fchown(&fd, Some(rustix::fs::Uid::from_raw(owner.0)), Some(rustix::fs::Gid::from_raw(owner.1)))
             .named("fchown", || format!("{path}, {owner:?}"))?;
@@ -209,31 +198,31 @@ fn parent(path: &[u8]) -> &[u8] {
     }
 }
 
-/// The same inode as a new description: through our own /proc/self/fd, which is ours, not the image's.
+/// The same inode as a new description: through self/fd of a /proc that shows us, whatever root we have.
 ///
 /// # Errors
 /// What openat says.
-pub fn reopen(fd: std::os::fd::BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
+pub fn reopen(proc: &OwnedFd, fd: std::os::fd::BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
     use std::os::fd::AsRawFd as _;
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    Ok(rustix::fs::open(path.as_str(), flags | OFlags::CLOEXEC, Mode::empty())
-        .named("open", || format!("{path}, {flags:?}"))?)
+    let path = format!("self/fd/{}", fd.as_raw_fd());
+    Ok(rustix::fs::openat(proc, path.as_str(), flags | OFlags::CLOEXEC, Mode::empty())
+        .named("openat", || format!("/proc/{path}, {flags:?}"))?)
 }
 
 /// A description of the same file that can be read.
-fn readable(seen: &Seen) -> Result<OwnedFd> {
+fn readable(proc: &OwnedFd, seen: &Seen) -> Result<OwnedFd> {
     let mode = seen.info.flags & 3;
     if mode == OFlags::WRONLY.bits() || seen.info.flags & OFlags::PATH.bits() != 0 {
-        return reopen(seen.fd.as_fd(), OFlags::RDONLY);
+        return reopen(proc, seen.fd.as_fd(), OFlags::RDONLY);
     }
     Ok(rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?)
 }
 
 /// The extents that hold data.
-fn extents(seen: &Seen) -> Result<Vec<(u64, u64)>> {
+pub(super) fn extents(proc: &OwnedFd, seen: &Seen) -> Result<Vec<(u64, u64)>> {
     let size = u64::try_from(seen.stat.st_size).unwrap_or(0);
     // Seeking moves the position: never on the task's own description.
-    let own = reopen(seen.fd.as_fd(), OFlags::RDONLY)?;
+    let own = reopen(proc, seen.fd.as_fd(), OFlags::RDONLY)?;
     let mut out = Vec::new();
     let mut at = 0;
     while at < size {
@@ -250,7 +239,8 @@ fn extents(seen: &Seen) -> Result<Vec<(u64, u64)>> {
     Ok(out)
 }
 
-fn copy_out(from: &OwnedFd, offset: u64, bytes: u64, out: &mut impl std::io::Write) -> Result<()> {
+/// Appends a range of a file to a blob.
+pub(super) fn copy_out(from: &OwnedFd, offset: u64, bytes: u64, out: &mut impl std::io::Write) -> Result<()> {
     let mut buffer = vec![0u8; 256 * 1024];
     let mut done = 0;
     while done < bytes {
@@ -261,6 +251,27 @@ fn copy_out(from: &OwnedFd, offset: u64, bytes: u64, out: &mut impl std::io::Wri
         }
         out.write_all(&buffer[..n]).map_err(|e| yendor_sys::SysError::io("write", "ghost", &e))?;
         done += n as u64;
+    }
+    Ok(())
+}
+
+/// Writes the extents of a blob to their places in a file of `size` bytes.
+pub(super) fn copy_blob(
+    reader: &yendor_image::Reader,
+    name: &str,
+    extents: &[(u64, u64)],
+    size: u64,
+    to: &OwnedFd,
+) -> Result<()> {
+    reader.verify(name)?;
+    let (blob, bytes) = reader.open_file(name)?;
+    let mut from = 0u64;
+    for (offset, len) in extents {
+        if from.checked_add(*len).is_none_or(|end| end > bytes) || offset.checked_add(*len).is_none_or(|e| e > size) {
+            return Err(Cause::corrupt(format!("{name}: an extent lies outside")));
+        }
+        copy_in(blob.as_fd(), from, *len, to, *offset)?;
+        from += len;
     }
     Ok(())
 }

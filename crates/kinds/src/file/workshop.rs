@@ -17,8 +17,12 @@ pub struct Workshop<'a> {
     pub reader: Option<&'a Reader>,
     /// The container's root directory.
     pub root: OwnedFd,
+    /// A /proc that shows this process.
+    pub proc: OwnedFd,
     /// What the caller hands in.
     pub filled: Filled,
+    /// How far the container's clocks are ahead of ours.
+    pub clocks: super::timerfd::Clocks,
     /// All entries of the image.
     entries: BTreeMap<FileId, &'a Entry>,
     /// Descriptions that exist.
@@ -34,7 +38,12 @@ impl<'a> Workshop<'a> {
     ///
     /// # Errors
     /// `Corrupt` when two entries have one id.
-    pub fn new(reader: Option<&'a Reader>, root: OwnedFd, filled: Filled, entries: &'a [Entry]) -> Result<Self> {
+    pub fn new(
+        reader: Option<&'a Reader>,
+        root: OwnedFd,
+        proc: OwnedFd,
+        filled: Filled,
+        entries: &'a [Entry]) -> Result<Self> {
         let mut map = BTreeMap::new();
         for entry in entries {
             if map.insert(entry.id, entry).is_some() {
@@ -42,7 +51,8 @@ impl<'a> Workshop<'a> {
             }
         }
         let objects = BTreeMap::new();
-        Ok(Self { reader, root, filled, entries: map, made: BTreeMap::new(), making: BTreeSet::new(), objects })
+        let clocks = super::timerfd::Clocks::default();
+        Ok(Self { reader, root, proc, filled, clocks, entries: map, made: BTreeMap::new(), making: BTreeSet::new(), objects })
     }
 
     /// The entry with an id.
@@ -69,6 +79,42 @@ impl<'a> Workshop<'a> {
             self.made.insert(id, fd);
         }
         Ok(self.made[&id].as_fd())
+    }
+
+    /// All entries, by id.
+    pub fn entries(&self) -> impl Iterator<Item = &'a Entry> + use<'a, '_> {
+        self.entries.values().copied()
+    }
+
+    /// A description that exists.
+    ///
+    /// # Errors
+    /// `Corrupt` for a dangling id.
+    pub fn existing(&self, id: FileId) -> Result<BorrowedFd<'_>> {
+        Ok(self.made.get(&id).ok_or_else(|| Cause::corrupt(format!("no file has the id {id}")))?.as_fd())
+    }
+
+    /// The parts of an object that a kind has put into [`Self::objects`].
+    ///
+    /// # Errors
+    /// `Corrupt` when it has not.
+    pub fn object(&self, key: (&'static str, u64)) -> Result<&[OwnedFd]> {
+        let parts = self.objects.get(&key).map(Vec::as_slice);
+        parts.ok_or_else(|| Cause::corrupt(format!("{} {} was never made", key.0, key.1)))
+    }
+
+    /// To be called once all tasks have their descriptors and mappings, before they run: what can only be done when every
+    /// description exists. Afterwards the workshop must go, or its ends of pipes and sockets would keep them alive.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn finish(&mut self) -> Result<()> {
+        let all: Vec<FileId> = self.entries.keys().copied().collect();
+        for id in all {
+            self.fd(id)?;
+        }
+        super::epoll::register_all(self)?;
+        super::memfd::seal_all(self)
     }
 
     /// Opens a path beneath the container's root.

@@ -1,0 +1,116 @@
+//! admit: may this user create a container and be root in it? The kernel answers, before any image is opened.
+//!
+//! The answer is a process: the keeper, in a user namespace whose id maps are written, executed anew there so that its
+//! memory belongs to that namespace.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use yendor_kinds::{Cause, Named};
+use yendor_sys::spawn::{Spawn, spawn};
+use yendor_sys::{Errno, SysError};
+
+use crate::contain::userns::{self, Caller};
+use crate::control::Control;
+use crate::error::{At, Result, Step};
+use crate::request::{Request, Userns};
+
+/// The first argument that makes the program a keeper.
+pub const KEEPER: &str = "keeper";
+
+/// Proof that the kernel lets the caller have a container: the keeper that waits for its first message.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The keeper's pid.
+    pub pid: i32,
+    /// The same without the danger of reuse.
+    pub pidfd: OwnedFd,
+    /// The front's end of the connection.
+    pub control: Control,
+}
+
+/// Asks the kernel. The keeper inherits descriptors 0, 1, 2 and its end of the connection, nothing else.
+///
+/// # Errors
+/// A permission error that says which file or sysctl forbids it.
+pub fn admit(request: &Request) -> Result<Admitted> {
+    start(request).at(Step::Admit)
+}
+
+fn start(request: &Request) -> std::result::Result<Admitted, Cause> {
+    let auto = request.userns == Userns::Auto;
+    let caller = Caller::look()?;
+    if !auto && !caller.privileged {
+        return Err(Cause::Denied {
+            what: "only root can have a container in its own user namespace".into(),
+            hint: "leave out --userns host".into(),
+        });
+    }
+    let maps = userns::plan(request, &caller);
+    let (control, theirs) = Control::pair()?;
+    let arguments = [cstring("yendor")?, cstring(KEEPER)?, cstring(&request.name)?];
+    let environment = environment()?;
+    let descriptors: [BorrowedFd<'_>; 1] = [theirs.as_fd()];
+    let waiting = spawn(&Spawn {
+        program: c"/proc/self/exe",
+        arguments: &arguments,
+        environment: &environment,
+        user_namespace: auto,
+        ids: auto.then_some(maps.root),
+        descriptors: &descriptors,
+    })
+    .map_err(why_no_namespace)?;
+    if auto {
+        userns::write(waiting.pid(), &maps)?;
+    }
+    let (pid, pidfd) = waiting.release()?;
+    Ok(Admitted { pid, pidfd, control })
+}
+
+fn cstring(text: impl AsRef<OsStr>) -> std::result::Result<CString, Cause> {
+    let text = text.as_ref();
+    CString::new(text.as_bytes()).map_err(|_| Errno::INVAL).named("execve", || format!("{text:?}")).map_err(Cause::from)
+}
+
+/// The keeper's environment. Its memory is copied into the container's first task: what is not there cannot leak.
+fn environment() -> std::result::Result<Vec<CString>, Cause> {
+    let wanted = |name: &OsStr| {
+        let name = name.as_bytes();
+        name.starts_with(b"YENDOR_") || name.starts_with(b"RUST_") || name == b"PATH" || name == b"LD_LIBRARY_PATH"
+    };
+    let line = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        let mut text = name;
+        text.push("=");
+        text.push(value);
+        cstring(text)
+    };
+    std::env::vars_os().filter(|(name, _)| wanted(name)).map(line).collect()
+}
+
+/// Says what forbids user namespaces (user_namespaces(7), and the switches of distributions).
+fn why_no_namespace(error: SysError) -> Cause {
+    let hint = match error.errno {
+        Errno::NOSPC => "the limit is reached or zero: raise /proc/sys/user/max_user_namespaces".to_owned(),
+        Errno::USERS => "user namespaces are nested 32 deep already: start the container further out".to_owned(),
+        Errno::INVAL | Errno::NOSYS => "the kernel was built without CONFIG_USER_NS".to_owned(),
+        Errno::PERM | Errno::ACCESS => switched_off().unwrap_or_else(|| {
+            "a seccomp filter or a security module of the caller forbids user namespaces, or the caller is in a chroot".to_owned()
+        }),
+        _ => return error.into(),
+    };
+    Cause::Denied { what: error.to_string(), hint }
+}
+
+pub(crate) fn switched_off() -> Option<String> {
+    let switches = [
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "1"),
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+        ("/proc/sys/user/max_user_namespaces", "0", "a number above zero"),
+    ];
+    let off = |(path, bad, good): (&str, &str, &str)| {
+        let text = std::fs::read_to_string(path).ok()?;
+        (text.trim() == bad).then(|| format!("{path} is {bad}: set it to {good}"))
+    };
+    switches.into_iter().find_map(off)
+}

@@ -1,0 +1,257 @@
+//! A checkpoint: freeze, collect, store; then the tasks run on, stay stopped, or end.
+//!
+//! It is done by the caller's own process, inside the container's user namespace, not by the keeper: its death harms
+//! nobody (see docs/adr/0001).
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
+
+use rustix::fs::{Mode, OFlags};
+use yendor_image::{Bytes, Reader, Writer};
+use yendor_kinds::file::Gather;
+use yendor_kinds::namespace::layer;
+use yendor_kinds::snapshot::{Container, Root, Snapshot};
+use yendor_kinds::{Cause, Named};
+use yendor_sys::SysError;
+use yendor_task::tree::{self, FrozenTree};
+
+use crate::collect::collect;
+use crate::error::{At, Error, Result, Step, With};
+use crate::keeper::CHECKPOINTED;
+use crate::request;
+use crate::state::State;
+
+/// What is checkpointed.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// A container of ours, and its directory.
+    Container(State, PathBuf),
+    /// Any process tree that the caller may trace.
+    Tree(i32),
+}
+
+/// How.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The tasks run on afterwards.
+    pub leave_running: bool,
+    /// The tasks stay, stopped.
+    pub leave_stopped: bool,
+    /// Kinds whose loss the caller accepts.
+    pub allow_lost: Vec<String>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Phases and their microseconds.
+    pub timings: Vec<(String, u64)>,
+    /// How long the tasks were stopped, in microseconds.
+    pub stopped_us: u64,
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Processes.
+    pub tasks: usize,
+    /// Open files.
+    pub files: usize,
+    /// What was lost with the caller's consent.
+    pub lost: Vec<(String, String)>,
+}
+
+fn us(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Checkpoints into the directory `output`, which must not exist.
+///
+/// # Errors
+/// Whatever hindered it; the tasks run on and no image is left.
+pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<Summary> {
+    let proc = open_directory("/proc").at(Step::Freeze)?;
+    raise_descriptor_limit();
+    let writer = Writer::create(output).at(Step::Store)?;
+    let begin = Instant::now();
+    if let Target::Container(state, _) = target {
+        join(state).at(Step::Freeze)?;
+    }
+    let (roots, root) = roots(target, &proc)?;
+    let tree = FrozenTree::freeze(proc.as_fd(), &roots, root).at(Step::Freeze)?;
+    let mut summary = Summary { tasks: tree.processes.len() + tree.zombies.len(), ..Summary::default() };
+    summary.timings.push(("freeze".into(), us(begin)));
+    let collecting = Instant::now();
+    let snapshot = gather(target, &tree, &proc, &writer, options)?;
+    summary.timings.push(("collect".into(), us(collecting)));
+    let storing = Instant::now();
+    summary.files = snapshot.files.len();
+    summary.lost.clone_from(&snapshot.lost);
+    let mut tree = Some(tree);
+    if options.leave_running {
+        // All bytes are copied: the tasks need not wait for the disk.
+        drop(tree.take());
+        summary.stopped_us = us(begin);
+    }
+    writer.records(&snapshot).at(Step::Store)?;
+    let manifest = writer.commit(SystemTime::now()).at(Step::Store)?;
+    summary.bytes = manifest.files.iter().map(|f| f.bytes).sum();
+    summary.timings.push(("store".into(), us(storing)));
+    if let Some(tree) = tree {
+        summary.stopped_us = us(begin);
+        end(target, tree, options)?;
+    }
+    Ok(summary)
+}
+
+/// The image is safe: the tasks end, or stay stopped.
+fn end(target: &Target, tree: FrozenTree, options: &Options) -> Result<()> {
+    if options.leave_stopped {
+        for pid in tree.processes.keys() {
+            let pid = rustix::process::Pid::from_raw(*pid);
+            pid.map_or(Ok(()), |p| rustix::process::kill_process(p, rustix::process::Signal::STOP))
+                .named("kill", || "SIGSTOP".into())
+                .at(Step::Thaw)?;
+        }
+        return Ok(());
+    }
+    if let Target::Container(_, directory) = target {
+        // The keeper looks for it when its container ends.
+        std::fs::write(directory.join(CHECKPOINTED), b"")
+            .map_err(|e| SysError::io("open", CHECKPOINTED, &e))
+            .at(Step::Thaw)?;
+    }
+    tree.kill().map_err(|e| Error { broken: true, ..Error::new(Step::Thaw, e) })
+}
+
+fn open_directory(path: &str) -> std::result::Result<OwnedFd, SysError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).named("open", || path.into())
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    // Where it is refused, a tree with more files than the limit fails by name.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+}
+
+/// Enters the container's namespaces but its pid and mount namespaces: ids, names and sockets are then seen as inside,
+/// while processes and the image's place stay in sight.
+fn join(state: &State) -> std::result::Result<(), Cause> {
+    let namespaces = ["user", "uts", "ipc", "net"];
+    let mut open = Vec::new();
+    for name in namespaces {
+        let path = format!("/proc/{}/ns/{name}", state.init);
+        let theirs = rustix::fs::stat(path.as_str()).named("stat", || path.clone())?;
+        let own = rustix::fs::stat(format!("/proc/self/ns/{name}").as_str()).named("stat", || name.into())?;
+        if theirs.st_ino != own.st_ino {
+            let fd = rustix::fs::open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+            open.push((name, fd.named("open", || path.clone())?));
+        }
+    }
+    for (name, fd) in open {
+        rustix::thread::move_into_link_name_space(fd.as_fd(), None).named("setns", || name.into())?;
+    }
+    Ok(())
+}
+
+/// The processes to freeze from, and the one that everything grows from.
+fn roots(target: &Target, proc: &OwnedFd) -> Result<(Vec<i32>, i32)> {
+    match target {
+        Target::Tree(pid) => Ok((vec![*pid], *pid)),
+        Target::Container(state, _) if state.init == state.main => Ok((vec![state.init], state.init)),
+        Target::Container(state, _) => {
+            let all = tree::children(proc.as_fd(), state.init).at(Step::Freeze)?;
+            if !all.contains(&state.main) {
+                let what = format!("container {} has ended", state.name);
+                return Err(Error::new(Step::Freeze, Cause::Reported { message: what, code: 1 }));
+            }
+            Ok((all, state.main))
+        }
+    }
+}
+
+fn gather(target: &Target, tree: &FrozenTree, proc: &OwnedFd, writer: &Writer, options: &Options) -> Result<Snapshot> {
+    let root = tree.root;
+    let path = format!("{root}/root");
+    let top = rustix::fs::openat(proc, path.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .named("openat", || format!("/proc/{path}"))
+        .at(Step::Collect)?;
+    let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
+    let mut gather = Gather::new(writer, own, top);
+    gather.allow_lost = options.allow_lost.iter().cloned().collect::<BTreeSet<_>>();
+    if let Target::Container(state, _) = target {
+        // Where the keeper holds the caller's descriptors: see keeper::start.
+        for (number, record) in &state.standard {
+            gather.externals.push((state.keeper, *number, *record));
+        }
+    }
+    let container = container(target, proc, root)?;
+    let mut snapshot = collect(tree, &mut gather, writer, container)?;
+    if let Target::Container(state, _) = target {
+        snapshot.container.layers = layers(state, writer).at(Step::Collect).kind("file system", "layer")?;
+    }
+    Ok(snapshot)
+}
+
+fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
+    let hostname = rustix::system::uname().nodename().to_bytes().to_vec();
+    let offsets = tree::read_proc(proc.as_fd(), &format!("{root}/timens_offsets")).at(Step::Collect)?;
+    let offsets = yendor_proc::timens_offsets::parse(&offsets).at(Step::Collect).task(root)?;
+    let (view, own_network) = match target {
+        Target::Tree(_) => (Root::Caller, differs(root, "net")),
+        Target::Container(state, _) => {
+            let view = match state.request.root {
+                request::Root::Layered => Root::Layered,
+                request::Root::Dir(_) => Root::Dir,
+                request::Root::Caller => Root::Caller,
+            };
+            (view, state.request.net != request::Net::Host)
+        }
+    };
+    let now = |clock, offset: yendor_proc::timens_offsets::Offset| {
+        let t = rustix::time::clock_gettime(clock);
+        let ns = i128::from(t.tv_sec + offset.seconds) * 1_000_000_000 + i128::from(t.tv_nsec) + i128::from(offset.nanoseconds);
+        u64::try_from(ns).unwrap_or(0)
+    };
+    Ok(Container {
+        hostname: Bytes(hostname),
+        clocks: (
+            now(rustix::time::ClockId::Monotonic, offsets.monotonic),
+            now(rustix::time::ClockId::Boottime, offsets.boottime),
+        ),
+        root: view,
+        own_network,
+            layers: Vec::new(),
+    })
+}
+
+/// The container's own file systems, through the keeper's descriptors of them.
+fn layers(state: &State, writer: &Writer) -> std::result::Result<Vec<layer::Record>, Cause> {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let gone = || SysError::new("pidfd_open", format!("{}", state.keeper), rustix::io::Errno::SRCH);
+    let keeper = Pid::from_raw(state.keeper).ok_or_else(gone)?;
+    let pidfd = pidfd_open(keeper, PidfdFlags::empty()).named("pidfd_open", || format!("{}", state.keeper))?;
+    let mut out = Vec::new();
+    for (index, (mount, number)) in state.layers.iter().enumerate() {
+        let fd = pidfd_getfd(&pidfd, *number, PidfdGetfdFlags::empty())
+            .named("pidfd_getfd", || format!("{}, {number}", state.keeper))?;
+        out.push(layer::collect(&fd, mount.clone(), &format!("layer-{index}"), writer)?);
+    }
+    Ok(out)
+}
+
+fn differs(pid: i32, namespace: &str) -> bool {
+    let inode = |p: String| rustix::fs::stat(p.as_str()).map(|s| s.st_ino);
+    inode(format!("/proc/{pid}/ns/{namespace}")) != inode(format!("/proc/self/ns/{namespace}"))
+}
+
+/// What an image looks like from outside, for whoever wants to read it.
+///
+/// # Errors
+/// A damaged image.
+pub fn read(image: &Path) -> Result<(Reader, Snapshot)> {
+    let reader = Reader::open(image).at(Step::Load)?;
+    let snapshot = reader.records().at(Step::Load)?;
+    Ok((reader, snapshot))
+}

@@ -1,0 +1,144 @@
+//! compose: a container that nobody ever checkpointed, as an image whose only process starts with execve.
+
+use rustix::fs::{Access, AtFlags};
+use yendor_image::{Bytes, FdNum, FileId, NsPid};
+use yendor_kinds::file::Descriptor;
+use yendor_kinds::process::{Exec, Record, State, credential, directory};
+use yendor_kinds::snapshot::{Container, Machine, Root, Snapshot};
+use yendor_sys::{Errno, SysError};
+
+use crate::contain::Contained;
+use crate::error::{At, Result, Step, With};
+use crate::keeper::standard_files;
+use crate::request::{Request, Root as Wanted};
+use crate::wire::Spec;
+
+/// The first process of a new container: pid 1 is the container's own.
+const FIRST: NsPid = NsPid(2);
+/// All capabilities that this version knows of (linux/capability.h up to CAP_CHECKPOINT_RESTORE).
+const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
+
+/// Composes the image, inside the container: the program is looked for in its file system.
+///
+/// # Errors
+/// `execve` `ENOENT` for a program that is not there, `EACCES` for one that cannot be executed.
+pub fn compose(spec: &Spec, request: &Request, contained: &Contained) -> Result<Snapshot> {
+    let (uid, gid) = spec.user.unwrap_or((0, 0));
+    let name = spec.command.first().map_or(&[][..], |c| &c.0);
+    let path = find(name, &spec.env).at(Step::Thaw).task(FIRST.0).kind("program", name.escape_ascii().to_string())?;
+    let own = rustix::process::getuid().as_raw();
+    let uid = if spec.user.is_none() { own } else { uid };
+    let gid = if spec.user.is_none() { rustix::process::getgid().as_raw() } else { gid };
+    let privileged = uid == own;
+    let held = if privileged { ALL_CAPABILITIES } else { 0 };
+    let bounding = now_bounding(contained) & !dropped(&request.cap_drop).at(Step::Admit)?;
+    let exec = Exec {
+        path,
+        argv: spec.command.clone(),
+        env: spec.env.clone(),
+        descriptors: (0..3).map(|n| Descriptor { number: FdNum(n), cloexec: false, file: FileId(n.unsigned_abs()) }).collect(),
+        directory: directory::Record {
+            cwd: spec.cwd.clone().unwrap_or_else(|| Bytes(b"/".to_vec())),
+            cwd_deleted: false,
+            root: None,
+            umask: 0o022,
+        },
+        credentials: credential::Record {
+            uids: [uid; 4],
+            gids: [gid; 4],
+            groups: now_groups(),
+            capabilities: [0, held & bounding, held & bounding, bounding, 0],
+            securebits: 0,
+            no_new_privs: false,
+        },
+        limits: None,
+        terminal: None,
+    };
+    let process = Record { pid: FIRST, parent: NsPid(1), group: FIRST, session: FIRST, state: State::Exec(Box::new(exec)) };
+    Ok(Snapshot {
+        machine: Machine { architecture: "x86_64".into(), kernel: String::new(), vdso: None },
+        container: Container {
+            hostname: Bytes(request.hostname.clone().unwrap_or_else(|| request.name.clone()).into_bytes()),
+            clocks: (0, 0),
+            root: match request.root {
+                Wanted::Layered => Root::Layered,
+                Wanted::Dir(_) => Root::Dir,
+                Wanted::Caller => Root::Caller,
+            },
+            own_network: request.net != crate::request::Net::Host,
+            layers: Vec::new(),
+        },
+        processes: vec![process],
+        files: standard_files(),
+        objects: Vec::new(),
+        lost: Vec::new(),
+    })
+}
+
+fn now_groups() -> Vec<u32> {
+    let groups = rustix::process::getgroups().unwrap_or_default();
+    let mut groups: Vec<u32> = groups.iter().map(|g| g.as_raw()).collect();
+    groups.sort_unstable();
+    groups
+}
+
+fn now_bounding(contained: &Contained) -> u64 {
+    use std::os::fd::AsFd as _;
+    let text = yendor_task::tree::read_proc(contained.host_proc.as_fd(), "self/status").ok();
+    let status = text.and_then(|t| yendor_proc::status::parse(&t).ok());
+    status.map_or(ALL_CAPABILITIES, |s| s.cap_bnd)
+}
+
+/// `CAP_NET_RAW` and the like, as a mask.
+fn dropped(names: &[String]) -> std::result::Result<u64, SysError> {
+    let mut mask = 0;
+    for name in names {
+        let plain = name.to_ascii_lowercase();
+        let plain = plain.strip_prefix("cap_").unwrap_or(&plain);
+        if plain == "all" {
+            return Ok(ALL_CAPABILITIES);
+        }
+        let number = CAPABILITIES.iter().position(|c| *c == plain);
+        let number = number.ok_or_else(|| SysError::new("prctl", format!("PR_CAPBSET_DROP, {name}"), Errno::INVAL))?;
+        mask |= 1 << number;
+    }
+    Ok(mask)
+}
+
+/// By number (linux/capability.h).
+const CAPABILITIES: [&str; 41] = [
+    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
+    "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner",
+    "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice",
+    "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap",
+    "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf",
+    "checkpoint_restore",
+];
+
+/// A program by its name: as it is with a slash, else in the directories of `PATH`.
+fn find(name: &[u8], env: &[Bytes]) -> std::result::Result<Bytes, SysError> {
+    let fail = |errno| SysError::new("execve", format!("\"{}\"", name.escape_ascii()), errno);
+    if name.is_empty() {
+        return Err(fail(Errno::NOENT));
+    }
+    let candidates: Vec<Vec<u8>> = if name.contains(&b'/') {
+        vec![name.to_vec()]
+    } else {
+        let path = env.iter().find_map(|e| e.0.strip_prefix(b"PATH=")).unwrap_or(b"/usr/local/bin:/usr/bin:/bin");
+        path.split(|b| *b == b':').map(|dir| [if dir.is_empty() { b"." } else { dir }, b"/", name].concat()).collect()
+    };
+    let mut seen = None;
+    for path in candidates {
+        match rustix::fs::accessat(rustix::fs::CWD, path.as_slice(), Access::EXEC_OK, AtFlags::EACCESS) {
+            Ok(()) if is_file(&path) => return Ok(Bytes(path)),
+            Ok(()) | Err(Errno::ACCESS) => seen = Some(Errno::ACCESS),
+            Err(_) => {}
+        }
+    }
+    Err(fail(seen.unwrap_or(Errno::NOENT)))
+}
+
+fn is_file(path: &[u8]) -> bool {
+    use rustix::fs::{FileType, stat};
+    stat(path).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile)
+}

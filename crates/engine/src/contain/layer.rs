@@ -1,0 +1,222 @@
+//! The host's own root under a private copy-on-write layer.
+//!
+//! One overlay over `/` is refused in a user namespace: what lies under the host's other mounts must not be uncovered.
+//! So every directory that has no mount below it gets an overlay of its own, and the few above them are plain
+//! directories of the layer. Renames between two overlays copy, as between file systems.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, readlinkat, statat, symlinkat};
+use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags, mount, move_mount};
+use yendor_kinds::{Cause, Named};
+use yendor_proc::mountinfo::{self, Mount};
+use yendor_sys::{Errno, SysError};
+
+use super::place::{Rootfs, copy_tree};
+use super::skeleton::Skeleton;
+use super::{Caused, root, shown};
+
+/// Directories of the root that are made anew, whatever the host has there.
+const FRESH: [&[u8]; 5] = [b"proc", b"sys", b"dev", b"tmp", b"run"];
+
+/// A directory with more entries than this, some of them mount points, is shown read-only as a whole.
+const MOST_ENTRIES: usize = 256;
+
+/// File systems that show the host's kernel, or wait to be mounted.
+const PSEUDO: [&[u8]; 21] = [
+    b"autofs", b"bdev", b"binfmt_misc", b"bpf", b"cgroup", b"cgroup2", b"configfs", b"debugfs", b"devpts", b"devtmpfs",
+    b"efivarfs", b"fusectl", b"hugetlbfs", b"mqueue", b"nsfs", b"proc", b"pstore", b"rpc_pipefs", b"securityfs", b"sysfs",
+    b"tracefs",
+];
+
+/// Makes `upper`, `work` and what else is needed in the working directory; the new root, mounted at `root`.
+pub(super) fn make() -> Caused<Rootfs> {
+    for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
+        mkdirat(CWD, name, Mode::from_raw_mode(mode)).named("mkdirat", || format!("state, {name:?}"))?;
+    }
+    let rootfs = root::stage(&copy_tree(&CWD, b"upper", MountAttrFlags::empty())?)?;
+    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| SysError::io("open", "/proc/self/mountinfo", &e))?;
+    let mounts = mountinfo::parse(&text)?;
+    let mut layer = Layer { mounts, skeleton: Skeleton::new()?, overlays: 0 };
+    layer.split(b"/", &host_directory(b"/")?)?;
+    Ok(rootfs)
+}
+
+struct Layer {
+    mounts: Vec<Mount>,
+    skeleton: Skeleton,
+    overlays: u32,
+}
+
+/// An entry of a host directory.
+struct Entry {
+    path: Vec<u8>,
+    kind: FileType,
+}
+
+impl Layer {
+    /// Makes the entries of a directory one by one.
+    fn split(&mut self, path: &[u8], directory: &OwnedFd) -> Caused<()> {
+        for entry in entries(path, directory)? {
+            let name = &entry.path[1..];
+            match entry.kind {
+                FileType::Directory if FRESH.contains(&name) => make_directory(&entry.path, 0o755)?,
+                FileType::Directory => self.directory(&entry.path)?,
+                FileType::Symlink => {
+                    let to = readlinkat(CWD, &entry.path, Vec::new()).named("readlink", || shown(&entry.path))?;
+                    symlinkat(&to, CWD, in_upper(&entry.path)).named("symlinkat", || shown(&entry.path))?;
+                }
+                FileType::RegularFile => bind_file(&entry.path)?,
+                // Sockets, pipes and devices of the host belong to the host.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, path: &[u8]) -> Caused<()> {
+        let here = self.mounts.iter().rev().find(|m| m.mount_point == path);
+        let stat = match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            // A mount that only its owner may look at (FUSE), or that has lost its server: nothing to be seen in it.
+            Err(Errno::ACCESS | Errno::PERM | Errno::NOTCONN | Errno::STALE | Errno::IO) => return make_directory(path, 0o755),
+            Err(e) => return Err(e).named("stat", || shown(path)).map_err(Cause::from),
+        };
+        make_directory(path, stat.st_mode & 0o7777)?;
+        self.skeleton.own(in_upper(path), &stat)?;
+        if here.is_some_and(|m| PSEUDO.contains(&m.fs_type.as_slice())) {
+            return Ok(());
+        }
+        let Ok(host) = host_directory(path) else {
+            // Closed to the caller: the container sees an empty directory that is its own.
+            return Ok(());
+        };
+        if self.mounts.iter().any(|m| is_below(&m.mount_point, path)) {
+            if entries(path, &host)?.len() > MOST_ENTRIES {
+                return self.read_only(path);
+            }
+            return self.split(path, &host);
+        }
+        if entries(path, &host)?.is_empty() {
+            return Ok(());
+        }
+        self.overlay(path, &host)
+    }
+
+    fn overlay(&mut self, path: &[u8], host: &OwnedFd) -> Caused<()> {
+        let skeleton = self.skeleton.build(path, host)?;
+        let work = format!("work/{}", self.overlays);
+        self.overlays += 1;
+        mkdirat(CWD, work.as_str(), Mode::from_raw_mode(0o700)).named("mkdirat", || work.clone())?;
+        let mut data = b"userxattr,volatile,lowerdir=".to_vec();
+        if let Some(skeleton) = skeleton {
+            data.extend(escaped(&skeleton));
+            data.push(b':');
+        }
+        data.extend(escaped(path));
+        data.extend(b",upperdir=");
+        data.extend(escaped(&in_upper(path)));
+        data.extend(b",workdir=");
+        data.extend(work.as_bytes());
+        let data = c_string(data)?;
+        let target = [b"root", path].concat();
+        match mount("overlay", target.as_slice(), "overlay", MountFlags::NODEV, data.as_c_str()) {
+            Ok(()) => Ok(()),
+            // Not every file system can be a lower one; but if even a plain one is refused, the state is in a bad place.
+            Err(Errno::INVAL | Errno::LOOP) if self.overlays > 1 => self.read_only(path),
+            Err(e) => Err(refused(e, &data)),
+        }
+    }
+
+    /// The directory with all mounts below it, as it is but read-only.
+    fn read_only(&self, path: &[u8]) -> Caused<()> {
+        let tree = copy_tree(&CWD, path, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+        attach(&tree, path)?;
+        for hidden in self.mounts.iter().filter(|m| is_below(&m.mount_point, path)) {
+            if PSEUDO.contains(&hidden.fs_type.as_slice()) {
+                let target = [b"root", hidden.mount_point.as_slice()].concat();
+                mount("tmpfs", target.as_slice(), "tmpfs", MountFlags::RDONLY, c"mode=755")
+                    .named("mount", || format!("\"tmpfs\", {:?}", shown(&hidden.mount_point)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refused(errno: Errno, data: &CStr) -> Cause {
+    let error = SysError::new("mount", format!("\"overlay\", {data:?}"), errno);
+    if errno == Errno::INVAL {
+        let what = format!("{error}: the state directory is on a file system that cannot hold a layer");
+        let hint = "set YENDOR_ROOT to a directory on ext4, xfs, btrfs or tmpfs, or give --rootfs".into();
+        return Cause::Denied { what, hint };
+    }
+    error.into()
+}
+
+/// A regular file in a directory that is no overlay: read-only, by itself.
+fn bind_file(path: &[u8]) -> Caused<()> {
+    let tree = match copy_tree(&CWD, path, MountAttrFlags::MOUNT_ATTR_RDONLY) {
+        Err(Cause::Sys(e)) if e.is_denied() => return Ok(()),
+        other => other?,
+    };
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(CWD, in_upper(path), flags, Mode::from_raw_mode(0o644)).named("openat", || shown(path))?;
+    attach(&tree, path)
+}
+
+fn attach(tree: &OwnedFd, path: &[u8]) -> Caused<()> {
+    let target = [b"root", path].concat();
+    Ok(move_mount(tree, c"", CWD, target.as_slice(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .named("move_mount", || shown(path))?)
+}
+
+fn make_directory(path: &[u8], mode: u32) -> Caused<()> {
+    Ok(mkdirat(CWD, in_upper(path), Mode::from_raw_mode(mode)).named("mkdirat", || format!("upper{}", shown(path)))?)
+}
+
+fn in_upper(path: &[u8]) -> Vec<u8> {
+    [b"upper", path].concat()
+}
+
+pub(super) fn host_directory(path: &[u8]) -> Caused<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(CWD, path, flags, Mode::empty()).named("open", || shown(path))?)
+}
+
+fn entries(path: &[u8], directory: &OwnedFd) -> Caused<Vec<Entry>> {
+    let mut out = Vec::new();
+    for entry in Dir::read_from(directory).named("getdents64", || shown(path))? {
+        let entry = entry.named("getdents64", || shown(path))?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        let path = if path == b"/" { [b"/", name].concat() } else { [path, b"/", name].concat() };
+        let kind = match entry.file_type() {
+            // Some file systems do not say.
+            FileType::Unknown => statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW)
+                .map_or(FileType::Unknown, |s| FileType::from_raw_mode(s.st_mode)),
+            known => known,
+        };
+        out.push(Entry { path, kind });
+        if out.len() > MOST_ENTRIES {
+            break;
+        }
+    }
+    Ok(out)
+}
+
+fn is_below(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.first() == Some(&b'/'))
+}
+
+/// As an option of an overlay: commas, colons and backslashes would mean something.
+fn escaped(path: &[u8]) -> Vec<u8> {
+    let one = |b: &u8| if matches!(b, b',' | b':' | b'\\') { vec![b'\\', *b] } else { vec![*b] };
+    path.iter().flat_map(one).collect()
+}
+
+fn c_string(bytes: Vec<u8>) -> Caused<CString> {
+    Ok(CString::new(bytes).map_err(|_| Errno::INVAL).named("mount", || "overlay".into())?)
+}

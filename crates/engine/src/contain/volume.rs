@@ -1,0 +1,120 @@
+//! What the caller hands in, opened by the front with the caller's own rights before anything else happens.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, fstat, open};
+use rustix::mount::MountAttrFlags;
+use yendor_kinds::{Cause, Named};
+use yendor_sys::{Errno, SysError};
+
+use super::Caused;
+use super::place::{Rootfs, copy_tree};
+use crate::error::{At, Result, Step, With};
+use crate::request::{Request, Root, Volume};
+
+/// Descriptors that travel with a request.
+#[derive(Debug)]
+pub struct Given {
+    /// The container's own directory on the host, empty.
+    pub state: OwnedFd,
+    /// The directory of [`Root::Dir`].
+    pub root: Option<OwnedFd>,
+    /// The volumes, in the order of the request.
+    pub volumes: Vec<OwnedFd>,
+}
+
+impl Given {
+    /// Opens what a request names. In the front.
+    ///
+    /// # Errors
+    /// What the caller may not reach, or what is not there.
+    pub fn open(request: &Request, state: &Path) -> Result<Given> {
+        let place = |path: &Path, flags| {
+            open(path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).named("open", || format!("{path:?}"))
+        };
+        let directory = |path: &Path| place(path, OFlags::DIRECTORY).at(Step::Admit);
+        let root = match &request.root {
+            Root::Dir(path) => Some(directory(path).kind("root", path.display().to_string())?),
+            Root::Layered | Root::Caller => None,
+        };
+        let one = |v: &Volume| place(&v.host, OFlags::empty()).at(Step::Admit).kind("volume", v.name.clone());
+        let volumes = request.volumes.iter().map(one).collect::<Result<_>>()?;
+        Ok(Given { state: directory(state)?, root, volumes })
+    }
+
+    /// The descriptors, to be sent.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        std::iter::once(&self.state).chain(&self.root).chain(&self.volumes).map(AsFd::as_fd).collect()
+    }
+
+    /// Sorts received descriptors out; those left over belong to somebody else. In the keeper.
+    ///
+    /// # Errors
+    /// `EBADF` when there are too few.
+    pub fn received(request: &Request, descriptors: &mut impl Iterator<Item = OwnedFd>) -> Result<Given> {
+        let mut next = || descriptors.next().ok_or(Errno::BADF).named("recvmsg", || "SCM_RIGHTS".into()).at(Step::Contain);
+        Ok(Given {
+            state: next()?,
+            root: matches!(request.root, Root::Dir(_)).then(&mut next).transpose()?,
+            volumes: request.volumes.iter().map(|_| next()).collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// Opens the same place again in this mount namespace: a descriptor from another one cannot be mounted from.
+///
+/// The keeper has no more rights than the caller, so going by name gives nothing away; the comparison makes it exact.
+pub(super) fn again(fd: &OwnedFd) -> Caused<OwnedFd> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path = rustix::fs::readlink(link.as_str(), Vec::new()).named("readlink", || link.clone())?;
+    let path = PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes()));
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = open(&path, flags, Mode::empty()).named("open", || format!("{path:?}"))?;
+    let of = |fd: &OwnedFd| fstat(fd).map(|s| (s.st_dev, s.st_ino)).named("fstat", || format!("{path:?}"));
+    if of(fd)? == of(&found)? {
+        Ok(found)
+    } else {
+        Err(SysError::new("open", format!("{path:?}: replaced meanwhile"), Errno::STALE).into())
+    }
+}
+
+/// A volume that is not in its place yet.
+#[derive(Debug)]
+pub struct Pending {
+    /// Its name.
+    pub name: String,
+    tree: OwnedFd,
+}
+
+impl Pending {
+    /// Puts it where the image says it was, beneath the root.
+    ///
+    /// # Errors
+    /// A place that cannot be made.
+    pub(super) fn attach(self, root: &Rootfs, inside: &Path) -> Caused<()> {
+        root.attach(&self.tree, inside)
+    }
+}
+
+/// Puts the volumes in their places; those that have none wait for what the image says.
+pub(super) fn attach(root: &Rootfs, request: &Request, given: &Given) -> Caused<Vec<Pending>> {
+    let mut pending = Vec::new();
+    for (volume, fd) in request.volumes.iter().zip(&given.volumes) {
+        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
+        let tree = copy_tree(&again(fd)?, b"", attributes)?;
+        match &volume.inside {
+            None => pending.push(Pending { name: volume.name.clone(), tree }),
+            Some(inside) if request.root == Root::Caller && root.find(inside)?.is_none() => {
+                // The root is the caller's own: nothing is made there behind the caller's back.
+                let what = format!("a directory {}", inside.display());
+                return Err(Cause::Hole { what, option: format!("mkdir {}", inside.display()) });
+            }
+            Some(inside) => root.attach(&tree, inside)?,
+        }
+    }
+    Ok(pending)
+}

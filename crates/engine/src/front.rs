@@ -1,0 +1,196 @@
+//! The caller's side: ask whether there may be a container, hand everything to its keeper, hear what became of it.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use yendor_kinds::{Cause, Named};
+use yendor_sys::SysError;
+
+use crate::admit::admit;
+use crate::contain::Given;
+use crate::control::Control;
+use crate::error::{At, Error, Result, Step, With};
+use crate::request::Request;
+use crate::state::Places;
+use crate::wire::{Report, Startup};
+pub use crate::keeper::keeper_main;
+pub use crate::wire::{Spec, Stdio};
+
+/// A container to start.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// What the caller wants.
+    pub request: Request,
+    /// What runs in it.
+    pub source: Source,
+    /// Where its standard descriptors lead.
+    pub stdio: Stdio,
+    /// Where state is kept.
+    pub places: Places,
+    /// The image's name, for the record.
+    pub image_ref: Option<String>,
+    /// Whether the caller stays until it ends.
+    pub attended: bool,
+}
+
+/// What runs in a container.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A program.
+    Compose(Spec),
+    /// An image, by its directory.
+    Image(PathBuf),
+}
+
+/// A container that runs.
+#[derive(Debug)]
+pub struct Started {
+    /// Its root task, as the caller sees it.
+    pub main: i32,
+    /// Its pid 1, as the caller sees it.
+    pub init: i32,
+    /// What could not be had in full.
+    pub notes: Vec<String>,
+    /// Phases and their microseconds.
+    pub timings: Vec<(String, u64)>,
+    control: Control,
+}
+
+impl Started {
+    /// Waits for the end of the root task: its wait status.
+    ///
+    /// # Errors
+    /// The keeper died.
+    pub fn wait(self) -> Result<i32> {
+        loop {
+            match self.control.receive::<Report>().at(Step::Thaw)? {
+                Some((Report::Ended(status), _)) => return Ok(status),
+                Some(_) => {}
+                None => return Err(keeper_gone(Step::Thaw)),
+            }
+        }
+    }
+}
+
+fn keeper_gone(step: Step) -> Error {
+    Error::new(step, Cause::Reported { message: "the keeper died".into(), code: 1 })
+}
+
+/// Starts a container: admit, then everything else in the keeper. Returns when its tasks run.
+///
+/// # Errors
+/// Whatever forbade or hindered it; nothing is left.
+pub fn launch(what: &Launch) -> Result<Started> {
+    let begin = std::time::Instant::now();
+    let admitted = admit(&what.request)?;
+    let admitted_us = us(begin);
+    let path = what.places.container(&what.request.name);
+    claim(&path)?;
+    let result = hand_over(what, &path, admitted.control);
+    match result {
+        Ok(mut started) => {
+            started.timings.insert(0, ("admit".into(), admitted_us));
+            Ok(started)
+        }
+        Err(e) => {
+            // The keeper cleans up behind itself; the directory is ours.
+            let _ = std::fs::remove_dir_all(&path);
+            Err(e)
+        }
+    }
+}
+
+fn us(since: std::time::Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Makes a container's directory; that it did not exist is what makes the name ours.
+fn claim(path: &Path) -> Result<()> {
+    let named = |call| move |e| SysError::io(call, path.display().to_string(), &e);
+    let mut private = DirBuilder::new();
+    private.mode(0o700);
+    if let Some(parent) = path.parent() {
+        private.recursive(true).create(parent).map_err(named("mkdir")).at(Step::Admit)?;
+    }
+    private.recursive(false).create(path).map_err(named("mkdir")).at(Step::Admit).kind("container", path.display().to_string())
+}
+
+fn open_directory(path: &Path) -> std::result::Result<OwnedFd, SysError> {
+    use rustix::fs::{Mode, OFlags, open};
+    open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .named("open", || path.display().to_string())
+}
+
+fn hand_over(what: &Launch, directory: &Path, control: Control) -> Result<Started> {
+    let mut descriptors: Vec<OwnedFd> = Vec::new();
+    let (stdin, log) = match what.stdio {
+        Stdio::Log => {
+            let log = directory.join("log");
+            (open_null()?, Some(open_log(&log)?))
+        }
+        _ => (dup(std::io::stdin().as_fd())?, None),
+    };
+    let out = |own: BorrowedFd<'_>| match &log {
+        Some(log) => dup(log.as_fd()),
+        None => dup(own),
+    };
+    descriptors.push(stdin);
+    descriptors.push(out(std::io::stdout().as_fd())?);
+    descriptors.push(out(std::io::stderr().as_fd())?);
+    let spec = match &what.source {
+        Source::Compose(spec) => Some(spec.clone()),
+        Source::Image(path) => {
+            descriptors.push(open_directory(path).at(Step::Load).map_err(missing_image)?);
+            None
+        }
+    };
+    let given = Given::open(&what.request, directory)?;
+    let mut all: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    all.extend(given.descriptors());
+    let startup = Startup {
+        request: what.request.clone(),
+        spec,
+        stdio: what.stdio,
+        image: what.image_ref.clone(),
+        attended: what.attended,
+    };
+    control.send(&startup, &all).at(Step::Contain)?;
+    match control.receive::<Report>().at(Step::Contain)? {
+        Some((Report::Started(s), _)) => {
+            Ok(Started { main: s.main, init: s.init, notes: s.notes, timings: s.timings, control })
+        }
+        Some((Report::Failed(failure), _)) => Err(failure.into()),
+        Some((Report::Ended(_), _)) | None => Err(keeper_gone(Step::Contain)),
+    }
+}
+
+/// A missing image is a damaged one (exit 4), not a failed call.
+fn missing_image(e: Error) -> Error {
+    match &e.cause {
+        Cause::Sys(s) if s.errno == rustix::io::Errno::NOENT || s.errno == rustix::io::Errno::NOTDIR => {
+            Error::new(Step::Load, Cause::corrupt(format!("there is no image at {}", s.args)))
+        }
+        _ => e,
+    }
+}
+
+fn dup(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into()).at(Step::Admit)
+}
+
+fn open_null() -> Result<OwnedFd> {
+    let null = File::open("/dev/null").map_err(|e| SysError::io("open", "/dev/null", &e)).at(Step::Admit)?;
+    Ok(null.into())
+}
+
+fn open_log(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| SysError::io("open", path.display().to_string(), &e))
+        .at(Step::Admit)
+}

@@ -1,0 +1,281 @@
+//! The keeper: one small process per container, in its user namespace, parent of its pid 1. It makes the container, loads
+//! and rebuilds what runs in it, then waits and remembers how it ended.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{Mode, OFlags};
+use yendor_image::{Bytes, FileId, Reader};
+use yendor_kinds::file::external::Filled;
+use yendor_kinds::file::{Entry, Workshop};
+use yendor_kinds::namespace::layer;
+use yendor_kinds::snapshot::Snapshot;
+use yendor_kinds::{Cause, Named};
+use yendor_sys::SysError;
+
+use crate::compose;
+use crate::contain::{self, Contained, Given};
+use crate::control::Control;
+use crate::error::{At, Error, Result, Step};
+use crate::rebuild::{Materials, Running, rebuild};
+use crate::request::{Request, Root};
+use crate::state::{Standard, State, Status};
+use crate::wire::{Failure, Report, Started, Startup};
+
+/// Phases and how long they took.
+struct Clock {
+    last: Instant,
+    phases: Vec<(String, u64)>,
+}
+
+impl Clock {
+    fn mark(&mut self, phase: &str) {
+        let us = u64::try_from(self.last.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.phases.push((phase.into(), us));
+        self.last = Instant::now();
+    }
+}
+
+/// The keeper's whole life. Never returns.
+pub fn keeper_main() -> ! {
+    let code = match Control::inherited() {
+        Ok(control) => live(control),
+        // Not started by a front: there is nobody to tell.
+        Err(_) => 2,
+    };
+    std::process::exit(code)
+}
+
+fn live(control: Control) -> i32 {
+    let Ok(Some((startup, descriptors))) = control.receive::<Startup>() else { return 1 };
+    // Signals of the caller's terminal are for the front, which forwards them.
+    let _ = rustix::process::setsid();
+    match start(&startup, descriptors) {
+        Err(e) => {
+            // If the front is gone, nobody wants to know.
+            let _ = control.send(&Report::Failed(Failure::from(&e)), &[]);
+            1
+        }
+        Ok((mut kept, started)) => {
+            let told = control.send(&Report::Started(started), &[]);
+            if told.is_err() && startup.attended {
+                // The caller died in between: nobody waits for this container any more.
+                kept.kill();
+            }
+            kept.watch(&control);
+            0
+        }
+    }
+}
+
+/// A running container and what the keeper needs to see it to its end.
+struct Kept {
+    running: Running,
+    directory: OwnedFd,
+    state: State,
+    /// Kept open: checkpoints compare with them, and reach the container's layer through them.
+    _open: Vec<OwnedFd>,
+}
+
+fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)> {
+    let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
+    let mut descriptors = descriptors.into_iter();
+    let mut next = || {
+        descriptors.next().ok_or_else(|| SysError::new("recvmsg", "a descriptor is missing", rustix::io::Errno::BADMSG))
+    };
+    let stdio = [next().at(Step::Contain)?, next().at(Step::Contain)?, next().at(Step::Contain)?];
+    let image = if startup.spec.is_none() { Some(next().at(Step::Load)?) } else { None };
+    let given = Given::received(&startup.request, &mut descriptors)?;
+    raise_descriptor_limit();
+    let contained = contain::prepare(&startup.request, given)?;
+    let directory = contained.state.try_clone().map_err(|e| SysError::io("dup", "state", &e)).at(Step::Contain)?;
+    clock.mark("contain");
+    let reader = image.map(Reader::open).transpose().at(Step::Load)?;
+    let snapshot = match (&startup.spec, &reader) {
+        (Some(spec), _) => compose::compose(spec, &startup.request, &contained)?,
+        (None, Some(reader)) => reader.records::<Snapshot>().at(Step::Load)?,
+        (None, None) => return Err(Error::new(Step::Load, Cause::corrupt("neither a program nor an image"))),
+    };
+    clock.mark("load");
+    let keeper_start = own_start(&contained).at(Step::Contain)?;
+    let generation = reader.as_ref().map_or(0, |r| r.manifest().generation + 1);
+    let layers = own_file_systems(&startup.request, &directory).at(Step::Contain)?;
+    if let Some(reader) = &reader {
+        continue_clocks(&contained, snapshot.container.clocks)?;
+        fill_layers(&snapshot, reader).at(Step::Rebuild)?;
+        clock.mark("layers");
+    }
+    let running = build(&snapshot, reader.as_ref(), contained, &stdio, &mut clock)?;
+    let mut state = state(startup, &running, generation, keeper_start);
+    let kinds = [Standard::Stdin, Standard::Stdout, Standard::Stderr];
+    state.standard = stdio.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
+    state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
+    write_state(&directory, &state).at(Step::Thaw)?;
+    let started = Started { main: running.main, init: running.init, notes: running.notes.clone(), timings: clock.phases };
+    let open = stdio.into_iter().chain(layers.into_iter().map(|(_, fd)| fd)).collect();
+    Ok((Kept { running, directory, state, _open: open }, started))
+}
+
+fn build(
+    snapshot: &Snapshot,
+    reader: Option<&Reader>,
+    contained: Contained,
+    stdio: &[OwnedFd; 3],
+    clock: &mut Clock,
+) -> Result<Running> {
+    let [stdin, stdout, stderr] = stdio;
+    let dup = |fd: &OwnedFd| fd.try_clone().map(Some).map_err(|e| SysError::io("dup", "", &e)).at(Step::Rebuild);
+    let filled = Filled { stdin: dup(stdin)?, stdout: dup(stdout)?, stderr: dup(stderr)?, ..Filled::default() };
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .named("open", || "/".into())
+        .at(Step::Rebuild)?;
+    let proc = || contained.host_proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Rebuild);
+    let workshop = Workshop::new(reader, root, proc()?, filled, &snapshot.files).at(Step::Load)?;
+    let proc = proc()?;
+    let late_mounts = contained.late_mounts.clone();
+    let mut contained = contained;
+    let seal = Box::new(move || contained.seal().map_err(|e| e.cause));
+    let rebuilt = rebuild(Materials { snapshot, reader, workshop, proc, late_mounts, seal })?;
+    clock.mark("rebuild");
+    let running = rebuilt.thaw()?;
+    clock.mark("thaw");
+    Ok(running)
+}
+
+/// The file systems that are the container's alone: the layer by its upper directory, and tmpfs mounts.
+fn own_file_systems(request: &Request, directory: &OwnedFd) -> std::result::Result<Vec<(Bytes, OwnedFd)>, Cause> {
+    const TMPFS: i64 = 0x0102_1994;
+    let mut out = Vec::new();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if request.root == Root::Layered {
+        let upper = rustix::fs::openat(directory, "upper", flags, Mode::empty()).named("openat", || "upper".into())?;
+        out.push((Bytes(b"/".to_vec()), upper));
+    }
+    if request.root != Root::Caller {
+        for mount in ["/tmp", "/run", "/dev/shm"] {
+            let Ok(fd) = rustix::fs::open(mount, flags, Mode::empty()) else { continue };
+            if rustix::fs::fstatfs(&fd).named("fstatfs", || mount.into())?.f_type == TMPFS {
+                out.push((Bytes(mount.into()), fd));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The container's clocks go on from where they stood.
+fn continue_clocks(contained: &Contained, (monotonic, boottime): (u64, u64)) -> Result<()> {
+    use rustix::time::{ClockId, Timespec, clock_gettime};
+    let distance = |saved: u64, clock| {
+        let now = clock_gettime(clock);
+        let ns = i128::from(saved) - (i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec));
+        let seconds = ns.div_euclid(1_000_000_000);
+        let nanoseconds = ns.rem_euclid(1_000_000_000);
+        Timespec {
+            tv_sec: i64::try_from(seconds).unwrap_or(0),
+            tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+        }
+    };
+    contained.set_time_offsets(distance(monotonic, ClockId::Monotonic), distance(boottime, ClockId::Boottime))
+}
+
+/// The file systems of an image, into those of this container.
+fn fill_layers(snapshot: &Snapshot, reader: &Reader) -> std::result::Result<(), Cause> {
+    let umask = rustix::process::umask(Mode::empty());
+    let filled = snapshot.container.layers.iter().try_for_each(|layer| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = rustix::fs::open(layer.mount.0.as_slice(), flags, Mode::empty());
+        layer::rebuild(layer, &top.named("open", || layer.mount.to_string())?, reader)
+    });
+    rustix::process::umask(umask);
+    filled
+}
+
+/// The soft limit as high as it goes: the workshop holds every file of the tree.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    // Where it is refused, files beyond the limit fail by name.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+}
+
+/// Start time of this process, as /proc shows it.
+fn own_start(contained: &Contained) -> std::result::Result<u64, Cause> {
+    use std::os::fd::AsFd as _;
+    let text = yendor_task::tree::read_proc(contained.host_proc.as_fd(), "self/stat")?;
+    Ok(yendor_proc::stat::parse(&text)?.starttime)
+}
+
+fn state(startup: &Startup, running: &Running, generation: u64, keeper_start: u64) -> State {
+    let keeper = rustix::process::getpid().as_raw_nonzero().get();
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    State {
+        name: startup.request.name.clone(),
+        status: Status::Running,
+        keeper,
+        keeper_start,
+        init: running.init,
+        main: running.main,
+        started,
+        request: startup.request.clone(),
+        image: startup.image.clone(),
+        logged: startup.stdio == crate::wire::Stdio::Log,
+        terminal: startup.stdio == crate::wire::Stdio::Terminal,
+        standard: Vec::new(),
+        layers: Vec::new(),
+        generation,
+    }
+}
+
+/// Writes state.json beside itself, then renames.
+fn write_state(directory: &OwnedFd, state: &State) -> std::result::Result<(), Cause> {
+    let text = serde_json::to_vec_pretty(state).map_err(|_| SysError::new("write", "state.json", rustix::io::Errno::INVAL))?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, "state.json.new", flags, Mode::RUSR | Mode::WUSR)
+        .named("openat", || "state.json.new".into())?;
+    let mut file = std::fs::File::from(file);
+    std::io::Write::write_all(&mut file, &text).map_err(|e| SysError::io("write", "state.json.new", &e))?;
+    rustix::fs::renameat(directory, "state.json.new", directory, "state.json").named("renameat", || "state.json".into())?;
+    Ok(())
+}
+
+impl Kept {
+    fn kill(&mut self) {
+        if let Some(init) = rustix::process::Pid::from_raw(self.running.init) {
+            // Our own child, not reaped yet.
+            let _ = rustix::process::kill_process(init, rustix::process::Signal::KILL);
+        }
+    }
+
+    /// Waits for the end and tells everybody.
+    fn watch(&mut self, control: &Control) {
+        const SIGKILL: i32 = 9;
+        let status = self.running.wait().ok().flatten().unwrap_or(SIGKILL);
+        let checkpointed = rustix::fs::accessat(
+            &self.directory,
+            CHECKPOINTED,
+            rustix::fs::Access::EXISTS,
+            rustix::fs::AtFlags::empty(),
+        );
+        self.state.status = if checkpointed.is_ok() { Status::Checkpointed } else { Status::Exited(status) };
+        // The directory may be gone with its container (`rm -f`).
+        let _ = write_state(&self.directory, &self.state);
+        let _ = control.send(&Report::Ended(status), &[]);
+    }
+}
+
+/// A checkpoint that ends a container leaves this file in its directory, so that the keeper knows why it ended.
+pub const CHECKPOINTED: &str = "checkpointed";
+
+/// The files of a container that is composed: the three standard ones.
+pub(crate) fn standard_files() -> Vec<Entry> {
+    use yendor_kinds::file::{Record, external};
+    let kinds = [external::Record::Stdin, external::Record::Stdout, external::Record::Stderr];
+    let entry = |(i, record): (usize, external::Record)| Entry {
+        id: FileId(u32::try_from(i).unwrap_or(0)),
+        flags: 0,
+        owner: None,
+        record: Record::External(record),
+    };
+    kinds.into_iter().enumerate().map(entry).collect()
+}
+

@@ -1,0 +1,115 @@
+//! Where containers and images are kept between commands: `run/NAME/` for each container, `images/NAME/N` for each image.
+//!
+//! `state.json` of a container is written by its keeper alone, by rename, so that a reader never sees half of it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use yendor_image::Bytes;
+pub use yendor_kinds::file::external::Record as Standard;
+
+use crate::request::Request;
+
+/// Where state lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// `run/NAME` lie here.
+    pub run: PathBuf,
+    /// `images/NAME/N` lie here.
+    pub images: PathBuf,
+}
+
+/// What is known of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub status: Status,
+    /// Its keeper, in the caller's pid namespace.
+    pub keeper: i32,
+    /// Start time of the keeper in clock ticks (/proc/PID/stat field 22), to tell it from a later process.
+    pub keeper_start: u64,
+    /// Its pid 1, in the caller's pid namespace.
+    pub init: i32,
+    /// Its root task, in the caller's pid namespace.
+    pub main: i32,
+    /// Seconds since 1970 when it began to run.
+    pub started: u64,
+    /// How it was asked for.
+    pub request: Request,
+    /// The image it was restored from.
+    pub image: Option<String>,
+    /// Whether its standard output goes to `log`.
+    pub logged: bool,
+    /// Whether it has a terminal of its own.
+    pub terminal: bool,
+    /// The keeper's descriptors that are the caller's own (standard input, output, error), and which.
+    #[serde(default)]
+    pub standard: Vec<(i32, Standard)>,
+    /// The keeper's descriptors of the container's file system: the copy-on-write layer, and its tmpfs mounts by path.
+    #[serde(default)]
+    pub layers: Vec<(Bytes, i32)>,
+    /// How often it was restored: 0 for a new one, else one more than the image's.
+    pub generation: u64,
+}
+
+/// What a container is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It runs.
+    Running,
+    /// Its root task has ended, with this wait status.
+    Exited(i32),
+    /// A checkpoint ended it.
+    Checkpointed,
+}
+
+impl Places {
+    /// From the environment: `YENDOR_ROOT`, else /run/yendor and /var/lib/yendor for root, else `$XDG_RUNTIME_DIR/yendor` and
+    /// `$XDG_DATA_HOME/yendor`.
+    #[must_use]
+    pub fn from_environment() -> Places {
+        let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        if let Some(root) = var("YENDOR_ROOT") {
+            return Places { run: root.join("run"), images: root.join("images") };
+        }
+        let uid = rustix::process::geteuid();
+        if uid.is_root() {
+            return Places { run: "/run/yendor".into(), images: "/var/lib/yendor/images".into() };
+        }
+        let home = var("HOME").unwrap_or_else(|| "/tmp".into());
+        let run = var("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/tmp/yendor-{}", uid.as_raw()).into());
+        let data = var("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share"));
+        Places { run: run.join("yendor"), images: data.join("yendor/images") }
+    }
+
+    /// The directory of a container.
+    #[must_use]
+    pub fn container(&self, name: &str) -> PathBuf {
+        self.run.join(name)
+    }
+}
+
+/// Reads a container's state.
+///
+/// # Errors
+/// `NotFound` when there is none of that name; `InvalidData` for one that cannot be read.
+pub fn read(container: &Path) -> io::Result<State> {
+    let text = std::fs::read(container.join("state.json"))?;
+    serde_json::from_slice(&text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+impl State {
+    /// Whether its keeper still lives; when not, `status` may be out of date.
+    #[must_use]
+    pub fn keeper_lives(&self) -> bool {
+        std::fs::read(format!("/proc/{}/stat", self.keeper))
+            .ok()
+            .and_then(|text| yendor_proc::stat::parse(&text).ok())
+            .is_some_and(|stat| stat.starttime == self.keeper_start && !matches!(stat.state, b'Z' | b'X'))
+    }
+}

@@ -1,0 +1,142 @@
+//! What front and keeper say to each other.
+
+use serde::{Deserialize, Serialize};
+use yendor_image::Bytes;
+use yendor_kinds::Cause;
+use yendor_sys::{Errno, SysError};
+
+use crate::error::{Error, Place, Step};
+use crate::request::Request;
+
+/// The front's first and only message. Descriptors: the container's directory, then for an image its directory, then what
+/// the volumes need.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Startup {
+    /// What the caller wants.
+    pub request: Request,
+    /// A program to start; none: an image to restore.
+    pub spec: Option<Spec>,
+    /// Where standard input, output and error lead.
+    pub stdio: Stdio,
+    /// The image's name, for the record.
+    pub image: Option<String>,
+    /// Whether the front stays.
+    pub attended: bool,
+}
+
+/// A program to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Program and arguments; a program without a slash is looked for in the `PATH` of `env`.
+    pub command: Vec<Bytes>,
+    /// `K=V`.
+    pub env: Vec<Bytes>,
+    /// Working directory; none: `/`.
+    pub cwd: Option<Bytes>,
+    /// User and group; none: the container's root.
+    pub user: Option<(u32, u32)>,
+}
+
+/// Where a container's standard descriptors lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdio {
+    /// To the caller's own.
+    Inherit,
+    /// From /dev/null, to the file `log` of the container's directory.
+    Log,
+    /// To a terminal in the container, whose other side the keeper holds.
+    Terminal,
+}
+
+/// What the keeper reports.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Report {
+    /// All tasks run.
+    Started(Started),
+    /// Nothing runs, nothing is left.
+    Failed(Failure),
+    /// The root task has ended with this wait status.
+    Ended(i32),
+}
+
+/// A container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Its root task, as the caller sees it.
+    pub main: i32,
+    /// Its pid 1, as the caller sees it.
+    pub init: i32,
+    /// What could not be had in full.
+    pub notes: Vec<String>,
+    /// Phases and their microseconds.
+    pub timings: Vec<(String, u64)>,
+}
+
+/// An [`Error`] as a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    step: Step,
+    task: Option<i32>,
+    kind: Option<String>,
+    object: Option<String>,
+    why: Why,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Why {
+    Call { call: String, args: String, errno: i32 },
+    Unsupported(String),
+    Corrupt(String),
+    Denied { what: String, hint: String },
+    Hole { what: String, option: String },
+    Other { message: String, code: u8 },
+}
+
+impl From<&Error> for Failure {
+    fn from(e: &Error) -> Failure {
+        let why = match &e.cause {
+            Cause::Unsupported { what } => Why::Unsupported(what.clone()),
+            Cause::Corrupt { what } => Why::Corrupt(what.clone()),
+            Cause::Denied { what, hint } => Why::Denied { what: what.clone(), hint: hint.clone() },
+            Cause::Hole { what, option } => Why::Hole { what: what.clone(), option: option.clone() },
+            cause => match cause.sys() {
+                Some(SysError { call, args, errno }) => {
+                    Why::Call { call: (*call).to_owned(), args: args.clone(), errno: errno.raw_os_error() }
+                }
+                None => Why::Other { message: cause.to_string(), code: e.exit_code() },
+            },
+        };
+        let Place { step, task, kind, object } = &e.place;
+        Failure { step: *step, task: *task, kind: kind.map(str::to_owned), object: object.clone(), why }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(f: Failure) -> Error {
+        // Names are static in our types; a failure is received once in the life of a process.
+        let name = |s: String| -> &'static str { Box::leak(s.into_boxed_str()) };
+        let cause = match f.why {
+            Why::Call { call, args, errno } => SysError::new(name(call), args, Errno::from_raw_os_error(errno)).into(),
+            Why::Unsupported(what) => Cause::Unsupported { what },
+            Why::Corrupt(what) => Cause::Corrupt { what },
+            Why::Denied { what, hint } => Cause::Denied { what, hint },
+            Why::Hole { what, option } => Cause::Hole { what, option },
+            Why::Other { message, code } => Cause::Reported { message, code },
+        };
+        let place = Place { step: f.step, task: f.task, kind: f.kind.map(name), object: f.object };
+        Error { place, cause, broken: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_keeps_its_meaning_on_the_way() {
+        let e = Error::new(Step::Thaw, SysError::new("execve", "\"/x\"", Errno::NOENT)).task(2).kind("program", "/x");
+        let text = serde_json::to_string(&Failure::from(&e)).expect("json");
+        let back = Error::from(serde_json::from_str::<Failure>(&text).expect("failure"));
+        assert_eq!((back.to_string(), back.exit_code()), (e.to_string(), e.exit_code()));
+    }
+}

@@ -1,0 +1,219 @@
+//! A pipe, both its ends; the content serves named pipes too.
+//! *Read from:* `F_GETPIPE_SZ`; tee(2) copies the content without taking it; poll tells whether anybody has the other end.
+//! *Made again by:* pipe2 in the workshop, each description opened anew through /proc, the content written.
+//! *Lost:* the inode number; in a pipe that was switched to packets, the boundaries of what was written before. An end that
+//! is held outside as well as inside the tree is not seen.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, OFlags};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, tee};
+use serde::{Deserialize, Serialize};
+use yendor_image::{Bytes, FileId};
+
+use super::{Entry, FileKind, Gather, Seen, Workshop, regular};
+use crate::{Cause, Named, Result};
+
+const O_LARGEFILE: u32 = 0o100_000;
+
+/// One description of one end; which end, the access mode says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Which pipe: the id of its first description.
+    pub pipe: FileId,
+    /// What is in it; with the first description only.
+    pub content: Option<Content>,
+}
+
+/// What is in a pipe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Content {
+    /// Bytes that it can hold.
+    pub capacity: u64,
+    /// Whether each of `data` is a packet of its own (`O_DIRECT`).
+    pub packets: bool,
+    /// The unread bytes, oldest first.
+    pub data: Vec<Bytes>,
+}
+
+impl FileKind for Record {
+    const NAME: &'static str = "pipe";
+
+    fn claims(seen: &Seen) -> bool {
+        FileType::from_raw_mode(seen.stat.st_mode) == FileType::Fifo && seen.link.0.starts_with(b"pipe:[")
+    }
+
+    fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<Self> {
+        // The content follows in `finish`, when all descriptions are known.
+        Ok(Record { pipe: gather.object(Self::NAME, seen), content: None })
+    }
+
+    fn rebuild(&self, entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
+        let Record { pipe, content } = self;
+        let key = (Self::NAME, u64::from(pipe.0));
+        if !workshop.objects.contains_key(&key) {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).named("pipe2", String::new)?;
+            workshop.objects.insert(key, vec![read, write]);
+        }
+        let ends = workshop.object(key)?;
+        rebuild_end(&workshop.proc, ends, content.as_ref(), entry.flags)
+    }
+}
+
+/// A description of an end of the pipe that `[read, write]` are the ends of, filled if this record brings the content.
+///
+/// # Errors
+/// The kernel's; `Corrupt` for content that does not fit.
+pub fn rebuild_end(proc: &OwnedFd, ends: &[OwnedFd], content: Option<&Content>, flags: u32) -> Result<OwnedFd> {
+    let [read, write] = ends else { return Err(Cause::corrupt("an object that is no pipe")) };
+    if let Some(content) = content {
+        fill(write, content)?;
+    }
+    let mode = OFlags::from_bits_retain(flags) & OFlags::ACCMODE;
+    let from = if mode == OFlags::RDONLY { read } else { write };
+    // Only pipe2 makes descriptions without this flag, one for each end: these are they.
+    if flags & O_LARGEFILE == 0 && mode != OFlags::RDWR {
+        return Ok(rustix::io::fcntl_dupfd_cloexec(from, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?);
+    }
+    // Not blocking: of a named pipe the other end may never come.
+    regular::reopen(proc, from.as_fd(), mode | OFlags::NONBLOCK)
+}
+
+fn fill(write: &OwnedFd, content: &Content) -> Result<()> {
+    let Content { capacity, packets, data } = content;
+    let bytes: usize = data.iter().map(|d| d.0.len()).sum();
+    let wanted = usize::try_from(*capacity).unwrap_or(usize::MAX);
+    if bytes > wanted {
+        return Err(Cause::corrupt(format!("{bytes} bytes in a pipe for {capacity}")));
+    }
+    if fcntl_getpipe_size(write).named("fcntl", || "F_GETPIPE_SZ".into())? != wanted {
+        fcntl_setpipe_size(write, wanted).named("fcntl", || format!("F_SETPIPE_SZ, {wanted}"))?;
+    }
+    let before = rustix::fs::fcntl_getfl(write).named("fcntl", || "F_GETFL".into())?;
+    let set = |flags| rustix::fs::fcntl_setfl(write, flags).named("fcntl", || format!("F_SETFL, {flags:?}"));
+    set(if *packets { OFlags::NONBLOCK | OFlags::DIRECT } else { OFlags::NONBLOCK })?;
+    for piece in data {
+        let n = rustix::io::write(write, &piece.0).named("write", || format!("{} bytes to a pipe", piece.0.len()))?;
+        if n != piece.0.len() {
+            return Err(Cause::corrupt(format!("{} bytes do not fit into their pipe", piece.0.len())));
+        }
+    }
+    Ok(set(before)?)
+}
+
+/// The descriptions of one pipe that the tree holds.
+#[derive(Debug, Default)]
+struct Ends {
+    readers: Vec<FileId>,
+    writers: Vec<FileId>,
+    packets: bool,
+    named: bool,
+}
+
+/// Once all descriptions are known: whether ends are held outside, and the content of every pipe.
+///
+/// # Errors
+/// `Unsupported` for a pipe whose other end is outside.
+pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
+    let mut pipes: BTreeMap<FileId, Ends> = BTreeMap::new();
+    for entry in &gather.entries {
+        let (pipe, named) = match &entry.record {
+            super::Record::Pipe(r) => (r.pipe, false),
+            super::Record::Fifo(r) => (r.pipe, true),
+            _ => continue,
+        };
+        let ends = pipes.entry(pipe).or_default();
+        ends.named = named;
+        let flags = OFlags::from_bits_retain(entry.flags);
+        let mode = flags & OFlags::ACCMODE;
+        if mode != OFlags::WRONLY {
+            ends.readers.push(entry.id);
+        }
+        if mode != OFlags::RDONLY {
+            ends.writers.push(entry.id);
+            ends.packets |= flags.contains(OFlags::DIRECT);
+        }
+    }
+    for (id, ends) in pipes {
+        let content = content(gather, id, &ends)?;
+        match gather.entries.get_mut(id.0 as usize).map(|e| &mut e.record) {
+            Some(super::Record::Pipe(r)) => r.content = Some(content),
+            Some(super::Record::Fifo(r)) => r.content = Some(content),
+            _ => return Err(Cause::unsupported("a pipe without a first description")),
+        }
+    }
+    Ok(())
+}
+
+fn content(gather: &Gather<'_>, id: FileId, ends: &Ends) -> Result<Content> {
+    let ours = gather.ours(id)?;
+    let capacity = fcntl_getpipe_size(ours).named("fcntl", || "F_GETPIPE_SZ".into())? as u64;
+    let outside = |end: &str| {
+        let link = gather.link_of(ours).unwrap_or_default();
+        Err(Cause::unsupported(format!("{link}: its {end} end is held outside of the tree")))
+    };
+    let Some(reader) = ends.readers.first() else {
+        if !has(ours, PollFlags::ERR)? {
+            return outside("reading");
+        }
+        // Nobody will ever read it.
+        return Ok(Content { capacity, packets: ends.packets, data: Vec::new() });
+    };
+    let reader = gather.ours(*reader)?;
+    let data = copy(reader, usize::try_from(capacity).unwrap_or(usize::MAX))?;
+    if ends.writers.is_empty() && !has(reader, PollFlags::HUP)? && !(ends.named && data.is_empty() && at_end(reader)?) {
+        return outside("writing");
+    }
+    let packets = ends.packets || data.len() > 1;
+    Ok(Content { capacity, packets, data })
+}
+
+fn has(fd: BorrowedFd<'_>, flag: PollFlags) -> Result<bool> {
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).named("poll", || format!("{flag:?}"))?;
+    Ok(fds[0].revents().contains(flag))
+}
+
+/// Whether an empty named pipe has no writer: poll does not tell a reader that came before the first one.
+fn at_end(reader: BorrowedFd<'_>) -> Result<bool> {
+    let (_read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).named("pipe2", String::new)?;
+    match tee(reader, &write, 1, SpliceFlags::NONBLOCK) {
+        Ok(n) => Ok(n == 0),
+        Err(rustix::io::Errno::AGAIN) => Ok(false),
+        Err(e) => Err(yendor_sys::SysError::new("tee", "1, SPLICE_F_NONBLOCK", e).into()),
+    }
+}
+
+/// What can be read, without reading it: one piece, or one per packet.
+fn copy(reader: BorrowedFd<'_>, capacity: usize) -> Result<Vec<Bytes>> {
+    let waiting = rustix::io::ioctl_fionread(reader).named("ioctl", || "FIONREAD".into())?;
+    let waiting = usize::try_from(waiting).unwrap_or(usize::MAX);
+    if waiting == 0 {
+        return Ok(Vec::new());
+    }
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).named("pipe2", String::new)?;
+    if fcntl_getpipe_size(&write).named("fcntl", || "F_GETPIPE_SZ".into())? < capacity {
+        fcntl_setpipe_size(&write, capacity).named("fcntl", || format!("F_SETPIPE_SZ, {capacity}"))?;
+    }
+    let n = tee(reader, &write, waiting, SpliceFlags::NONBLOCK).named("tee", || format!("{waiting}"))?;
+    if n != waiting {
+        return Err(Cause::unsupported(format!("a pipe with {waiting} bytes of which only {n} can be copied")));
+    }
+    let mut pieces = Vec::new();
+    let mut left = waiting;
+    while left > 0 {
+        let mut piece = vec![0; left];
+        let n = rustix::io::read(&read, &mut piece[..]).named("read", || format!("{left} bytes of a pipe"))?;
+        if n == 0 {
+            return Err(Cause::unsupported("a pipe whose content cannot be read back"));
+        }
+        piece.truncate(n);
+        left -= n;
+        pieces.push(Bytes(piece));
+    }
+    Ok(pieces)
+}

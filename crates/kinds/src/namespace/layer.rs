@@ -1,0 +1,410 @@
+//! A file system of the container's own: its copy-on-write layer over the host's root, or a tmpfs.
+//! *Read from:* the layer's upper directory, or the tmpfs, while the tasks are stopped.
+//! *Made again by:* the same changes to the new container's root: writing, and for what the layer hides, unlinking.
+//! *Lost:* inode numbers and change times; extended attributes that the container's root may not set are refused.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags, fstat,
+    openat, openat2, seek,
+};
+use serde::{Deserialize, Serialize};
+use yendor_image::{Bytes, Reader, Writer};
+use yendor_sys::{Errno, SysError};
+
+use crate::{Cause, Named, Result};
+
+/// A file system's content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Where it is mounted, inside.
+    pub mount: Bytes,
+    /// The blob with the data of its files.
+    pub blob: Option<String>,
+    /// Its entries, directories before what is in them.
+    pub entries: Vec<Entry>,
+}
+
+/// A name in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Relative to the mount; empty for its root.
+    pub path: Bytes,
+    /// What is there.
+    pub what: What,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner and group.
+    pub owner: (u32, u32),
+    /// Modification time: seconds and nanoseconds.
+    pub modified: (i64, i64),
+    /// Extended attributes.
+    pub attributes: Vec<(Bytes, Bytes)>,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// A directory; `true` when it hides one of the lower layer.
+    Directory(bool),
+    /// A file: its size and `(offset, bytes)` of its extents, whose data follow each other in the blob from `start`.
+    File {
+        /// Where in the blob.
+        start: u64,
+        /// Size in bytes.
+        size: u64,
+        /// Where it holds data.
+        extents: Vec<(u64, u64)>,
+    },
+    /// Another name of an earlier entry, by its path.
+    Link(Bytes),
+    /// A symbolic link.
+    Symlink(Bytes),
+    /// A FIFO.
+    Fifo,
+    /// A socket's name.
+    Socket,
+    /// A name of the lower layer that is gone.
+    Whiteout,
+}
+
+/// Collects what is beneath `top`; data go to `blob`.
+///
+/// # Errors
+/// What cannot be captured is refused by its path.
+pub fn collect(top: &OwnedFd, mount: Bytes, blob: &str, writer: &Writer) -> Result<Record> {
+    let mut out = Walk { entries: Vec::new(), links: BTreeMap::new(), blob: None, name: blob, writer, at: 0 };
+    let own = openat(top, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .named("openat", || mount.to_string())?;
+    out.directory(&own, &mut Vec::new())?;
+    let blob = match out.blob {
+        Some(file) => {
+            file.finish()?;
+            Some(blob.to_owned())
+        }
+        None => None,
+    };
+    Ok(Record { mount, blob, entries: out.entries })
+}
+
+struct Walk<'w> {
+    entries: Vec<Entry>,
+    /// Inodes with several names, by number.
+    links: BTreeMap<u64, Bytes>,
+    blob: Option<yendor_image::FileWriter<'w>>,
+    name: &'w str,
+    writer: &'w Writer,
+    at: u64,
+}
+
+impl<'w> Walk<'w> {
+    fn directory(&mut self, dir: &OwnedFd, path: &mut Vec<u8>) -> Result<()> {
+        let shown = || path.escape_ascii().to_string();
+        let stat = fstat(dir).named("fstat", shown)?;
+        let (attributes, opaque) = attributes(dir)?;
+        self.push(path, What::Directory(opaque), &stat, attributes);
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        for entry in Dir::read_from(dir).named("getdents64", shown)? {
+            let entry = entry.named("getdents64", shown)?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort_unstable();
+        for name in names {
+            let before = path.len();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name);
+            self.entry(dir, &name, path)?;
+            path.truncate(before);
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, dir: &OwnedFd, name: &[u8], path: &mut Vec<u8>) -> Result<()> {
+        let shown = |p: &[u8]| p.escape_ascii().to_string();
+        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).named("fstatat", || shown(path))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let sub = openat(dir, name, flags, Mode::empty()).named("openat", || shown(path))?;
+            if fstat(&sub).named("fstat", || shown(path))?.st_dev != fstat(dir).named("fstat", || shown(path))?.st_dev {
+                // Another file system: captured on its own or not the container's.
+                return Ok(());
+            }
+            return self.directory(&sub, path);
+        }
+        if stat.st_nlink > 1 {
+            if let Some(first) = self.links.get(&stat.st_ino) {
+                let first = first.clone();
+                self.push(path, What::Link(first), &stat, Vec::new());
+                return Ok(());
+            }
+            self.links.insert(stat.st_ino, Bytes(path.clone()));
+        }
+        let mut kept = Vec::new();
+        let what = match kind {
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let file = openat(dir, name, flags, Mode::empty()).named("openat", || shown(path))?;
+                kept = attributes(&file)?.0;
+                self.file(&file, &stat)?
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(dir, name, Vec::new()).named("readlinkat", || shown(path))?;
+                What::Symlink(Bytes(target.into_bytes()))
+            }
+            FileType::Fifo => What::Fifo,
+            FileType::Socket => What::Socket,
+            FileType::CharacterDevice if stat.st_rdev == 0 => What::Whiteout,
+            other => return Err(Cause::unsupported(format!("{}: {other:?} in the container's file system", shown(path)))),
+        };
+        self.push(path, what, &stat, kept);
+        Ok(())
+    }
+
+    fn file(&mut self, file: &OwnedFd, stat: &rustix::fs::Stat) -> Result<What> {
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let start = self.at;
+        let mut extents = Vec::new();
+        let mut at = 0;
+        while at < size {
+            let from = match seek(file, SeekFrom::Data(at)) {
+                Ok(from) => from,
+                Err(Errno::NXIO) => break,
+                Err(e) => return Err(SysError::new("lseek", "SEEK_DATA", e).into()),
+            };
+            let to = seek(file, SeekFrom::Hole(from)).named("lseek", || "SEEK_HOLE".into())?.min(size);
+            self.copy(file, from, to - from)?;
+            extents.push((from, to - from));
+            at = to;
+        }
+        Ok(What::File { start, size, extents })
+    }
+
+    fn copy(&mut self, file: &OwnedFd, from: u64, bytes: u64) -> Result<()> {
+        let blob = match &mut self.blob {
+            Some(blob) => blob,
+            none => none.insert(self.writer.file(self.name)?),
+        };
+        let mut buffer = vec![0u8; 256 * 1024];
+        let mut done = 0;
+        while done < bytes {
+            let want = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
+            let n = rustix::io::pread(file, &mut buffer[..want], from + done).named("pread64", || "layer".into())?;
+            if n == 0 {
+                return Err(Cause::unsupported("a file of the container's layer that shrinks while it is read"));
+            }
+            blob.write_all(&buffer[..n]).map_err(|e| SysError::io("write", self.name, &e))?;
+            done += n as u64;
+        }
+        self.at += bytes;
+        Ok(())
+    }
+
+    fn push(&mut self, path: &[u8], what: What, stat: &rustix::fs::Stat, attributes: Vec<(Bytes, Bytes)>) {
+        self.entries.push(Entry {
+            path: Bytes(path.to_vec()),
+            what,
+            mode: stat.st_mode & 0o7777,
+            owner: (stat.st_uid, stat.st_gid),
+            modified: (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+            attributes,
+        });
+    }
+}
+
+/// Extended attributes without the overlay's own; and whether the overlay marks a directory opaque.
+fn attributes(fd: &OwnedFd) -> Result<(Vec<(Bytes, Bytes)>, bool)> {
+    let mut names = vec![0u8; 64 * 1024];
+    let n = match rustix::fs::flistxattr(fd, &mut names) {
+        Ok(n) => n,
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(e) => return Err(SysError::new("flistxattr", "", e).into()),
+    };
+    let mut kept = Vec::new();
+    let mut opaque = false;
+    for name in names[..n].split_inclusive(|b| *b == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        let mut value = vec![0u8; 64 * 1024];
+        let len = rustix::fs::fgetxattr(fd, name, &mut value).named("fgetxattr", || format!("{name:?}"))?;
+        value.truncate(len);
+        let text = name.to_bytes();
+        if text.starts_with(b"user.overlay.") || text.starts_with(b"trusted.overlay.") {
+            opaque |= text.ends_with(b".opaque") && value == b"y";
+        } else if text.starts_with(b"user.") {
+            kept.push((Bytes(text.to_vec()), Bytes(value)));
+        } else if !text.starts_with(b"security.") && !text.starts_with(b"system.") {
+            return Err(Cause::unsupported(format!("the extended attribute {name:?}")));
+        }
+    }
+    Ok((kept, opaque))
+}
+
+/// Makes the changes beneath `top`, the new mount.
+///
+/// # Errors
+/// The kernel's refusals; `Corrupt` for paths that leave the mount or data outside the blob.
+pub fn rebuild(record: &Record, top: &OwnedFd, reader: &Reader) -> Result<()> {
+    let Record { mount, blob, entries } = record;
+    let data = match blob {
+        Some(name) => {
+            reader.verify(name)?;
+            Some(reader.open_file(name)?)
+        }
+        None => None,
+    };
+    for entry in entries {
+        make(entry, top, data.as_ref()).map_err(|e| match e {
+            Cause::Sys(mut s) => {
+                s.args = format!("{mount}/{}: {}", entry.path, s.args);
+                s.into()
+            }
+            other => other,
+        })?;
+    }
+    // Directories last and deepest first: making what is in them changed their times.
+    for entry in entries.iter().rev().filter(|e| matches!(e.what, What::Directory(_))) {
+        let (parent, name) = place(top, &entry.path.0)?;
+        stamp(&parent, &name, entry)?;
+    }
+    Ok(())
+}
+
+/// The directory of a path, opened without following any link, and the last name; "." for the mount itself.
+fn place(top: &OwnedFd, path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
+    let bad = path.starts_with(b"/") || path.split(|b| *b == b'/').any(|part| part == b".." || part == b".");
+    if bad || path.contains(&0) {
+        return Err(Cause::corrupt(format!("the path {} in a layer", path.escape_ascii())));
+    }
+    let (dir, name) = match path.iter().rposition(|b| *b == b'/') {
+        Some(i) => (&path[..i], &path[i + 1..]),
+        None => (&b"."[..], path),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let parent = openat2(top, dir, flags, Mode::empty(), resolve).named("openat2", || dir.escape_ascii().to_string())?;
+    Ok((parent, if name.is_empty() { b".".to_vec() } else { name.to_vec() }))
+}
+
+fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>) -> Result<()> {
+    let Entry { path, what, mode, owner: _, modified: _, attributes } = entry;
+    let (parent, name) = place(top, &path.0)?;
+    let permissions = Mode::from_raw_mode(*mode);
+    if !matches!(what, What::Directory(false)) && name != b"." && !remove(&parent, &name)? {
+        // Something of the host is mounted there, in the new container as in the old one.
+        return Ok(());
+    }
+    match what {
+        What::Whiteout => return Ok(()),
+        What::Directory(_) => match rustix::fs::mkdirat(&parent, name.as_slice(), Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(SysError::new("mkdirat", "", e).into()),
+        },
+        What::File { start, size, extents } => {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = openat(&parent, name.as_slice(), flags, Mode::RUSR | Mode::WUSR).named("openat", String::new)?;
+            fill(&file, *start, *size, extents, data)?;
+            for (key, value) in attributes {
+                rustix::fs::fsetxattr(&file, key.0.as_slice(), &value.0, XattrFlags::empty())
+                    .named("fsetxattr", || key.to_string())?;
+            }
+        }
+        What::Link(to) => {
+            let (old_parent, old_name) = place(top, &to.0)?;
+            rustix::fs::linkat(&old_parent, old_name.as_slice(), &parent, name.as_slice(), AtFlags::empty())
+                .named("linkat", || to.to_string())?;
+            return Ok(());
+        }
+        What::Symlink(target) => {
+            rustix::fs::symlinkat(target.0.as_slice(), &parent, name.as_slice()).named("symlinkat", String::new)?;
+        }
+        What::Fifo | What::Socket => {
+            let kind = if *what == What::Fifo { FileType::Fifo } else { FileType::Socket };
+            rustix::fs::mknodat(&parent, name.as_slice(), kind, permissions, 0).named("mknodat", String::new)?;
+        }
+    }
+    if matches!(what, What::Directory(_)) { Ok(()) } else { stamp(&parent, &name, entry) }
+}
+
+/// Owner, permissions, time: in this order, since a change of owner clears bits.
+fn stamp(parent: &OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
+    let Entry { path: _, what, mode, owner: (uid, gid), modified: (seconds, nanoseconds), attributes: _ } = entry;
+    let now = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).named("fstatat", String::new)?;
+    if (now.st_uid, now.st_gid) != (*uid, *gid) {
+        let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
+        rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .named("fchownat", || format!("{uid:?}, {gid:?}"))?;
+    }
+    if now.st_mode & 0o7777 != *mode && !matches!(what, What::Symlink(_)) {
+        rustix::fs::chmodat(parent, name, Mode::from_raw_mode(*mode), AtFlags::empty()).named("fchmodat", String::new)?;
+    }
+    let time = Timespec { tv_sec: *seconds, tv_nsec: *nanoseconds };
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).named("utimensat", String::new)?;
+    Ok(())
+}
+
+/// Takes away what has the name, with everything in it; `false` for a mount point, which stays.
+fn remove(parent: &OwnedFd, name: &[u8]) -> Result<bool> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(true),
+        Err(Errno::BUSY) => return Ok(false),
+        Err(Errno::ISDIR) => {}
+        Err(e) => return Err(SysError::new("unlinkat", "", e).into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = openat(parent, name, flags, Mode::empty()).named("openat", String::new)?;
+    let mut names = Vec::new();
+    for entry in Dir::read_from(&dir).named("getdents64", String::new)? {
+        let entry = entry.named("getdents64", String::new)?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_bytes().to_vec());
+        }
+    }
+    for inner in names {
+        remove(&dir, &inner)?;
+    }
+    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).named("unlinkat", || "AT_REMOVEDIR".into())?;
+    Ok(true)
+}
+
+fn fill(
+    file: &OwnedFd,
+    start: u64,
+    size: u64,
+    extents: &[(u64, u64)],
+    data: Option<&(std::fs::File, u64)>,
+) -> Result<()> {
+    rustix::fs::ftruncate(file, size).named("ftruncate", || format!("{size}"))?;
+    let mut from = start;
+    let mut buffer = vec![0u8; 256 * 1024];
+    for (offset, len) in extents {
+        let outside = || Cause::corrupt("a file of a layer has data outside the blob or itself");
+        let (blob, bytes) = data.ok_or_else(outside)?;
+        let end = from.checked_add(*len).filter(|end| end <= bytes).ok_or_else(outside)?;
+        offset.checked_add(*len).filter(|end| *end <= size).ok_or_else(outside)?;
+        let mut at = *offset;
+        while from < end {
+            let want = buffer.len().min(usize::try_from(end - from).unwrap_or(usize::MAX));
+            let n = rustix::io::pread(blob.as_fd(), &mut buffer[..want], from).named("pread64", || "layer".into())?;
+            let w = rustix::io::pwrite(file, &buffer[..n], at).named("pwrite64", || format!("{at}"))?;
+            if w == 0 {
+                return Err(outside());
+            }
+            from += w as u64;
+            at += w as u64;
+        }
+    }
+    Ok(())
+}

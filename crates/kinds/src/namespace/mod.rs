@@ -1,0 +1,3 @@
+//! Namespaces, and what lives in one rather than in a process: made before any task exists.
+
+pub mod layer;

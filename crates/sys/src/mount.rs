@@ -1,0 +1,29 @@
+//! What rustix lacks of mounts (mount_setattr(2)).
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::mount::MountAttrFlags;
+
+use crate::{Result, SysError};
+
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Sets attributes of a tree of mounts that `open_tree` has made.
+///
+/// # Errors
+/// `EPERM` for a mount of a namespace that is not ours, `EINVAL` for attributes that cannot be set.
+pub fn set_attributes(tree: &impl AsFd, set: MountAttrFlags) -> Result<()> {
+    let attr = MountAttr { set: set.bits().into(), clear: 0, propagation: 0, userns_fd: 0 };
+    let raw = tree.as_fd().as_raw_fd();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let size = std::mem::size_of::<MountAttr>();
+    // SAFETY: the path is an empty C string, `attr` has the kernel's layout; both outlive the call.
+    let ret = unsafe { libc::syscall(libc::SYS_mount_setattr, raw, c"".as_ptr(), flags, &raw const attr, size) };
+    if ret < 0 { Err(SysError::last("mount_setattr", format!("{raw}, \"\", {set:?}"))) } else { Ok(()) }
+}

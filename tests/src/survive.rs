@@ -1,0 +1,116 @@
+//! A probe is started, checkpointed, killed, restored, and asked how it is.
+
+use crate::account::Flavour;
+use crate::binary::probe;
+use crate::task::{Started, wait_until};
+use crate::yendor::{PATIENCE, Yendor};
+use std::fs;
+use std::os::unix::process::CommandExt;
+
+/// What is checkpointed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// A container that Yendor has started.
+    Container,
+    /// A tree of processes that it has not: `checkpoint --pid`.
+    PidTree,
+}
+
+/// What probes want in their environment when they are alone in a container.
+const ALONE: &[&str] = &["-e", "PROBE_SET_NAMES=1"];
+
+/// Runs the probe, checkpoints it when it is ready, restores it, and asks it: it must find nothing changed.
+#[track_caller]
+pub fn probe_survives(name: &str, flavour: Flavour, via: Via) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let image = yendor.path("image");
+    let mut log = match via {
+        Via::Container => {
+            let container = yendor.fresh(name);
+            start(&yendor, name, &container);
+            yendor.checkpoint(&container, &image);
+            yendor.logs(&container)
+        }
+        Via::PidTree => {
+            checkpoint_tree(&yendor, name);
+            String::new()
+        }
+    };
+    let left = yendor.tasks_left();
+    assert!(left.is_empty(), "tasks that outlive their checkpoint: {left:?}");
+    let restored = yendor.fresh(name);
+    yendor.restore(&image, &restored);
+    yendor.kill(&restored, "USR1");
+    let code = yendor.wait(&restored);
+    let said = yendor.logs(&restored) + &fs::read_to_string(yendor.path("output")).unwrap_or_default();
+    assert_eq!(code, 0, "exit code of probe {name}:\n{said}");
+    assert!(said.lines().any(|line| line == "ok"), "probe {name} does not say ok:\n{said}");
+    log.push_str(&said);
+    assert_eq!(tick_gap(&log), None, "numbers are missing or twice");
+}
+
+fn start(yendor: &Yendor, name: &str, container: &str) {
+    let program = probe(name);
+    let program = program.to_str().expect("paths of tests are UTF-8");
+    yendor.run_detached_with(container, ALONE, &[program]).exits(0);
+    yendor.wait_for_log(container, "ready", PATIENCE);
+}
+
+/// Starts the probe as a session leader of no container, and checkpoints it when it is ready.
+fn checkpoint_tree(yendor: &Yendor, name: &str) {
+    let mut command = yendor.program(&probe(name));
+    // In a container it uses the container's /tmp; here nothing of it may stay.
+    command.env("TMPDIR", yendor.path("tmp")).stdout(yendor.output("output")).stderr(yendor.output("errors"));
+    // SAFETY: one system call.
+    unsafe {
+        command.pre_exec(|| match libc::setsid() {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let mut started = Started::new(&mut command);
+    let output = || fs::read_to_string(yendor.path("output")).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || output().lines().any(|line| line == "ready")), "probe {name}: {}", output());
+    yendor.checkpoint_pid(started.pid(), &yendor.path("image"));
+    assert!(started.ended(PATIENCE).is_some(), "the tree of probe {name} outlives its checkpoint");
+}
+
+/// Checkpoints and restores a probe `count` times; it checks itself and sets everything up anew in between.
+#[track_caller]
+pub fn generations(name: &str, flavour: Flavour, count: u32) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut container = yendor.fresh(name);
+    start(&yendor, name, &container);
+    for generation in 1..=count {
+        let image = yendor.path(&format!("image-{generation}"));
+        yendor.checkpoint(&container, &image);
+        container = yendor.fresh(name);
+        yendor.restore(&image, &container);
+        if generation < count {
+            yendor.kill(&container, "USR2");
+            yendor.wait_for_log(&container, "ok", PATIENCE);
+        }
+    }
+    yendor.kill(&container, "USR1");
+    let code = yendor.wait(&container);
+    assert_eq!(code, 0, "exit code of probe {name} in generation {count}:\n{}", yendor.logs(&container));
+}
+
+/// The first two `tick N` lines of a ticker's log that do not follow each other.
+pub fn tick_gap(log: &str) -> Option<(u64, u64)> {
+    let ticks: Vec<u64> = log.lines().filter_map(|line| line.strip_prefix("tick ")?.parse().ok()).collect();
+    ticks.windows(2).map(|pair| (pair[0], pair[1])).find(|(first, second)| first + 1 != *second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tick_gap;
+
+    #[test]
+    fn a_gap_is_found() {
+        assert_eq!(tick_gap("ready\ntick 1\ntick 2\nok\ntick 3\n"), None);
+        assert_eq!(tick_gap("tick 1\ntick 3\n"), Some((1, 3)));
+        assert_eq!(tick_gap("tick 7\ntick 7\n"), Some((7, 7)));
+        assert_eq!(tick_gap(""), None);
+    }
+}

@@ -1,0 +1,241 @@
+//! The command, driven with one account in one place.
+
+use crate::account::{Account, Flavour, skipped};
+use crate::binary::yendor_binary;
+use crate::task::{Started, kill_marked, marked, wait_until};
+use std::cell::RefCell;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+/// For how long a command, or a word in a log, is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The command line.
+    pub command: String,
+    /// Exit code; 128 and more for a signal.
+    pub code: i32,
+    /// All of its stdout.
+    pub stdout: String,
+    /// All of its stderr.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Panics with everything that was said unless the exit code is this one.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        let Self { command, code: got, stdout, stderr } = &self;
+        assert_eq!(*got, code, "exit code of `{command}`\nstdout: {stdout}\nstderr: {stderr}");
+        self
+    }
+
+    /// stdout as one JSON value. Panics when it is none.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}: `{}`: {}", self.command, self.stdout))
+    }
+}
+
+/// The command in a flavour, with state, home and images in a directory of its own.
+pub struct Yendor {
+    flavour: Flavour,
+    account: Account,
+    place: PathBuf,
+    mark: String,
+    started: RefCell<Vec<String>>,
+    count: AtomicU32,
+}
+
+impl Yendor {
+    /// `None`, and said so, when the flavour takes root and we are not.
+    pub fn new(flavour: Flavour) -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let Some(account) = Account::of(&flavour) else {
+            skipped(std::thread::current().name().unwrap_or("a test"));
+            return None;
+        };
+        let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let place = std::env::temp_dir().join(format!("yendor-test-{id}"));
+        for directory in ["", "home", "run", "data", "state", "tmp"] {
+            let path = place.join(directory);
+            fs::create_dir(&path).expect("make a directory of our own");
+            fs::set_permissions(&path, Permissions::from_mode(0o700)).expect("chmod of our own");
+            account.owns(&path);
+        }
+        let (started, count) = (RefCell::new(Vec::new()), AtomicU32::new(0));
+        Some(Self { flavour, account, place, mark: format!("YENDOR_TEST_MARK={id}"), started, count })
+    }
+
+    /// The flavour.
+    pub fn flavour(&self) -> &Flavour {
+        &self.flavour
+    }
+
+    /// A path in the directory that everything is in.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.place.join(name)
+    }
+
+    /// A name for a container that no other test uses.
+    pub fn fresh(&self, stem: &str) -> String {
+        let unique = self.mark.rsplit('=').next().unwrap_or("");
+        format!("{stem}-{unique}-{}", self.count.fetch_add(1, Relaxed))
+    }
+
+    /// Any program with the account's rights and surroundings; stdin is /dev/null.
+    pub fn program(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        let (key, value) = self.mark.split_once('=').unwrap_or(("", ""));
+        command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env(key, value);
+        let places =
+            [("HOME", "home"), ("XDG_RUNTIME_DIR", "run"), ("XDG_DATA_HOME", "data"), ("YENDOR_ROOT", "state")];
+        command.envs(places.map(|(name, directory)| (name, self.place.join(directory)))).env("RUST_BACKTRACE", "1");
+        command.current_dir(&self.place).stdin(Stdio::null());
+        self.account.runs(&mut command);
+        command
+    }
+
+    /// The command, not yet started; its output goes nowhere unless somebody says where.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program(&yendor_binary());
+        command.args(arguments);
+        command
+    }
+
+    /// Runs `yendor ARGUMENTS` to its end. Output goes through files: a container that keeps a descriptor open must
+    /// not keep the test waiting.
+    #[track_caller]
+    pub fn call(&self, arguments: &[&str]) -> Outcome {
+        let number = self.count.fetch_add(1, Relaxed);
+        let paths = ["stdout", "stderr"].map(|name| self.place.join(format!("{name}-{number}")));
+        let [stdout, stderr] = paths.each_ref().map(|path| File::create(path).expect("create a file of our own"));
+        let mut started = Started::new(self.command(arguments).stdout(stdout).stderr(stderr));
+        let ended = started.ended(PATIENCE);
+        drop(started);
+        let [stdout, stderr] = paths.map(|path| text(&path));
+        let command = format!("yendor {}", arguments.join(" "));
+        let Some(status) = ended else {
+            panic!("`{command}` does not end in {PATIENCE:?}\nstdout: {stdout}\nstderr: {stderr}")
+        };
+        Outcome { command, code: Started::code(status), stdout, stderr }
+    }
+
+    /// `yendor run -d --name NAME OPTIONS -- COMMAND`.
+    #[track_caller]
+    pub fn run_detached_with(&self, name: &str, options: &[&str], command: &[&str]) -> Outcome {
+        self.started.borrow_mut().push(name.to_owned());
+        let start = ["run", "--detach", "--name", name, "-e", &self.mark];
+        self.call(&[&start, self.flavour.options(), options, &["--"], command].concat())
+    }
+
+    /// `yendor run -d --name NAME -- COMMAND`, which must succeed.
+    #[track_caller]
+    pub fn run_detached(&self, name: &str, command: &[&str]) {
+        self.run_detached_with(name, &[], command).exits(0);
+    }
+
+    /// `yendor checkpoint NAME -o OUT`, which must succeed: the container is gone afterwards.
+    #[track_caller]
+    pub fn checkpoint(&self, name: &str, out: &Path) {
+        self.call(&["checkpoint", name, "-o", utf8(out)]).exits(0);
+    }
+
+    /// `yendor checkpoint --pid PID -o OUT`, which must succeed: the tree is gone afterwards.
+    #[track_caller]
+    pub fn checkpoint_pid(&self, pid: libc::pid_t, out: &Path) {
+        self.call(&["checkpoint", "--pid", &pid.to_string(), "-o", utf8(out)]).exits(0);
+    }
+
+    /// `yendor restore -d IMAGE --name NAME OPTIONS`.
+    #[track_caller]
+    pub fn restore_with(&self, image: &Path, name: &str, options: &[&str]) -> Outcome {
+        self.started.borrow_mut().push(name.to_owned());
+        let start = ["restore", "--detach", "--name", name];
+        self.call(&[&start, self.flavour.options(), options, &[utf8(image)]].concat())
+    }
+
+    /// `yendor restore -d IMAGE --name NAME`, which must succeed.
+    #[track_caller]
+    pub fn restore(&self, image: &Path, name: &str) {
+        self.restore_with(image, name, &[]).exits(0);
+    }
+
+    /// `yendor kill -s SIGNAL NAME`, which must succeed.
+    #[track_caller]
+    pub fn kill(&self, name: &str, signal: &str) {
+        self.call(&["kill", "-s", signal, name]).exits(0);
+    }
+
+    /// `yendor wait NAME`: the container's exit code.
+    #[track_caller]
+    pub fn wait(&self, name: &str) -> i32 {
+        self.call(&["wait", name]).code
+    }
+
+    /// `yendor logs NAME`.
+    #[track_caller]
+    pub fn logs(&self, name: &str) -> String {
+        self.call(&["logs", name]).exits(0).stdout
+    }
+
+    /// Waits for a line in the container's log. Panics with the log when a probe has found a fault, or it takes too long.
+    #[track_caller]
+    pub fn wait_for_log(&self, name: &str, line: &str, limit: Duration) {
+        let mut log = String::new();
+        let found = wait_until(limit, || {
+            log = self.logs(name);
+            assert!(!log.contains("FAIL:"), "{name}:\n{log}");
+            log.lines().any(|one| one == line)
+        });
+        assert!(found, "no line `{line}` in the log of {name} after {limit:?}:\n{log}");
+    }
+
+    /// A file for the output of a process that Yendor does not start, opened to append.
+    pub fn output(&self, name: &str) -> File {
+        let path = self.place.join(name);
+        let file = OpenOptions::new().create(true).append(true).open(&path).expect("create a file of our own");
+        self.account.owns(&path);
+        file
+    }
+
+    /// Processes of this test that live still, in a container or not.
+    pub fn tasks_left(&self) -> Vec<libc::pid_t> {
+        marked(&self.mark)
+    }
+}
+
+impl Drop for Yendor {
+    fn drop(&mut self) {
+        let names = self.started.take();
+        for name in &names {
+            let mut command = self.command(&["rm", "--force", name]);
+            // Most of them are gone already, and a test that fails must not fail twice.
+            if let Ok(mut child) = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+                let ended = wait_until(PATIENCE, || !matches!(child.try_wait(), Ok(None)));
+                let _ = if ended { Ok(()) } else { child.kill() };
+            }
+        }
+        let clean = kill_marked(&self.mark);
+        let removed = fs::remove_dir_all(&self.place);
+        if !std::thread::panicking() {
+            assert!(clean, "processes are left: {:?}", self.tasks_left());
+            assert!(removed.is_ok(), "remove {}: {removed:?}", self.place.display());
+        }
+    }
+}
+
+fn text(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+fn utf8(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are UTF-8")
+}
