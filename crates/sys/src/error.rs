@@ -27,14 +27,14 @@ impl SysError {
     /// A failure of a libc function that left its reason in `errno`.
     #[must_use]
     pub fn last(call: &'static str, args: impl Into<String>) -> Self {
-        let raw = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
-        Self::new(call, args, Errno::from_raw_os_error(raw))
+        Self::io(call, args, &std::io::Error::last_os_error())
     }
 
     /// A failure that the standard library reports; one without an errno counts as `EIO`.
     #[must_use]
     pub fn io(call: &'static str, args: impl Into<String>, error: &std::io::Error) -> Self {
-        let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+        let raw = error.raw_os_error().filter(|n| (1..4096).contains(n));
+        let errno = raw.map_or(Errno::IO, Errno::from_raw_os_error);
         Self::new(call, args, errno)
     }
 

@@ -276,7 +276,11 @@ pub fn rebuild(record: &Record, top: &OwnedFd, reader: &Reader) -> Result<()> {
     // Directories last and deepest first: making what is in them changed their times.
     for entry in entries.iter().rev().filter(|e| matches!(e.what, What::Directory(_))) {
         let (parent, name) = place(top, &entry.path.0)?;
-        stamp(&parent, &name, entry)?;
+        match stamp(&parent, &name, entry) {
+            // Something of the host is mounted on it, read-only: not the container's to change.
+            Err(Cause::Sys(e)) if e.errno == Errno::ROFS => {}
+            other => other?,
+        }
     }
     Ok(())
 }
