@@ -22,7 +22,7 @@ fn main() {
         eprintln!("frozen {:?}", t.elapsed());
         let mut gather = Gather::new(&writer, proc.into(), open("/").into());
         let container = Container {
-            hostname: Bytes(b"x".to_vec()), clocks: (0, 0), root: Root::Caller, own_network: false, layers: vec![],
+            hostname: Bytes(b"x".to_vec()), domainname: Bytes(vec![]), clocks: (0, 0), root: Root::Caller, own_network: false, layers: vec![],
         };
         let snapshot = collect(&tree, &mut gather, &writer, container).unwrap_or_else(|e| { eprintln!("{e}"); std::process::exit(3) });
         drop(gather);

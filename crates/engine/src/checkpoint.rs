@@ -195,7 +195,7 @@ fn gather(target: &Target, tree: &FrozenTree, proc: &OwnedFd, writer: &Writer, o
 }
 
 fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
-    let hostname = rustix::system::uname().nodename().to_bytes().to_vec();
+    let names = rustix::system::uname();
     let offsets = tree::read_proc(proc.as_fd(), &format!("{root}/timens_offsets")).at(Step::Collect)?;
     let offsets = yendor_proc::timens_offsets::parse(&offsets).at(Step::Collect).task(root)?;
     let (view, own_network) = match target {
@@ -215,7 +215,8 @@ fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
         u64::try_from(ns).unwrap_or(0)
     };
     Ok(Container {
-        hostname: Bytes(hostname),
+        hostname: Bytes(names.nodename().to_bytes().to_vec()),
+        domainname: Bytes(names.domainname().to_bytes().to_vec()),
         clocks: (
             now(rustix::time::ClockId::Monotonic, offsets.monotonic),
             now(rustix::time::ClockId::Boottime, offsets.boottime),

@@ -59,6 +59,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained) -> Result<
         machine: Machine { architecture: "x86_64".into(), kernel: String::new(), vdso: None },
         container: Container {
             hostname: Bytes(request.hostname.clone().unwrap_or_else(|| request.name.clone()).into_bytes()),
+            domainname: Bytes(rustix::system::uname().domainname().to_bytes().to_vec()),
             clocks: (0, 0),
             root: match request.root {
                 Wanted::Layered => Root::Layered,

@@ -101,6 +101,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation + 1);
     let layers = own_file_systems(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
+        set_names(startup, &snapshot).at(Step::Rebuild)?;
         continue_clocks(&contained, snapshot.container.clocks)?;
         fill_layers(&snapshot, reader).at(Step::Rebuild)?;
         clock.mark("layers");
@@ -160,6 +161,18 @@ fn own_file_systems(request: &Request, directory: &OwnedFd) -> std::result::Resu
         }
     }
     Ok(out)
+}
+
+/// The names that the image's tasks knew, unless the caller wants another.
+fn set_names(startup: &Startup, snapshot: &Snapshot) -> std::result::Result<(), Cause> {
+    let container = &snapshot.container;
+    if startup.request.hostname.is_none() {
+        let name = &container.hostname;
+        rustix::system::sethostname(&name.0).named("sethostname", || name.to_string())?;
+    }
+    let name = &container.domainname;
+    rustix::system::setdomainname(&name.0).named("setdomainname", || name.to_string())?;
+    Ok(())
 }
 
 /// The container's clocks go on from where they stood.

@@ -41,6 +41,8 @@ pub struct Machine {
 pub struct Container {
     /// Its host name.
     pub hostname: Bytes,
+    /// Its NIS domain name.
+    pub domainname: Bytes,
     /// `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` as its tasks saw them, in nanoseconds.
     pub clocks: (u64, u64),
     /// How its tasks saw the file system.

@@ -2,6 +2,9 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
 use crate::{Result, SysError};
 
 #[repr(C)]
@@ -46,19 +49,35 @@ pub fn in_own_directory<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result
 }
 
 fn in_thread<T: Send>(flags: i32, shown: &'static str, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let body = move || {
+    let job = std::sync::Mutex::new(Some(f));
+    let take = || job.lock().ok().and_then(|mut job| job.take());
+    let body = || {
         // SAFETY: takes no pointer; only this thread, which runs nothing but `f`, sees the copy.
         if unsafe { libc::unshare(flags) } < 0 {
             return Err(SysError::last("unshare", shown));
         }
-        f()
+        take().ok_or_else(|| SysError::new("clone", "a helper thread", Errno::INVAL))?()
     };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .spawn_scoped(scope, body)
-            .map_err(|e| SysError::io("clone", "a helper thread", &e))?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    let done = std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, body) {
+        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(Some),
+        // A process whose children get another pid namespace cannot have threads, so nobody looks on: do it in place.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        Err(e) => Err(SysError::io("clone", "a helper thread", &e)),
+    })?;
+    match (done, take()) {
+        (Some(done), _) => Ok(done),
+        (None, Some(f)) => in_place(f),
+        (None, None) => Err(SysError::new("clone", "a helper thread", Errno::INVAL)),
+    }
+}
+
+/// Runs `f` and goes back to the working directory of before.
+fn in_place<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let here = rustix::fs::open(".", flags, Mode::empty()).map_err(|e| SysError::new("open", ".", e))?;
+    let result = f();
+    rustix::process::fchdir(&here).map_err(|e| SysError::new("fchdir", "back", e))?;
+    result
 }
 
 pub(crate) fn dup(fd: RawFd, above: RawFd) -> Result<RawFd> {

@@ -313,11 +313,14 @@ impl Arena {
     fn await_done(&self, index: usize, tid: i32) -> Result<(), RunError> {
         let word = self.memory.word(self.at(index) + slot::DONE);
         let start = Instant::now();
+        // Whoever ends its script wakes us; whoever dies or executes a program is only found by looking.
+        let mut pause = Duration::from_micros(100);
         loop {
             if word.load(Ordering::Acquire) == 1 {
                 return Ok(());
             }
-            futex::wait(word, 0, Duration::from_millis(20));
+            futex::wait(word, 0, pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
             if word.load(Ordering::Acquire) == 1 {
                 return Ok(());
             }

@@ -69,7 +69,10 @@ impl<'w> Memory<'w> {
             } else {
                 pages::ranges(&source, &area)?
             };
-            pages::copy(&source, &ranges, &mut self.out, PAGES, &mut self.offset, &mut runs)?;
+            // A run never crosses from one area into the next.
+            let mut own = Vec::new();
+            pages::copy(&source, &ranges, &mut self.out, PAGES, &mut self.offset, &mut own)?;
+            runs.append(&mut own);
             areas.push(area);
         }
         Ok(Record { layout, areas, pages: runs })

@@ -94,6 +94,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
             state,
         });
     }
+    gather.finish().at(Step::Collect)?;
     let (objects, vdso) = memory.finish().at(Step::Store)?;
     Ok(Snapshot {
         machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso },

@@ -59,13 +59,13 @@ fn by(site: &Site<'_>, plan: &Plan, creator: i32, tasks: &mut Tasks) -> Result<(
     let children: Vec<&Birth> = plan.births.iter().filter(|b| b.creator == creator).collect();
     let mut script = Script::new();
     for b in children.iter().filter(|b| b.before_setsid) {
-        clone(b.pid, flags(b), SIGCHLD, &mut script);
+        be_born(b, &mut script);
     }
     if leads {
         script.call(Nr::SETSID, []);
     }
     for b in children.iter().filter(|b| !b.before_setsid) {
-        clone(b.pid, flags(b), SIGCHLD, &mut script);
+        be_born(b, &mut script);
     }
     site.run(&own, &script).at(Step::Rebuild)?;
     let wanted: Vec<i32> = children.iter().map(|b| b.pid).collect();
@@ -77,8 +77,10 @@ fn by(site: &Site<'_>, plan: &Plan, creator: i32, tasks: &mut Tasks) -> Result<(
     Ok(())
 }
 
-fn flags(b: &Birth) -> u64 {
-    if b.sibling { CLONE_PARENT } else { 0 }
+fn be_born(b: &Birth, script: &mut Script) {
+    // A sibling has its creator's exit signal; naming another is an error.
+    let (flags, exit_signal) = if b.sibling { (CLONE_PARENT, 0) } else { (0, SIGCHLD) };
+    clone(b.pid, flags, exit_signal, script);
 }
 
 /// A clone call for a task with the id `pid`.

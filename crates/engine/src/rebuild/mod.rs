@@ -149,7 +149,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         let init = init::start(&mut site, init, &late_mounts)?;
         seal().at(Step::Contain)?;
         let tasks = birth::all(&site, &plan, &init)?;
-        process::all(&site, &plan, &tasks, &init)
+        let ready = process::all(&site, &plan, &tasks, &init)?;
+        workshop.seal().at(Step::Rebuild)?;
+        Ok(ready)
     })();
     let (threads, notes) = match built {
         Ok(built) => built,
@@ -298,6 +300,7 @@ fn make_files(
         })();
         out.insert(entry.id, made.at(Step::Rebuild).kind(entry.record.kind(), shown)?);
     }
+    workshop.finish().at(Step::Rebuild).kind("file", "relations between files")?;
     Ok(out)
 }
 

@@ -18,6 +18,8 @@ pub struct Birth {
     pub pid: i32,
     /// Who calls clone.
     pub creator: i32,
+    /// Who is its parent then.
+    pub parent: i32,
     /// Whether its parent is the creator's parent.
     pub sibling: bool,
     /// Whether it becomes a session leader.
@@ -69,6 +71,7 @@ fn birth(p: &Record, index: usize, by_pid: &BTreeMap<i32, &Record>) -> Result<Bi
     let mut b = Birth {
         pid: p.pid.0,
         creator: p.parent.0,
+        parent: p.parent.0,
         sibling: false,
         leads_session: leads,
         before_setsid: false,
@@ -83,26 +86,23 @@ fn birth(p: &Record, index: usize, by_pid: &BTreeMap<i32, &Record>) -> Result<Bi
         Some(parent) if parent.session == parent.pid && birth_session(parent, by_pid) == p.session.0 => {
             b.before_setsid = true;
         }
-        Some(parent) => {
-            return Err(Cause::unsupported(format!(
-                "process {} is in session {}, its parent {} in {}",
-                p.pid, p.session, parent.pid, parent.session
-            )));
+        None if p.parent.0 != INIT => {
+            return Err(Cause::corrupt(format!("process {}: parent {} does not exist", p.pid, p.parent)));
         }
-        None if p.parent.0 == INIT && p.session.0 == 0 => {
+        _ if p.session.0 <= INIT => {
             return Err(Cause::unsupported(format!("process {} is in a session from outside", p.pid)));
         }
-        None if p.parent.0 == INIT => {
+        // Adopted: the leader of its session, or a stand-in, bears it as a sibling, under the same parent.
+        _ => {
             b.creator = p.session.0;
             b.sibling = true;
-            if by_pid.get(&p.session.0).is_some_and(|leader| leader.parent.0 != INIT) {
+            if by_pid.get(&p.session.0).is_some_and(|leader| leader.parent != p.parent) {
                 return Err(Cause::unsupported(format!(
-                    "orphan {} is in session {}, whose leader is not a child of pid 1",
+                    "process {} is in session {}, whose leader has another parent",
                     p.pid, p.session
                 )));
             }
         }
-        None => return Err(Cause::corrupt(format!("process {}: parent {} does not exist", p.pid, p.parent))),
     }
     Ok(b)
 }
@@ -120,7 +120,8 @@ fn stand_ins(processes: &[Record], by_pid: &BTreeMap<i32, &Record>, births: &mut
         if session > INIT && !by_pid.contains_key(&session) && made.insert(session) {
             births.push(Birth {
                 pid: session,
-                creator: INIT,
+                creator: p.parent.0,
+                parent: p.parent.0,
                 sibling: false,
                 leads_session: true,
                 before_setsid: false,
@@ -135,6 +136,7 @@ fn stand_ins(processes: &[Record], by_pid: &BTreeMap<i32, &Record>, births: &mut
             births.push(Birth {
                 pid: group,
                 creator: session,
+                parent: by_pid.get(&session).map_or(p.parent.0, |leader| leader.parent.0),
                 sibling: true,
                 leads_session: false,
                 before_setsid: false,

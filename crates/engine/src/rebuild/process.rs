@@ -1,7 +1,7 @@
 //! What a born task becomes: memory, descriptors, threads, credentials, registers. Nothing runs until thaw.
 
 use rustix::fs::{Mode, OFlags, openat};
-use yendor_image::Tid;
+use yendor_image::{PageRun, Tid};
 use yendor_kinds::file::Descriptor;
 use yendor_kinds::memory::{layout, pages, vma};
 use yendor_kinds::process::{
@@ -57,15 +57,23 @@ pub fn all(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<(
     Ok((living, notes))
 }
 
+/// Where a deleted working directory is made for a moment: at its old path if that can be.
+fn gone_place(directory: &directory::Record) -> Vec<u8> {
+    let path = directory.cwd.0.as_slice();
+    let parent = path.iter().rposition(|b| *b == b'/').map_or(&b"/"[..], |i| &path[..i.max(1)]);
+    let free = rustix::fs::lstat(path).is_err() && rustix::fs::stat(parent).is_ok();
+    if free { path.to_vec() } else { b"/tmp/.yendor-gone".to_vec() }
+}
+
 /// Stand-ins have done their duty: they exit, and pid 1 waits for them.
 fn dismiss(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<()> {
     const WALL: u32 = 0x4000_0000;
     for birth in plan.births.iter().filter(|b| b.record.is_none()) {
         die(site, &tasks[&birth.pid], 0).at(Step::Rebuild).task(birth.pid)?;
-        // Born by pid 1 or as a sibling of a child of pid 1: always its child.
         let mut script = Script::new();
         script.call(Nr::WAIT4, args![birth.pid, 0, WALL, 0]);
-        site.run(init, &script).at(Step::Rebuild).task(INIT)?;
+        let parent = tasks.get(&birth.parent).unwrap_or(init);
+        site.run(parent, &script).at(Step::Rebuild).task(birth.parent)?;
     }
     Ok(())
 }
@@ -90,7 +98,11 @@ fn die(site: &Site<'_>, task: &Task, status: i32) -> std::result::Result<(), Cau
         Stopped::interrupt(task.tid).map_err(stop_cause)?;
         ptrace::set_sigmask(task.tid, 0)?;
         rustix::process::kill_process(pid, named).named("kill", || format!("{named:?}"))?;
-        ptrace::cont(task.tid, 0)?;
+        match ptrace::cont(task.tid, 0) {
+            // SIGKILL does not wait to be let go.
+            Err(e) if e.is_gone() => {}
+            other => other?,
+        }
     }
     await_death(task.tid)
 }
@@ -158,7 +170,7 @@ impl Building<'_, '_> {
         let (site, alive) = (self.site, self.alive);
         let mut script = Script::new();
         self.memory(&mut script).at(Step::Rebuild)?;
-        directory::rebuild(&alive.directory, &mut script);
+        directory::rebuild(&alive.directory, &gone_place(&alive.directory), &mut script);
         descriptors(site, &alive.descriptors, &mut script).at(Step::Rebuild)?;
         sigaction::rebuild(&alive.actions, &mut script);
         attribute::rebuild_process(&alive.attributes, &mut script);
@@ -204,6 +216,7 @@ impl Building<'_, '_> {
             area.advise_before(script);
         }
         for run in &memory.pages {
+            self.check_run(run)?;
             let fd = *site.pages.get(&run.file).ok_or_else(|| Cause::corrupt(format!("no pages file {}", run.file)))?;
             pages::rebuild(run, fd, script);
         }
@@ -216,6 +229,15 @@ impl Building<'_, '_> {
         };
         layout::rebuild(&memory.layout, exe, script);
         Ok(())
+    }
+
+    /// Pages lie in one private area of the process, nowhere else.
+    fn check_run(&self, run: &PageRun) -> std::result::Result<(), Cause> {
+        let areas = &self.alive.memory.areas;
+        let after = areas.partition_point(|a| a.start.0 <= run.addr.0);
+        let area = after.checked_sub(1).and_then(|i| areas.get(i));
+        let inside = area.is_some_and(|a| run.end().is_some_and(|end| end <= a.end) && !a.shared && !a.is_kernel());
+        if inside { Ok(()) } else { Err(Cause::corrupt(format!("pages at {} outside private memory", run.addr))) }
     }
 
     /// Whether pages of the image go into the area.
@@ -334,7 +356,7 @@ impl Building<'_, '_> {
 /// The task starts a program: descriptors, directory, credentials, execve. It stops as the new program.
 fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
     let mut script = Script::new();
-    directory::rebuild(&exec.directory, &mut script);
+    directory::rebuild(&exec.directory, &gone_place(&exec.directory), &mut script);
     descriptors(site, &exec.descriptors, &mut script).at(Step::Rebuild)?;
     if let Some(limits) = &exec.limits {
         rlimit::rebuild(limits, &site.now.limits, &mut script);

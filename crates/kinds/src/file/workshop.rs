@@ -113,7 +113,14 @@ impl<'a> Workshop<'a> {
         for id in all {
             self.fd(id)?;
         }
-        super::epoll::register_all(self)?;
+        super::epoll::register_all(self)
+    }
+
+    /// To be called when the tasks have their mappings: a seal against writing forbids to map.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn seal(&mut self) -> Result<()> {
         super::memfd::seal_all(self)
     }
 

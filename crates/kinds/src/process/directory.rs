@@ -25,12 +25,10 @@ pub struct Record {
 const AT_FDCWD: i32 = -100;
 const AT_REMOVEDIR: u32 = 0x200;
 
-/// Enters them.
-pub fn rebuild(record: &Record, script: &mut Script) {
+/// Enters them; `place`: where a deleted directory can be made for a moment.
+pub fn rebuild(record: &Record, place: &[u8], script: &mut Script) {
     let Record { cwd, cwd_deleted, root, umask } = record;
     if *cwd_deleted {
-        // A name that no other task of the tree uses: the path may be wanted by several.
-        let place = b"/tmp/.yendor-gone";
         script.call(Nr::MKDIRAT, args![AT_FDCWD, cstr(place), 0o700u32]);
         script.call(Nr::CHDIR, args![cstr(place)]);
         script.call(Nr::UNLINKAT, args![AT_FDCWD, cstr(place), AT_REMOVEDIR]);

@@ -79,6 +79,7 @@ impl Image {
             made.push(twin(workshop.fd(entry.id)?));
         }
         workshop.finish()?;
+        workshop.seal()?;
         Ok(made)
     }
 
