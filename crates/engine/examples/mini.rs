@@ -13,20 +13,40 @@ fn main() {
     }
     let places = Places::from_environment();
     let request = Request {
-        name: args[1].clone(), root: Root::Layered, volumes: vec![], net: Net::Private, userns: if std::env::var("HOSTNS").is_ok() { Userns::Host } else { Userns::Auto },
-        hostname: None, memory: None, pids: None, cap_drop: vec![],
+        name: args[1].clone(),
+        root: Root::Layered,
+        volumes: vec![],
+        net: Net::Private,
+        userns: if std::env::var("HOSTNS").is_ok() { Userns::Host } else { Userns::Auto },
+        hostname: None,
+        memory: None,
+        pids: None,
+        cap_drop: vec![],
     };
-    let fail = |e: yendor_engine::Error| -> ! { eprintln!("{e}"); std::process::exit(e.exit_code().into()) };
+    let fail = |e: yendor_engine::Error| -> ! {
+        eprintln!("{e}");
+        std::process::exit(e.exit_code().into())
+    };
     let b = |s: &str| Bytes(s.as_bytes().to_vec());
     let stdio = if std::env::var("LOG").is_ok() { Stdio::Log } else { Stdio::Inherit };
     match args[0].as_str() {
         "run" | "restore" => {
             let source = if args[0] == "run" {
-                Source::Compose(Spec { command: args[2..].iter().map(|a| b(a)).collect(), env: vec![b("PATH=/usr/bin:/bin:/usr/sbin")], cwd: None, user: None })
-            } else { Source::Image(args[2].clone().into()) };
-            let s = launch(&Launch { request, source, stdio, places, image_ref: None, attended: true }).unwrap_or_else(|e| fail(e));
+                Source::Compose(Spec {
+                    command: args[2..].iter().map(|a| b(a)).collect(),
+                    env: vec![b("PATH=/usr/bin:/bin:/usr/sbin")],
+                    cwd: None,
+                    user: None,
+                })
+            } else {
+                Source::Image(args[2].clone().into())
+            };
+            let s = launch(&Launch { request, source, stdio, places, image_ref: None, attended: true })
+                .unwrap_or_else(|e| fail(e));
             eprintln!("main {} init {} {:?} {:?}", s.main, s.init, s.notes, s.timings);
-            if stdio == Stdio::Log { return; }
+            if stdio == Stdio::Log {
+                return;
+            }
             println!("status {:?}", s.wait().map_err(|e| e.to_string()));
         }
         "checkpoint" => {

@@ -174,9 +174,10 @@ fn roots(target: &Target, proc: &OwnedFd) -> Result<(Vec<i32>, i32)> {
 fn gather(target: &Target, tree: &FrozenTree, proc: &OwnedFd, writer: &Writer, options: &Options) -> Result<Snapshot> {
     let root = tree.root;
     let path = format!("{root}/root");
-    let top = rustix::fs::openat(proc, path.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .named("openat", || format!("/proc/{path}"))
-        .at(Step::Collect)?;
+    let top =
+        rustix::fs::openat(proc, path.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .named("openat", || format!("/proc/{path}"))
+            .at(Step::Collect)?;
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let mut gather = Gather::new(writer, own, top);
     gather.allow_lost = options.allow_lost.iter().cloned().collect::<BTreeSet<_>>();
@@ -211,7 +212,9 @@ fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
     };
     let now = |clock, offset: yendor_proc::timens_offsets::Offset| {
         let t = rustix::time::clock_gettime(clock);
-        let ns = i128::from(t.tv_sec + offset.seconds) * 1_000_000_000 + i128::from(t.tv_nsec) + i128::from(offset.nanoseconds);
+        let ns = i128::from(t.tv_sec + offset.seconds) * 1_000_000_000
+            + i128::from(t.tv_nsec)
+            + i128::from(offset.nanoseconds);
         u64::try_from(ns).unwrap_or(0)
     };
     Ok(Container {
@@ -223,7 +226,7 @@ fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
         ),
         root: view,
         own_network,
-            layers: Vec::new(),
+        layers: Vec::new(),
     })
 }
 

@@ -36,7 +36,9 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained) -> Result<
         path,
         argv: spec.command.clone(),
         env: spec.env.clone(),
-        descriptors: (0..3).map(|n| Descriptor { number: FdNum(n), cloexec: false, file: FileId(n.unsigned_abs()) }).collect(),
+        descriptors: (0..3)
+            .map(|n| Descriptor { number: FdNum(n), cloexec: false, file: FileId(n.unsigned_abs()) })
+            .collect(),
         directory: directory::Record {
             cwd: spec.cwd.clone().unwrap_or_else(|| Bytes(b"/".to_vec())),
             cwd_deleted: false,
@@ -54,7 +56,8 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained) -> Result<
         limits: None,
         terminal: None,
     };
-    let process = Record { pid: FIRST, parent: NsPid(1), group: FIRST, session: FIRST, state: State::Exec(Box::new(exec)) };
+    let process =
+        Record { pid: FIRST, parent: NsPid(1), group: FIRST, session: FIRST, state: State::Exec(Box::new(exec)) };
     Ok(Snapshot {
         machine: Machine { architecture: "x86_64".into(), kernel: String::new(), vdso: None },
         container: Container {
@@ -108,11 +111,46 @@ fn dropped(names: &[String]) -> std::result::Result<u64, SysError> {
 
 /// By number (linux/capability.h).
 const CAPABILITIES: [&str; 41] = [
-    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
-    "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner",
-    "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice",
-    "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap",
-    "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf",
+    "chown",
+    "dac_override",
+    "dac_read_search",
+    "fowner",
+    "fsetid",
+    "kill",
+    "setgid",
+    "setuid",
+    "setpcap",
+    "linux_immutable",
+    "net_bind_service",
+    "net_broadcast",
+    "net_admin",
+    "net_raw",
+    "ipc_lock",
+    "ipc_owner",
+    "sys_module",
+    "sys_rawio",
+    "sys_chroot",
+    "sys_ptrace",
+    "sys_pacct",
+    "sys_admin",
+    "sys_boot",
+    "sys_nice",
+    "sys_resource",
+    "sys_time",
+    "sys_tty_config",
+    "mknod",
+    "lease",
+    "audit_write",
+    "audit_control",
+    "setfcap",
+    "mac_override",
+    "mac_admin",
+    "syslog",
+    "wake_alarm",
+    "block_suspend",
+    "audit_read",
+    "perfmon",
+    "bpf",
     "checkpoint_restore",
 ];
 

@@ -70,10 +70,9 @@ impl Control {
             return Err(size().into());
         }
         let iov = [IoSlice::new(&header)];
-        let sent = rustix::io::retry_on_intr(|| {
-            rustix::net::sendmsg(&self.socket, &iov, &mut ancillary, SendFlags::NOSIGNAL)
-        })
-        .named("sendmsg", || "control".into())?;
+        let sent =
+            rustix::io::retry_on_intr(|| rustix::net::sendmsg(&self.socket, &iov, &mut ancillary, SendFlags::NOSIGNAL))
+                .named("sendmsg", || "control".into())?;
         (&self.socket)
             .write_all(&header[sent.min(header.len())..])
             .and_then(|()| (&self.socket).write_all(&bytes))

@@ -12,10 +12,10 @@ use crate::admit::admit;
 use crate::contain::Given;
 use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
+pub use crate::keeper::keeper_main;
 use crate::request::Request;
 use crate::state::Places;
 use crate::wire::{Report, Startup};
-pub use crate::keeper::keeper_main;
 pub use crate::wire::{Spec, Stdio};
 
 /// A container to start.
@@ -114,7 +114,12 @@ fn claim(path: &Path) -> Result<()> {
     if let Some(parent) = path.parent() {
         private.recursive(true).create(parent).map_err(named("mkdir")).at(Step::Admit)?;
     }
-    private.recursive(false).create(path).map_err(named("mkdir")).at(Step::Admit).kind("container", path.display().to_string())
+    private
+        .recursive(false)
+        .create(path)
+        .map_err(named("mkdir"))
+        .at(Step::Admit)
+        .kind("container", path.display().to_string())
 }
 
 fn open_directory(path: &Path) -> std::result::Result<OwnedFd, SysError> {

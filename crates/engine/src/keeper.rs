@@ -112,7 +112,8 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     state.standard = stdio.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
     state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
     write_state(&directory, &state).at(Step::Thaw)?;
-    let started = Started { main: running.main, init: running.init, notes: running.notes.clone(), timings: clock.phases };
+    let started =
+        Started { main: running.main, init: running.init, notes: running.notes.clone(), timings: clock.phases };
     let open = stdio.into_iter().chain(layers.into_iter().map(|(_, fd)| fd)).collect();
     Ok((Kept { running, directory, state, _open: open }, started))
 }
@@ -183,10 +184,7 @@ fn continue_clocks(contained: &Contained, (monotonic, boottime): (u64, u64)) -> 
         let ns = i128::from(saved) - (i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec));
         let seconds = ns.div_euclid(1_000_000_000);
         let nanoseconds = ns.rem_euclid(1_000_000_000);
-        Timespec {
-            tv_sec: i64::try_from(seconds).unwrap_or(0),
-            tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
-        }
+        Timespec { tv_sec: i64::try_from(seconds).unwrap_or(0), tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) }
     };
     contained.set_time_offsets(distance(monotonic, ClockId::Monotonic), distance(boottime, ClockId::Boottime))
 }
@@ -241,13 +239,15 @@ fn state(startup: &Startup, running: &Running, generation: u64, keeper_start: u6
 
 /// Writes state.json beside itself, then renames.
 fn write_state(directory: &OwnedFd, state: &State) -> std::result::Result<(), Cause> {
-    let text = serde_json::to_vec_pretty(state).map_err(|_| SysError::new("write", "state.json", rustix::io::Errno::INVAL))?;
+    let text =
+        serde_json::to_vec_pretty(state).map_err(|_| SysError::new("write", "state.json", rustix::io::Errno::INVAL))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let file = rustix::fs::openat(directory, "state.json.new", flags, Mode::RUSR | Mode::WUSR)
         .named("openat", || "state.json.new".into())?;
     let mut file = std::fs::File::from(file);
     std::io::Write::write_all(&mut file, &text).map_err(|e| SysError::io("write", "state.json.new", &e))?;
-    rustix::fs::renameat(directory, "state.json.new", directory, "state.json").named("renameat", || "state.json".into())?;
+    rustix::fs::renameat(directory, "state.json.new", directory, "state.json")
+        .named("renameat", || "state.json".into())?;
     Ok(())
 }
 
@@ -291,4 +291,3 @@ pub(crate) fn standard_files() -> Vec<Entry> {
     };
     kinds.into_iter().enumerate().map(entry).collect()
 }
-

@@ -49,10 +49,8 @@ fn signalfds() {
 }
 
 fn spec(value: Duration, interval: Duration) -> Itimerspec {
-    let one = |d: Duration| Timespec {
-        tv_sec: i64::try_from(d.as_secs()).unwrap(),
-        tv_nsec: i64::from(d.subsec_nanos()),
-    };
+    let one =
+        |d: Duration| Timespec { tv_sec: i64::try_from(d.as_secs()).unwrap(), tv_nsec: i64::from(d.subsec_nanos()) };
     Itimerspec { it_interval: one(interval), it_value: one(value) }
 }
 
@@ -75,7 +73,8 @@ fn timerfds() {
     let zero = Duration::ZERO;
     let year = Duration::from_secs(365 * 86_400);
     let timer = |clock| timerfd_create(clock, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK).unwrap();
-    let set = |fd: &OwnedFd, flags, value, interval| timerfd_settime(fd, flags, &spec(value, interval)).map(|_| ()).unwrap();
+    let set =
+        |fd: &OwnedFd, flags, value, interval| timerfd_settime(fd, flags, &spec(value, interval)).map(|_| ()).unwrap();
     let none = TimerfdTimerFlags::empty();
     let wall = Duration::from_secs(u64::try_from(clock_gettime(ClockId::Realtime).tv_sec).unwrap());
     let unarmed = timer(TimerfdClockId::Monotonic);

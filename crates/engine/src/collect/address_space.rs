@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
-use yendor_image::{Bytes, Digest, FileId, PageRun, ShmId, Writer};
+use yendor_image::{Addr, Bytes, Digest, FileId, PageRun, ShmId, Writer};
 use yendor_kinds::file::Gather;
-use yendor_kinds::memory::pages::{self, Source};
+use yendor_kinds::memory::pages::{self, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
-use yendor_kinds::memory::{Record, layout, shared};
+use yendor_kinds::memory::{Record, inherit, layout, shared};
 use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::maps::Label;
 use yendor_proc::smaps::{Smap, VmFlag};
@@ -54,9 +54,14 @@ impl<'w> Memory<'w> {
         pid: i32,
         layout: layout::Record,
         smaps: &[Smap],
+        parent: Option<(i32, &Record)>,
         gather: &mut Gather<'_>,
     ) -> Result<Record> {
         let source = Source::open(proc.as_fd(), pid)?;
+        let parent = parent.filter(|(_, record)| is_fork(&layout, &record.layout));
+        let parent =
+            parent.map(|(pid, record)| Ok::<_, Cause>((Source::open(proc.as_fd(), pid)?, record))).transpose()?;
+        let mut inherits = parent.as_ref().map(|_| inherit::Record::default());
         let mut areas = Vec::with_capacity(smaps.len());
         let mut runs = Vec::new();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
@@ -64,18 +69,26 @@ impl<'w> Memory<'w> {
             if area.backing == Backing::Vdso {
                 self.check_vdso(&source, &area)?;
             }
-            let ranges = if is_ghost_mapping(smap, &area) {
-                vec![(area.start.0, area.end.0)]
-            } else {
-                pages::ranges(&source, &area)?
-            };
+            let mut zeros = if area.backing == Backing::Anonymous { Zeros::Leave } else { Zeros::Keep };
+            let mut ranges = pages::ranges(&source, &area)?;
+            if is_ghost_mapping(smap, &area) {
+                ranges = vec![(area.start.0, area.end.0)];
+            } else if let (Some((theirs, record)), Some(inherits)) = (&parent, &mut inherits) {
+                let copy = record.areas.iter().find(|a| inherit::is_copy(&area, a)).filter(|_| !area.shared);
+                if let Some(copy) = copy {
+                    let difference = inherit::compare(&source, &ranges, theirs, &pages::ranges(theirs, copy)?)?;
+                    inherits.dropped.extend(difference.dropped.iter().map(|(a, b)| (Addr(*a), Addr(*b))));
+                    ranges = difference.changed;
+                    zeros = Zeros::Keep;
+                }
+            }
             // A run never crosses from one area into the next.
             let mut own = Vec::new();
-            pages::copy(&source, &ranges, &mut self.out, PAGES, &mut self.offset, &mut own)?;
+            pages::copy(&source, &ranges, &mut self.out, PAGES, &mut self.offset, zeros, &mut own)?;
             runs.append(&mut own);
             areas.push(area);
         }
-        Ok(Record { layout, areas, pages: runs })
+        Ok(Record { layout, areas, pages: runs, inherits })
     }
 
     fn check_vdso(&mut self, source: &Source<'_>, area: &vma::Record) -> Result<()> {
@@ -149,7 +162,7 @@ impl<'w> Memory<'w> {
         if from < end {
             let start = map.start + (from - map.offset);
             let mut runs: Vec<PageRun> = Vec::new();
-            pages::copy(source, &[(start, map.end)], &mut self.out, PAGES, &mut self.offset, &mut runs)?;
+            pages::copy(source, &[(start, map.end)], &mut self.out, PAGES, &mut self.offset, Zeros::Leave, &mut runs)?;
             for run in &mut runs {
                 run.addr.0 = run.addr.0 - map.start + map.offset;
             }
@@ -158,6 +171,11 @@ impl<'w> Memory<'w> {
         }
         Ok(Backing::Object(id, map.offset))
     }
+}
+
+/// Whether a process still runs the program that its parent ran when it was forked.
+fn is_fork(child: &layout::Record, parent: &layout::Record) -> bool {
+    (child.code, child.data, child.stack, child.arguments) == (parent.code, parent.data, parent.stack, parent.arguments)
 }
 
 /// Scratch memory of a checkpoint that was killed.

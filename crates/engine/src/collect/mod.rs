@@ -81,7 +81,8 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
             None => State::Zombie(facts.stat.exit_code),
             Some(threads) => {
                 let held = descriptors.remove(&facts.pid).unwrap_or_default();
-                let mut one = process::Collecting { proc: &proc, facts, threads, gather, memory: &mut memory };
+                let parent = parent_of(facts, &order, &processes);
+                let mut one = process::Collecting { proc: &proc, facts, threads, gather, parent, memory: &mut memory };
                 let alive = one.collect(held, &mut robust).at(Step::Collect).task(inside.0)?;
                 State::Alive(Box::new(alive))
             }
@@ -104,6 +105,20 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
         objects,
         lost: std::mem::take(&mut gather.lost),
     })
+}
+
+/// The parent's memory: parents come before their children.
+fn parent_of<'p>(facts: &Facts, order: &[Facts], done: &'p [Record]) -> Option<(i32, &'p memory::Record)> {
+    let index = order.iter().position(|p| p.pid == facts.status.ppid)?;
+    // Only a child that its parent itself will bear starts with a copy (see rebuild::plan).
+    let leads = facts.stat.session == facts.pid;
+    if !leads && order.get(index)?.stat.session != facts.stat.session {
+        return None;
+    }
+    match &done.get(index)?.state {
+        State::Alive(alive) => Some((facts.status.ppid, &alive.memory)),
+        _ => None,
+    }
 }
 
 fn kernel() -> String {

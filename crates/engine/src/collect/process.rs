@@ -28,6 +28,8 @@ pub struct Collecting<'a, 'g, 'w> {
     pub threads: &'a [Stopped],
     /// What was collected of files.
     pub gather: &'a mut Gather<'g>,
+    /// Its parent, if that is collected already.
+    pub parent: Option<(i32, &'a memory::Record)>,
     /// What was collected of memory.
     pub memory: &'a mut Memory<'w>,
 }
@@ -115,7 +117,7 @@ impl Collecting<'_, '_, '_> {
             posix_timers: posix_timer::collect(leader, &timers, &about.timers, inside)?,
             limits: rlimit::collect(&limits::parse(&self.file("limits")?)?),
             directory: self.directory()?,
-            memory: self.memory.collect(self.proc, pid, layout, &smaps, self.gather)?,
+            memory: self.memory.collect(self.proc, pid, layout, &smaps, self.parent, self.gather)?,
             stopped: self.threads.first().and_then(Stopped::group_stop),
             pending: shared_pending,
             terminal: None,

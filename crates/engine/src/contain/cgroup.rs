@@ -46,7 +46,14 @@ impl Cgroup {
         Ok(Some(group))
     }
 
-    fn limit(&mut self, request: &Request, controller: &str, limit: u64, mounts: &[Mount], own: &[Membership]) -> Caused<()> {
+    fn limit(
+        &mut self,
+        request: &Request,
+        controller: &str,
+        limit: u64,
+        mounts: &[Mount],
+        own: &[Membership],
+    ) -> Caused<()> {
         let (parent, v2) = hierarchy(controller, mounts, own)
             .ok_or(Errno::NODEV)
             .named("open", || format!("a cgroup with the {controller} controller"))?;
@@ -111,7 +118,8 @@ fn explain(controller: &str, cause: Cause) -> Cause {
 
 /// The caller's own cgroup in the hierarchy of a controller, and whether that is v2.
 fn hierarchy(controller: &str, mounts: &[Mount], own: &[Membership]) -> Option<(PathBuf, bool)> {
-    let v1 = mounts.iter().find(|m| m.fs_type == b"cgroup" && m.super_options.iter().any(|o| o == controller.as_bytes()));
+    let v1 =
+        mounts.iter().find(|m| m.fs_type == b"cgroup" && m.super_options.iter().any(|o| o == controller.as_bytes()));
     if let Some(mount) = v1 {
         let member = own.iter().find(|m| m.controllers.iter().any(|c| c == controller.as_bytes()))?;
         return Some((inside(mount, member)?, false));

@@ -25,8 +25,26 @@ const MOST_ENTRIES: usize = 256;
 
 /// File systems that show the host's kernel, or wait to be mounted.
 const PSEUDO: [&[u8]; 21] = [
-    b"autofs", b"bdev", b"binfmt_misc", b"bpf", b"cgroup", b"cgroup2", b"configfs", b"debugfs", b"devpts", b"devtmpfs",
-    b"efivarfs", b"fusectl", b"hugetlbfs", b"mqueue", b"nsfs", b"proc", b"pstore", b"rpc_pipefs", b"securityfs", b"sysfs",
+    b"autofs",
+    b"bdev",
+    b"binfmt_misc",
+    b"bpf",
+    b"cgroup",
+    b"cgroup2",
+    b"configfs",
+    b"debugfs",
+    b"devpts",
+    b"devtmpfs",
+    b"efivarfs",
+    b"fusectl",
+    b"hugetlbfs",
+    b"mqueue",
+    b"nsfs",
+    b"proc",
+    b"pstore",
+    b"rpc_pipefs",
+    b"securityfs",
+    b"sysfs",
     b"tracefs",
 ];
 
@@ -80,7 +98,9 @@ impl Layer {
         let stat = match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             // A mount that only its owner may look at (FUSE), or that has lost its server: nothing to be seen in it.
-            Err(Errno::ACCESS | Errno::PERM | Errno::NOTCONN | Errno::STALE | Errno::IO) => return make_directory(path, 0o755),
+            Err(Errno::ACCESS | Errno::PERM | Errno::NOTCONN | Errno::STALE | Errno::IO) => {
+                return make_directory(path, 0o755);
+            }
             Err(e) => return Err(e).named("stat", || shown(path)).map_err(Cause::from),
         };
         make_directory(path, stat.st_mode & 0o7777)?;

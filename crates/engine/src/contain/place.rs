@@ -89,7 +89,8 @@ pub(super) fn copy_tree(at: &impl AsFd, path: &[u8], attributes: MountAttrFlags)
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(at, path, flags).named("open_tree", || format!("{:?}, OPEN_TREE_CLONE", super::shown(path)))?;
+    let tree =
+        open_tree(at, path, flags).named("open_tree", || format!("{:?}, OPEN_TREE_CLONE", super::shown(path)))?;
     if !attributes.is_empty() {
         set_attributes(&tree, attributes)?;
     }

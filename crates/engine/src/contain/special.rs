@@ -8,8 +8,8 @@ use rustix::mount::{MountAttrFlags, MountFlags, mount};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::Errno;
 
-use super::place::{Rootfs, by_number, copy_tree};
 use super::Caused;
+use super::place::{Rootfs, by_number, copy_tree};
 use crate::request::Net;
 
 /// Device nodes that a container gets: those that hold no state of the host.

@@ -94,7 +94,9 @@ pub fn plan(request: &Request, caller: &Caller) -> Maps {
     let root = if request.root == Root::Caller { (caller.uid, caller.gid) } else { (0, 0) };
     let (uids, gids) = &caller.subordinate;
     let helper = !uids.is_empty() && !gids.is_empty();
-    let extend = |inside, outside, ranges: &[(u32, u32)]| if helper { around(inside, outside, ranges) } else { vec![one(inside, outside)] };
+    let extend = |inside, outside, ranges: &[(u32, u32)]| {
+        if helper { around(inside, outside, ranges) } else { vec![one(inside, outside)] }
+    };
     Maps {
         uids: extend(root.0, caller.uid, uids),
         gids: extend(root.1, caller.gid, gids),
@@ -189,7 +191,9 @@ fn by_helper(pid: i32, maps: &Maps) -> Result<(), Cause> {
             let said = String::from_utf8_lossy(&output.stderr);
             return Err(Cause::Denied {
                 what: format!("{name} refused the map of the container: {}", said.trim()),
-                hint: format!("check the caller's ranges in {file} and that {name} is setuid root or has its capability"),
+                hint: format!(
+                    "check the caller's ranges in {file} and that {name} is setuid root or has its capability"
+                ),
             });
         }
     }
@@ -197,7 +201,10 @@ fn by_helper(pid: i32, maps: &Maps) -> Result<(), Cause> {
 }
 
 fn helper(name: &str) -> Option<PathBuf> {
-    ["/usr/bin", "/bin", "/usr/local/bin", "/run/wrappers/bin"].iter().map(|d| PathBuf::from(d).join(name)).find(|p| p.exists())
+    ["/usr/bin", "/bin", "/usr/local/bin", "/run/wrappers/bin"]
+        .iter()
+        .map(|d| PathBuf::from(d).join(name))
+        .find(|p| p.exists())
 }
 
 fn known(path: &str) -> Result<Vec<Range>, Cause> {

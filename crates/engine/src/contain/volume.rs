@@ -55,7 +55,8 @@ impl Given {
     /// # Errors
     /// `EBADF` when there are too few.
     pub fn received(request: &Request, descriptors: &mut impl Iterator<Item = OwnedFd>) -> Result<Given> {
-        let mut next = || descriptors.next().ok_or(Errno::BADF).named("recvmsg", || "SCM_RIGHTS".into()).at(Step::Contain);
+        let mut next =
+            || descriptors.next().ok_or(Errno::BADF).named("recvmsg", || "SCM_RIGHTS".into()).at(Step::Contain);
         Ok(Given {
             state: next()?,
             root: matches!(request.root, Root::Dir(_)).then(&mut next).transpose()?,

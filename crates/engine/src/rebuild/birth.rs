@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use yendor_kinds::Cause;
+use yendor_kinds::process::{Alive, State};
 use yendor_proc::status;
 use yendor_sys::clone::CloneArgs;
 use yendor_sys::ptrace::event;
@@ -13,6 +14,7 @@ use yendor_task::script::{Memory, Want};
 use yendor_task::tree::read_proc;
 use yendor_task::{Arg, Nr, Script, args, gadget};
 
+use super::memory::Memories;
 use super::plan::{Birth, INIT, Plan};
 use super::{Site, Task};
 use crate::error::{At, Result, Step, With};
@@ -28,7 +30,7 @@ const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 pub type Tasks = BTreeMap<i32, Task>;
 
 /// Makes every task of the plan.
-pub fn all(site: &Site<'_>, plan: &Plan, init: &Task) -> Result<Tasks> {
+pub fn all(site: &Site<'_>, plan: &Plan, memories: &mut Memories, init: &Task) -> Result<Tasks> {
     let mut tasks = Tasks::from([(INIT, init.clone())]);
     let mut creators: Vec<i32> = Vec::new();
     for birth in &plan.births {
@@ -39,7 +41,7 @@ pub fn all(site: &Site<'_>, plan: &Plan, init: &Task) -> Result<Tasks> {
     let mut done = std::collections::BTreeSet::new();
     for creator in creators {
         if done.insert(creator) {
-            by(site, plan, creator, &mut tasks).task(creator)?;
+            by(site, plan, creator, &mut tasks, memories).task(creator)?;
         }
     }
     // Leaders that have no children were not visited above.
@@ -53,10 +55,15 @@ pub fn all(site: &Site<'_>, plan: &Plan, init: &Task) -> Result<Tasks> {
 }
 
 /// All children of one creator, with its setsid in between.
-fn by(site: &Site<'_>, plan: &Plan, creator: i32, tasks: &mut Tasks) -> Result<()> {
+fn by(site: &Site<'_>, plan: &Plan, creator: i32, tasks: &mut Tasks, memories: &mut Memories) -> Result<()> {
     let own = tasks[&creator].clone();
     let leads = plan.births.iter().any(|b| b.pid == creator && b.leads_session);
     let children: Vec<&Birth> = plan.births.iter().filter(|b| b.creator == creator).collect();
+    let own_record = plan.births.iter().find(|b| b.pid == creator).and_then(|b| alive(site, b));
+    if let Some(own_record) = own_record.filter(|_| children.iter().any(|b| inherits(site, b))) {
+        // Children that still share its memory are born when it has it.
+        memories.fill(site, &own, creator, own_record).at(Step::Rebuild)?;
+    }
     let mut script = Script::new();
     for b in children.iter().filter(|b| b.before_setsid) {
         be_born(b, &mut script);
@@ -72,9 +79,21 @@ fn by(site: &Site<'_>, plan: &Plan, creator: i32, tasks: &mut Tasks) -> Result<(
     for (inside, tid) in newborn(site, &wanted).at(Step::Rebuild)? {
         let slot = tasks.len();
         tasks.insert(inside, Task { tid, slot });
+        memories.born(inside, creator);
         take_over(site, tid, slot).at(Step::Rebuild)?;
     }
     Ok(())
+}
+
+fn alive<'s>(site: &Site<'s>, birth: &Birth) -> Option<&'s Alive> {
+    match &site.snapshot.processes.get(birth.record?)?.state {
+        State::Alive(alive) => Some(alive),
+        _ => None,
+    }
+}
+
+fn inherits(site: &Site<'_>, birth: &Birth) -> bool {
+    alive(site, birth).is_some_and(|a| a.memory.inherits.is_some())
 }
 
 fn be_born(b: &Birth, script: &mut Script) {

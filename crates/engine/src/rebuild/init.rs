@@ -3,9 +3,9 @@
 
 use std::os::fd::AsFd;
 
+use yendor_kinds::Cause;
 use yendor_kinds::memory::vma::Backing;
 use yendor_kinds::process::{Inquiry, sched, sigaction};
-use yendor_kinds::{Cause, memory};
 use yendor_proc::maps::{self, Label};
 use yendor_sys::{Errno, SysError, ptrace, vm};
 use yendor_task::script::{Want, bytes, cstr};
@@ -131,30 +131,5 @@ pub fn become_init(rebuilt: &Rebuilt, main: i32) -> std::result::Result<(), Caus
     regs.r15 = u64::from(main.unsigned_abs());
     stopped.set_regs(&regs)?;
     ptrace::set_sigmask(rebuilt.init, 0)?;
-    Ok(())
-}
-
-/// Scripts that move the parked vdso to where a process had it.
-pub fn place_vdso(site: &Site<'_>, record: &memory::Record, script: &mut Script) -> std::result::Result<(), Cause> {
-    for (what, at, len) in &site.parked {
-        match record.areas.iter().find(|a| a.backing == *what) {
-            Some(area) if area.len() == *len => {
-                let to = area.start.0;
-                script.call_wanting(Nr::MREMAP, args![*at, *len, *len, MREMAP_MAYMOVE_FIXED, to], Want::Exactly(to));
-            }
-            Some(area) => {
-                let had = area.len();
-                return Err(Cause::unsupported(format!("{what:?} had {had} bytes and has {len} under this kernel")));
-            }
-            None => {
-                script.call(Nr::MUNMAP, args![*at, *len]);
-            }
-        }
-    }
-    for area in record.areas.iter().filter(|a| a.is_kernel()) {
-        if !site.parked.iter().any(|(what, ..)| *what == area.backing) {
-            return Err(Cause::unsupported(format!("this kernel has no {:?}", area.backing)));
-        }
-    }
     Ok(())
 }

@@ -7,6 +7,7 @@
 
 mod birth;
 mod init;
+mod memory;
 pub mod plan;
 mod process;
 
@@ -15,18 +16,20 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use yendor_image::{FileId, Reader, ShmId};
 use yendor_kinds::file::Workshop;
+use yendor_kinds::memory::shared;
+use yendor_kinds::memory::vma::Backing;
 use yendor_kinds::process::{State, credential, rlimit, sched};
 use yendor_kinds::snapshot::Snapshot;
-use yendor_kinds::{Cause, Named, memory};
+use yendor_kinds::{Cause, Named};
 use yendor_sys::mapping::{Mapping, Placed};
 use yendor_sys::wait::Event;
 use yendor_sys::{SysError, ptrace};
 use yendor_task::arena::PAGE;
 use yendor_task::{Arena, Script, gadget};
 
+use self::memory::Memories;
 use crate::contain::LateMount;
 use crate::error::{At, Result, Step, With};
-
 
 /// Bytes of a task's slot.
 const SLOT: usize = 64 * 1024;
@@ -70,7 +73,7 @@ struct Site<'a> {
     /// And of each pages file.
     pages: BTreeMap<u16, i32>,
     /// Where the vdso waits: kind of area and address.
-    parked: Vec<(memory::vma::Backing, u64, u64)>,
+    parked: Vec<(Backing, u64, u64)>,
     /// What a stub has of each: not set again.
     now: Now,
     /// Keeps the descriptors open until the tasks have theirs.
@@ -148,8 +151,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let built = (|| {
         let init = init::start(&mut site, init, &late_mounts)?;
         seal().at(Step::Contain)?;
-        let tasks = birth::all(&site, &plan, &init)?;
-        let ready = process::all(&site, &plan, &tasks, &init)?;
+        let mut memories = Memories::default();
+        let tasks = birth::all(&site, &plan, &mut memories, &init)?;
+        let ready = process::all(&site, &plan, &tasks, &mut memories, &init)?;
         workshop.seal().at(Step::Rebuild)?;
         Ok(ready)
     })();
@@ -313,8 +317,7 @@ fn make_objects(
     let mut out = BTreeMap::new();
     for object in &snapshot.objects {
         let reader = reader.ok_or_else(|| Cause::corrupt("shared memory without an image")).at(Step::Rebuild)?;
-        let made =
-            memory::shared::rebuild(object, reader).at(Step::Rebuild).kind("shared memory", object.name.to_string())?;
+        let made = shared::rebuild(object, reader).at(Step::Rebuild).kind("shared memory", object.name.to_string())?;
         out.insert(object.id, lift(&made, above, held).at(Step::Rebuild)?);
     }
     Ok(out)

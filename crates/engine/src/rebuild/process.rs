@@ -1,9 +1,8 @@
 //! What a born task becomes: memory, descriptors, threads, credentials, registers. Nothing runs until thaw.
 
 use rustix::fs::{Mode, OFlags, openat};
-use yendor_image::{PageRun, Tid};
+use yendor_image::Tid;
 use yendor_kinds::file::Descriptor;
-use yendor_kinds::memory::{layout, pages, vma};
 use yendor_kinds::process::{
     Alive, Exec, State, Thread, attribute, credential, directory, itimer, posix_timer, regs, rlimit, rseq, sched,
     sigaction, signal,
@@ -16,8 +15,9 @@ use yendor_task::stop::StopError;
 use yendor_task::{Nr, RunError, Script, Stopped, args};
 
 use super::birth::{self, Tasks};
-use super::plan::{INIT, Plan};
-use super::{PARKING, Site, Task, init};
+use super::memory::Memories;
+use super::plan::Plan;
+use super::{PARKING, Site, Task};
 use crate::error::{At, Error, Result, Step, With};
 
 /// A thread that is ready.
@@ -31,7 +31,13 @@ pub struct Ready {
 }
 
 /// Turns every task into what its record says. Stand-ins go.
-pub fn all(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<(Vec<Ready>, Vec<String>)> {
+pub fn all(
+    site: &Site<'_>,
+    plan: &Plan,
+    tasks: &Tasks,
+    memories: &mut Memories,
+    init: &Task,
+) -> Result<(Vec<Ready>, Vec<String>)> {
     let mut notes = Vec::new();
     let mut next_slot = tasks.len();
     let mut living = Vec::new();
@@ -47,7 +53,7 @@ pub fn all(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<(
             }
             State::Alive(alive) => {
                 let mut one = Building { site, alive, task, pid: birth.pid, threads: Vec::new() };
-                one.prepare(next_slot).task(birth.pid)?;
+                one.prepare(memories, next_slot).task(birth.pid)?;
                 next_slot += one.threads.len();
                 one.confine(&mut notes).task(birth.pid)?;
                 one.finish(&mut living).task(birth.pid)?;
@@ -166,10 +172,10 @@ struct Building<'a, 's> {
 
 impl Building<'_, '_> {
     /// Memory, descriptors, everything of the process, and its other threads.
-    fn prepare(&mut self, first_slot: usize) -> Result<()> {
+    fn prepare(&mut self, memories: &mut Memories, first_slot: usize) -> Result<()> {
         let (site, alive) = (self.site, self.alive);
+        memories.fill(site, self.task, self.pid, alive).at(Step::Rebuild)?;
         let mut script = Script::new();
-        self.memory(&mut script).at(Step::Rebuild)?;
         directory::rebuild(&alive.directory, &gone_place(&alive.directory), &mut script);
         descriptors(site, &alive.descriptors, &mut script).at(Step::Rebuild)?;
         sigaction::rebuild(&alive.actions, &mut script);
@@ -196,65 +202,6 @@ impl Building<'_, '_> {
 
     fn each(&self) -> impl Iterator<Item = (&Task, &Thread)> {
         std::iter::once(self.task).chain(&self.threads).zip(&self.alive.threads)
-    }
-
-    fn memory(&self, script: &mut Script) -> std::result::Result<(), Cause> {
-        let (site, memory) = (self.site, &self.alive.memory);
-        let scratch = (site.arena.base(), site.arena.end() + PARKING);
-        let mut last = 0;
-        for area in &memory.areas {
-            let (start, end) = (area.start.0, area.end.0);
-            if start < last || end <= start || start % 4096 != 0 || start < scratch.1 && scratch.0 < end {
-                return Err(Cause::corrupt(format!("mapping {start:#x}-{end:#x} overlaps or is out of order")));
-            }
-            last = end;
-        }
-        init::place_vdso(site, memory, script)?;
-        for area in memory.areas.iter().filter(|a| !a.is_kernel()) {
-            let filled = self.filled(area);
-            area.map(self.behind(area)?, filled, script);
-            area.advise_before(script);
-        }
-        for run in &memory.pages {
-            self.check_run(run)?;
-            let fd = *site.pages.get(&run.file).ok_or_else(|| Cause::corrupt(format!("no pages file {}", run.file)))?;
-            pages::rebuild(run, fd, script);
-        }
-        for area in memory.areas.iter().filter(|a| !a.is_kernel()) {
-            area.protect(self.filled(area), script);
-        }
-        let exe = match memory.layout.exe {
-            Some(id) => Some(*site.files.get(&id).ok_or_else(|| Cause::corrupt(format!("no file {id}")))?),
-            None => None,
-        };
-        layout::rebuild(&memory.layout, exe, script);
-        Ok(())
-    }
-
-    /// Pages lie in one private area of the process, nowhere else.
-    fn check_run(&self, run: &PageRun) -> std::result::Result<(), Cause> {
-        let areas = &self.alive.memory.areas;
-        let after = areas.partition_point(|a| a.start.0 <= run.addr.0);
-        let area = after.checked_sub(1).and_then(|i| areas.get(i));
-        let inside = area.is_some_and(|a| run.end().is_some_and(|end| end <= a.end) && !a.shared && !a.is_kernel());
-        if inside { Ok(()) } else { Err(Cause::corrupt(format!("pages at {} outside private memory", run.addr))) }
-    }
-
-    /// Whether pages of the image go into the area.
-    fn filled(&self, area: &vma::Record) -> bool {
-        let runs = &self.alive.memory.pages;
-        let first = runs.partition_point(|r| r.addr.0 < area.start.0);
-        runs.get(first).is_some_and(|r| r.addr.0 < area.end.0)
-    }
-
-    /// The descriptor of what is behind an area.
-    fn behind(&self, area: &vma::Record) -> std::result::Result<Option<i32>, Cause> {
-        let found = match &area.backing {
-            vma::Backing::File(id, _) => self.site.files.get(id),
-            vma::Backing::Object(id, _) => self.site.objects.get(id),
-            _ => return Ok(None),
-        };
-        found.copied().map(Some).ok_or_else(|| Cause::corrupt(format!("mapping at {}: nothing behind it", area.start)))
     }
 
     /// Settings that are files of /proc.

@@ -94,7 +94,9 @@ fn find(gather: &Gather<'_>, epoll: FileId, target: &EpollTarget, index: u32) ->
         }
     }
     let EpollTarget { tfd, ino, .. } = target;
-    Err(Cause::unsupported(format!("an epoll watches a file that nobody in the tree holds (number {tfd}, inode {ino})")))
+    Err(Cause::unsupported(format!(
+        "an epoll watches a file that nobody in the tree holds (number {tfd}, inode {ino})"
+    )))
 }
 
 /// Registers the targets of every epoll; all descriptions exist by now.

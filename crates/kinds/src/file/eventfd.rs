@@ -34,7 +34,9 @@ impl FileKind for Record {
             return Err(Cause::unsupported(format!("{}: no eventfd", seen.link)));
         };
         let Some(semaphore) = info.semaphore else {
-            return Err(Cause::unsupported("an eventfd of a kernel that does not tell about EFD_SEMAPHORE (before 6.5)"));
+            return Err(Cause::unsupported(
+                "an eventfd of a kernel that does not tell about EFD_SEMAPHORE (before 6.5)",
+            ));
         };
         if info.count == u64::MAX {
             return Err(Cause::unsupported("an eventfd that overflowed"));

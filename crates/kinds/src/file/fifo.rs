@@ -47,7 +47,10 @@ impl FileKind for Record {
             let both = workshop.open(&path.0, OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?;
             let stat = rustix::fs::fstat(&both).named("fstat", || path.to_string())?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
-                return Err(Cause::Hole { what: format!("{path} as a named pipe"), option: "--volume or --rootfs".into() });
+                return Err(Cause::Hole {
+                    what: format!("{path} as a named pipe"),
+                    option: "--volume or --rootfs".into(),
+                });
             }
             let twin = rustix::io::fcntl_dupfd_cloexec(&both, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
             workshop.objects.insert(key, vec![both, twin]);

@@ -125,7 +125,9 @@ fn create(name: &Bytes, seals: SealFlags) -> Result<OwnedFd> {
     let flags = base | if sealed { MemfdFlags::NOEXEC_SEAL } else { MemfdFlags::EXEC };
     match rustix::fs::memfd_create(&*name.0, flags) {
         // A kernel before 6.3: executable is a matter of the mode alone.
-        Err(Errno::INVAL) => Ok(rustix::fs::memfd_create(&*name.0, base).named("memfd_create", || format!("\"{name}\""))?),
+        Err(Errno::INVAL) => {
+            Ok(rustix::fs::memfd_create(&*name.0, base).named("memfd_create", || format!("\"{name}\""))?)
+        }
         made => Ok(made.named("memfd_create", || format!("\"{name}\", {flags:?}"))?),
     }
 }

@@ -81,7 +81,8 @@ impl FileKind for Record {
                 (value.0, i64::from(value.1))
             }
         };
-        let number = |n: u64| i64::try_from(n).map_err(|_| Cause::corrupt(format!("a timerfd with the period {interval:?}")));
+        let number =
+            |n: u64| i64::try_from(n).map_err(|_| Cause::corrupt(format!("a timerfd with the period {interval:?}")));
         event::timerfd_settime(&fd, *settime_flags, value, (number(interval.0)?, number(interval.1)?))?;
         if *ticks > 0 {
             event::timerfd_set_ticks(&fd, *ticks)?;

@@ -43,7 +43,8 @@ impl<'a> Workshop<'a> {
         root: OwnedFd,
         proc: OwnedFd,
         filled: Filled,
-        entries: &'a [Entry]) -> Result<Self> {
+        entries: &'a [Entry],
+    ) -> Result<Self> {
         let mut map = BTreeMap::new();
         for entry in entries {
             if map.insert(entry.id, entry).is_some() {
@@ -52,7 +53,17 @@ impl<'a> Workshop<'a> {
         }
         let objects = BTreeMap::new();
         let clocks = super::timerfd::Clocks::default();
-        Ok(Self { reader, root, proc, filled, clocks, entries: map, made: BTreeMap::new(), making: BTreeSet::new(), objects })
+        Ok(Self {
+            reader,
+            root,
+            proc,
+            filled,
+            clocks,
+            entries: map,
+            made: BTreeMap::new(),
+            making: BTreeSet::new(),
+            objects,
+        })
     }
 
     /// The entry with an id.

@@ -7,6 +7,7 @@
 //! A new task starts with nothing but the scratch memory and the vdso. Its script moves the vdso, maps areas, reads pages
 //! from the image into them and sets the protections last.
 
+pub mod inherit;
 pub mod layout;
 pub mod pages;
 pub mod shared;
@@ -23,6 +24,8 @@ pub struct Record {
     pub layout: layout::Record,
     /// Areas by address.
     pub areas: Vec<vma::Record>,
-    /// Pages of private memory that hold something.
+    /// Pages of private memory that hold something; with `inherits`, only those that differ from the parent's.
     pub pages: Vec<PageRun>,
+    /// Whether it starts as a copy of the parent's, as fork leaves it.
+    pub inherits: Option<inherit::Record>,
 }

@@ -83,6 +83,15 @@ pub fn ranges(source: &Source<'_>, area: &Area) -> Result<Vec<(u64, u64)>> {
     Ok(found.iter().filter(|r| wanted(r.categories)).map(|r| (r.start, r.end)).collect())
 }
 
+/// What becomes of pages that hold only zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zeros {
+    /// They are left out: fresh memory holds zeros too.
+    Leave,
+    /// They are kept: something else would be there (a file's content, the parent's page).
+    Keep,
+}
+
 /// Copies ranges into `out`, the pages file number `file`, and appends their runs. `offset`: where `out` stands.
 ///
 /// # Errors
@@ -93,6 +102,7 @@ pub fn copy(
     out: &mut impl Write,
     file: u16,
     offset: &mut u64,
+    zeros: Zeros,
     runs: &mut Vec<PageRun>,
 ) -> Result<()> {
     let mut buffer = vec![0u8; usize::try_from(CHUNK).unwrap_or(0)];
@@ -102,7 +112,8 @@ pub fn copy(
             let len = (end - at).min(CHUNK);
             let chunk = &mut buffer[..usize::try_from(len).unwrap_or(0)];
             source.read(at, chunk)?;
-            for (first, pages) in non_zero(chunk) {
+            let wanted = if zeros == Zeros::Leave { non_zero(chunk) } else { vec![(0, chunk.len() / PAGE)] };
+            for (first, pages) in wanted {
                 let bytes = &chunk[first * PAGE..(first + pages) * PAGE];
                 out.write_all(bytes).map_err(|e| SysError::io("write", yendor_image::pages_name(file), &e))?;
                 push(runs, at + (first * PAGE) as u64, pages as u64, file, *offset);

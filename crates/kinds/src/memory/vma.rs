@@ -249,14 +249,20 @@ impl Record {
                 script.call(Nr::MADVISE, args![start, len, advice]);
             }
         }
+        self.lock(script);
+        if let Some(name) = &self.name {
+            script.call(Nr::PRCTL, args![PR_SET_VMA, 0, start, len, cstr(&name.0)]);
+        }
+    }
+
+    /// Locks it, as it was.
+    pub fn lock(&self, script: &mut Script) {
+        let (start, len) = (self.start.0, self.len());
         if self.has(Flag::Locked) {
             script.call(Nr::MLOCK, args![start, len]);
         }
         if self.has(Flag::LockedOnFault) {
             script.call(Nr::MLOCK2, args![start, len, MLOCK_ONFAULT]);
-        }
-        if let Some(name) = &self.name {
-            script.call(Nr::PRCTL, args![PR_SET_VMA, 0, start, len, cstr(&name.0)]);
         }
     }
 }

@@ -167,7 +167,9 @@ impl<'w> Walk<'w> {
             FileType::Fifo => What::Fifo,
             FileType::Socket => What::Socket,
             FileType::CharacterDevice if stat.st_rdev == 0 => What::Whiteout,
-            other => return Err(Cause::unsupported(format!("{}: {other:?} in the container's file system", shown(path)))),
+            other => {
+                return Err(Cause::unsupported(format!("{}: {other:?} in the container's file system", shown(path))));
+            }
         };
         self.push(path, what, &stat, kept);
         Ok(())
@@ -297,7 +299,8 @@ fn place(top: &OwnedFd, path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let parent = openat2(top, dir, flags, Mode::empty(), resolve).named("openat2", || dir.escape_ascii().to_string())?;
+    let parent =
+        openat2(top, dir, flags, Mode::empty(), resolve).named("openat2", || dir.escape_ascii().to_string())?;
     Ok((parent, if name.is_empty() { b".".to_vec() } else { name.to_vec() }))
 }
 
@@ -351,7 +354,8 @@ fn stamp(parent: &OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
             .named("fchownat", || format!("{uid:?}, {gid:?}"))?;
     }
     if now.st_mode & 0o7777 != *mode && !matches!(what, What::Symlink(_)) {
-        rustix::fs::chmodat(parent, name, Mode::from_raw_mode(*mode), AtFlags::empty()).named("fchmodat", String::new)?;
+        rustix::fs::chmodat(parent, name, Mode::from_raw_mode(*mode), AtFlags::empty())
+            .named("fchmodat", String::new)?;
     }
     let time = Timespec { tv_sec: *seconds, tv_nsec: *nanoseconds };
     let times = Timestamps { last_access: time, last_modification: time };

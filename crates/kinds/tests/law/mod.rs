@@ -73,7 +73,8 @@ pub fn collect(fds: &[BorrowedFd<'_>]) -> Image {
 
 impl Image {
     pub fn try_rebuild(&self, filled: Filled) -> Result<Vec<OwnedFd>, Cause> {
-        let mut workshop = Workshop::new(Some(&self.reader), directory("/"), directory("/proc"), filled, &self.entries)?;
+        let mut workshop =
+            Workshop::new(Some(&self.reader), directory("/"), directory("/proc"), filled, &self.entries)?;
         let mut made = Vec::new();
         for entry in &self.entries {
             made.push(twin(workshop.fd(entry.id)?));

@@ -1,0 +1,198 @@
+//! The address space of a task: from nothing, or from the copy of its creator's that fork left it.
+
+use std::collections::BTreeMap;
+
+use yendor_image::PageRun;
+use yendor_kinds::memory::{Record, inherit, layout, pages, vma};
+use yendor_kinds::process::{Alive, State};
+use yendor_kinds::{Cause, Result};
+use yendor_task::script::Want;
+use yendor_task::{Nr, Script, args};
+
+use super::{PARKING, Site, Task};
+
+/// Which tasks have their memory, and whose memory those have that do not.
+#[derive(Debug, Default)]
+pub struct Memories {
+    filled: BTreeMap<i32, ()>,
+    copies: BTreeMap<i32, i32>,
+}
+
+const MREMAP_MAYMOVE_FIXED: u32 = 3;
+const PROT_READ_WRITE: u32 = 3;
+const MADV_DONTNEED: u32 = 4;
+
+impl Memories {
+    /// A task was born: where its creator has its memory, it has a copy.
+    pub fn born(&mut self, child: i32, creator: i32) {
+        if self.filled.contains_key(&creator) {
+            self.copies.insert(child, creator);
+        }
+    }
+
+    /// Gives a task its memory, once.
+    ///
+    /// # Errors
+    /// The kernel's, or `Corrupt` for areas that contradict each other.
+    pub fn fill(&mut self, site: &Site<'_>, task: &Task, pid: i32, alive: &Alive) -> Result<()> {
+        if self.filled.insert(pid, ()).is_some() {
+            return Ok(());
+        }
+        let memory = &alive.memory;
+        check(site, memory)?;
+        let origin = self.copies.get(&pid).and_then(|creator| record_of(site, *creator));
+        let mut script = Script::new();
+        let kept = match (origin, &memory.inherits) {
+            (Some(origin), Some(_)) => keep(origin, memory, &mut script),
+            (Some(origin), None) => {
+                forget(site, origin, &mut script);
+                Vec::new()
+            }
+            (None, Some(_)) => return Err(Cause::corrupt(format!("process {pid}: nobody to inherit memory from"))),
+            (None, None) => Vec::new(),
+        };
+        if memory.inherits.is_none() {
+            place_vdso(site, memory, &mut script)?;
+        }
+        fill_areas(site, memory, &kept, &mut script)?;
+        let inherited_exe = memory.inherits.is_some() && origin.is_some_and(|o| o.layout.exe == memory.layout.exe);
+        let exe = match memory.layout.exe.filter(|_| !inherited_exe) {
+            Some(id) => Some(*site.files.get(&id).ok_or_else(|| Cause::corrupt(format!("no file {id}")))?),
+            None => None,
+        };
+        layout::rebuild(&memory.layout, exe, &mut script);
+        site.run(task, &script)?;
+        Ok(())
+    }
+}
+
+fn record_of<'s>(site: &Site<'s>, pid: i32) -> Option<&'s Record> {
+    let process = site.snapshot.processes.iter().find(|p| p.pid.0 == pid)?;
+    if let State::Alive(alive) = &process.state { Some(&alive.memory) } else { None }
+}
+
+/// Areas are in order, apart from each other and from scratch memory; pages lie in one private area each.
+fn check(site: &Site<'_>, memory: &Record) -> Result<()> {
+    let scratch = (site.arena.base(), site.arena.end() + PARKING);
+    let mut last = 0;
+    for area in &memory.areas {
+        let (start, end) = (area.start.0, area.end.0);
+        if start < last || end <= start || start % 4096 != 0 || start < scratch.1 && scratch.0 < end {
+            return Err(Cause::corrupt(format!("mapping {start:#x}-{end:#x} overlaps or is out of order")));
+        }
+        last = end;
+    }
+    memory.pages.iter().try_for_each(|run| check_run(memory, run))
+}
+
+fn check_run(memory: &Record, run: &PageRun) -> Result<()> {
+    let after = memory.areas.partition_point(|a| a.start.0 <= run.addr.0);
+    let area = after.checked_sub(1).and_then(|i| memory.areas.get(i));
+    let inside = area.is_some_and(|a| run.end().is_some_and(|end| end <= a.end) && !a.shared && !a.is_kernel());
+    if inside { Ok(()) } else { Err(Cause::corrupt(format!("pages at {} outside private memory", run.addr))) }
+}
+
+/// Of a copy, the areas that are the child's too stay; the others go. Those that stay, by start.
+fn keep(origin: &Record, memory: &Record, script: &mut Script) -> Vec<(u64, u32)> {
+    let mut kept = Vec::new();
+    for area in origin.areas.iter().filter(|a| !a.is_kernel()) {
+        match memory.areas.iter().find(|a| inherit::is_copy(a, area)) {
+            Some(own) => kept.push((own.start.0, area.protection)),
+            None => {
+                script.call(Nr::MUNMAP, args![area.start.0, area.len()]);
+            }
+        }
+    }
+    kept
+}
+
+/// Of a copy nothing stays; the vdso goes back to where it waits in a new task.
+fn forget(site: &Site<'_>, origin: &Record, script: &mut Script) {
+    for (what, at, len) in &site.parked {
+        if let Some(area) = origin.areas.iter().find(|a| a.backing == *what) {
+            let want = Want::Exactly(*at);
+            script.call_wanting(Nr::MREMAP, args![area.start.0, *len, *len, MREMAP_MAYMOVE_FIXED, *at], want);
+        }
+    }
+    for area in origin.areas.iter().filter(|a| !a.is_kernel()) {
+        script.call(Nr::MUNMAP, args![area.start.0, area.len()]);
+    }
+}
+
+/// Maps, fills, protects. `kept`: areas that are there already, with their protection.
+fn fill_areas(site: &Site<'_>, memory: &Record, kept: &[(u64, u32)], script: &mut Script) -> Result<()> {
+    let there = |area: &vma::Record| kept.iter().find(|(start, _)| *start == area.start.0).map(|(_, p)| *p);
+    for area in memory.areas.iter().filter(|a| !a.is_kernel()) {
+        let written = is_written(memory, area);
+        match there(area) {
+            Some(protection) if written && protection & PROT_READ_WRITE != PROT_READ_WRITE => {
+                script.call(Nr::MPROTECT, args![area.start.0, area.len(), protection | PROT_READ_WRITE]);
+            }
+            Some(_) => {}
+            None => {
+                area.map(behind(site, area)?, written, script);
+                area.advise_before(script);
+            }
+        }
+    }
+    for (start, end) in memory.inherits.iter().flat_map(|i| &i.dropped) {
+        script.call(Nr::MADVISE, args![start.0, end.0.saturating_sub(start.0), MADV_DONTNEED]);
+    }
+    for run in &memory.pages {
+        let fd = *site.pages.get(&run.file).ok_or_else(|| Cause::corrupt(format!("no pages file {}", run.file)))?;
+        pages::rebuild(run, fd, script);
+    }
+    for area in memory.areas.iter().filter(|a| !a.is_kernel()) {
+        match there(area) {
+            None => area.protect(is_written(memory, area), script),
+            Some(protection) => {
+                if protection != area.protection || is_written(memory, area) {
+                    script.call(Nr::MPROTECT, args![area.start.0, area.len(), area.protection]);
+                }
+                area.lock(script);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether pages of the image go into the area.
+fn is_written(memory: &Record, area: &vma::Record) -> bool {
+    let first = memory.pages.partition_point(|r| r.addr.0 < area.start.0);
+    memory.pages.get(first).is_some_and(|r| r.addr.0 < area.end.0)
+}
+
+/// The descriptor of what is behind an area.
+fn behind(site: &Site<'_>, area: &vma::Record) -> Result<Option<i32>> {
+    let found = match &area.backing {
+        vma::Backing::File(id, _) => site.files.get(id),
+        vma::Backing::Object(id, _) => site.objects.get(id),
+        _ => return Ok(None),
+    };
+    found.copied().map(Some).ok_or_else(|| Cause::corrupt(format!("mapping at {}: nothing behind it", area.start)))
+}
+
+/// Moves the parked vdso to where the process had it.
+fn place_vdso(site: &Site<'_>, memory: &Record, script: &mut Script) -> Result<()> {
+    for (what, at, len) in &site.parked {
+        match memory.areas.iter().find(|a| a.backing == *what) {
+            Some(area) if area.len() == *len => {
+                let to = area.start.0;
+                script.call_wanting(Nr::MREMAP, args![*at, *len, *len, MREMAP_MAYMOVE_FIXED, to], Want::Exactly(to));
+            }
+            Some(area) => {
+                let had = area.len();
+                return Err(Cause::unsupported(format!("{what:?} had {had} bytes and has {len} under this kernel")));
+            }
+            None => {
+                script.call(Nr::MUNMAP, args![*at, *len]);
+            }
+        }
+    }
+    for area in memory.areas.iter().filter(|a| a.is_kernel()) {
+        if !site.parked.iter().any(|(what, ..)| *what == area.backing) {
+            return Err(Cause::unsupported(format!("this kernel has no {:?}", area.backing)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! Memory that a child still shares with its parent since fork, copy on write.
+//! *Read from:* the memory of both, page by page, where both have the same private mapping.
+//! *Made again by:* fork: the child is born when its parent has its memory, and only differences are written.
+//! *Lost:* sharing between processes that are not parent and child.
+
+use serde::{Deserialize, Serialize};
+use yendor_image::Addr;
+
+use super::pages::Source;
+use super::vma::{self, Flag};
+use crate::Result;
+
+/// What a copy of the parent has too much.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Ranges of kept areas that the parent has written and the child has not: start and end.
+    pub dropped: Vec<(Addr, Addr)>,
+}
+
+/// Whether a child's area is its parent's, as fork copied it. The protection may differ.
+#[must_use]
+pub fn is_copy(child: &vma::Record, parent: &vma::Record) -> bool {
+    let vma::Record { start, end, protection: _, backing, shared, flags, name } = child;
+    let forked = |f: &&Flag| matches!(f, Flag::DontFork | Flag::WipeOnFork);
+    // Locks are not inherited: they do not make an area another one.
+    let plain = |flags: &[Flag]| -> Vec<Flag> {
+        flags.iter().copied().filter(|f| !matches!(f, Flag::Locked | Flag::LockedOnFault)).collect()
+    };
+    (*start, *end, backing, *shared, name) == (parent.start, parent.end, &parent.backing, parent.shared, &parent.name)
+        && plain(flags) == plain(&parent.flags)
+        && !flags.iter().any(|f| forked(&f))
+}
+
+/// How the pages of a kept private area differ.
+#[derive(Debug, Default)]
+pub struct Difference {
+    /// To be written: start and end.
+    pub changed: Vec<(u64, u64)>,
+    /// To be dropped.
+    pub dropped: Vec<(u64, u64)>,
+}
+
+const PAGE: u64 = 4096;
+const CHUNK: u64 = 64 * PAGE;
+
+/// Compares what parent and child have written (`ours`, `theirs`: ranges by address).
+///
+/// # Errors
+/// The memory of either cannot be read.
+pub fn compare(
+    child: &Source<'_>,
+    ours: &[(u64, u64)],
+    parent: &Source<'_>,
+    theirs: &[(u64, u64)],
+) -> Result<Difference> {
+    let mut difference = Difference { changed: subtract(ours, theirs), dropped: subtract(theirs, ours) };
+    let (mut a, mut b) = (vec![0; buffer()], vec![0; buffer()]);
+    for (start, end) in intersect(ours, theirs) {
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(CHUNK);
+            let n = usize::try_from(len).unwrap_or(0);
+            child.read(at, &mut a[..n])?;
+            parent.read(at, &mut b[..n])?;
+            if a[..n] != b[..n] {
+                let pages = a[..n].chunks(buffer_page()).zip(b[..n].chunks(buffer_page()));
+                for (i, _) in pages.enumerate().filter(|(_, (x, y))| x != y) {
+                    let page = at + i as u64 * PAGE;
+                    push(&mut difference.changed, (page, page + PAGE));
+                }
+            }
+            at += len;
+        }
+    }
+    difference.changed.sort_unstable();
+    Ok(difference)
+}
+
+const fn buffer() -> usize {
+    64 * 4096
+}
+
+const fn buffer_page() -> usize {
+    4096
+}
+
+fn push(ranges: &mut Vec<(u64, u64)>, (start, end): (u64, u64)) {
+    match ranges.last_mut() {
+        Some(last) if last.1 == start => last.1 = end,
+        _ => ranges.push((start, end)),
+    }
+}
+
+/// What is in `a` and not in `b`; both sorted.
+fn subtract(a: &[(u64, u64)], b: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    for &(start, end) in a {
+        let mut at = start;
+        for &(from, to) in b.iter().filter(|(from, to)| *from < end && start < *to) {
+            if at < from {
+                out.push((at, from));
+            }
+            at = at.max(to);
+        }
+        if at < end {
+            out.push((at, end));
+        }
+    }
+    out
+}
+
+/// What is in both; both sorted.
+fn intersect(a: &[(u64, u64)], b: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    for &(start, end) in a {
+        for &(from, to) in b.iter().filter(|(from, to)| *from < end && start < *to) {
+            out.push((start.max(from), end.min(to)));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_sets() {
+        let a = [(0, 4), (8, 12)];
+        let b = [(2, 9), (11, 20)];
+        assert_eq!(subtract(&a, &b), [(0, 2), (9, 11)]);
+        assert_eq!(subtract(&b, &a), [(4, 8), (12, 20)]);
+        assert_eq!(intersect(&a, &b), [(2, 4), (8, 9), (11, 12)]);
+    }
+}
