@@ -15,6 +15,7 @@ pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod raw;
+pub mod sock;
 pub mod spawn;
 pub mod vm;
 pub mod wait;

@@ -6,7 +6,7 @@
 mod address_space;
 mod process;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -75,6 +75,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
     let mut robust = RobustList::register().at(Step::Collect)?;
     let mut memory = Memory::new(writer).at(Step::Collect)?;
     let mut processes = Vec::new();
+    let mut unknown_stops = BTreeSet::new();
     for facts in &order {
         let inside = facts.inside();
         let state = match tree.processes.get(&facts.pid) {
@@ -82,7 +83,17 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
             Some(threads) => {
                 let held = descriptors.remove(&facts.pid).unwrap_or_default();
                 let parent = parent_of(facts, &order, &processes);
-                let mut one = process::Collecting { proc: &proc, facts, threads, gather, parent, memory: &mut memory };
+                let stopped_children = stopped_children(tree, &order, facts.pid);
+                let mut one = process::Collecting {
+                    proc: &proc,
+                    facts,
+                    threads,
+                    gather,
+                    parent,
+                    stopped_children,
+                    unknown_stops: &mut unknown_stops,
+                    memory: &mut memory,
+                };
                 let alive = one.collect(held, &mut robust).at(Step::Collect).task(inside.0)?;
                 State::Alive(Box::new(alive))
             }
@@ -105,6 +116,13 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
         objects,
         lost: std::mem::take(&mut gather.lost),
     })
+}
+
+/// Children of a process that job control has stopped.
+fn stopped_children(tree: &FrozenTree, order: &[Facts], parent: i32) -> Vec<i32> {
+    let stopped =
+        |pid: &i32| tree.processes.get(pid).is_some_and(|t| t.first().is_some_and(|l| l.group_stop().is_some()));
+    order.iter().filter(|f| f.status.ppid == parent && stopped(&f.pid)).map(|f| f.inside().0).collect()
 }
 
 /// The parent's memory: parents come before their children.

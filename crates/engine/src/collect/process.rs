@@ -1,18 +1,20 @@
 //! One process of a frozen tree.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_image::{Bytes, Tid};
 use yendor_kinds::file::{Descriptor, Gather};
 use yendor_kinds::process::{
-    Alive, Inquiry, Question, Thread, attribute, credential, directory, itimer, posix_timer, regs, rlimit, rseq, sched,
-    sigaction, signal,
+    Alive, Inquiry, Question, Stop, Thread, attribute, credential, directory, half_at, itimer, posix_timer, regs,
+    rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_proc::{limits, personality, status, timers};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
 use yendor_task::live::{self, Borrowed};
+use yendor_task::script::out;
 use yendor_task::tree::read_proc;
 use yendor_task::{Nr, Stopped, args};
 
@@ -30,6 +32,10 @@ pub struct Collecting<'a, 'g, 'w> {
     pub gather: &'a mut Gather<'g>,
     /// Its parent, if that is collected already.
     pub parent: Option<(i32, &'a memory::Record)>,
+    /// Its stopped children, by their id inside.
+    pub stopped_children: Vec<i32>,
+    /// Stopped processes whose parent has not waited for the stop yet, by their id inside.
+    pub unknown_stops: &'a mut BTreeSet<i32>,
     /// What was collected of memory.
     pub memory: &'a mut Memory<'w>,
 }
@@ -51,6 +57,7 @@ struct AskedProcess {
     timers: Vec<Question>,
     attributes: attribute::AskedProcess,
     brk: Question,
+    stops: Vec<(i32, Question)>,
 }
 
 impl AskedThread {
@@ -66,6 +73,12 @@ impl AskedThread {
 }
 
 impl Collecting<'_, '_, '_> {
+    /// Its job-control stop. Whether the parent knows of it the parent has said before (pid 1 never asks).
+    fn stopped(&self) -> Option<Stop> {
+        let signal = self.threads.first()?.group_stop()?;
+        Some(Stop { signal, known: !self.unknown_stops.contains(&self.facts.inside().0) })
+    }
+
     fn file(&self, name: &str) -> Result<Vec<u8>> {
         Ok(read_proc(self.proc.as_fd(), &format!("{}/{name}", self.facts.pid))?)
     }
@@ -87,6 +100,7 @@ impl Collecting<'_, '_, '_> {
             timers: posix_timer::ask(inquiry, &timers),
             attributes: attribute::ask_process(inquiry),
             brk: inquiry.ask(Nr::BRK, args![0]),
+            stops: self.stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
         };
         let smaps = yendor_proc::smaps::parse(&self.file("smaps")?)?;
         let registers = self.ask_tasks(&mut asked, robust)?;
@@ -96,6 +110,12 @@ impl Collecting<'_, '_, '_> {
             threads.push(self.thread(stopped, asked, regs, shared_pending.mask())?);
         }
         let leader = &asked[0].inquiry;
+        for (child, question) in &about.stops {
+            // si_pid, where anything was to be told.
+            if half_at(leader.bytes(*question)?, 16) != 0 {
+                self.unknown_stops.insert(*child);
+            }
+        }
         let inside = |tid: i32| {
             let i = self.threads.iter().position(|t| t.tid() == tid)?;
             threads.get(i).map(|t| t.tid.0)
@@ -118,7 +138,7 @@ impl Collecting<'_, '_, '_> {
             limits: rlimit::collect(&limits::parse(&self.file("limits")?)?),
             directory: self.directory()?,
             memory: self.memory.collect(self.proc, pid, layout, &smaps, self.parent, self.gather)?,
-            stopped: self.threads.first().and_then(Stopped::group_stop),
+            stopped: self.stopped(),
             pending: shared_pending,
             terminal: None,
             descriptors: held,
@@ -216,6 +236,13 @@ impl Collecting<'_, '_, '_> {
             Err(e) => Err(yendor_sys::SysError::new("openat", format!("/proc/{path}"), e).into()),
         }
     }
+}
+
+/// Asks whether a stopped child would still be reported, without taking the report.
+fn ask_stop(inquiry: &mut Inquiry, child: i32) -> Question {
+    const P_PID: u32 = 1;
+    const WNOHANG_WSTOPPED_WNOWAIT: u32 = 1 | 2 | 0x0100_0000;
+    inquiry.ask(Nr::WAITID, args![P_PID, child, out(128), WNOHANG_WSTOPPED_WNOWAIT, 0])
 }
 
 /// Filters cannot be read back without the kernel's help, and might kill the task for our own calls.

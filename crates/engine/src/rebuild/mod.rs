@@ -95,8 +95,8 @@ pub struct Rebuilt {
     pub main: i32,
     /// The memory that pid 1 reports in.
     pub arena: Arena,
-    /// Every stopped thread but pid 1, and whether it must stay stopped.
-    threads: Vec<(i32, bool)>,
+    /// Every thread but pid 1.
+    threads: Vec<i32>,
     /// Warnings: what could not be had in full.
     pub notes: Vec<String>,
     done: bool,
@@ -165,7 +165,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         }
     };
     let main = threads.iter().find(|t| t.inside == root).map_or(init, |t| t.tid);
-    let threads = threads.iter().map(|t| (t.tid, t.stopped)).collect();
+    let threads = threads.iter().map(|t| t.tid).collect();
     let rebuilt = Rebuilt { init, main, arena: site.arena, threads, notes, done: false };
     init::become_init(&rebuilt, root).at(Step::Rebuild)?;
     Ok(rebuilt)
@@ -177,18 +177,9 @@ impl Rebuilt {
     /// # Errors
     /// A task died meanwhile; all others die with it.
     pub fn thaw(mut self) -> Result<Running> {
-        for (tid, stopped) in &self.threads {
-            if *stopped {
-                let pid = rustix::process::Pid::from_raw(*tid);
-                let stop = rustix::process::Signal::STOP;
-                pid.map_or(Ok(()), |p| rustix::process::kill_process(p, stop))
-                    .named("kill", || format!("{tid}, SIGSTOP"))
-                    .at(Step::Thaw)?;
-            }
-        }
         // Pid 1 first: it must be there to reap.
         ptrace::detach(self.init, 0).at(Step::Thaw)?;
-        for (tid, _) in &self.threads {
+        for tid in &self.threads {
             ptrace::detach(*tid, 0).at(Step::Thaw)?;
         }
         self.done = true;

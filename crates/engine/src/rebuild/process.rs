@@ -4,7 +4,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::Tid;
 use yendor_kinds::file::Descriptor;
 use yendor_kinds::process::{
-    Alive, Exec, State, Thread, attribute, credential, directory, itimer, posix_timer, regs, rlimit, rseq, sched,
+    Alive, Exec, State, Stop, Thread, attribute, credential, directory, itimer, posix_timer, regs, rlimit, rseq, sched,
     sigaction, signal,
 };
 use yendor_kinds::{Cause, Named};
@@ -26,8 +26,6 @@ pub struct Ready {
     pub tid: i32,
     /// Inside.
     pub inside: i32,
-    /// Whether its process is to be stopped by job control.
-    pub stopped: bool,
 }
 
 /// Turns every task into what its record says. Stand-ins go.
@@ -41,6 +39,7 @@ pub fn all(
     let mut notes = Vec::new();
     let mut next_slot = tasks.len();
     let mut living = Vec::new();
+    let mut building = Vec::new();
     dismiss(site, plan, tasks, init)?;
     for birth in &plan.births {
         let Some(record) = birth.record.and_then(|i| site.snapshot.processes.get(i)) else { continue };
@@ -49,15 +48,22 @@ pub fn all(
             State::Zombie(status) => die(site, task, *status).at(Step::Rebuild).task(birth.pid)?,
             State::Exec(exec) => {
                 start(site, task, exec).task(birth.pid)?;
-                living.push(Ready { tid: task.tid, inside: birth.pid, stopped: false });
+                living.push(Ready { tid: task.tid, inside: birth.pid });
             }
             State::Alive(alive) => {
                 let mut one = Building { site, alive, task, pid: birth.pid, threads: Vec::new() };
                 one.prepare(memories, next_slot).task(birth.pid)?;
                 next_slot += one.threads.len();
-                one.confine(&mut notes).task(birth.pid)?;
-                one.finish(&mut living).task(birth.pid)?;
+                building.push((one, birth.parent));
             }
+        }
+    }
+    // Children before parents: what a child's end or stop tells its parent must not be among the parent's signals.
+    for (one, parent) in building.into_iter().rev() {
+        one.confine(&mut notes).task(one.pid)?;
+        one.finish(&mut living).task(one.pid)?;
+        if let Some(stop) = &one.alive.stopped {
+            one.stop(*stop, tasks.get(&parent)).at(Step::Thaw).task(one.pid)?;
         }
     }
     Ok((living, notes))
@@ -267,9 +273,40 @@ impl Building<'_, '_> {
         for (task, thread) in self.each() {
             regs::rebuild(task.tid, &thread.regs).at(Step::Thaw)?;
             ptrace::set_sigmask(task.tid, thread.signals.mask).at(Step::Thaw)?;
-            let leader = task.tid == self.task.tid;
-            let stopped = leader && self.alive.stopped.is_some();
-            living.push(Ready { tid: task.tid, inside: thread.tid.0, stopped });
+            living.push(Ready { tid: task.tid, inside: thread.tid.0 });
+        }
+        Ok(())
+    }
+
+    /// Brings the process into its job-control stop before any of its own code runs. A parent that knew of the stop is
+    /// told of it now, by a wait of ours, and not again.
+    fn stop(&self, stop: Stop, parent: Option<&Task>) -> std::result::Result<(), Cause> {
+        const SIGSTOP: i32 = 19;
+        let signal = if stop.known { SIGSTOP } else { stop.signal };
+        let named = rustix::process::Signal::from_named_raw(signal)
+            .ok_or_else(|| Cause::corrupt(format!("stopped by signal {signal}")))?;
+        let pid = rustix::process::Pid::from_raw(self.task.tid);
+        pid.map_or(Ok(()), |p| rustix::process::kill_process(p, named)).named("kill", || format!("{named:?}"))?;
+        for (task, _) in self.each() {
+            ptrace::cont(task.tid, 0)?;
+        }
+        for (task, _) in self.each() {
+            loop {
+                let Some((_, what)) = wait::wait(Some(task.tid), true)? else { continue };
+                match what {
+                    Event::Stopped { event: ptrace::event::STOP, .. } => break,
+                    Event::Stopped { signal, event: 0 } => ptrace::cont(task.tid, signal)?,
+                    Event::Stopped { .. } | Event::Continued => ptrace::cont(task.tid, 0)?,
+                    event => return Err(yendor_task::Dead { tid: task.tid, event }.into()),
+                }
+            }
+        }
+        if let Some(parent) = parent.filter(|_| stop.known) {
+            const P_PID: u32 = 1;
+            const WNOHANG_WSTOPPED: u32 = 1 | 2;
+            let mut script = Script::new();
+            script.call(Nr::WAITID, args![P_PID, self.pid, 0, WNOHANG_WSTOPPED, 0]);
+            self.site.run(parent, &script)?;
         }
         Ok(())
     }

@@ -68,8 +68,8 @@ pub struct Alive {
     pub actions: sigaction::Record,
     /// Signals pending for the process.
     pub pending: signal::Queue,
-    /// Whether it is stopped by job control, and by which signal.
-    pub stopped: Option<i32>,
+    /// Whether it is stopped by job control.
+    pub stopped: Option<Stop>,
     /// Interval timers.
     pub itimers: itimer::Record,
     /// POSIX timers.
@@ -80,6 +80,16 @@ pub struct Alive {
     pub attributes: attribute::Process,
     /// Whether the session's terminal is open in the session leader: that file.
     pub terminal: Option<yendor_image::FileId>,
+}
+
+/// A job-control stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// The signal that stopped it.
+    pub signal: i32,
+    /// Whether its parent has waited for the stop already.
+    pub known: bool,
 }
 
 /// A thread.
