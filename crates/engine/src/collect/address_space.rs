@@ -13,6 +13,7 @@ use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::maps::Label;
 use yendor_proc::smaps::{Smap, VmFlag};
 
+use super::ghost::Ghosts;
 use super::{Objects, PAGES};
 
 /// What was collected of memory so far.
@@ -23,6 +24,8 @@ pub struct Memory<'w> {
     /// Files opened for mappings, by device, inode and whether they can be written.
     files: BTreeMap<(u64, u64, bool), FileId>,
     vdso: Option<Digest>,
+    ghosts: Ghosts<'w>,
+    writer: &'w Writer,
 }
 
 impl<'w> Memory<'w> {
@@ -32,15 +35,24 @@ impl<'w> Memory<'w> {
     /// The image cannot be written.
     pub fn new(writer: &'w Writer) -> Result<Memory<'w>> {
         let out = writer.file(&yendor_image::pages_name(PAGES))?;
-        Ok(Memory { out, offset: 0, objects: BTreeMap::new(), files: BTreeMap::new(), vdso: None })
+        Ok(Memory {
+            out,
+            offset: 0,
+            objects: BTreeMap::new(),
+            files: BTreeMap::new(),
+            vdso: None,
+            ghosts: Ghosts::default(),
+            writer,
+        })
     }
 
     /// The shared objects and the vdso's digest, once the pages are written.
     ///
     /// # Errors
     /// The image cannot be written.
-    pub fn finish(self) -> Result<(Objects, Option<Digest>)> {
+    pub fn finish(self, gather: &mut Gather<'_>) -> Result<(Objects, Option<Digest>)> {
         self.out.finish()?;
+        self.ghosts.finish(gather)?;
         Ok((self.objects.into_values().collect(), self.vdso))
     }
 
@@ -119,8 +131,13 @@ impl<'w> Memory<'w> {
             let shown = map.name.escape_ascii();
             return Err(Cause::unsupported(format!("mapping of {shown}: another file lies at this path now")));
         }
+        if is_file(map) {
+            let copied = if map.perms.shared { Vec::new() } else { pages::copied(source, map.start, map.end)? };
+            let id = self.ghosts.mapped(map, source, &copied, self.writer, gather)?;
+            return Ok(Backing::File(id, map.offset));
+        }
         if !map.perms.shared {
-            // A deleted file, privately mapped: its bytes are read through the task and become the area's own.
+            // A private mapping of shared memory without a name: its bytes become the area's own.
             return Ok(Backing::Anonymous);
         }
         self.object(smap, source)
@@ -171,6 +188,12 @@ impl<'w> Memory<'w> {
         }
         Ok(Backing::Object(id, map.offset))
     }
+}
+
+/// Whether a deleted file is behind a mapping, rather than shared memory of the kernel's naming.
+fn is_file(map: &yendor_proc::maps::Map) -> bool {
+    const KERNEL: [&[u8]; 3] = [b"/memfd:", b"/dev/zero", b"/SYSV"];
+    map.deleted && map.name.starts_with(b"/") && !KERNEL.iter().any(|k| map.name.starts_with(k))
 }
 
 /// Whether a process still runs the program that its parent ran when it was forked.

@@ -4,6 +4,7 @@
 //! what only it knows, give it back, and copy its memory. Nothing of the tree is changed at the end.
 
 mod address_space;
+mod ghost;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,7 +108,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
         });
     }
     gather.finish().at(Step::Collect)?;
-    let (objects, vdso) = memory.finish().at(Step::Store)?;
+    let (objects, vdso) = memory.finish(gather).at(Step::Store)?;
     Ok(Snapshot {
         machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso },
         container,

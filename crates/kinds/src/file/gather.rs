@@ -172,7 +172,26 @@ impl<'a> Gather<'a> {
     /// What cannot be captured: an other end outside of the tree, above all.
     pub fn finish(&mut self) -> Result<()> {
         super::pipe::finish(self)?;
+        super::unix::finish(self)?;
         super::epoll::finish(self)
+    }
+
+    /// An id for a description that is put together by the caller; [`Self::fill`] gives it its record.
+    ///
+    /// # Errors
+    /// Too many files.
+    pub fn reserve(&mut self, flags: u32) -> Result<FileId> {
+        let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
+        let record = Record::External(super::external::Record::Stdin);
+        self.entries.push(Entry { id, flags, owner: None, record });
+        Ok(id)
+    }
+
+    /// Gives a reserved id its record.
+    pub fn fill(&mut self, id: FileId, record: Record) {
+        if let Some(entry) = self.entries.get_mut(id.0 as usize) {
+            entry.record = record;
+        }
     }
 
     /// A collected description of the file with this device and inode that can be mapped; `writes`: also for writing.
@@ -196,6 +215,11 @@ impl<'a> Gather<'a> {
     pub(super) fn info_of(&self, fd: BorrowedFd<'_>) -> Result<FdInfo> {
         let me = rustix::process::getpid().as_raw_nonzero().get();
         Ok(yendor_proc::fdinfo::parse(&self.read(&format!("{me}/fdinfo/{}", fd.as_raw_fd()))?)?)
+    }
+
+    /// What a link of /proc says.
+    pub(super) fn link_to(&self, path: &str) -> Result<Bytes> {
+        self.link(path)
     }
 
     fn link(&self, path: &str) -> Result<Bytes> {

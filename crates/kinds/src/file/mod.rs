@@ -20,6 +20,7 @@ pub mod pipe;
 pub mod regular;
 pub mod signalfd;
 pub mod timerfd;
+pub mod unix;
 pub mod workshop;
 
 use std::os::fd::OwnedFd;
@@ -169,5 +170,6 @@ registry! {
     Timerfd timerfd,
     Signalfd signalfd,
     Memfd memfd,
+    Unix unix,
     Regular regular,
 }

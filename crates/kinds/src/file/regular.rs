@@ -75,7 +75,7 @@ impl FileKind for Record {
         let Record { path, mode, position, size, ghost } = self;
         let flags = reopen_flags(entry.flags);
         let fd = match ghost {
-            Some(ghost) => ghost.open(path, *mode, *size, flags, workshop)?,
+            Some(ghost) => ghost.open(self, entry.flags, workshop)?,
             None => workshop.open(&path.0, flags, Mode::empty())?,
         };
         let stat = rustix::fs::fstat(&fd).named("fstat", || path.to_string())?;
@@ -145,31 +145,35 @@ impl Ghost {
     }
 
     /// The description of a file that is made again and unlinked; further descriptions of it open the same inode.
-    fn open(&self, path: &Bytes, mode: u32, size: u64, flags: OFlags, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
-        if FileType::from_raw_mode(mode) == FileType::Directory {
-            return self.open_directory(path, flags, workshop);
+    fn open(&self, file: &Record, flags: u32, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
+        // A file that never had a name (O_TMPFILE) shows it in its maker's flags.
+        let maker = OFlags::from_bits_retain(flags);
+        let nameless = maker.contains(OFlags::TMPFILE) && maker & OFlags::ACCMODE == OFlags::RDWR;
+        let flags = reopen_flags(flags);
+        if FileType::from_raw_mode(file.mode) == FileType::Directory {
+            return self.open_directory(&file.path, flags, workshop);
         }
         let key = ("ghost", self.inode);
         if !workshop.objects.contains_key(&key) {
-            let made = self.make(path, mode, size, workshop)?;
+            let made = self.make(file, nameless, workshop)?;
+            let twin = rustix::io::fcntl_dupfd_cloexec(&made, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
             workshop.objects.insert(key, vec![made]);
+            if nameless {
+                return Ok(twin);
+            }
         }
         let original = &workshop.objects[&key][0];
         reopen(&workshop.proc, original.as_fd(), flags)
     }
 
-    fn make(&self, path: &Bytes, mode: u32, size: u64, workshop: &Workshop<'_>) -> Result<OwnedFd> {
+    fn make(&self, file: &Record, nameless: bool, workshop: &Workshop<'_>) -> Result<OwnedFd> {
+        let Record { path, mode, size, .. } = file;
         let Ghost { inode: _, blob, extents, owner } = self;
-        let directory = parent(&path.0);
-        let flags = OFlags::TMPFILE | OFlags::RDWR;
-        let wanted = Mode::from_raw_mode(mode & 0o7777);
-        // Its old directory may be gone or refuse: any place of the container will do.
-        let fd = workshop
-            .open(directory, flags, Mode::RUSR | Mode::WUSR)
-            .or_else(|_| workshop.open(b"/tmp", flags, Mode::RUSR | Mode::WUSR))?;
-        rustix::fs::ftruncate(&fd, size).named("ftruncate", || format!("{path}, {size}"))?;
+        let wanted = Mode::from_raw_mode(*mode & 0o7777);
+        let fd = unnamed(path, nameless, workshop)?;
+        rustix::fs::ftruncate(&fd, *size).named("ftruncate", || format!("{path}, {size}"))?;
         if let (Some(name), Some(reader)) = (blob, workshop.reader) {
-            copy_blob(reader, name, extents, size, &fd)?;
+            copy_blob(reader, name, extents, *size, &fd)?;
         }
         rustix::fs::fchown(&fd, Some(rustix::fs::Uid::from_raw(owner.0)), Some(rustix::fs::Gid::from_raw(owner.1)))
             .named("fchown", || format!("{path}, {owner:?}"))?;
@@ -188,6 +192,22 @@ impl Ghost {
         rustix::fs::unlinkat(&parent, &name, rustix::fs::AtFlags::REMOVEDIR).named("unlinkat", || name.clone())?;
         Ok(fd?)
     }
+}
+
+/// A new file that no name leads to, remembered under its old name if that is free.
+fn unnamed(path: &Bytes, nameless: bool, workshop: &Workshop<'_>) -> Result<OwnedFd> {
+    let private = Mode::RUSR | Mode::WUSR;
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::RDWR;
+    if let Some(fd) = (!nameless).then(|| workshop.open(&path.0, create, private).ok()).flatten() {
+        let directory = workshop.open(parent(&path.0), OFlags::DIRECTORY | OFlags::PATH, Mode::empty())?;
+        let name = path.0.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        rustix::fs::unlinkat(&directory, name, rustix::fs::AtFlags::empty()).named("unlinkat", || path.to_string())?;
+        return Ok(fd);
+    }
+    // Its old directory may be gone or refuse: any place of the container will do.
+    let flags = OFlags::TMPFILE | OFlags::RDWR;
+    let fd = workshop.open(parent(&path.0), flags, private).or_else(|_| workshop.open(b"/tmp", flags, private))?;
+    Ok(fd)
 }
 
 /// The directory part of a path.

@@ -23,6 +23,8 @@ pub struct Workshop<'a> {
     pub filled: Filled,
     /// How far the container's clocks are ahead of ours.
     pub clocks: super::timerfd::Clocks,
+    /// Unix sockets on their way.
+    pub(super) unix: super::unix::Bench,
     /// All entries of the image.
     entries: BTreeMap<FileId, &'a Entry>,
     /// Descriptions that exist.
@@ -59,6 +61,7 @@ impl<'a> Workshop<'a> {
             proc,
             filled,
             clocks,
+            unix: super::unix::Bench::default(),
             entries: map,
             made: BTreeMap::new(),
             making: BTreeSet::new(),
@@ -105,6 +108,11 @@ impl<'a> Workshop<'a> {
         Ok(self.made.get(&id).ok_or_else(|| Cause::corrupt(format!("no file has the id {id}")))?.as_fd())
     }
 
+    /// Whether the description exists already.
+    pub(super) fn exists(&self, id: FileId) -> bool {
+        self.made.contains_key(&id)
+    }
+
     /// The parts of an object that a kind has put into [`Self::objects`].
     ///
     /// # Errors
@@ -124,6 +132,7 @@ impl<'a> Workshop<'a> {
         for id in all {
             self.fd(id)?;
         }
+        super::unix::connect_all(self)?;
         super::epoll::register_all(self)
     }
 

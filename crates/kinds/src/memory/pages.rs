@@ -83,6 +83,16 @@ pub fn ranges(source: &Source<'_>, area: &Area) -> Result<Vec<(u64, u64)>> {
     Ok(found.iter().filter(|r| wanted(r.categories)).map(|r| (r.start, r.end)).collect())
 }
 
+/// Ranges of a private file mapping that are copies of the task's own.
+///
+/// # Errors
+/// What the scan says.
+pub fn copied(source: &Source<'_>, start: u64, end: u64) -> Result<Vec<(u64, u64)>> {
+    let found = pagemap::scan(source.pagemap.as_fd(), start, end)?;
+    let own = |categories: u64| !Page::from_bits_retain(categories).contains(Page::FILE);
+    Ok(found.iter().filter(|r| own(r.categories)).map(|r| (r.start, r.end)).collect())
+}
+
 /// What becomes of pages that hold only zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Zeros {

@@ -1,0 +1,159 @@
+//! The address of a unix socket.
+//! *Read from:* getsockname; the file system says whether a path still leads to the socket.
+//! *Made again by:* bind, inside the container's root, in the directory that a relative path was bound in.
+//! *Lost:* the inode number of the name; the directory of a relative path that no longer leads to the socket.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use serde::{Deserialize, Serialize};
+use yendor_image::Bytes;
+use yendor_sys::{Errno, SysError, fd::in_own_directory, sock};
+
+use super::{Gather, Seen};
+use crate::{Named, Result};
+
+/// An address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// As in `sun_path`: a path, or an abstract name with its leading zero.
+    pub address: Bytes,
+    /// The absolute path of the directory that a relative path starts from.
+    pub directory: Bytes,
+    /// Permission bits, owner and group of the name's inode; none for an abstract name and for a path that does not lead
+    /// to this socket any more.
+    pub inode: Option<(u32, u32, u32)>,
+}
+
+/// The address of a socket whose name leads to inode `bound`, if it has one.
+///
+/// # Errors
+/// What getsockname says.
+pub fn collect(seen: &Seen, gather: &Gather<'_>) -> Result<Option<Record>> {
+    let address = sock::name(seen.fd.as_fd())?;
+    let (first, holder) = match address.first() {
+        None => return Ok(None),
+        Some(first) => (*first, seen.holder),
+    };
+    let mut directory = b"/".to_vec();
+    if first != b'/'
+        && first != 0
+        && let Some((pid, _)) = holder
+    {
+        directory = gather.link_to(&format!("{pid}/cwd"))?.0;
+    }
+    Ok(Some(Record { address: Bytes(address), directory: Bytes(directory), inode: None }))
+}
+
+impl Record {
+    /// Whether it is a path.
+    #[must_use]
+    pub fn is_path(&self) -> bool {
+        self.address.0.first().is_some_and(|b| *b != 0)
+    }
+
+    /// Finds the name's inode, `bound` as the kernel tells it, if the path still leads there.
+    pub fn find(&mut self, bound: Option<u32>, gather: &Gather<'_>) {
+        if !self.is_path() {
+            return;
+        }
+        let mut path = self.directory.0.clone();
+        path.push(b'/');
+        path.extend_from_slice(&self.address.0);
+        let Ok(fd) = gather.open_inside(&path, OFlags::PATH | OFlags::NOFOLLOW) else { return };
+        let Ok(stat) = rustix::fs::fstat(&fd) else { return };
+        // The kernel tells the lower half of the inode number.
+        let same = bound.is_some_and(|b| stat.st_ino & 0xffff_ffff == u64::from(b));
+        if same && FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
+            self.inode = Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid));
+        }
+    }
+
+    /// Gives the address to a socket. A stale socket of that path goes; one that somebody listens to stays.
+    ///
+    /// # Errors
+    /// `EADDRINUSE`.
+    pub fn bind(&self, fd: BorrowedFd<'_>, kind: SocketType, root: &OwnedFd) -> Result<()> {
+        let Record { address, directory, inode } = self;
+        if !self.is_path() {
+            return Ok(sock::bind(fd, &address.0)?);
+        }
+        let bound = self.inside(directory, root, || {
+            remove_stale(&address.0, kind)?;
+            sock::bind(fd, &address.0)?;
+            let path = || format!("\"{address}\"");
+            let Some((mode, uid, gid)) = inode else {
+                return rustix::fs::unlinkat(CWD, &*address.0, AtFlags::empty()).named("unlinkat", path);
+            };
+            let (uid, gid) = (Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
+            rustix::fs::chownat(CWD, &*address.0, uid, gid, AtFlags::SYMLINK_NOFOLLOW).named("fchownat", path)?;
+            rustix::fs::chmodat(CWD, &*address.0, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
+                .named("fchmodat", path)
+        });
+        Ok(bound?)
+    }
+
+    /// Connects a socket to this address.
+    ///
+    /// # Errors
+    /// What connect says.
+    pub fn connect(&self, fd: BorrowedFd<'_>, root: &OwnedFd) -> Result<()> {
+        if !self.is_path() {
+            return Ok(sock::connect(fd, Some(&self.address.0))?);
+        }
+        Ok(self.inside(&self.directory, root, || sock::connect(fd, Some(&self.address.0)))?)
+    }
+
+    /// Sends a datagram to this address.
+    ///
+    /// # Errors
+    /// What sendmsg says.
+    pub fn send(&self, fd: BorrowedFd<'_>, data: &[u8], files: &[BorrowedFd<'_>], root: &OwnedFd) -> Result<()> {
+        if !self.is_path() {
+            return Ok(sock::send(fd, data, files, Some(&self.address.0))?);
+        }
+        Ok(self.inside(&self.directory, root, || sock::send(fd, data, files, Some(&self.address.0)))?)
+    }
+
+    /// Runs `f` where the container's root is the root, in the directory of this path.
+    fn inside(
+        &self,
+        directory: &Bytes,
+        root: &OwnedFd,
+        f: impl FnOnce() -> std::result::Result<(), SysError> + Send,
+    ) -> std::result::Result<(), SysError> {
+        let place = |s: &rustix::fs::Stat| (s.st_dev, s.st_ino);
+        let wanted = rustix::fs::fstat(root).named("fstat", || "the container's root".into())?;
+        let ours = rustix::fs::stat("/").named("stat", || "/".into())?;
+        let elsewhere = place(&wanted) != place(&ours);
+        in_own_directory(|| {
+            if elsewhere {
+                rustix::process::fchdir(root).named("fchdir", || "the container's root".into())?;
+                rustix::process::chroot(".").named("chroot", || ".".into())?;
+            }
+            rustix::process::chdir(&*directory.0).named("chdir", || format!("\"{directory}\""))?;
+            f()
+        })
+    }
+}
+
+/// Removes a socket that nobody is bound to any more.
+fn remove_stale(path: &[u8], kind: SocketType) -> std::result::Result<(), SysError> {
+    let shown = || format!("\"{}\"", path.escape_ascii());
+    let is_socket = |mode| FileType::from_raw_mode(mode) == FileType::Socket;
+    match rustix::fs::lstat(path) {
+        Ok(stat) if is_socket(stat.st_mode) => {}
+        _ => return Ok(()),
+    }
+    let probe = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+        .named("socket", || "AF_UNIX".into())?;
+    match sock::connect(probe.as_fd(), Some(path)) {
+        Err(e) if e.errno == Errno::CONNREFUSED => {
+            rustix::fs::unlinkat(CWD, path, AtFlags::empty()).named("unlinkat", shown)
+        }
+        // Alive: bind will say that the address is in use.
+        _ => Ok(()),
+    }
+}
