@@ -25,6 +25,7 @@ use crate::state::State;
 
 /// What is checkpointed.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one per process")]
 pub enum Target {
     /// A container of ours, and its directory.
     Container(State, PathBuf),

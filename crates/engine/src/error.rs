@@ -56,8 +56,8 @@ pub struct Place {
 pub struct Error {
     /// Where.
     pub place: Place,
-    /// Why.
-    pub cause: Cause,
+    /// Why; boxed, since results are passed around far more often than they fail.
+    pub cause: Box<Cause>,
     /// Whether the original state is no longer intact.
     pub broken: bool,
 }
@@ -90,7 +90,7 @@ impl Error {
     /// A failure in a step.
     pub fn new(step: Step, cause: impl Into<Cause>) -> Self {
         let place = Place { step, task: None, kind: None, object: None };
-        Self { place, cause: cause.into(), broken: false }
+        Self { place, cause: Box::new(cause.into()), broken: false }
     }
 
     /// With this task.
@@ -114,7 +114,7 @@ impl Error {
         if self.broken {
             return 6;
         }
-        match &self.cause {
+        match &*self.cause {
             Cause::Unsupported { .. } => 3,
             Cause::Corrupt { .. } => 4,
             Cause::Image(e) if e.is_damage() => 4,
@@ -128,7 +128,7 @@ impl Error {
     /// What to do about it, where it is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
-        if let Cause::Denied { hint, .. } = &self.cause {
+        if let Cause::Denied { hint, .. } = &*self.cause {
             return Some(hint.clone());
         }
         let SysError { call, errno, .. } = self.cause.sys()?;

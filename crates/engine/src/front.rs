@@ -173,7 +173,7 @@ fn hand_over(what: &Launch, directory: &Path, control: Control) -> Result<Starte
 
 /// A missing image is a damaged one (exit 4), not a failed call.
 fn missing_image(e: Error) -> Error {
-    match &e.cause {
+    match &*e.cause {
         Cause::Sys(s) if s.errno == rustix::io::Errno::NOENT || s.errno == rustix::io::Errno::NOTDIR => {
             Error::new(Step::Load, Cause::corrupt(format!("there is no image at {}", s.args)))
         }

@@ -127,7 +127,7 @@ fn build(
 ) -> Result<Running> {
     let [stdin, stdout, stderr] = stdio;
     let dup = |fd: &OwnedFd| fd.try_clone().map(Some).map_err(|e| SysError::io("dup", "", &e)).at(Step::Rebuild);
-    let filled = Filled { stdin: dup(stdin)?, stdout: dup(stdout)?, stderr: dup(stderr)?, ..Filled::default() };
+    let filled = Filled { stdin: dup(stdin)?, stdout: dup(stdout)?, stderr: dup(stderr)? };
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .named("open", || "/".into())
         .at(Step::Rebuild)?;
@@ -136,7 +136,7 @@ fn build(
     let proc = proc()?;
     let late_mounts = contained.late_mounts.clone();
     let mut contained = contained;
-    let seal = Box::new(move || contained.seal().map_err(|e| e.cause));
+    let seal = Box::new(move || contained.seal().map_err(|e| *e.cause));
     let rebuilt = rebuild(Materials { snapshot, reader, workshop, proc, late_mounts, seal })?;
     clock.mark("rebuild");
     let running = rebuilt.thaw()?;

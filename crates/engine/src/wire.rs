@@ -94,7 +94,7 @@ enum Why {
 
 impl From<&Error> for Failure {
     fn from(e: &Error) -> Failure {
-        let why = match &e.cause {
+        let why = match &*e.cause {
             Cause::Unsupported { what } => Why::Unsupported(what.clone()),
             Cause::Corrupt { what } => Why::Corrupt(what.clone()),
             Cause::Denied { what, hint } => Why::Denied { what: what.clone(), hint: hint.clone() },
@@ -124,7 +124,7 @@ impl From<Failure> for Error {
             Why::Other { message, code } => Cause::Reported { message, code },
         };
         let place = Place { step: f.step, task: f.task, kind: f.kind.map(name), object: f.object };
-        Error { place, cause, broken: false }
+        Error { place, cause: Box::new(cause), broken: false }
     }
 }
 

@@ -1,2 +1,25 @@
-//! The command.
-fn main() {}
+//! The command. Every verb is a file of [`verb`]; what several need lies beside it.
+
+mod caller;
+mod cli;
+mod container;
+mod failure;
+mod foreground;
+mod hidden;
+mod name;
+mod options;
+mod parse;
+mod print;
+mod reference;
+mod signal;
+mod terminal;
+mod verb;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if hidden::is_keeper() {
+        yendor_engine::front::keeper_main()
+    }
+    cli::run()
+}

@@ -1,13 +1,14 @@
 //! Mappings of deleted files that no descriptor leads to: the file is put together from what tasks have mapped of it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::Write as _;
 
 use rustix::fs::FileType;
 use yendor_image::{Bytes, FileId, FileWriter, Writer};
 use yendor_kinds::file::{Gather, Record, regular};
 use yendor_kinds::memory::pages::Source;
-use yendor_kinds::{Cause, Result};
+use yendor_kinds::Result;
 use yendor_proc::maps::Map;
 use yendor_sys::SysError;
 
@@ -44,14 +45,16 @@ impl<'w> Ghosts<'w> {
         gather: &mut Gather<'_>,
     ) -> Result<FileId> {
         let key = (map.dev.st_dev(), map.inode);
-        if !self.files.contains_key(&key) {
-            let name = format!("ghost-map-{:x}-{:x}", key.0, key.1);
-            let out = writer.file(&name)?;
-            let id = gather.reserve(O_RDWR)?;
-            let path = Bytes(map.name.clone());
-            self.files.insert(key, Ghost { id, path, name, out, extents: Vec::new(), size: 0 });
-        }
-        let ghost = self.files.get_mut(&key).ok_or_else(|| Cause::unsupported("a ghost that is gone"))?;
+        let ghost = match self.files.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let name = format!("ghost-map-{:x}-{:x}", key.0, key.1);
+                let out = writer.file(&name)?;
+                let id = gather.reserve(O_RDWR)?;
+                let path = Bytes(map.name.clone());
+                place.insert(Ghost { id, path, name, out, extents: Vec::new(), size: 0 })
+            }
+        };
         ghost.take(map, source, copied)?;
         Ok(ghost.id)
     }

@@ -49,6 +49,7 @@ pub struct Caller {
     /// Ids that exist for it: its own namespace's maps, `(uids, gids)`; only read when privileged.
     pub known: (Vec<Range>, Vec<Range>),
     /// Its subordinate ranges as `(first, count)`; empty without newuidmap.
+    #[allow(clippy::type_complexity, reason = "users and groups, each a list of first id and count")]
     pub subordinate: (Vec<(u32, u32)>, Vec<(u32, u32)>),
 }
 

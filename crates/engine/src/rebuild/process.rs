@@ -157,10 +157,9 @@ fn descriptors(site: &Site<'_>, list: &[Descriptor], script: &mut Script) -> std
         script.call(Nr::DUP3, args![*from, n, if d.cloexec { O_CLOEXEC } else { 0 }]);
     }
     for d in list {
-        if let Some(entry) = site.snapshot.files.iter().find(|e| e.id == d.file) {
-            if list.iter().find(|other| other.file == d.file).map(|other| other.number) == Some(d.number) {
-                entry.record.finish(d.number, script);
-            }
+        let first = list.iter().find(|other| other.file == d.file).map(|other| other.number) == Some(d.number);
+        if let Some(entry) = site.snapshot.files.iter().find(|e| first && e.id == d.file) {
+            entry.record.finish(d.number, script);
         }
     }
     script.call(Nr::CLOSE_RANGE, args![free, u32::MAX, 0]);

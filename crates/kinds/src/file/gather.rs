@@ -218,11 +218,7 @@ impl<'a> Gather<'a> {
     }
 
     /// What a link of /proc says.
-    pub(super) fn link_to(&self, path: &str) -> Result<Bytes> {
-        self.link(path)
-    }
-
-    fn link(&self, path: &str) -> Result<Bytes> {
+    pub(super) fn link(&self, path: &str) -> Result<Bytes> {
         let target = rustix::fs::readlinkat(&self.proc, path, Vec::new()).named("readlinkat", || path.into())?;
         Ok(Bytes(target.into_bytes()))
     }

@@ -55,9 +55,9 @@ impl FileKind for Record {
     fn rebuild(&self, entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
         let Record { pipe, content } = self;
         let key = (Self::NAME, u64::from(pipe.0));
-        if !workshop.objects.contains_key(&key) {
+        if let std::collections::btree_map::Entry::Vacant(place) = workshop.objects.entry(key) {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).named("pipe2", String::new)?;
-            workshop.objects.insert(key, vec![read, write]);
+            place.insert(vec![read, write]);
         }
         let ends = workshop.object(key)?;
         rebuild_end(&workshop.proc, ends, content.as_ref(), entry.flags)

@@ -24,6 +24,8 @@ pub struct Bench {
     partners: BTreeMap<FileId, OwnedFd>,
     /// Listening sockets that lend their name to accepted ones, by address.
     lenders: BTreeMap<Bytes, OwnedFd>,
+    /// Paths that must not be left.
+    unlink: Vec<name::Record>,
 }
 
 /// The record of a socket that another one names.
@@ -90,12 +92,19 @@ fn connected(record: &Record, id: FileId, peer: FileId, workshop: &mut Workshop<
     Ok(fd)
 }
 
-fn single(record: &Record, workshop: &Workshop<'_>) -> Result<OwnedFd> {
+fn single(record: &Record, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
     let fd = record.kind.new_socket()?;
-    if let Some(name) = &record.name {
-        name.bind(fd.as_fd(), record.kind.raw(), &workshop.root)?;
-    }
+    bind(fd.as_fd(), record.kind, record.name.as_ref(), workshop)?;
     Ok(fd)
+}
+
+fn bind(fd: BorrowedFd<'_>, kind: Kind, name: Option<&name::Record>, workshop: &mut Workshop<'_>) -> Result<()> {
+    let Some(name) = name else { return Ok(()) };
+    name.bind(fd, kind.raw(), &workshop.root)?;
+    if name.is_path() && name.inode.is_none() {
+        workshop.unix.unlink.push(name.clone());
+    }
+    Ok(())
 }
 
 /// Two connected sockets: of the record, and of its peer or for whoever was it.
@@ -110,13 +119,10 @@ fn connection(a: &Record, b: Option<&Record>, workshop: &mut Workshop<'_>) -> Re
             return accepted(a.kind, b_name, lent, workshop).map(|(client, server)| (server, client));
         }
     }
-    let kind = a.kind.raw();
-    let (one, two) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+    let (one, two) = socketpair(AddressFamily::UNIX, a.kind.raw(), SocketFlags::CLOEXEC, None)
         .named("socketpair", || format!("AF_UNIX, {:?}", a.kind))?;
     for (fd, name) in [(&one, a.name.as_ref()), (&two, b_name)] {
-        if let Some(name) = name {
-            name.bind(fd.as_fd(), kind, &workshop.root)?;
-        }
+        bind(fd.as_fd(), a.kind, name, workshop)?;
     }
     Ok((one, two))
 }
@@ -134,9 +140,7 @@ fn accepted(
     workshop: &mut Workshop<'_>,
 ) -> Result<(OwnedFd, OwnedFd)> {
     let client = kind.new_socket()?;
-    if let Some(name) = client_name {
-        name.bind(client.as_fd(), kind.raw(), &workshop.root)?;
-    }
+    bind(client.as_fd(), kind, client_name, workshop)?;
     let listens = |r: &Record| {
         matches!(r.state, State::Listening { .. }) && r.name.as_ref().is_some_and(|n| n.address == lent.address)
     };
@@ -160,13 +164,8 @@ fn accepted(
 /// A listening socket with a name whose owner has gone.
 fn lender(kind: Kind, lent: &name::Record, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
     if !workshop.unix.lenders.contains_key(&lent.address) {
-        // Its name must lead to it while sockets connect.
-        let mut name = lent.clone();
-        if name.is_path() && name.inode.is_none() {
-            name.inode = Some((0o700, 0, 0));
-        }
         let fd = kind.new_socket()?;
-        name.bind(fd.as_fd(), kind.raw(), &workshop.root)?;
+        bind(fd.as_fd(), kind, Some(lent), workshop)?;
         listen(&fd, 1).named("listen", || "1".into())?;
         workshop.unix.lenders.insert(lent.address.clone(), fd);
     }
@@ -213,6 +212,9 @@ pub fn finish(workshop: &mut Workshop<'_>) -> Result<()> {
             }
             name.connect(workshop.existing(*client)?, &workshop.root)?;
         }
+    }
+    for name in std::mem::take(&mut workshop.unix.unlink) {
+        name.unlink(&workshop.root)?;
     }
     for (id, record) in &all {
         let new = record.kind.new_socket()?;
@@ -270,6 +272,8 @@ fn send_datagram(
     if !from.0.is_empty() {
         let lent = name::Record { address: from.clone(), directory: Bytes(b"/".to_vec()), inode: None };
         lent.bind(sender.as_fd(), Kind::Dgram.raw(), &workshop.root)?;
+        target.send(sender.as_fd(), data, files, &workshop.root)?;
+        return lent.unlink(&workshop.root);
     }
     target.send(sender.as_fd(), data, files, &workshop.root)
 }

@@ -42,7 +42,7 @@ pub fn collect(seen: &Seen, gather: &Gather<'_>) -> Result<Option<Record>> {
         && first != 0
         && let Some((pid, _)) = holder
     {
-        directory = gather.link_to(&format!("{pid}/cwd"))?.0;
+        directory = gather.link(&format!("{pid}/cwd"))?.0;
     }
     Ok(Some(Record { address: Bytes(address), directory: Bytes(directory), inode: None }))
 }
@@ -84,15 +84,28 @@ impl Record {
             remove_stale(&address.0, kind)?;
             sock::bind(fd, &address.0)?;
             let path = || format!("\"{address}\"");
-            let Some((mode, uid, gid)) = inode else {
-                return rustix::fs::unlinkat(CWD, &*address.0, AtFlags::empty()).named("unlinkat", path);
-            };
+            // A path that leads to it no more goes again in `unlink`.
+            let Some((mode, uid, gid)) = inode else { return Ok(()) };
             let (uid, gid) = (Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
             rustix::fs::chownat(CWD, &*address.0, uid, gid, AtFlags::SYMLINK_NOFOLLOW).named("fchownat", path)?;
             rustix::fs::chmodat(CWD, &*address.0, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
                 .named("fchmodat", path)
         });
         Ok(bound?)
+    }
+
+    /// Takes the path away again, if it is one that no longer led to the socket.
+    ///
+    /// # Errors
+    /// What unlink says.
+    pub fn unlink(&self, root: &OwnedFd) -> Result<()> {
+        if !self.is_path() || self.inode.is_some() {
+            return Ok(());
+        }
+        let Record { address, directory, inode: _ } = self;
+        Ok(self.inside(directory, root, || {
+            rustix::fs::unlinkat(CWD, &*address.0, AtFlags::empty()).named("unlinkat", || format!("\"{address}\""))
+        })?)
     }
 
     /// Connects a socket to this address.

@@ -1,0 +1,167 @@
+//! The words of the command line (CLI.md is the contract), and who answers to which.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use crate::failure::Outcome;
+use crate::{hidden, print, verb};
+
+const ABOUT: &str = "Checkpoint and restore containers and process trees, as any user, from images nobody has to trust";
+const EXAMPLE: &str = "\
+Example:
+  yendor run -d --name web -- nginx -g 'daemon off;'
+  yendor checkpoint web
+  yendor restore web
+
+Exit codes: 0 done; 1 failed, everything is as it was; 2 usage; 3 not supported, nothing touched; 4 the image is
+damaged; 5 denied by permission or policy; 6 failed and not as it was. `run`, `restore`, `exec` and `wait` exit with
+the status of what they waited for, 128+N after signal N.";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "yendor", version, about = ABOUT, after_help = EXAMPLE)]
+pub struct Cli {
+    /// Say more; twice for still more
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+    /// Say less: errors only; twice is the same
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    quiet: u8,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(Box<verb::run::Run>),
+    Ps(verb::ps::Ps),
+    Exec(verb::exec::Exec),
+    Attach(verb::attach::Attach),
+    Logs(verb::logs::Logs),
+    Kill(verb::kill::Kill),
+    Wait(verb::wait::Wait),
+    Rm(verb::rm::Rm),
+    Checkpoint(verb::checkpoint::Checkpoint),
+    #[command(visible_alias = "restart")]
+    Restore(Box<verb::restore::Restore>),
+    Inspect(verb::inspect::Inspect),
+    Plan(Box<verb::plan::Plan>),
+    Images(verb::images::Images),
+    Rmi(verb::rmi::Rmi),
+    Doctor(verb::doctor::Doctor),
+    Demo(verb::demo::Demo),
+    #[command(hide = true, name = hidden::PEEK)]
+    Peek { image: PathBuf },
+}
+
+impl Verb {
+    fn run(self) -> Outcome {
+        match self {
+            Verb::Run(v) => v.run(),
+            Verb::Ps(v) => v.run(),
+            Verb::Exec(v) => v.run(),
+            Verb::Attach(v) => v.run(),
+            Verb::Logs(v) => v.run(),
+            Verb::Kill(v) => v.run(),
+            Verb::Wait(v) => v.run(),
+            Verb::Rm(v) => v.run(),
+            Verb::Checkpoint(v) => v.run(),
+            Verb::Restore(v) => v.run(),
+            Verb::Inspect(v) => v.run(),
+            Verb::Plan(v) => v.run(),
+            Verb::Images(v) => v.run(),
+            Verb::Rmi(v) => v.run(),
+            Verb::Doctor(v) => v.run(),
+            Verb::Demo(v) => v.run(),
+            Verb::Peek { image } => hidden::peek(&image),
+        }
+    }
+
+    fn json(&self) -> bool {
+        match self {
+            Verb::Run(v) => v.json,
+            Verb::Ps(v) => v.json,
+            Verb::Checkpoint(v) => v.json,
+            Verb::Restore(v) => v.json,
+            Verb::Inspect(v) => v.json,
+            Verb::Plan(v) => v.json,
+            Verb::Images(v) => v.json,
+            Verb::Doctor(v) => v.json,
+            _ => false,
+        }
+    }
+}
+
+/// Reads the command line and does what it says.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    print::set_loudness(i8::try_from(cli.verbose).unwrap_or(2), cli.quiet > 0);
+    let json = cli.verb.json();
+    match cli.verb.run() {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            if json {
+                print::error(&failure.to_json().to_string());
+            } else {
+                print::error(&format!("yendor: {failure}"));
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_an_example() {
+        for verb in Cli::command().get_subcommands().filter(|v| !v.is_hide_set()) {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("yendor {}", verb.get_name())), "{}: {help}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn the_words_of_the_contract_are_known() {
+        let lines = [
+            "run --name N -d -t -i --rootfs /r --volume d=/h:/p:ro --net host --userns auto --hostname h -e K=V -w /d \
+             -u 1:2 --cap-drop C --lsm-profile apparmor:x --landlock r --seccomp f --memory 1G --pids 5 --rm -- c a -x",
+            "run --bundle /b",
+            "ps -a --json",
+            "exec -t -i n -- c -x",
+            "attach n",
+            "logs -f n",
+            "kill -s TERM n",
+            "wait n",
+            "rm -f n",
+            "checkpoint n -o d --leave-running --allow-lost tcp --allow-lost x",
+            "checkpoint --pid 5 --output d --leave-stopped",
+            "restore i --name n -d --pidfile f --rootfs /r --volume d=/h --net none --userns host --keep-lsm \
+             --enforce early --lsm-profile smack:x --landlock r",
+            "restart i",
+            "inspect i --tree --files --memory --sockets --security --lost --strings 5:0x1000+20",
+            "plan i --name n --enforce late --volume d=/h",
+            "images --json",
+            "rmi i",
+            "doctor",
+            "demo",
+        ];
+        for line in lines {
+            let words = std::iter::once("yendor").chain(line.split_whitespace());
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+        for line in ["checkpoint", "checkpoint n --pid 5", "run -- ", "rm", "inspect i --strings x"] {
+            let words = std::iter::once("yendor").chain(line.split_whitespace());
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+}

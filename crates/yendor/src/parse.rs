@@ -1,0 +1,142 @@
+//! Values of options.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use yendor_engine::request::Volume;
+use yendor_image::Bytes;
+
+/// Bytes as `512`, `64K`, `512M`, `2G`, `1T`; powers of 1024.
+pub fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let upper = text.to_ascii_uppercase();
+    let plain = upper.strip_suffix("IB").or(upper.strip_suffix('B')).unwrap_or(&upper);
+    let (digits, shift) = match plain.char_indices().last() {
+        Some((at, 'K')) => (&plain[..at], 10),
+        Some((at, 'M')) => (&plain[..at], 20),
+        Some((at, 'G')) => (&plain[..at], 30),
+        Some((at, 'T')) => (&plain[..at], 40),
+        _ => (plain, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no number of bytes, like 512M"))?;
+    number.checked_mul(1 << shift).filter(|n| *n > 0).ok_or_else(|| format!("{text:?} is out of range"))
+}
+
+/// `UID[:GID]`; without a group, the group with the user's number.
+pub fn user(text: &str) -> Result<(u32, u32), String> {
+    let (uid, gid) = text.split_once(':').unwrap_or((text, text));
+    let id = |t: &str| match t.parse::<u32>() {
+        Ok(u32::MAX) | Err(_) => Err(format!("{t:?} is no numeric id: user is UID or UID:GID, in numbers")),
+        Ok(id) => Ok(id),
+    };
+    Ok((id(uid)?, id(gid)?))
+}
+
+/// `NAME=HOSTPATH:PATH[:ro]`, for `run`.
+pub fn volume(text: &str) -> Result<Volume, String> {
+    let form = "a volume is NAME=HOSTPATH:PATH or NAME=HOSTPATH:PATH:ro, with absolute paths";
+    let (name, rest) = text.split_once('=').ok_or(form)?;
+    let (rest, read_only) = rest.strip_suffix(":ro").map_or((rest, false), |rest| (rest, true));
+    let (host, inside) = rest.rsplit_once(':').ok_or(form)?;
+    if !crate::name::is_valid(name) || !host.starts_with('/') || !inside.starts_with('/') {
+        return Err(form.to_owned());
+    }
+    Ok(Volume { name: name.into(), host: host.into(), inside: Some(inside.into()), read_only })
+}
+
+/// `NAME=HOSTPATH` fills a hole of an image, `NAME=HOSTPATH:PATH[:ro]` says where, too.
+pub fn filling(text: &str) -> Result<Volume, String> {
+    let form = "a volume is NAME=HOSTPATH, with an absolute path";
+    let (name, host) = text.split_once('=').ok_or(form)?;
+    if host.contains(':') {
+        return volume(text);
+    }
+    if !crate::name::is_valid(name) || !host.starts_with('/') {
+        return Err(form.to_owned());
+    }
+    Ok(Volume { name: name.into(), host: host.into(), inside: None, read_only: false })
+}
+
+/// A path made absolute without looking at it.
+pub fn absolute(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// The environment of a new program: a small clean set, and what the caller asks for. `K=V` sets, `K` takes over the
+/// caller's value if there is one.
+pub fn environment(asked: &[OsString], terminal: bool, home: &str) -> Result<Vec<Bytes>, String> {
+    let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    let pair = |name: &str, value: OsString| {
+        [name.as_bytes(), b"=", value.as_bytes()].concat()
+    };
+    let mut out: Vec<Vec<u8>> = vec![
+        pair("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+        pair("HOME", home.into()),
+    ];
+    if terminal {
+        out.push(pair("TERM", of("TERM").unwrap_or_else(|| "xterm".into())));
+    }
+    out.extend(of("LANG").map(|v| pair("LANG", v)));
+    for one in asked {
+        let text = one.clone().into_vec();
+        let split = text.iter().position(|b| *b == b'=');
+        if split == Some(0) || text.is_empty() {
+            return Err(format!("{one:?} is no variable: -e takes NAME=VALUE or NAME"));
+        }
+        let name = text.get(..split.unwrap_or(text.len())).unwrap_or_default().to_vec();
+        out.retain(|line| !(line.starts_with(&name) && line.get(name.len()) == Some(&b'=')));
+        match split {
+            Some(_) => out.push(text),
+            None => {
+                let value = std::env::var_os(OsString::from_vec(name.clone()));
+                out.extend(value.map(|v| [&name, &b"="[..], v.as_bytes()].concat()));
+            }
+        }
+    }
+    Ok(out.into_iter().map(Bytes).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(["1", "64k", "2M", "1GiB", "3TB"].map(|t| size(t).unwrap()), [1, 65536, 2 << 20, 1 << 30, 3 << 40]);
+        for bad in ["", "0", "-1", "M", "1.5G", "1X", "99999999999T"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn users() {
+        assert_eq!((user("5"), user("5:0")), (Ok((5, 5)), Ok((5, 0))));
+        for bad in ["", "root", "1:", ":1", "1:2:3", "4294967295", "-1"] {
+            assert!(user(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn volumes() {
+        let v = volume("d=/a:b:/c:ro").unwrap();
+        assert_eq!((v.name.as_str(), v.host.to_str(), v.inside.unwrap().to_str()), ("d", Some("/a:b"), Some("/c")));
+        assert!(v.read_only && !volume("d=/a:/c").unwrap().read_only);
+        assert_eq!(filling("d=/a").unwrap().inside, None);
+        assert!(filling("d=/a:/b").unwrap().inside.is_some());
+        for bad in ["", "d", "d=", "d=a:/b", "d=/a:b", "=/a:/b", "../d=/a:/b", "d=/a"] {
+            assert!(volume(bad).is_err(), "{bad}");
+        }
+        assert!(filling("d=a").is_err());
+    }
+
+    #[test]
+    fn environments() {
+        let asked = ["A=1", "PATH=/x", "A=2=3", "YENDOR_NO_SUCH_VARIABLE"].map(OsString::from);
+        let env = environment(&asked, false, "/root").unwrap();
+        let shown: Vec<String> = env.iter().map(ToString::to_string).filter(|l| !l.starts_with("LANG=")).collect();
+        assert_eq!(shown, ["HOME=/root", "PATH=/x", "A=2=3"]);
+        assert!(environment(&[], true, "/").unwrap().iter().any(|l| l.0.starts_with(b"TERM=")));
+        assert!(environment(&["=x".into()], false, "/").is_err());
+    }
+}

@@ -1,0 +1,142 @@
+//! What is said, how loudly, and in which shape.
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use serde_json::{Map, Value, json};
+
+static LOUDNESS: OnceLock<i8> = OnceLock::new();
+
+/// How much is said: -1 errors only, 0 as usual, 1 and 2 more.
+pub fn set_loudness(verbose: i8, quiet: bool) {
+    // Once, at the start; a second call would change nothing.
+    let _ = LOUDNESS.set(if quiet { -1 } else { verbose });
+}
+
+fn loudness() -> i8 {
+    LOUDNESS.get().copied().unwrap_or(0)
+}
+
+/// Data, to standard output. A reader that has gone away is no failure of ours.
+pub fn out(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "{text}");
+}
+
+/// An error; never silenced.
+pub fn error(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = writeln!(stderr, "{text}");
+}
+
+/// A word on what was done; not with -q.
+pub fn note(text: &str) {
+    if loudness() >= 0 {
+        error(text);
+    }
+}
+
+/// Details; only with -v.
+pub fn detail(text: &str) {
+    if loudness() >= 1 {
+        error(text);
+    }
+}
+
+/// A table with aligned columns, the first row its head.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Bytes for people.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut whole = n;
+    let mut rest = 0;
+    while whole >= 1024 && unit + 1 < UNITS.len() {
+        rest = whole % 1024;
+        whole /= 1024;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    if unit == 0 || whole >= 100 { format!("{whole} {name}") } else { format!("{whole}.{} {name}", rest * 10 / 1024) }
+}
+
+/// Microseconds for people.
+pub fn micros(us: u64) -> String {
+    match us {
+        0..10_000 => format!("{}.{:02} ms", us / 1000, us % 1000 / 10),
+        10_000..1_000_000 => format!("{}.{} ms", us / 1000, us % 1000 / 100),
+        _ => format!("{}.{:02} s", us / 1_000_000, us % 1_000_000 / 10_000),
+    }
+}
+
+/// Seconds for people.
+pub fn seconds(s: u64) -> String {
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d{:02}h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+/// `freeze 1.20 ms, collect 3.40 ms`.
+pub fn phases(timings: &[(String, u64)]) -> String {
+    timings.iter().map(|(name, us)| format!("{name} {}", micros(*us))).collect::<Vec<_>>().join(", ")
+}
+
+/// `{"freeze_us": 1200, ...}`.
+pub fn phases_json(timings: &[(String, u64)]) -> Map<String, Value> {
+    timings.iter().map(|(name, us)| (format!("{name}_us"), json!(us))).collect()
+}
+
+/// Text from an image, so that it cannot steer a terminal.
+pub fn safe(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\'' | '"' | '\\' => out.push(c),
+            _ => out.extend(c.escape_debug()),
+        }
+    }
+    out
+}
+
+/// Microseconds since then.
+pub fn since(begin: std::time::Instant) -> u64 {
+    u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!([0, 1023, 1024, 1536, 200 << 20].map(bytes), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "200 MiB"]);
+        assert_eq!(bytes(u64::MAX), "16777215 TiB");
+        assert_eq!([0, 1234, 23_456, 2_345_678].map(micros), ["0.00 ms", "1.23 ms", "23.4 ms", "2.34 s"]);
+        assert_eq!([5, 65, 3700, 90_000].map(seconds), ["5s", "1m05s", "1h01m", "1d01h"]);
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [vec!["A".into(), "B".into()], vec!["long".into(), "x".into()]];
+        assert_eq!(table(&rows), "A     B\nlong  x");
+        assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn a_name_cannot_steer_a_terminal() {
+        assert_eq!(safe("a\x1b[31m'\n\u{202e}"), "a\\u{1b}[31m'\\n\\u{202e}");
+    }
+}
