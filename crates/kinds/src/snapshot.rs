@@ -51,6 +51,8 @@ pub struct Container {
     pub own_network: bool,
     /// Its private file system layer, then its tmpfs mounts.
     pub layers: Vec<crate::namespace::layer::Record>,
+    /// System V IPC; none for a tree that used none.
+    pub ipc: Option<crate::namespace::ipc::Record>,
 }
 
 /// The sort of root file system.

@@ -75,7 +75,11 @@ fn control(epoll: RawFd, operation: i32, item: &Interest<'_>, events: u32) -> Re
     // SAFETY: `event` outlives the call.
     let ret = unsafe { libc::epoll_ctl(epoll, operation, item.number, &raw mut event) };
     let name = if operation == libc::EPOLL_CTL_ADD { "EPOLL_CTL_ADD" } else { "EPOLL_CTL_MOD" };
-    if ret < 0 { Err(SysError::last("epoll_ctl", format!("{epoll}, {name}, {}, {events:#x}", item.number))) } else { Ok(()) }
+    if ret < 0 {
+        Err(SysError::last("epoll_ctl", format!("{epoll}, {name}, {}, {events:#x}", item.number)))
+    } else {
+        Ok(())
+    }
 }
 
 /// A signalfd for the signals of `mask` (bit 0 is signal 1).
@@ -139,8 +143,8 @@ fn owned(ret: i64, call: &'static str, args: impl FnOnce() -> String) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::eventfd;
     use rustix::event::epoll;
+    use rustix::event::eventfd;
 
     fn targets(fd: &OwnedFd) -> String {
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();

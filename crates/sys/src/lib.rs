@@ -7,6 +7,8 @@ pub mod error;
 pub mod event;
 pub mod fd;
 pub mod futex;
+pub mod inet;
+pub mod ipc;
 pub mod kcmp;
 pub mod mapping;
 pub mod mount;
@@ -17,6 +19,7 @@ pub mod ptrace;
 pub mod raw;
 pub mod sock;
 pub mod spawn;
+pub mod tty;
 pub mod vm;
 pub mod wait;
 

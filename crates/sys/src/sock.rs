@@ -98,6 +98,41 @@ pub fn peek(fd: BorrowedFd<'_>, room: usize) -> Result<Option<Peeked>> {
     Ok(Some(Peeked { data, truncated: header.msg_flags & libc::MSG_TRUNC != 0, files, from }))
 }
 
+/// Where, in the first `len` bytes of a stream's queue, the last of the writes that they came by starts.
+///
+/// One look joins several writes and does not tell where they meet. But it copies each whole or not at all: the memory
+/// given to it here lacks room for the last byte, so what it does copy ends where the last write starts.
+///
+/// # Errors
+/// What mmap and recvmsg say.
+pub fn last_write(fd: BorrowedFd<'_>, len: usize) -> Result<usize> {
+    const PAGE: usize = 4096;
+    let room = len.next_multiple_of(PAGE);
+    let all = room + PAGE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a fresh mapping at an address of the kernel's choice; no access is allowed yet.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), all, libc::PROT_NONE, flags, -1, 0) };
+    if memory == libc::MAP_FAILED {
+        return Err(SysError::last("mmap", format!("{all}, PROT_NONE")));
+    }
+    // SAFETY: the first `room` bytes of the mapping become writable; its last page stays out of reach, so that the
+    // kernel's copy of `len` bytes to a place `len - 1` bytes before it fails with EFAULT instead of overwriting anything.
+    // No Rust reference into the mapping exists, and it is unmapped once.
+    let (n, error) = unsafe {
+        libc::mprotect(memory, room, libc::PROT_READ | libc::PROT_WRITE);
+        let start: *mut u8 = memory.cast::<u8>().add(room - len.saturating_sub(1));
+        let n = libc::recv(fd.as_raw_fd(), start.cast(), len, libc::MSG_PEEK | libc::MSG_DONTWAIT);
+        let error = SysError::last("recv", format!("{}, {len}, MSG_PEEK", fd.as_raw_fd()));
+        libc::munmap(memory, all);
+        (n, error)
+    };
+    match usize::try_from(n) {
+        Ok(n) => Ok(n),
+        Err(_) if error.errno == Errno::FAULT => Ok(0),
+        Err(_) => Err(error),
+    }
+}
+
 /// The descriptors in a received message.
 fn rights(header: &libc::msghdr) -> Vec<OwnedFd> {
     let mut files = Vec::new();

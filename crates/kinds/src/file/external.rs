@@ -32,6 +32,8 @@ pub struct Filled {
     pub stdout: Option<OwnedFd>,
     /// For [`Record::Stderr`].
     pub stderr: Option<OwnedFd>,
+    /// For [`super::console`]: the slave's side.
+    pub console: Option<OwnedFd>,
 }
 
 impl FileKind for Record {

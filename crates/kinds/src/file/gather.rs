@@ -173,6 +173,9 @@ impl<'a> Gather<'a> {
     pub fn finish(&mut self) -> Result<()> {
         super::pipe::finish(self)?;
         super::unix::finish(self)?;
+        super::inet::finish(self)?;
+        super::ptmx::finish(self)?;
+        super::tty::finish(self)?;
         super::epoll::finish(self)
     }
 

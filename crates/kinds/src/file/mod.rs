@@ -9,17 +9,23 @@
 //! Rebuilding makes each description once, in the workshop (the keeper, inside the container's namespaces); tasks inherit
 //! it and move it to its number.
 
+pub mod console;
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
 pub mod external;
 pub mod fifo;
 pub mod gather;
+pub mod inet;
 pub mod memfd;
 pub mod pipe;
+pub mod ptmx;
+pub mod pts;
 pub mod regular;
 pub mod signalfd;
+pub mod terminal;
 pub mod timerfd;
+pub mod tty;
 pub mod unix;
 pub mod workshop;
 
@@ -171,5 +177,10 @@ registry! {
     Signalfd signalfd,
     Memfd memfd,
     Unix unix,
+    Inet inet,
+    Ptmx ptmx,
+    Pts pts,
+    Tty tty,
+    Console console,
     Regular regular,
 }

@@ -225,6 +225,8 @@ fn parent(path: &[u8]) -> &[u8] {
 pub fn reopen(proc: &OwnedFd, fd: std::os::fd::BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
     use std::os::fd::AsRawFd as _;
     let path = format!("self/fd/{}", fd.as_raw_fd());
+    // What is opened is a link by its nature.
+    let flags = flags & !OFlags::NOFOLLOW;
     Ok(rustix::fs::openat(proc, path.as_str(), flags | OFlags::CLOEXEC, Mode::empty())
         .named("openat", || format!("/proc/{path}, {flags:?}"))?)
 }

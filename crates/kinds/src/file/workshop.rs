@@ -89,7 +89,10 @@ impl<'a> Workshop<'a> {
             }
             let fd = entry.record.rebuild(entry, self)?;
             self.making.remove(&id);
-            set_status(&fd, entry.flags)?;
+            // What belongs to the caller keeps the caller's flags.
+            if !matches!(entry.record, super::Record::External(_)) {
+                set_status(&fd, entry.flags)?;
+            }
             self.made.insert(id, fd);
         }
         Ok(self.made[&id].as_fd())
@@ -133,6 +136,8 @@ impl<'a> Workshop<'a> {
             self.fd(id)?;
         }
         super::unix::connect_all(self)?;
+        super::inet::finish_all(self)?;
+        super::ptmx::fill_all(self)?;
         super::epoll::register_all(self)
     }
 

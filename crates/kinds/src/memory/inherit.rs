@@ -27,7 +27,11 @@ pub fn is_copy(child: &vma::Record, parent: &vma::Record) -> bool {
     let plain = |flags: &[Flag]| -> Vec<Flag> {
         flags.iter().copied().filter(|f| !matches!(f, Flag::Locked | Flag::LockedOnFault)).collect()
     };
-    (*start, *end, backing, *shared, name) == (parent.start, parent.end, &parent.backing, parent.shared, &parent.name)
+    // An attachment can have several areas, which shmat(2) only makes all at once.
+    let attached = matches!(backing, vma::Backing::Sysv { .. });
+    !attached
+        && (*start, *end, backing, *shared, name)
+            == (parent.start, parent.end, &parent.backing, parent.shared, &parent.name)
         && plain(flags) == plain(&parent.flags)
         && !flags.iter().any(|f| forked(&f))
 }
@@ -42,6 +46,7 @@ pub struct Difference {
 }
 
 const PAGE: u64 = 4096;
+const PAGE_BYTES: usize = 4096;
 const CHUNK: u64 = 64 * PAGE;
 
 /// Compares what parent and child have written (`ours`, `theirs`: ranges by address).
@@ -55,8 +60,11 @@ pub fn compare(
     theirs: &[(u64, u64)],
 ) -> Result<Difference> {
     let mut difference = Difference { changed: subtract(ours, theirs), dropped: subtract(theirs, ours) };
-    let (mut a, mut b) = (vec![0; buffer()], vec![0; buffer()]);
-    for (start, end) in intersect(ours, theirs) {
+    let both = intersect(ours, theirs);
+    let largest = both.iter().map(|(start, end)| end - start).max().unwrap_or(0).min(CHUNK);
+    let size = usize::try_from(largest).unwrap_or(0);
+    let (mut a, mut b) = (vec![0; size], vec![0; size]);
+    for (start, end) in both {
         let mut at = start;
         while at < end {
             let len = (end - at).min(CHUNK);
@@ -64,7 +72,7 @@ pub fn compare(
             child.read(at, &mut a[..n])?;
             parent.read(at, &mut b[..n])?;
             if a[..n] != b[..n] {
-                let pages = a[..n].chunks(buffer_page()).zip(b[..n].chunks(buffer_page()));
+                let pages = a[..n].chunks(PAGE_BYTES).zip(b[..n].chunks(PAGE_BYTES));
                 for (i, _) in pages.enumerate().filter(|(_, (x, y))| x != y) {
                     let page = at + i as u64 * PAGE;
                     push(&mut difference.changed, (page, page + PAGE));
@@ -75,14 +83,6 @@ pub fn compare(
     }
     difference.changed.sort_unstable();
     Ok(difference)
-}
-
-const fn buffer() -> usize {
-    64 * 4096
-}
-
-const fn buffer_page() -> usize {
-    4096
 }
 
 fn push(ranges: &mut Vec<(u64, u64)>, (start, end): (u64, u64)) {

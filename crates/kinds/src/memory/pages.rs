@@ -115,7 +115,9 @@ pub fn copy(
     zeros: Zeros,
     runs: &mut Vec<PageRun>,
 ) -> Result<()> {
-    let mut buffer = vec![0u8; usize::try_from(CHUNK).unwrap_or(0)];
+    // No larger than needed: most areas have a page or two.
+    let largest = ranges.iter().map(|(start, end)| end - start).max().unwrap_or(0).min(CHUNK);
+    let mut buffer = vec![0u8; usize::try_from(largest).unwrap_or(0)];
     for &(start, end) in ranges {
         let mut at = start;
         while at < end {

@@ -10,7 +10,7 @@ use yendor_proc::smaps::{Smap, VmFlag};
 use yendor_task::script::cstr;
 use yendor_task::{Nr, Script, args};
 
-use crate::{Cause, Result};
+use crate::{Cause, Named, Result};
 
 /// One area.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,15 @@ pub enum Backing {
     File(FileId, u64),
     /// A shared object without a descriptor, from this offset in bytes.
     Object(ShmId, u64),
+    /// A System V segment of the ipc namespace.
+    Sysv {
+        /// Its id.
+        id: i32,
+        /// From this offset in bytes.
+        offset: u64,
+        /// Whether it was attached with `SHM_RDONLY`, and can never be written here.
+        read_only: bool,
+    },
     /// The kernel's own code.
     Vdso,
     /// The kernel's own data.
@@ -123,6 +132,10 @@ pub fn collect(smap: &Smap, file: &mut impl FnMut(&Smap) -> Result<Backing>) -> 
         Label::Vvar => (Backing::Vvar, None),
         Label::VvarVclock => (Backing::VvarClock, None),
         Label::Special(s) => return Err(Cause::unsupported(format!("{}: {}", place(), s.escape_ascii()))),
+        Label::File(_) if is_sysv(smap)? => {
+            let id = i32::try_from(map.inode).map_err(|_| Cause::unsupported(format!("{}: its inode", place())))?;
+            (Backing::Sysv { id, offset: map.offset, read_only: !flags.has(VmFlag::MayWrite) }, None)
+        }
         Label::Anon(name) if map.inode == 0 => (Backing::Anonymous, Some(Bytes(name.to_vec()))),
         Label::AnonShmem(name) => (file(smap)?, Some(Bytes(name.to_vec()))),
         _ if map.inode == 0 && map.perms.shared => {
@@ -160,6 +173,22 @@ pub fn collect(smap: &Smap, file: &mut impl FnMut(&Smap) -> Result<Backing>) -> 
     }))
 }
 
+/// Whether it is a System V segment: `/SYSV` and the key as a name, the id as inode, 0 too. A file could be called so.
+fn is_sysv(smap: &Smap) -> Result<bool> {
+    let map = &smap.map;
+    let key = map.name.strip_prefix(b"/SYSV").filter(|key| key.len() == 8 && key.iter().all(u8::is_ascii_hexdigit));
+    Ok(key.is_some() && map.deleted && map.perms.shared && map.dev.st_dev() == kernel_tmpfs()?)
+}
+
+/// The device of the tmpfs that the kernel itself mounts, for memfds and System V segments.
+///
+/// # Errors
+/// The kernel's.
+pub fn kernel_tmpfs() -> Result<u64> {
+    let fd = rustix::fs::memfd_create("yendor", rustix::fs::MemfdFlags::CLOEXEC).named("memfd_create", String::new)?;
+    Ok(rustix::fs::fstat(&fd).named("fstat", || "a memfd".into())?.st_dev)
+}
+
 const PROT_READ_WRITE: u32 = 3;
 const MAP_SHARED: u32 = 0x01;
 const MAP_PRIVATE: u32 = 0x02;
@@ -169,6 +198,7 @@ const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 const MAP_NORESERVE: u32 = 0x4000;
 const MLOCK_ONFAULT: u32 = 1;
+const SHM_RDONLY: u32 = 0o10000;
 const PR_SET_VMA: u32 = 0x5356_4d41;
 
 impl Record {
@@ -200,6 +230,7 @@ impl Record {
         let (offset, anonymous) = match self.backing {
             Backing::Anonymous => (0, MAP_ANONYMOUS),
             Backing::File(_, offset) | Backing::Object(_, offset) => (offset, 0),
+            Backing::Sysv { id, offset, read_only } => return self.attach(id, offset, read_only, script),
             Backing::Vdso | Backing::Vvar | Backing::VvarClock => return,
         };
         let sharing = match (self.shared, self.has(Flag::Droppable)) {
@@ -219,6 +250,19 @@ impl Record {
         script.call_wanting(Nr::MMAP, args![start, self.len(), protection, flags, fd.unwrap_or(-1), offset], want);
     }
 
+    /// shmat(2) brings the whole segment; areas after the first come about by their protection, for which see
+    /// [`Self::protect`].
+    fn attach(&self, id: i32, offset: u64, read_only: bool, script: &mut Script) {
+        let start = self.start.0;
+        if offset == 0 {
+            let flags = if read_only { SHM_RDONLY } else { 0 };
+            script.call_wanting(Nr::SHMAT, args![id, start, flags], yendor_task::Want::Exactly(start));
+        } else {
+            // An area of its own, as it was, even if its protection is that of the one before.
+            script.call(Nr::MPROTECT, args![start, self.len(), 0]);
+        }
+    }
+
     /// Settings that change what filling does (huge pages).
     pub fn advise_before(&self, script: &mut Script) {
         for (flag, advice) in [(Flag::HugePage, 14), (Flag::NoHugePage, 15)] {
@@ -231,7 +275,8 @@ impl Record {
     /// Everything that comes after filling; the protection unless it is what `map` gave.
     pub fn protect(&self, filled: bool, script: &mut Script) {
         let (start, len) = (self.start.0, self.len());
-        if filled && self.protection & PROT_READ_WRITE != PROT_READ_WRITE {
+        let attached = matches!(self.backing, Backing::Sysv { .. });
+        if attached || filled && self.protection & PROT_READ_WRITE != PROT_READ_WRITE {
             script.call(Nr::MPROTECT, args![start, len, self.protection]);
         }
         let advices = [

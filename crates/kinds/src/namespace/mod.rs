@@ -1,3 +1,4 @@
 //! Namespaces, and what lives in one rather than in a process: made before any task exists.
 
+pub mod ipc;
 pub mod layer;

@@ -78,8 +78,35 @@ pub struct Alive {
     pub limits: rlimit::Record,
     /// The rest of what belongs to a process.
     pub attributes: attribute::Process,
-    /// Whether the session's terminal is open in the session leader: that file.
-    pub terminal: Option<yendor_image::FileId>,
+    /// Of a session leader: the session's terminal.
+    pub terminal: Option<Terminal>,
+}
+
+/// A session's controlling terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terminal {
+    /// A description of it.
+    pub file: yendor_image::FileId,
+    /// Its foreground process group.
+    pub foreground: Option<NsPid>,
+}
+
+impl Terminal {
+    /// The session leader, in its own session already, takes it; `fd` is its descriptor of it.
+    pub fn take(fd: i32, script: &mut Script) {
+        const TIOCSCTTY: u32 = 0x540e;
+        script.call(Nr::IOCTL, yendor_task::args![fd, TIOCSCTTY, 0]);
+    }
+
+    /// The foreground group becomes what it was, once all groups exist.
+    pub fn bring_forward(&self, fd: i32, script: &mut Script) {
+        const TIOCSPGRP: u32 = 0x5410;
+        if let Some(group) = self.foreground {
+            let group = yendor_task::script::bytes(group.0.to_ne_bytes());
+            script.call(Nr::IOCTL, [Arg::from(fd), Arg::from(TIOCSPGRP), group]);
+        }
+    }
 }
 
 /// A job-control stop.
@@ -131,7 +158,7 @@ pub struct Exec {
     /// Resource limits; none: as the caller's.
     pub limits: Option<rlimit::Record>,
     /// Its controlling terminal.
-    pub terminal: Option<yendor_image::FileId>,
+    pub terminal: Option<Terminal>,
 }
 
 /// Questions for one thread, and then its answers.

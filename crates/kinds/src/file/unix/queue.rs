@@ -92,24 +92,14 @@ fn stream(fd: BorrowedFd<'_>, waiting: usize) -> Result<Vec<Peeked>> {
     let mut out = Vec::new();
     let mut at = 0;
     while at < waiting {
-        let look = |len| {
-            let seen = looking(fd, at, || Ok(sock::peek(fd, len)?))?;
-            seen.filter(|p| !p.data.is_empty())
-                .ok_or_else(|| Cause::unsupported(format!("a unix socket with {waiting} bytes of which {at} can be read")))
-        };
-        let mut seen = look(waiting - at)?;
+        let mut seen =
+            looking(fd, at, || Ok(sock::peek(fd, waiting - at)?))?.filter(|p| !p.data.is_empty()).ok_or_else(|| {
+                Cause::unsupported(format!("a unix socket with {waiting} bytes of which {at} can be read"))
+            })?;
         let len = seen.data.len();
         if !seen.files.is_empty() {
-            // One look joins plain bytes with the first that carry descriptors: find where these start.
-            let (mut without, mut with) = (0, len);
-            while with - without > 1 {
-                let middle = without + (with - without) / 2;
-                if look(middle)?.files.is_empty() {
-                    without = middle;
-                } else {
-                    with = middle;
-                }
-            }
+            // One look joins plain bytes with the write that carried descriptors, and ends there.
+            let without = looking(fd, at, || Ok(sock::last_write(fd, len)?))?;
             if without > 0 {
                 let carried = seen.data.split_off(without);
                 let data = std::mem::replace(&mut seen.data, carried);

@@ -1,0 +1,215 @@
+//! System V IPC of an ipc namespace: shared memory, semaphores, message queues.
+//! *Read from:* /proc/sysvipc, the limits in /proc/sys/kernel, and each object itself, by a process in the namespace.
+//! *Made again by:* the same calls in the new namespace; ids by /proc/sys/kernel/{shm,sem,msg}_next_id, creators by making
+//! an object under their effective ids.
+//! *Lost:* times and the pids of those who used an object last; what a tree in the host's namespace uses without a trace of
+//! its pid (a semaphore only waited for, a queue only looked at); of POSIX message queues, which live here too, nothing is
+//! captured; what the modules say.
+
+pub mod limit;
+pub mod msg;
+pub mod sem;
+pub mod shm;
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
+use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
+use rustix::process::{Gid, Uid, getegid, geteuid};
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+use serde::{Deserialize, Serialize};
+use yendor_image::{Reader, Writer};
+use yendor_proc::sysvipc;
+use yendor_sys::ipc::Rights;
+use yendor_sys::{Errno, SysError};
+
+use crate::{Cause, Named, Result};
+pub use limit::Limits;
+pub use shm::Mapped;
+
+/// What is in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Its limits; none when only objects of somebody else's namespace were taken.
+    pub limits: Option<Limits>,
+    /// Shared memory.
+    pub shm: Vec<shm::Record>,
+    /// Semaphores.
+    pub sem: Vec<sem::Record>,
+    /// Message queues.
+    pub msg: Vec<msg::Record>,
+}
+
+/// What all three kinds of objects have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Perm {
+    /// By what it is found; 0 is `IPC_PRIVATE`.
+    pub key: i32,
+    /// By what it is used: an index and a sequence number.
+    pub id: i32,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner and group.
+    pub owner: (u32, u32),
+    /// Creator and group, who have the owner's rights too.
+    pub creator: (u32, u32),
+}
+
+impl Record {
+    /// Whether there are no objects.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.shm.is_empty() && self.sem.is_empty() && self.msg.is_empty()
+    }
+}
+
+/// How much of the caller's namespace is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope<'a> {
+    /// All: it is the container's own.
+    Whole,
+    /// What processes with these ids have mapped, made or used last: it is the host's.
+    Used(&'a [i32]),
+}
+
+impl Scope<'_> {
+    /// Whether an object of these processes (0: none) is taken. One that is used inside and outside cannot be.
+    fn takes(self, proc: BorrowedFd<'_>, users: &[i32], shown: impl FnOnce() -> String) -> Result<bool> {
+        let Scope::Used(pids) = self else { return Ok(true) };
+        if !users.iter().any(|pid| pids.contains(pid)) {
+            return Ok(false);
+        }
+        let lives = |pid: i32| statat(proc, pid.to_string(), AtFlags::empty()).is_ok();
+        match users.iter().find(|pid| **pid > 0 && !pids.contains(pid) && lives(**pid)) {
+            Some(other) => {
+                let what = format!("{} of the host's ipc namespace: process {other} outside of the tree", shown());
+                Err(Cause::unsupported(format!("{what} uses it too")))
+            }
+            None => Ok(true),
+        }
+    }
+}
+
+/// Collects from the namespace that the caller is in, while its tasks are stopped. `mapped`: what they have attached.
+///
+/// # Errors
+/// What cannot be captured is refused by name.
+pub fn collect(proc: BorrowedFd<'_>, writer: &Writer, scope: Scope<'_>, mapped: &Mapped) -> Result<Record> {
+    let limits = Limits::collect(proc)?;
+    let table = |name: &str| read(proc, &format!("sysvipc/{name}"));
+    let shm = shm::collect(proc, sysvipc::parse_shm(&table("shm")?)?, writer, scope, mapped, &limits)?;
+    let mut sem = Vec::new();
+    for row in sysvipc::parse_sem(&table("sem")?)? {
+        if sem::is_taken(&row, proc, scope)? {
+            sem.push(sem::collect(row)?);
+        }
+    }
+    let mut msg = Vec::new();
+    for row in sysvipc::parse_msg(&table("msg")?)? {
+        if scope.takes(proc, &[row.last_sender, row.last_receiver], || format!("message queue {}", row.perm.id))? {
+            msg.push(msg::collect(row)?);
+        }
+    }
+    let limits = (scope == Scope::Whole).then_some(limits);
+    Ok(Record { limits, shm, sem, msg })
+}
+
+/// Makes everything again in the caller's namespace, which is new and empty. The caller has one thread and is root in the
+/// user namespace that owns it. [`finish`] comes when the tasks have attached what they had.
+///
+/// # Errors
+/// The kernel's; `Corrupt` for what cannot be.
+pub fn rebuild(record: &Record, proc: BorrowedFd<'_>, reader: &Reader) -> Result<()> {
+    let Record { limits, shm, sem, msg } = record;
+    let before = Limits::collect(proc)?;
+    let room = before.with_room_for(record);
+    room.set(&before, proc)?;
+    shm.iter().try_for_each(|segment| shm::rebuild(segment, proc, reader))?;
+    sem.iter().try_for_each(|set| sem::rebuild(set, proc))?;
+    msg.iter().try_for_each(|queue| msg::rebuild(queue, proc))?;
+    let wanted = limits.as_ref().unwrap_or(&before);
+    wanted.set(&room, proc)
+}
+
+/// What would take away segments that no task has attached yet: only when all have.
+///
+/// # Errors
+/// The kernel's.
+pub fn finish(record: &Record, proc: BorrowedFd<'_>) -> Result<()> {
+    record.shm.iter().try_for_each(shm::finish)?;
+    record.limits.as_ref().map_or(Ok(()), |limits| limits.finish(proc))
+}
+
+fn read(proc: BorrowedFd<'_>, path: &str) -> std::result::Result<Vec<u8>, SysError> {
+    yendor_task::tree::read_proc(proc, path)
+}
+
+fn write(proc: BorrowedFd<'_>, path: &str, value: &str) -> std::result::Result<(), SysError> {
+    let open = openat(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    let fd = open.named("openat", || format!("/proc/{path}"))?;
+    rustix::io::write(&fd, value.as_bytes()).named("write", || format!("/proc/{path}, {value:?}")).map(drop)
+}
+
+impl Perm {
+    fn collect(perm: &sysvipc::Perm) -> Perm {
+        let sysvipc::Perm { key, id, mode, uid, gid, creator_uid, creator_gid } = *perm;
+        let mode = u16::try_from(mode & 0o777).unwrap_or(0);
+        Perm { key, id, mode, owner: (uid, gid), creator: (creator_uid, creator_gid) }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights { uid: self.owner.0, gid: self.owner.1, mode: self.mode }
+    }
+
+    /// Makes an object with this id under its creator's ids; `kind` is `shm`, `sem` or `msg`.
+    fn make(
+        &self,
+        proc: BorrowedFd<'_>,
+        kind: &str,
+        make: impl FnOnce() -> std::result::Result<i32, SysError>,
+    ) -> Result<()> {
+        if self.id < 0 || self.mode > 0o777 {
+            return Err(Cause::corrupt(format!("System V object {kind} {} with the mode {:#o}", self.id, self.mode)));
+        }
+        write(proc, &format!("sys/kernel/{kind}_next_id"), &self.id.to_string())?;
+        let made = as_creator(self.creator, make)?;
+        if made == self.id {
+            return Ok(());
+        }
+        // The kernel takes the next free place when the wanted one is taken.
+        Err(Cause::corrupt(format!("two System V objects in the place of {kind} {}", self.id)))
+    }
+}
+
+/// Runs `make` with these effective ids. Of the calling thread only, whose process has no other.
+fn as_creator<T>((uid, gid): (u32, u32), make: impl FnOnce() -> std::result::Result<T, SysError>) -> Result<T> {
+    let (own_uid, own_gid) = (geteuid(), getegid());
+    if (own_uid.as_raw(), own_gid.as_raw()) == (uid, gid) {
+        return Ok(make()?);
+    }
+    if uid == u32::MAX || gid == u32::MAX {
+        return Err(Cause::corrupt("a System V object that nobody made"));
+    }
+    let to_uid =
+        |uid: Uid| set_thread_res_uid(None, uid, None).named("setresuid", || format!("-1, {}, -1", uid.as_raw()));
+    let to_gid =
+        |gid: Gid| set_thread_res_gid(None, gid, None).named("setresgid", || format!("-1, {}, -1", gid.as_raw()));
+    let dumpable = dumpable_behavior().named("prctl", || "PR_GET_DUMPABLE".into())?;
+    to_gid(Gid::from_raw(gid))?;
+    let made = to_uid(Uid::from_raw(uid)).and_then(|()| make());
+    // Uid first: it brings the capability back that the gid needs.
+    to_uid(own_uid)?;
+    to_gid(own_gid)?;
+    if dumpable == DumpableBehavior::Dumpable {
+        // A change of effective ids takes it away.
+        set_dumpable_behavior(dumpable).named("prctl", || "PR_SET_DUMPABLE, 1".into())?;
+    }
+    Ok(made?)
+}
+
+/// The table and the object disagree: somebody else changed it meanwhile.
+fn changed(what: String) -> Cause {
+    SysError::new("read", format!("/proc/sysvipc, {what} changes while the tasks are stopped"), Errno::AGAIN).into()
+}

@@ -1,0 +1,386 @@
+//! TCP and UDP sockets, each test in a network of its own where nothing but the loopback exists.
+
+mod law;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use law::{again, collect, law, refusal};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
+use rustix::net::{
+    Shutdown, accept_with, bind, connect, getpeername, getsockname, listen, recv, recvfrom, send, sendto, shutdown,
+    socket_with,
+};
+use yendor_kinds::file::Record;
+use yendor_kinds::file::inet::State;
+use yendor_sys::inet;
+use yendor_sys::namespace::{Namespaces, unshare};
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+/// IPv4 as an IPv6 socket sees it.
+const MAPPED: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0x7f00, 1));
+
+/// Moves this thread (a test has one of its own) into a new network. Needs root, like everything that uses `TCP_REPAIR`.
+fn network() {
+    unshare(Namespaces::NEWNET).expect("these tests need root: run them with `unshare -rn` otherwise");
+    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
+    // RTM_NEWLINK (16) with NLM_F_REQUEST | NLM_F_ACK: interface 1 gets IFF_UP.
+    let words: [u32; 8] = [32, 16 | 5 << 16, 1, 0, 0, 1, 1, 1];
+    let request: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    send(&netlink, &request, SendFlags::empty()).unwrap();
+    let mut answer = [0; 256];
+    recv(&netlink, &mut answer[..], RecvFlags::empty()).unwrap();
+    assert_eq!(answer[16..20], [0; 4]);
+}
+
+fn at(ip: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(ip, port)
+}
+
+fn socket(ip: IpAddr, kind: SocketType) -> OwnedFd {
+    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let protocol = if kind == SocketType::STREAM { ipproto::TCP } else { ipproto::UDP };
+    socket_with(family, kind, SocketFlags::CLOEXEC, Some(protocol)).unwrap()
+}
+
+fn tcp(ip: IpAddr) -> OwnedFd {
+    socket(ip, SocketType::STREAM)
+}
+
+fn udp(address: SocketAddr) -> OwnedFd {
+    let fd = socket(address.ip(), SocketType::DGRAM);
+    bind(&fd, &address).unwrap();
+    fd
+}
+
+fn listener(address: SocketAddr) -> OwnedFd {
+    let fd = tcp(address.ip());
+    sockopt::set_socket_reuseaddr(&fd, true).unwrap();
+    bind(&fd, &address).unwrap();
+    listen(&fd, 17).unwrap();
+    fd
+}
+
+fn local(fd: &OwnedFd) -> SocketAddr {
+    getsockname(fd).unwrap().try_into().unwrap()
+}
+
+fn peer(fd: &OwnedFd) -> SocketAddr {
+    getpeername(fd).unwrap().unwrap().try_into().unwrap()
+}
+
+fn take(fd: &OwnedFd, most: usize) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; most];
+    let (n, _) = recv(fd, &mut buffer[..], RecvFlags::DONTWAIT)?;
+    buffer.truncate(n);
+    Ok(buffer)
+}
+
+#[test]
+fn udp_bound_connected_and_options() {
+    network();
+    let plain = socket(V4, SocketType::DGRAM);
+    let bound = udp(at(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 5000));
+    sockopt::set_socket_broadcast(&bound, true).unwrap();
+    sockopt::set_ip_ttl(&bound, 7).unwrap();
+    sockopt::set_ip_tos(&bound, 0x10).unwrap();
+    sockopt::set_socket_recv_buffer_size(&bound, 30_000).unwrap();
+    let short = Duration::from_millis(1500);
+    sockopt::set_socket_timeout(&bound, Timeout::Recv, Some(short)).unwrap();
+    let connected = udp(at(V6, 0));
+    connect(&connected, &at(V6, 9)).unwrap();
+    sockopt::set_ipv6_unicast_hops(&connected, Some(3)).unwrap();
+    let (port, peers) = (local(&connected), peer(&connected));
+    let made = law(vec![plain, bound, connected]);
+    assert_eq!(local(&made[0]), at(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
+    assert_eq!(local(&made[1]), at(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 5000));
+    assert!(sockopt::socket_broadcast(&made[1]).unwrap());
+    assert!(!sockopt::socket_reuseaddr(&made[1]).unwrap());
+    assert_eq!(sockopt::ip_ttl(&made[1]), Ok(7));
+    assert_eq!(sockopt::ip_tos(&made[1]), Ok(0x10));
+    assert_eq!(sockopt::socket_recv_buffer_size(&made[1]), Ok(60_000));
+    assert_eq!(sockopt::socket_timeout(&made[1], Timeout::Recv), Ok(Some(short)));
+    assert_eq!((local(&made[2]), peer(&made[2])), (port, peers));
+    assert_eq!(sockopt::ipv6_unicast_hops(&made[2]), Ok(3));
+    send(&made[2], b"to nobody", SendFlags::empty()).unwrap();
+}
+
+#[test]
+fn udp_queues() {
+    for ip in [V4, V6, MAPPED] {
+        network();
+        let (a, b) = (udp(at(ip, 4000)), udp(at(ip, 4001)));
+        connect(&b, &at(ip, 4000)).unwrap();
+        let stranger = udp(at(ip, 4002));
+        let long = vec![7; 60_000];
+        for data in [&b"one"[..], b"", b"two", &long, b""] {
+            send(&b, data, SendFlags::empty()).unwrap();
+        }
+        sendto(&stranger, b"three", SendFlags::empty(), &at(ip, 4000)).unwrap();
+        sendto(&a, b"answer", SendFlags::empty(), &at(ip, 4001)).unwrap();
+        drop(stranger);
+        let image = collect(&[a.as_fd(), b.as_fd()]);
+        // The originals keep what they have.
+        for expected in [&b"one"[..], b"", b"two", &long, b"", b"three"] {
+            assert_eq!(take(&a, 70_000).unwrap(), expected);
+        }
+        assert_eq!(inet::number(a.as_fd(), 1, 42).unwrap(), -1);
+        drop((a, b));
+        let made = again(&image);
+        let mut from = Vec::new();
+        for expected in [&b"one"[..], b"", b"two", &long, b"", b"three"] {
+            let mut buffer = vec![0; 70_000];
+            let (n, _, sender) = recvfrom(&made[0], &mut buffer[..], RecvFlags::DONTWAIT).unwrap();
+            assert_eq!(&buffer[..n], expected);
+            from.push(SocketAddr::try_from(sender.unwrap()).unwrap().port());
+        }
+        assert_eq!(from, [4001, 4001, 4001, 4001, 4001, 4002]);
+        assert_eq!(take(&made[0], 9), Err(Errno::AGAIN));
+        assert_eq!(take(&made[1], 9).unwrap(), b"answer");
+        send(&made[1], b"more", SendFlags::empty()).unwrap();
+        assert_eq!(take(&made[0], 9).unwrap(), b"more");
+        assert_eq!(peer(&made[1]), at(ip, 4000));
+        assert!(getpeername(&made[0]).is_err());
+    }
+}
+
+#[test]
+fn udp_two_sockets_at_one_port() {
+    network();
+    let make = || {
+        let fd = socket(V4, SocketType::DGRAM);
+        sockopt::set_socket_reuseport(&fd, true).unwrap();
+        bind(&fd, &at(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 4000)).unwrap();
+        fd
+    };
+    let (a, b, c) = (make(), make(), udp(at(V4, 4001)));
+    for n in 0..20u8 {
+        sendto(&c, &[n], SendFlags::empty(), &at(V4, 4000)).unwrap();
+        // Other source ports may be sorted to the other socket.
+        sendto(udp(at(V4, 4100 + u16::from(n))), &[n], SendFlags::empty(), &at(V4, 4000)).unwrap();
+    }
+    let image = collect(&[a.as_fd(), b.as_fd(), c.as_fd()]);
+    let queues = |fds: [&OwnedFd; 2]| fds.map(|fd| std::iter::from_fn(|| take(fd, 9).ok()).collect::<Vec<_>>());
+    let before = queues([&a, &b]);
+    assert!(before.iter().all(|q| !q.is_empty()));
+    drop((a, b, c));
+    let made = again(&image);
+    assert_eq!(queues([&made[0], &made[1]]), before);
+}
+
+#[test]
+fn udp_refusals() {
+    network();
+    let corked = udp(at(V4, 4000));
+    connect(&corked, &at(V4, 4001)).unwrap();
+    send(&corked, b"half", SendFlags::MORE).unwrap();
+    assert!(refusal(&[corked.as_fd()]).contains("not complete yet"));
+
+    let refused = udp(at(V4, 4002));
+    connect(&refused, &at(V4, 4003)).unwrap();
+    send(&refused, b"x", SendFlags::empty()).unwrap();
+    assert!(refusal(&[refused.as_fd()]).contains("a pending error"));
+    assert_eq!(take(&refused, 9), Err(Errno::CONNREFUSED), "the error is still its owner's");
+}
+
+#[test]
+fn tcp_idle_and_listening() {
+    network();
+    let plain = tcp(V6);
+    sockopt::set_tcp_nodelay(&plain, true).unwrap();
+    sockopt::set_tcp_user_timeout(&plain, 12_345).unwrap();
+    sockopt::set_socket_linger(&plain, Some(Duration::from_secs(5))).unwrap();
+    let bound = tcp(V4);
+    bind(&bound, &at(V4, 7000)).unwrap();
+    let listens = listener(at(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 7001));
+    sockopt::set_tcp_congestion(&listens, "reno").unwrap();
+    let only6 = tcp(V6);
+    sockopt::set_ipv6_v6only(&only6, true).unwrap();
+    bind(&only6, &at(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 7002)).unwrap();
+    listen(&only6, 0).unwrap();
+    let only4 = listener(at(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7002));
+    let made = law(vec![plain, bound, listens, only6, only4]);
+    assert_eq!(sockopt::tcp_nodelay(&made[0]), Ok(true));
+    assert_eq!(sockopt::tcp_user_timeout(&made[0]), Ok(12_345));
+    assert_eq!(sockopt::socket_linger(&made[0]), Ok(Some(Duration::from_secs(5))));
+    assert_eq!(local(&made[1]), at(V4, 7000));
+    assert!(!sockopt::socket_reuseaddr(&made[1]).unwrap());
+    assert!(sockopt::socket_reuseaddr(&made[2]).unwrap());
+    assert_eq!(sockopt::tcp_congestion(&made[2]).as_deref(), Ok("reno"));
+    for (ip, listens) in [(V4, &made[2]), (V6, &made[2])] {
+        let client = tcp(ip);
+        connect(&client, &at(ip, 7001)).unwrap();
+        assert!(refusal(&[listens.as_fd()]).contains("1 TCP connections that wait to be accepted"));
+        accept_with(listens, SocketFlags::CLOEXEC).unwrap();
+    }
+}
+
+/// A connection: the client's end, the server's end, the listening socket.
+fn connection(ip: IpAddr) -> (OwnedFd, OwnedFd, OwnedFd) {
+    let listens = listener(at(ip, 0));
+    let client = tcp(ip);
+    connect(&client, &local(&listens)).unwrap();
+    let server = accept_with(&listens, SocketFlags::CLOEXEC).unwrap();
+    (client, server, listens)
+}
+
+/// Writes until the kernel takes no more; what it took.
+fn flood(fd: &OwnedFd, seed: u8) -> Vec<u8> {
+    let piece: Vec<u8> = (0..10_007u32).map(|i| seed.wrapping_add(u8::try_from(i % 251).unwrap())).collect();
+    let mut all = Vec::new();
+    while let Ok(n) = send(fd, &piece, SendFlags::DONTWAIT) {
+        all.extend_from_slice(&piece[..n]);
+    }
+    all
+}
+
+/// Reads `wanted.len()` bytes and compares.
+fn expect(fd: &OwnedFd, wanted: &[u8]) {
+    let mut got = Vec::new();
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while got.len() < wanted.len() {
+        match take(fd, 1 << 16) {
+            Ok(piece) if piece.is_empty() => break,
+            Ok(piece) => got.extend(piece),
+            Err(Errno::AGAIN) => std::thread::sleep(Duration::from_millis(1)),
+            Err(e) => panic!("{e} after {} bytes of {}", got.len(), wanted.len()),
+        }
+        assert!(std::time::Instant::now() < end, "{} bytes of {}", got.len(), wanted.len());
+    }
+    assert!(got == wanted, "{} bytes, not the same {}", got.len(), wanted.len());
+}
+
+/// Both ends talk and close in order.
+fn alive(a: &OwnedFd, b: &OwnedFd) {
+    for (from, to) in [(a, b), (b, a), (a, b)] {
+        send(from, b"ping", SendFlags::empty()).unwrap();
+        expect(to, b"ping");
+    }
+    shutdown(a, Shutdown::Write).unwrap();
+    until_end(b);
+    send(b, b"last", SendFlags::empty()).unwrap();
+    expect(a, b"last");
+    shutdown(b, Shutdown::Write).unwrap();
+    until_end(a);
+}
+
+fn until_end(fd: &OwnedFd) {
+    let end = std::time::Instant::now() + Duration::from_secs(5);
+    while take(fd, 9) == Err(Errno::AGAIN) {
+        assert!(std::time::Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(take(fd, 9), Ok(Vec::new()));
+}
+
+/// Collected twice, equal but for clocks, what the kernel grows by itself, and windows, which any packet moves.
+fn law_of_connections(fds: Vec<OwnedFd>) -> Vec<OwnedFd> {
+    let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    let image = collect(&borrowed);
+    drop(fds);
+    again_by(image)
+}
+
+fn again_by(image: law::Image) -> Vec<OwnedFd> {
+    let made = image.rebuild();
+    let borrowed: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+    let second = collect(&borrowed);
+    for (a, b) in image.entries.iter().zip(&second.entries) {
+        let (Record::Inet(mut a), Record::Inet(mut b)) = (a.record.clone(), b.record.clone()) else { panic!() };
+        for r in [&mut a, &mut b] {
+            if let State::TcpConnected(c) = &mut r.state {
+                c.agreed.timestamp = c.agreed.timestamp.map(|t| t & 1);
+                c.window =
+                    yendor_kinds::file::inet::tcp::Window { update: 0, send: 0, largest: 0, receive: 0, told: 0 };
+                // What was written and what was read stays; how much of it is on its way is the kernel's business.
+                let written = c.sent.0.len() + c.unsent.0.len();
+                c.send_sequence = c.send_sequence.wrapping_add(u32::try_from(written).unwrap());
+                for queue in [&mut c.sent, &mut c.unsent, &mut c.received] {
+                    queue.0.clear();
+                }
+                r.options.receive_buffer = 0;
+                r.options.send_buffer = 0;
+            }
+        }
+        assert_eq!(a, b);
+    }
+    made
+}
+
+#[test]
+fn tcp_connections_talk_on() {
+    for ip in [V4, V6, MAPPED] {
+        network();
+        let (client, server, listens) = connection(ip);
+        sockopt::set_tcp_nodelay(&client, true).unwrap();
+        sockopt::set_socket_keepalive(&server, true).unwrap();
+        let names = (local(&client), peer(&client), local(&server), peer(&server));
+        send(&client, b"to the server", SendFlags::empty()).unwrap();
+        send(&server, b"to the client", SendFlags::empty()).unwrap();
+        let image = collect(&[client.as_fd(), server.as_fd(), listens.as_fd()]);
+        // The originals live on.
+        assert!(sockopt::socket_reuseaddr(&server).unwrap());
+        expect(&server, b"to the server");
+        expect(&client, b"to the client");
+        alive(&client, &server);
+        drop((client, server, listens));
+        let made = again_by(image);
+        let (client, server, listens) = (&made[0], &made[1], &made[2]);
+        assert_eq!((local(client), peer(client), local(server), peer(server)), names);
+        assert!(!sockopt::socket_reuseaddr(client).unwrap() && sockopt::socket_reuseaddr(server).unwrap());
+        assert!(sockopt::tcp_nodelay(client).unwrap() && sockopt::socket_keepalive(server).unwrap());
+        expect(server, b"to the server");
+        expect(client, b"to the client");
+        alive(client, server);
+        let next = tcp(ip);
+        connect(&next, &local(listens)).unwrap();
+        accept_with(listens, SocketFlags::CLOEXEC).unwrap();
+    }
+}
+
+#[test]
+fn tcp_full_queues_both_ways_in_any_order() {
+    for reverse in [false, true] {
+        network();
+        let (client, server, listens) = connection(V4);
+        let (there, back) = (flood(&client, 0), flood(&server, 100));
+        assert!(there.len() > 100_000);
+        let mut all = vec![client, server, listens];
+        if reverse {
+            all.reverse();
+        }
+        let borrowed: Vec<_> = all.iter().map(|fd| fd.as_fd()).collect();
+        let image = collect(&borrowed);
+        drop(all);
+        let mut made = again_by(image);
+        if reverse {
+            made.reverse();
+        }
+        expect(&made[1], &there);
+        expect(&made[0], &back);
+        alive(&made[0], &made[1]);
+    }
+}
+
+#[test]
+fn tcp_half_closed() {
+    network();
+    let (client, server, listens) = connection(V6);
+    send(&client, b"all that I have", SendFlags::empty()).unwrap();
+    shutdown(&client, Shutdown::Write).unwrap();
+    send(&server, b"and you", SendFlags::empty()).unwrap();
+    let made = law_of_connections(vec![client, server, listens]);
+    expect(&made[1], b"all that I have");
+    until_end(&made[1]);
+    expect(&made[0], b"and you");
+    assert_eq!(take(&made[0], 9), Err(Errno::AGAIN));
+    assert_eq!(send(&made[0], b"x", SendFlags::NOSIGNAL), Err(Errno::PIPE));
+    send(&made[1], b"still here", SendFlags::empty()).unwrap();
+    expect(&made[0], b"still here");
+    shutdown(&made[1], Shutdown::Write).unwrap();
+    until_end(&made[0]);
+}
