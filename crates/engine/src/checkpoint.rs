@@ -11,13 +11,14 @@ use std::time::{Instant, SystemTime};
 use rustix::fs::{Mode, OFlags};
 use yendor_image::{Bytes, Reader, Writer};
 use yendor_kinds::file::Gather;
+use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::namespace::layer;
 use yendor_kinds::snapshot::{Container, Root, Snapshot};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 use yendor_task::tree::{self, FrozenTree};
 
-use crate::collect::collect;
+use crate::collect::{collect, ipc};
 use crate::error::{At, Error, Result, Step, With};
 use crate::keeper::CHECKPOINTED;
 use crate::request;
@@ -189,11 +190,33 @@ fn gather(target: &Target, tree: &FrozenTree, proc: &OwnedFd, writer: &Writer, o
         }
     }
     let container = container(target, proc, root)?;
+    gather.clocks = clocks_ahead(&container);
     let mut snapshot = collect(tree, &mut gather, writer, container)?;
     if let Target::Container(state, _) = target {
         snapshot.container.layers = layers(state, writer).at(Step::Collect).kind("file system", "layer")?;
     }
+    let pids: Vec<i32> = tree.processes.keys().copied().collect();
+    let ipc = match target {
+        Target::Container(..) => ipc::container(proc, &pids, &snapshot.processes, writer).map(Some),
+        Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
+    };
+    snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
     Ok(snapshot)
+}
+
+/// How far the tree's clocks are ahead of ours.
+fn clocks_ahead(container: &Container) -> Clocks {
+    let ahead = |theirs: u64, clock| {
+        let own = rustix::time::clock_gettime(clock);
+        let own = i128::from(own.tv_sec) * 1_000_000_000 + i128::from(own.tv_nsec);
+        // Both were read within moments of each other: what is left of less than a second is the time between.
+        let ns = i128::from(theirs) - own;
+        if ns.abs() < 1_000_000 { 0 } else { i64::try_from(ns).unwrap_or(0) }
+    };
+    Clocks {
+        monotonic: ahead(container.clocks.0, rustix::time::ClockId::Monotonic),
+        boottime: ahead(container.clocks.1, rustix::time::ClockId::Boottime),
+    }
 }
 
 fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
@@ -228,6 +251,7 @@ fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
         root: view,
         own_network,
         layers: Vec::new(),
+        ipc: None,
     })
 }
 

@@ -3,13 +3,13 @@
 use rustix::fs::{Access, AtFlags};
 use yendor_image::{Bytes, FdNum, FileId, NsPid};
 use yendor_kinds::file::Descriptor;
-use yendor_kinds::process::{Exec, Record, State, credential, directory};
+use yendor_kinds::process::{Exec, Record, State, Terminal, credential, directory};
 use yendor_kinds::snapshot::{Container, Machine, Root, Snapshot};
 use yendor_sys::{Errno, SysError};
 
 use crate::contain::Contained;
 use crate::error::{At, Result, Step, With};
-use crate::keeper::standard_files;
+use crate::keeper::{standard_files, terminal_file};
 use crate::request::{Request, Root as Wanted};
 use crate::wire::Spec;
 
@@ -22,7 +22,7 @@ const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
 ///
 /// # Errors
 /// `execve` `ENOENT` for a program that is not there, `EACCES` for one that cannot be executed.
-pub fn compose(spec: &Spec, request: &Request, contained: &Contained) -> Result<Snapshot> {
+pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: bool) -> Result<Snapshot> {
     let (uid, gid) = spec.user.unwrap_or((0, 0));
     let name = spec.command.first().map_or(&[][..], |c| &c.0);
     let path = find(name, &spec.env).at(Step::Thaw).task(FIRST.0).kind("program", name.escape_ascii().to_string())?;
@@ -37,7 +37,12 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained) -> Result<
         argv: spec.command.clone(),
         env: spec.env.clone(),
         descriptors: (0..3)
-            .map(|n| Descriptor { number: FdNum(n), cloexec: false, file: FileId(n.unsigned_abs()) })
+            .map(|n| Descriptor {
+                number: FdNum(n),
+                cloexec: false,
+                // A terminal is one description, the standard files are three.
+                file: FileId(if terminal { 0 } else { n.unsigned_abs() }),
+            })
             .collect(),
         directory: directory::Record {
             cwd: spec.cwd.clone().unwrap_or_else(|| Bytes(b"/".to_vec())),
@@ -54,7 +59,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained) -> Result<
             no_new_privs: false,
         },
         limits: None,
-        terminal: None,
+        terminal: terminal.then_some(Terminal { file: FileId(0), foreground: None }),
     };
     let process =
         Record { pid: FIRST, parent: NsPid(1), group: FIRST, session: FIRST, state: State::Exec(Box::new(exec)) };
@@ -71,9 +76,10 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained) -> Result<
             },
             own_network: request.net != crate::request::Net::Host,
             layers: Vec::new(),
+            ipc: None,
         },
         processes: vec![process],
-        files: standard_files(),
+        files: if terminal { vec![terminal_file()] } else { standard_files() },
         objects: Vec::new(),
         lost: Vec::new(),
     })

@@ -131,7 +131,7 @@ fn open_directory(path: &Path) -> std::result::Result<OwnedFd, SysError> {
 fn hand_over(what: &Launch, directory: &Path, control: Control) -> Result<Started> {
     let mut descriptors: Vec<OwnedFd> = Vec::new();
     let (stdin, log) = match what.stdio {
-        Stdio::Log => {
+        Stdio::Log | Stdio::Terminal => {
             let log = directory.join("log");
             (open_null()?, Some(open_log(&log)?))
         }

@@ -1,26 +1,28 @@
 //! The keeper: one small process per container, in its user namespace, parent of its pid 1. It makes the container, loads
 //! and rebuilds what runs in it, then waits and remembers how it ended.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
 use yendor_image::{Bytes, FileId, Reader};
 use yendor_kinds::file::external::Filled;
+use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Entry, Workshop};
-use yendor_kinds::namespace::layer;
+use yendor_kinds::namespace::{ipc, layer};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
 use crate::compose;
+use crate::console::{Console, Door};
 use crate::contain::{self, Contained, Given};
 use crate::control::Control;
-use crate::error::{At, Error, Result, Step};
+use crate::error::{At, Error, Result, Step, With};
 use crate::rebuild::{Materials, Running, rebuild};
 use crate::request::{Request, Root};
 use crate::state::{Standard, State, Status};
-use crate::wire::{Failure, Report, Started, Startup};
+use crate::wire::{Failure, Report, Started, Startup, Stdio};
 
 /// Phases and how long they took.
 struct Clock {
@@ -73,6 +75,9 @@ struct Kept {
     running: Running,
     directory: OwnedFd,
     state: State,
+    door: Option<Door>,
+    console: Option<Console>,
+    log: OwnedFd,
     /// Kept open: checkpoints compare with them, and reach the container's layer through them.
     _open: Vec<OwnedFd>,
 }
@@ -88,56 +93,78 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     let given = Given::received(&startup.request, &mut descriptors)?;
     raise_descriptor_limit();
     let contained = contain::prepare(&startup.request, given)?;
+    // What a terminal shows while nobody looks goes to the log.
+    let log = stdio[1].try_clone().map_err(|e| SysError::io("dup", "log", &e)).at(Step::Contain)?;
+    let console = (startup.stdio == Stdio::Terminal).then(Console::open).transpose().at(Step::Contain)?;
+    let stdio = match &console {
+        Some(console) => console.thrice().at(Step::Contain)?,
+        None => stdio,
+    };
     let directory = contained.state.try_clone().map_err(|e| SysError::io("dup", "state", &e)).at(Step::Contain)?;
     clock.mark("contain");
     let reader = image.map(Reader::open).transpose().at(Step::Load)?;
     let snapshot = match (&startup.spec, &reader) {
-        (Some(spec), _) => compose::compose(spec, &startup.request, &contained)?,
+        (Some(spec), _) => compose::compose(spec, &startup.request, &contained, console.is_some())?,
         (None, Some(reader)) => reader.records::<Snapshot>().at(Step::Load)?,
         (None, None) => return Err(Error::new(Step::Load, Cause::corrupt("neither a program nor an image"))),
     };
     clock.mark("load");
     let keeper_start = own_start(&contained).at(Step::Contain)?;
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation + 1);
+    let mut clocks = Clocks::default();
     let layers = own_file_systems(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
         set_names(startup, &snapshot).at(Step::Rebuild)?;
-        continue_clocks(&contained, snapshot.container.clocks)?;
+        clocks = continue_clocks(&contained, snapshot.container.clocks)?;
         fill_layers(&snapshot, reader).at(Step::Rebuild)?;
+        if let Some(record) = &snapshot.container.ipc {
+            ipc::rebuild(record, contained.host_proc.as_fd(), reader).at(Step::Rebuild).kind("namespace", "ipc")?;
+        }
         clock.mark("layers");
     }
-    let running = build(&snapshot, reader.as_ref(), contained, &stdio, &mut clock)?;
+    let running = build(&snapshot, reader.as_ref(), contained, clocks, &stdio, &mut clock)?;
     let mut state = state(startup, &running, generation, keeper_start);
     let kinds = [Standard::Stdin, Standard::Stdout, Standard::Stderr];
-    state.standard = stdio.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
+    // A terminal of the container's own is known by its master, which no task has.
+    let stdio_kept = if console.is_some() { &[][..] } else { &stdio[..] };
+    state.standard = stdio_kept.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
     state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
     write_state(&directory, &state).at(Step::Thaw)?;
     let started =
         Started { main: running.main, init: running.init, notes: running.notes.clone(), timings: clock.phases };
     let open = stdio.into_iter().chain(layers.into_iter().map(|(_, fd)| fd)).collect();
-    Ok((Kept { running, directory, state, _open: open }, started))
+    let door = Door::open(&directory).at(Step::Thaw)?;
+    Ok((Kept { running, directory, state, door: Some(door), console, log, _open: open }, started))
 }
 
 fn build(
     snapshot: &Snapshot,
     reader: Option<&Reader>,
     contained: Contained,
+    clocks: Clocks,
     stdio: &[OwnedFd; 3],
     clock: &mut Clock,
 ) -> Result<Running> {
     let [stdin, stdout, stderr] = stdio;
     let dup = |fd: &OwnedFd| fd.try_clone().map(Some).map_err(|e| SysError::io("dup", "", &e)).at(Step::Rebuild);
-    let filled = Filled { stdin: dup(stdin)?, stdout: dup(stdout)?, stderr: dup(stderr)? };
+    // The container's terminal, or the caller's where the caller sits at one.
+    let console = if rustix::termios::isatty(stdin) { dup(stdin)? } else { None };
+    let filled = Filled { stdin: dup(stdin)?, stdout: dup(stdout)?, stderr: dup(stderr)?, console };
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .named("open", || "/".into())
         .at(Step::Rebuild)?;
     let proc = || contained.host_proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Rebuild);
-    let workshop = Workshop::new(reader, root, proc()?, filled, &snapshot.files).at(Step::Load)?;
+    let mut workshop = Workshop::new(reader, root, proc()?, filled, &snapshot.files).at(Step::Load)?;
+    workshop.clocks = clocks;
     let proc = proc()?;
+    let finishing = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Rebuild)?;
     let late_mounts = contained.late_mounts.clone();
     let mut contained = contained;
     let seal = Box::new(move || contained.seal().map_err(|e| *e.cause));
     let rebuilt = rebuild(Materials { snapshot, reader, workshop, proc, late_mounts, seal })?;
+    if let Some(record) = &snapshot.container.ipc {
+        ipc::finish(record, finishing.as_fd()).at(Step::Thaw).kind("namespace", "ipc")?;
+    }
     clock.mark("rebuild");
     let running = rebuilt.thaw()?;
     clock.mark("thaw");
@@ -177,16 +204,20 @@ fn set_names(startup: &Startup, snapshot: &Snapshot) -> std::result::Result<(), 
 }
 
 /// The container's clocks go on from where they stood.
-fn continue_clocks(contained: &Contained, (monotonic, boottime): (u64, u64)) -> Result<()> {
+fn continue_clocks(contained: &Contained, (monotonic, boottime): (u64, u64)) -> Result<Clocks> {
     use rustix::time::{ClockId, Timespec, clock_gettime};
-    let distance = |saved: u64, clock| {
+    let distance = |saved: u64, clock| -> i128 {
         let now = clock_gettime(clock);
-        let ns = i128::from(saved) - (i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec));
-        let seconds = ns.div_euclid(1_000_000_000);
-        let nanoseconds = ns.rem_euclid(1_000_000_000);
-        Timespec { tv_sec: i64::try_from(seconds).unwrap_or(0), tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) }
+        i128::from(saved) - (i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec))
     };
-    contained.set_time_offsets(distance(monotonic, ClockId::Monotonic), distance(boottime, ClockId::Boottime))
+    let time = |ns: i128| Timespec {
+        tv_sec: i64::try_from(ns.div_euclid(1_000_000_000)).unwrap_or(0),
+        tv_nsec: i64::try_from(ns.rem_euclid(1_000_000_000)).unwrap_or(0),
+    };
+    let (monotonic, boottime) = (distance(monotonic, ClockId::Monotonic), distance(boottime, ClockId::Boottime));
+    contained.set_time_offsets(time(monotonic), time(boottime))?;
+    let ahead = |ns: i128| i64::try_from(ns).unwrap_or(0);
+    Ok(Clocks { monotonic: ahead(monotonic), boottime: ahead(boottime) })
 }
 
 /// The file systems of an image, into those of this container.
@@ -229,8 +260,8 @@ fn state(startup: &Startup, running: &Running, generation: u64, keeper_start: u6
         started,
         request: startup.request.clone(),
         image: startup.image.clone(),
-        logged: startup.stdio == crate::wire::Stdio::Log,
-        terminal: startup.stdio == crate::wire::Stdio::Terminal,
+        logged: startup.stdio == Stdio::Log,
+        terminal: startup.stdio == Stdio::Terminal,
         standard: Vec::new(),
         layers: Vec::new(),
         generation,
@@ -262,6 +293,11 @@ impl Kept {
     /// Waits for the end and tells everybody.
     fn watch(&mut self, control: &Control) {
         const SIGKILL: i32 = 9;
+        let init = rustix::process::Pid::from_raw(self.running.init);
+        let end = init.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()).ok());
+        if let (Some(door), Some(end)) = (self.door.take(), end) {
+            door.serve(end.as_fd(), self.console.as_ref(), Some(&self.log));
+        }
         let status = self.running.wait().ok().flatten().unwrap_or(SIGKILL);
         let checkpointed = rustix::fs::accessat(
             &self.directory,
@@ -278,6 +314,13 @@ impl Kept {
 
 /// A checkpoint that ends a container leaves this file in its directory, so that the keeper knows why it ended.
 pub const CHECKPOINTED: &str = "checkpointed";
+
+/// The file of a container that is composed with a terminal.
+pub(crate) fn terminal_file() -> Entry {
+    use yendor_kinds::file::{Record, console};
+    const O_RDWR: u32 = 2;
+    Entry { id: FileId(0), flags: O_RDWR, owner: None, record: Record::Console(console::Record { terminal: None }) }
+}
 
 /// The files of a container that is composed: the three standard ones.
 pub(crate) fn standard_files() -> Vec<Entry> {

@@ -4,6 +4,7 @@ pub mod admit;
 pub mod checkpoint;
 pub mod collect;
 mod compose;
+mod console;
 pub mod contain;
 pub mod control;
 pub mod error;

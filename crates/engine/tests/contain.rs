@@ -183,7 +183,8 @@ fn front(case: &str, directory: &Path) -> ExitCode {
         eprintln!("  {case}: the keeper died");
         return ExitCode::FAILURE;
     };
-    let status = rustix::process::waitpid(rustix::process::Pid::from_raw(admitted.pid), rustix::process::WaitOptions::empty());
+    let status =
+        rustix::process::waitpid(rustix::process::Pid::from_raw(admitted.pid), rustix::process::WaitOptions::empty());
     let ended = status.expect("wait").is_some_and(|(_, s)| s.exit_status() == Some(0));
     let all = begin.elapsed();
     print!("{text}");
@@ -243,7 +244,9 @@ fn keep(
 ) -> Result<(bool, u64, String), String> {
     let given = Given::received(request, &mut descriptors.into_iter()).map_err(|e| e.to_string())?;
     let mut contained = match contain::prepare(request, given) {
-        Err(e) if case == "limits" && e.exit_code() == 5 => return Ok((true, 0, format!("  limits are refused: {e}\n"))),
+        Err(e) if case == "limits" && e.exit_code() == 5 => {
+            return Ok((true, 0, format!("  limits are refused: {e}\n")));
+        }
         other => other.map_err(|e| e.to_string())?,
     };
     let made = u64::try_from(begin.elapsed().as_micros()).expect("time");
@@ -351,14 +354,18 @@ fn common(checks: &mut Checks, case: &str, facts: &str) {
         checks.equal(&format!("namespace {name} is the host's"), own == *outside, shared);
     }
     checks.equal("pid", std::process::id(), 1);
-    let pids: Vec<_> = host_names("/proc").into_iter().filter(|p| p.to_string_lossy().ends_with(char::is_numeric)).collect();
+    let pids: Vec<_> =
+        host_names("/proc").into_iter().filter(|p| p.to_string_lossy().ends_with(char::is_numeric)).collect();
     checks.equal("processes", pids, vec![PathBuf::from("/proc/1")]);
     let fds = fd_names();
     checks.yes(&format!("three descriptors, not {fds:?}"), fds.len() == 3);
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     checks.equal("host name", name.as_str(), if case == "layered" { "inner" } else { "tested" });
     let groups = rustix::process::getgroups().unwrap_or_default();
-    checks.yes(&format!("no groups of the caller, not {groups:?}"), case == "caller" || groups.iter().all(|g| g.as_raw() == 65534) || groups.is_empty());
+    checks.yes(
+        &format!("no groups of the caller, not {groups:?}"),
+        case == "caller" || groups.iter().all(|g| g.as_raw() == 65534) || groups.is_empty(),
+    );
     let capabilities = rustix::thread::capabilities(None).expect("capabilities");
     checks.yes("root's capabilities", capabilities.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
     let outer: i64 = facts.last().and_then(|t| t.parse().ok()).unwrap_or_default();
@@ -373,11 +380,14 @@ fn common(checks: &mut Checks, case: &str, facts: &str) {
 fn own_root(checks: &mut Checks, case: &str) {
     checks.equal("uid", rustix::process::geteuid().as_raw(), 0);
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-    let foreign: Vec<&str> = mounts.lines().filter(|l| l.contains("yendor-contain-") && !l.contains("/state/") && is_outside(l)).collect();
+    let foreign: Vec<&str> =
+        mounts.lines().filter(|l| l.contains("yendor-contain-") && !l.contains("/state/") && is_outside(l)).collect();
     checks.yes(&format!("nothing of the old root, not {foreign:?}"), foreign.is_empty());
     checks.yes("one root", mounts.lines().filter(|l| l.split(' ').nth(4) == Some("/")).count() == 1);
     checks.yes("no way up", fs::read_dir("/../..").is_ok_and(|_| same("/../..", "/")));
-    for (path, what) in [("/dev/null", 0o020_000), ("/dev/tty", 0o020_000), ("/dev/shm", 0o040_000), ("/dev/pts/ptmx", 0o020_000)] {
+    for (path, what) in
+        [("/dev/null", 0o020_000), ("/dev/tty", 0o020_000), ("/dev/shm", 0o040_000), ("/dev/pts/ptmx", 0o020_000)]
+    {
         checks.equal(path, fs::metadata(path).map(|m| m.mode() & 0o170_000).unwrap_or_default(), what);
     }
     checks.done("write to /dev/null", fs::write("/dev/null", "x"));
@@ -388,7 +398,10 @@ fn own_root(checks: &mut Checks, case: &str) {
         rustix::pty::unlockpt(&fd)?;
         rustix::pty::ptsname(fd.as_fd(), Vec::new())
     });
-    checks.yes(&format!("a terminal of its own, not {terminal:?}"), terminal.is_ok_and(|t| t.as_bytes() == b"/dev/pts/0"));
+    checks.yes(
+        &format!("a terminal of its own, not {terminal:?}"),
+        terminal.is_ok_and(|t| t.as_bytes() == b"/dev/pts/0"),
+    );
     checks.done("/dev/shm", fs::write("/dev/shm/file", "x"));
     checks.yes("/sys", Path::new("/sys/class/net").exists());
     checks.yes("/sys is read-only", fs::write("/sys/kernel/uevent_seqnum", "1").is_err());
@@ -415,10 +428,14 @@ fn volumes(checks: &mut Checks) {
 }
 
 fn layered(checks: &mut Checks, _facts: &str) {
-    for path in ["/new", "/etc/new", "/var/new", "/var/lib/new", "/usr/local/bin/new", "/opt/new", "/root/new", "/home/new"] {
+    for path in
+        ["/new", "/etc/new", "/var/new", "/var/lib/new", "/usr/local/bin/new", "/opt/new", "/root/new", "/home/new"]
+    {
         checks.done(path, fs::write(path, "new"));
     }
-    for directory in host_names("/var/lib").into_iter().chain(host_names("/etc")).filter(|p| p.is_dir() && !p.is_symlink()) {
+    for directory in
+        host_names("/var/lib").into_iter().chain(host_names("/etc")).filter(|p| p.is_dir() && !p.is_symlink())
+    {
         checks.done(&format!("{directory:?}"), fs::write(directory.join("new"), "new"));
     }
     checks.done("/tmp", fs::write("/tmp/file", "x"));

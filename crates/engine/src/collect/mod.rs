@@ -5,15 +5,16 @@
 
 mod address_space;
 mod ghost;
+pub mod ipc;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use yendor_image::{FdNum, NsPid, Writer};
+use yendor_image::{FdNum, FileId, NsPid, Writer};
 use yendor_kinds::file::{Descriptor, Gather};
-use yendor_kinds::process::{Record, State};
+use yendor_kinds::process::{Record, State, Terminal};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
 use yendor_kinds::{Cause, Named, memory};
 use yendor_proc::{stat, status};
@@ -73,6 +74,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
         let all = collect_descriptors(gather, facts.pid).task(facts.inside().0)?;
         descriptors.insert(facts.pid, all);
     }
+    let terminals = terminals(gather).at(Step::Collect)?;
     let mut robust = RobustList::register().at(Step::Collect)?;
     let mut memory = Memory::new(writer).at(Step::Collect)?;
     let mut processes = Vec::new();
@@ -84,6 +86,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
             Some(threads) => {
                 let held = descriptors.remove(&facts.pid).unwrap_or_default();
                 let parent = parent_of(facts, &order, &processes);
+                let terminal = terminal(facts, &terminals, gather).at(Step::Collect).task(inside.0)?;
                 let stopped_children = stopped_children(tree, &order, facts.pid);
                 let mut one = process::Collecting {
                     proc: &proc,
@@ -91,6 +94,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
                     threads,
                     gather,
                     parent,
+                    terminal,
                     stopped_children,
                     unknown_stops: &mut unknown_stops,
                     memory: &mut memory,
@@ -117,6 +121,32 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
         objects,
         lost: std::mem::take(&mut gather.lost),
     })
+}
+
+/// Descriptions of terminals, by device number.
+fn terminals(gather: &Gather<'_>) -> std::result::Result<BTreeMap<u64, FileId>, Cause> {
+    let mut out = BTreeMap::new();
+    for entry in gather.entries.iter().filter(|e| e.flags & rustix::fs::OFlags::PATH.bits() == 0) {
+        let Ok(fd) = gather.ours(entry.id) else { continue };
+        let stat = rustix::fs::fstat(fd).named("fstat", || format!("file {}", entry.id))?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice {
+            out.entry(stat.st_rdev).or_insert(entry.id);
+        }
+    }
+    Ok(out)
+}
+
+/// The controlling terminal of a session leader.
+fn terminal(
+    facts: &Facts,
+    terminals: &BTreeMap<u64, FileId>,
+    gather: &Gather<'_>,
+) -> std::result::Result<Option<Terminal>, Cause> {
+    let Some(device) = facts.stat.tty().filter(|_| facts.stat.session == facts.pid) else { return Ok(None) };
+    let file = *terminals.get(&device.st_dev()).ok_or_else(|| {
+        Cause::unsupported(format!("a controlling terminal {}:{} that no task has open", device.major, device.minor))
+    })?;
+    Ok(Some(Terminal { file, foreground: gather.pids.get(&facts.stat.tpgid).copied() }))
 }
 
 /// Children of a process that job control has stopped.

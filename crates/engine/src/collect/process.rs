@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use yendor_image::{Bytes, Tid};
 use yendor_kinds::file::{Descriptor, Gather};
 use yendor_kinds::process::{
-    Alive, Inquiry, Question, Stop, Thread, attribute, credential, directory, half_at, itimer, posix_timer, regs,
-    rlimit, rseq, sched, sigaction, signal,
+    Alive, Inquiry, Question, Stop, Terminal, Thread, attribute, credential, directory, half_at, itimer, posix_timer,
+    regs, rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_proc::{limits, personality, status, timers};
@@ -32,6 +32,8 @@ pub struct Collecting<'a, 'g, 'w> {
     pub gather: &'a mut Gather<'g>,
     /// Its parent, if that is collected already.
     pub parent: Option<(i32, &'a memory::Record)>,
+    /// Of a session leader, its terminal.
+    pub terminal: Option<Terminal>,
     /// Its stopped children, by their id inside.
     pub stopped_children: Vec<i32>,
     /// Stopped processes whose parent has not waited for the stop yet, by their id inside.
@@ -140,7 +142,7 @@ impl Collecting<'_, '_, '_> {
             memory: self.memory.collect(self.proc, pid, layout, &smaps, self.parent, self.gather)?,
             stopped: self.stopped(),
             pending: shared_pending,
-            terminal: None,
+            terminal: self.terminal,
             descriptors: held,
             attributes,
             threads,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use yendor_kinds::Cause;
-use yendor_kinds::process::{Alive, State};
+use yendor_kinds::process::{Alive, State, Terminal};
 use yendor_proc::status;
 use yendor_sys::clone::CloneArgs;
 use yendor_sys::ptrace::event;
@@ -47,7 +47,7 @@ pub fn all(site: &Site<'_>, plan: &Plan, memories: &mut Memories, init: &Task) -
     // Leaders that have no children were not visited above.
     for birth in plan.births.iter().filter(|b| b.leads_session && !done.contains(&b.pid)) {
         let mut script = Script::new();
-        script.call(Nr::SETSID, []);
+        lead(site, plan, birth.pid, &mut script);
         site.run(&tasks[&birth.pid], &script).at(Step::Rebuild).task(birth.pid)?;
     }
     groups(site, plan, &tasks)?;
@@ -69,7 +69,7 @@ fn by(site: &Site<'_>, plan: &Plan, creator: i32, tasks: &mut Tasks, memories: &
         be_born(b, &mut script);
     }
     if leads {
-        script.call(Nr::SETSID, []);
+        lead(site, plan, creator, &mut script);
     }
     for b in children.iter().filter(|b| !b.before_setsid) {
         be_born(b, &mut script);
@@ -83,6 +83,20 @@ fn by(site: &Site<'_>, plan: &Plan, creator: i32, tasks: &mut Tasks, memories: &
         take_over(site, tid, slot).at(Step::Rebuild)?;
     }
     Ok(())
+}
+
+/// Begins a session, with its terminal: children inherit both.
+fn lead(site: &Site<'_>, plan: &Plan, pid: i32, script: &mut Script) {
+    script.call(Nr::SETSID, []);
+    let record = plan.births.iter().find(|b| b.pid == pid).and_then(|b| site.snapshot.processes.get(b.record?));
+    let terminal = record.and_then(|r| match &r.state {
+        State::Alive(alive) => alive.terminal,
+        State::Exec(exec) => exec.terminal,
+        State::Zombie(_) => None,
+    });
+    if let Some(fd) = terminal.and_then(|t| site.files.get(&t.file)) {
+        Terminal::take(*fd, script);
+    }
 }
 
 fn alive<'s>(site: &Site<'s>, birth: &Birth) -> Option<&'s Alive> {

@@ -181,6 +181,9 @@ impl Building<'_, '_> {
         let (site, alive) = (self.site, self.alive);
         memories.fill(site, self.task, self.pid, alive).at(Step::Rebuild)?;
         let mut script = Script::new();
+        if let Some((terminal, fd)) = alive.terminal.and_then(|t| Some((t, site.files.get(&t.file)?))) {
+            terminal.bring_forward(*fd, &mut script);
+        }
         directory::rebuild(&alive.directory, &gone_place(&alive.directory), &mut script);
         descriptors(site, &alive.descriptors, &mut script).at(Step::Rebuild)?;
         sigaction::rebuild(&alive.actions, &mut script);

@@ -1,0 +1,177 @@
+//! The container's terminal: the keeper holds its master and lends it to whoever attaches. While nobody does, what is
+//! written to it goes to the container's log, so that no program waits for a reader.
+
+use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use yendor_kinds::{Cause, Named};
+use yendor_sys::SysError;
+
+/// A pseudo-terminal of the container's own devpts.
+#[derive(Debug)]
+pub struct Console {
+    /// The side of whoever attaches.
+    pub master: OwnedFd,
+    /// The container's side.
+    pub slave: OwnedFd,
+}
+
+impl Console {
+    /// A new one, inside the container's root.
+    ///
+    /// # Errors
+    /// What open or the terminal's ioctls say.
+    pub fn open() -> Result<Console, Cause> {
+        use rustix::pty::{ptsname, unlockpt};
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let master =
+            rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).named("open", || "/dev/pts/ptmx".into())?;
+        unlockpt(&master).named("ioctl", || "TIOCSPTLCK".into())?;
+        let name = ptsname(&master, Vec::new()).named("ioctl", || "TIOCGPTN".into())?;
+        let slave = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).named("open", || format!("{name:?}"))?;
+        Ok(Console { master, slave })
+    }
+}
+
+impl Console {
+    /// The container's side for standard input, output and error.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn thrice(&self) -> Result<[OwnedFd; 3], Cause> {
+        let dup = || rustix::io::fcntl_dupfd_cloexec(&self.slave, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into());
+        Ok([dup()?, dup()?, dup()?])
+    }
+}
+
+/// The socket on which attaching is asked for.
+#[derive(Debug)]
+pub struct Door {
+    listener: UnixListener,
+    guests: Vec<UnixStream>,
+}
+
+impl Door {
+    /// Listens at `control.sock` of the container's directory.
+    ///
+    /// # Errors
+    /// What bind says.
+    pub fn open(directory: &OwnedFd) -> Result<Door, Cause> {
+        // By a relative name: a socket's address holds 108 bytes, and the directory is not below our root.
+        rustix::process::fchdir(directory).named("fchdir", || "the container's directory".into())?;
+        let listener = UnixListener::bind("control.sock");
+        rustix::process::chdir("/").named("chdir", || "/".into())?;
+        let listener = listener.map_err(|e| SysError::io("bind", "control.sock", &e))?;
+        listener.set_nonblocking(true).map_err(|e| SysError::io("fcntl", "O_NONBLOCK", &e))?;
+        Ok(Door { listener, guests: Vec::new() })
+    }
+
+    /// Serves until `end` can be read: lends the terminal, and writes to `log` what nobody else reads.
+    pub fn serve(mut self, end: BorrowedFd<'_>, console: Option<&Console>, log: Option<&OwnedFd>) {
+        loop {
+            let ready = match self.wait(end, console.filter(|_| self.guests.is_empty())) {
+                Ok(ready) => ready,
+                // Only our own arguments could be wrong: then nobody can attach, but the container goes on.
+                Err(_) => return,
+            };
+            if ready.output {
+                drain(console, log);
+            }
+            if ready.guest {
+                self.admit(console);
+            }
+            self.guests.retain(is_open);
+            if ready.end {
+                drain(console, log);
+                return;
+            }
+        }
+    }
+
+    fn wait(&self, end: BorrowedFd<'_>, console: Option<&Console>) -> rustix::io::Result<Ready> {
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(end, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
+        ];
+        fds.extend(self.guests.iter().map(|g| PollFd::from_borrowed_fd(g.as_fd(), PollFlags::IN)));
+        let output = console.map(|c| PollFd::from_borrowed_fd(c.master.as_fd(), PollFlags::IN));
+        let has_output = output.is_some();
+        fds.extend(output);
+        loop {
+            match poll(&mut fds, None) {
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let hit = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        Ok(Ready { end: hit(&fds[0]), guest: hit(&fds[1]), output: has_output && fds.last().is_some_and(hit) })
+    }
+
+    /// Lends the master to one who asks; whoever asks for something else, or for what is not there, gets nothing.
+    fn admit(&mut self, console: Option<&Console>) {
+        let Ok((stream, _)) = self.listener.accept() else { return };
+        // The directory is closed to others, and nobody may keep the keeper waiting.
+        let limit = Some(Duration::from_millis(500));
+        let mut line = String::new();
+        let asked = stream.set_nonblocking(false).is_ok()
+            && stream.set_read_timeout(limit).is_ok()
+            && BufReader::new(&stream).read_line(&mut line).is_ok();
+        let attach = asked && serde_json::from_str::<Wish>(&line).is_ok_and(|w| w.verb == "attach");
+        let (true, Some(console)) = (attach, console) else {
+            // An answer without a descriptor says no.
+            let _ = (&stream).write_all(b"\n");
+            return;
+        };
+        let fds = [console.master.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let packed = ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        let sent = rustix::net::sendmsg(&stream, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::NOSIGNAL);
+        if packed && sent.is_ok() {
+            self.guests.push(stream);
+        }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Wish {
+    verb: String,
+}
+
+struct Ready {
+    end: bool,
+    guest: bool,
+    output: bool,
+}
+
+/// Whether a guest is still there: it never sends anything after its wish.
+fn is_open(guest: &UnixStream) -> bool {
+    let mut byte = [0u8; 1];
+    let flags = rustix::net::RecvFlags::DONTWAIT | rustix::net::RecvFlags::PEEK;
+    !matches!(rustix::net::recv(guest, &mut byte[..], flags), Ok((0, _)))
+}
+
+/// Moves what has been written to the terminal to the log.
+fn drain(console: Option<&Console>, log: Option<&OwnedFd>) {
+    let Some(console) = console else { return };
+    let mut buffer = [0u8; 16 * 1024];
+    loop {
+        let mut ready = [PollFd::from_borrowed_fd(console.master.as_fd(), PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        if !matches!(poll(&mut ready, Some(&now)), Ok(1)) || !ready[0].revents().contains(PollFlags::IN) {
+            return;
+        }
+        let Ok(n) = rustix::io::read(&console.master, &mut buffer) else { return };
+        if let Some(log) = log {
+            // A full disk loses log lines, not the container.
+            let _ = rustix::io::write(log, &buffer[..n]);
+        }
+    }
+}
