@@ -124,9 +124,7 @@ impl<'de> Visitor<'de> for BytesVisitor {
         if key != "hex" || map.next_key::<String>()?.is_some() {
             return Err(de::Error::custom("expected exactly one field, hex"));
         }
-        from_hex(&value)
-            .map(Bytes)
-            .ok_or_else(|| de::Error::custom("expected pairs of lower-case hexadecimal digits"))
+        from_hex(&value).map(Bytes).ok_or_else(|| de::Error::custom("expected pairs of lower-case hexadecimal digits"))
     }
 }
 
@@ -134,11 +132,7 @@ impl<'de> Visitor<'de> for BytesVisitor {
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().saturating_mul(2));
     for byte in bytes {
-        text.extend(
-            [byte >> 4, byte & 15]
-                .iter()
-                .filter_map(|&nibble| char::from_digit(u32::from(nibble), 16)),
-        );
+        text.extend([byte >> 4, byte & 15].iter().filter_map(|&nibble| char::from_digit(u32::from(nibble), 16)));
     }
     text
 }
@@ -149,10 +143,7 @@ pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
     if !rest.is_empty() {
         return None;
     }
-    pairs
-        .iter()
-        .map(|&[high, low]| Some(nibble(high)? << 4 | nibble(low)?))
-        .collect()
+    pairs.iter().map(|&[high, low]| Some(nibble(high)? << 4 | nibble(low)?)).collect()
 }
 
 fn nibble(digit: u8) -> Option<u8> {
@@ -176,35 +167,18 @@ mod tests {
     #[test]
     fn cbor_is_a_byte_string_and_takes_nothing_else() {
         assert_eq!(cbor(&Bytes::from("ab")), [0x42, b'a', b'b']);
-        assert_eq!(
-            ciborium::from_reader::<Bytes, _>(&[0x42, 0xff, 0][..])
-                .unwrap()
-                .0,
-            [0xff, 0]
-        );
+        assert_eq!(ciborium::from_reader::<Bytes, _>(&[0x42, 0xff, 0][..]).unwrap().0, [0xff, 0]);
         assert!(ciborium::from_reader::<Bytes, _>(&[0x62, b'a', b'b'][..]).is_err());
     }
 
     #[test]
     fn json_is_text_when_it_can_be_and_comes_back() {
-        for (bytes, json) in [
-            (&b"a\"\n"[..], r#""a\"\n""#),
-            (b"\xff\x00", r#"{"hex":"ff00"}"#),
-            (b"", r#""""#),
-        ] {
+        for (bytes, json) in [(&b"a\"\n"[..], r#""a\"\n""#), (b"\xff\x00", r#"{"hex":"ff00"}"#), (b"", r#""""#)] {
             let value = Bytes::from(bytes);
             assert_eq!(serde_json::to_string(&value).unwrap(), json);
             assert_eq!(serde_json::from_str::<Bytes>(json).unwrap(), value);
         }
-        for bad in [
-            r#"{"hex":"f"}"#,
-            r#"{"hex":"FF"}"#,
-            r#"{"hex":"ff","x":"y"}"#,
-            r#"{"x":"ff"}"#,
-            "{}",
-            "[1]",
-            "1",
-        ] {
+        for bad in [r#"{"hex":"f"}"#, r#"{"hex":"FF"}"#, r#"{"hex":"ff","x":"y"}"#, r#"{"x":"ff"}"#, "{}", "[1]", "1"] {
             assert!(serde_json::from_str::<Bytes>(bad).is_err(), "{bad}");
         }
     }
@@ -216,23 +190,15 @@ mod tests {
         enum Object {
             Named { name: Bytes },
         }
-        let object = Object::Named {
-            name: Bytes(vec![0xff, 0xfe]),
-        };
+        let object = Object::Named { name: Bytes(vec![0xff, 0xfe]) };
         let mut out = Vec::new();
         ciborium::into_writer(&object, &mut out).unwrap();
-        assert_eq!(
-            ciborium::from_reader::<Object, _>(&out[..]).unwrap(),
-            object
-        );
+        assert_eq!(ciborium::from_reader::<Object, _>(&out[..]).unwrap(), object);
     }
 
     #[test]
     fn display_never_emits_what_steers_a_terminal() {
         let name = Bytes(b"it's \"\xc3\xa9\" \x1b[31m\\ \xe2\x80\xae\xff".to_vec());
-        assert_eq!(
-            name.to_string(),
-            "it's \"\u{e9}\" \\u{1b}[31m\\\\ \\u{202e}\\xff"
-        );
+        assert_eq!(name.to_string(), "it's \"\u{e9}\" \\u{1b}[31m\\\\ \\u{202e}\\xff");
     }
 }

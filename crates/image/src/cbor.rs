@@ -31,10 +31,7 @@ pub fn decode<T: Serialize + DeserializeOwned>(document: &[u8], limits: &Limits)
     let same = ciborium::into_writer(&value, &mut rest).is_ok() && rest.left.is_empty();
     if !same {
         let offset = document.len().saturating_sub(rest.left.len());
-        return Err(wrong(
-            offset,
-            "not in the spelling of the format, or a field that is not known",
-        ));
+        return Err(wrong(offset, "not in the spelling of the format, or a field that is not known"));
     }
     Ok(value)
 }
@@ -46,10 +43,7 @@ struct Same<'a> {
 
 impl Write for Same<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.left = self
-            .left
-            .strip_prefix(bytes)
-            .ok_or(io::ErrorKind::InvalidData)?;
+        self.left = self.left.strip_prefix(bytes).ok_or(io::ErrorKind::InvalidData)?;
         Ok(bytes.len())
     }
 
@@ -64,16 +58,10 @@ fn decode_loosely<T: DeserializeOwned>(document: &[u8], limits: &Limits) -> Resu
     let depth = limits.records_depth.saturating_add(1);
     ciborium::de::from_reader_with_recursion_limit(document, depth).map_err(|error| match error {
         ciborium::de::Error::Io(_) => Error::truncated(RECORDS_FILE, wide(document.len())),
-        ciborium::de::Error::Syntax(offset) => {
-            Error::format(RECORDS_FILE, wide(offset), "not CBOR")
-        }
+        ciborium::de::Error::Syntax(offset) => Error::format(RECORDS_FILE, wide(offset), "not CBOR"),
         ciborium::de::Error::Semantic(offset, what) => {
             // What serde says may quote a name from the image.
-            let what = what
-                .escape_debug()
-                .take(200)
-                .collect::<String>()
-                .replace("\\\"", "\"");
+            let what = what.escape_debug().take(200).collect::<String>().replace("\\\"", "\"");
             Error::format(RECORDS_FILE, wide(offset.unwrap_or(0)), what)
         }
         ciborium::de::Error::RecursionLimitExceeded => too_deep(limits),
@@ -84,16 +72,9 @@ fn decode_loosely<T: DeserializeOwned>(document: &[u8], limits: &Limits) -> Resu
 pub fn check(document: &[u8], limits: &Limits) -> Result<()> {
     let bytes = wide(document.len());
     if bytes > limits.records_bytes {
-        return Err(Error::TooLarge {
-            file: RECORDS_FILE.to_owned(),
-            bytes,
-            limit: limits.records_bytes,
-        });
+        return Err(Error::TooLarge { file: RECORDS_FILE.to_owned(), bytes, limit: limits.records_bytes });
     }
-    let mut cursor = Cursor {
-        document,
-        offset: 0,
-    };
+    let mut cursor = Cursor { document, offset: 0 };
     // One entry for each open array or map: how many items are still to come in it.
     let mut open: Vec<u64> = Vec::new();
     let mut items: u64 = 0;
@@ -101,11 +82,7 @@ pub fn check(document: &[u8], limits: &Limits) -> Result<()> {
         items = items.saturating_add(1);
         if items > limits.records_items {
             let file = format!("{RECORDS_FILE}: items");
-            return Err(Error::TooLarge {
-                file,
-                bytes: items,
-                limit: limits.records_items,
-            });
+            return Err(Error::TooLarge { file, bytes: items, limit: limits.records_items });
         }
         let inside = cursor.item()?;
         if inside > 0 {
@@ -121,11 +98,7 @@ pub fn check(document: &[u8], limits: &Limits) -> Result<()> {
         }
     }
     if cursor.offset < document.len() {
-        return Err(Error::format(
-            RECORDS_FILE,
-            wide(cursor.offset),
-            "bytes behind the end of the document",
-        ));
+        return Err(Error::format(RECORDS_FILE, wide(cursor.offset), "bytes behind the end of the document"));
     }
     Ok(())
 }
@@ -165,9 +138,7 @@ impl Cursor<'_> {
             }
             4 => self.claim(start, argument).map(wide),
             5 => {
-                let inside = argument
-                    .checked_mul(2)
-                    .ok_or_else(|| wrong(start, "claims more than there is"))?;
+                let inside = argument.checked_mul(2).ok_or_else(|| wrong(start, "claims more than there is"))?;
                 self.claim(start, inside).map(wide)
             }
             _ => Err(wrong(start, "tags are not part of the format")),
@@ -215,12 +186,8 @@ impl Cursor<'_> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let chunk = self
-            .document
-            .get(self.offset..)
-            .and_then(|rest| rest.first_chunk::<N>());
-        let chunk =
-            chunk.ok_or_else(|| Error::truncated(RECORDS_FILE, wide(self.document.len())))?;
+        let chunk = self.document.get(self.offset..).and_then(|rest| rest.first_chunk::<N>());
+        let chunk = chunk.ok_or_else(|| Error::truncated(RECORDS_FILE, wide(self.document.len())))?;
         self.offset = self.offset.saturating_add(N);
         Ok(*chunk)
     }
@@ -232,11 +199,7 @@ fn wrong(offset: usize, what: &str) -> Error {
 
 fn too_deep(limits: &Limits) -> Error {
     let limit = wide(limits.records_depth);
-    Error::TooLarge {
-        file: format!("{RECORDS_FILE}: levels"),
-        bytes: limit.saturating_add(1),
-        limit,
-    }
+    Error::TooLarge { file: format!("{RECORDS_FILE}: levels"), bytes: limit.saturating_add(1), limit }
 }
 
 fn wide(number: usize) -> u64 {
@@ -257,14 +220,9 @@ mod tests {
 
     #[test]
     fn the_narrow_encoding_is_accepted() {
-        for document in [
-            &[0x00][..],
-            &[0x18, 24],
-            &[0x80],
-            &[0xa0],
-            &[0x82, 0x80, 0xa1, 0x61, b'a', 0xf6],
-            &[0xf9, 0, 0],
-        ] {
+        for document in
+            [&[0x00][..], &[0x18, 24], &[0x80], &[0xa0], &[0x82, 0x80, 0xa1, 0x61, b'a', 0xf6], &[0xf9, 0, 0]]
+        {
             check(document, &Limits::default()).unwrap();
         }
     }
@@ -285,10 +243,7 @@ mod tests {
             (&[0x00, 0x00], 1),           // trailing
         ] {
             let error = refused(document);
-            assert!(
-                matches!(error, Error::Format { offset, .. } if offset == at),
-                "{document:02x?}: {error}"
-            );
+            assert!(matches!(error, Error::Format { offset, .. } if offset == at), "{document:02x?}: {error}");
         }
     }
 
@@ -299,47 +254,23 @@ mod tests {
                 let mut document = vec![major << 5 | 27];
                 document.extend(claim.to_be_bytes());
                 document.extend([0; 100]);
-                assert!(matches!(
-                    refused(&document),
-                    Error::Format { offset: 0, .. }
-                ));
+                assert!(matches!(refused(&document), Error::Format { offset: 0, .. }));
             }
         }
     }
 
     #[test]
     fn depth_and_count_are_bounded() {
-        let limits = Limits {
-            records_depth: 5,
-            records_items: 10,
-            ..Limits::default()
-        };
+        let limits = Limits { records_depth: 5, records_items: 10, ..Limits::default() };
         let nested = |levels: usize| [vec![0x81; levels], vec![0]].concat();
         assert!(decode::<Value>(&nested(5), &limits).is_ok());
-        assert!(matches!(
-            check(&nested(6), &limits),
-            Err(Error::TooLarge {
-                bytes: 6,
-                limit: 5,
-                ..
-            })
-        ));
+        assert!(matches!(check(&nested(6), &limits), Err(Error::TooLarge { bytes: 6, limit: 5, .. })));
         let full = [vec![0x89], vec![0; 9]].concat();
         assert!(check(&full, &limits).is_ok());
         let over = [vec![0x8a], vec![0; 10]].concat();
-        assert!(matches!(
-            check(&over, &limits),
-            Err(Error::TooLarge {
-                bytes: 11,
-                limit: 10,
-                ..
-            })
-        ));
+        assert!(matches!(check(&over, &limits), Err(Error::TooLarge { bytes: 11, limit: 10, .. })));
         // Far beyond any stack.
-        assert!(matches!(
-            refused(&vec![0x81; 1 << 20]),
-            Error::TooLarge { limit: 64, .. }
-        ));
+        assert!(matches!(refused(&vec![0x81; 1 << 20]), Error::TooLarge { limit: 64, .. }));
     }
 
     #[test]
@@ -365,25 +296,10 @@ mod tests {
             #[serde(flatten)]
             inner: std::collections::BTreeMap<String, u8>,
         }
-        let flat = Flat {
-            inner: [("a".to_owned(), 1)].into(),
-        };
-        assert!(matches!(
-            encode(&flat, &Limits::default()),
-            Err(Error::Format { offset: 0, .. })
-        ));
-        let small = Limits {
-            records_bytes: 4,
-            ..Limits::default()
-        };
-        assert!(matches!(
-            encode("hello", &small),
-            Err(Error::TooLarge {
-                bytes: 6,
-                limit: 4,
-                ..
-            })
-        ));
+        let flat = Flat { inner: [("a".to_owned(), 1)].into() };
+        assert!(matches!(encode(&flat, &Limits::default()), Err(Error::Format { offset: 0, .. })));
+        let small = Limits { records_bytes: 4, ..Limits::default() };
+        assert!(matches!(encode("hello", &small), Err(Error::TooLarge { bytes: 6, limit: 4, .. })));
     }
 
     #[test]
@@ -396,23 +312,15 @@ mod tests {
         let limits = Limits::default();
         let entry = |key: u8, value| [0x61, key, value];
         let open = |count: u8, entries: &[[u8; 3]]| {
-            decode::<Open>(
-                &[&[0xa0 | count][..], entries.as_flattened()].concat(),
-                &limits,
-            )
+            decode::<Open>(&[&[0xa0 | count][..], entries.as_flattened()].concat(), &limits)
         };
-        assert!(
-            open(2, &[entry(b'a', 1), entry(b'b', 2)]).is_ok_and(|open| (open.a, open.b) == (1, 2))
-        );
+        assert!(open(2, &[entry(b'a', 1), entry(b'b', 2)]).is_ok_and(|open| (open.a, open.b) == (1, 2)));
         for (count, entries) in [
             (3, vec![entry(b'a', 1), entry(b'b', 2), entry(b'c', 3)]), // unknown
             (2, vec![entry(b'b', 2), entry(b'a', 1)]),                 // order
             (3, vec![entry(b'a', 1), entry(b'a', 1), entry(b'b', 2)]), // twice
         ] {
-            assert!(
-                open(count, &entries).is_err_and(|error| error.is_damage()),
-                "{entries:02x?}"
-            );
+            assert!(open(count, &entries).is_err_and(|error| error.is_damage()), "{entries:02x?}");
         }
         type Map = std::collections::BTreeMap<u8, u8>;
         assert!(decode::<Map>(&[0xa2, 1, 1, 2, 2], &limits).is_ok());
@@ -429,9 +337,6 @@ mod tests {
         }
         let document = [&[0xa1, 0x64][..], b"\x1b[2J", &[0]].concat();
         let error = decode::<Known>(&document, &Limits::default()).unwrap_err();
-        assert!(
-            !error.to_string().contains('\x1b') && error.to_string().contains("[2J"),
-            "{error}"
-        );
+        assert!(!error.to_string().contains('\x1b') && error.to_string().contains("[2J"), "{error}");
     }
 }

@@ -49,10 +49,7 @@ pub enum Error {
         what: String,
     },
     /// The image has a version that this program does not know.
-    #[error(
-        "format: image version {found} is unknown, this program reads versions up to {}",
-        crate::upgrade::NEWEST
-    )]
+    #[error("format: image version {found} is unknown, this program reads versions up to {}", crate::upgrade::NEWEST)]
     Version {
         /// The version of the image.
         found: u32,
@@ -97,39 +94,23 @@ impl Error {
             | Error::Format { .. }
             | Error::Version { .. }
             | Error::TooLarge { .. } => true,
-            Error::Io { .. }
-            | Error::Exists { .. }
-            | Error::Name { .. }
-            | Error::Unfinished { .. } => false,
+            Error::Io { .. } | Error::Exists { .. } | Error::Name { .. } | Error::Unfinished { .. } => false,
         }
     }
 
     pub(crate) fn io(file: &str, op: &'static str, source: impl Into<io::Error>) -> Error {
-        Error::Io {
-            file: file.to_owned(),
-            op,
-            source: source.into(),
-        }
+        Error::Io { file: file.to_owned(), op, source: source.into() }
     }
 
     pub(crate) fn format(file: &str, offset: u64, what: impl Into<String>) -> Error {
-        Error::Format {
-            file: file.to_owned(),
-            offset,
-            what: what.into(),
-        }
+        Error::Format { file: file.to_owned(), offset, what: what.into() }
     }
 
     pub(crate) fn missing(file: &str) -> Error {
-        Error::Missing {
-            file: file.to_owned(),
-        }
+        Error::Missing { file: file.to_owned() }
     }
 
     pub(crate) fn truncated(file: &str, offset: u64) -> Error {
-        Error::Truncated {
-            file: file.to_owned(),
-            offset,
-        }
+        Error::Truncated { file: file.to_owned(), offset }
     }
 }

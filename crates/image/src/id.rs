@@ -42,9 +42,7 @@ number! {
 }
 
 /// A virtual address of a task.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Addr(pub u64);
 
@@ -73,14 +71,8 @@ mod tests {
 
     #[test]
     fn numbers_are_transparent_and_addresses_print_in_hex() {
-        assert_eq!(
-            serde_json::to_string(&(NsPid(-1), FileId(7), Addr(255))).unwrap(),
-            "[-1,7,255]"
-        );
-        assert_eq!(
-            format!("{} {} {:>3}", Addr(0x7fff_0000), FdNum(3), Tid(9)),
-            "0x7fff0000 3   9"
-        );
+        assert_eq!(serde_json::to_string(&(NsPid(-1), FileId(7), Addr(255))).unwrap(), "[-1,7,255]");
+        assert_eq!(format!("{} {} {:>3}", Addr(0x7fff_0000), FdNum(3), Tid(9)), "0x7fff0000 3   9");
         assert_eq!(Addr(u64::MAX).checked_add(1), None);
     }
 }

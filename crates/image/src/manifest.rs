@@ -1,9 +1,7 @@
 //! `manifest.json`: which files an image has, how large they are, and their digests; sealed by a digest of its own.
 
 use crate::upgrade::Version;
-use crate::{
-    Digest, Error, FORMAT_FILE, Limits, MANIFEST_FILE, RECORDS_FILE, Result, is_file_name,
-};
+use crate::{Digest, Error, FORMAT_FILE, Limits, MANIFEST_FILE, RECORDS_FILE, Result, is_file_name};
 use serde::{Deserialize, Serialize};
 
 /// What an image was taken from.
@@ -46,18 +44,13 @@ pub struct FileEntry {
 impl Manifest {
     /// The entry of the file `name`.
     pub fn file(&self, name: &str) -> Option<&FileEntry> {
-        let at = self
-            .files
-            .binary_search_by(|entry| entry.name.as_str().cmp(name))
-            .ok()?;
+        let at = self.files.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok()?;
         self.files.get(at)
     }
 
     /// Size of all files together in bytes, without `format` and `manifest.json`.
     pub fn bytes(&self) -> u64 {
-        self.files
-            .iter()
-            .fold(0, |sum, entry| sum.saturating_add(entry.bytes))
+        self.files.iter().fold(0, |sum, entry| sum.saturating_add(entry.bytes))
     }
 
     /// The digest that seals the manifest in an image of `version`, and with it every file: the image's name by content.
@@ -75,35 +68,18 @@ impl Manifest {
         let length = wide(document.len());
         if length > limits.manifest_bytes {
             let file = MANIFEST_FILE.to_owned();
-            return Err(Error::TooLarge {
-                file,
-                bytes: length,
-                limit: limits.manifest_bytes,
-            });
+            return Err(Error::TooLarge { file, bytes: length, limit: limits.manifest_bytes });
         }
         let body = unseal(version, document)?;
-        let manifest: Manifest =
-            serde_json::from_slice(&[body, BODY_END].concat()).map_err(|error| {
-                let offset = offset_of(body, error.line(), error.column());
-                Error::format(
-                    MANIFEST_FILE,
-                    offset,
-                    error
-                        .to_string()
-                        .escape_debug()
-                        .take(200)
-                        .collect::<String>(),
-                )
-            })?;
+        let manifest: Manifest = serde_json::from_slice(&[body, BODY_END].concat()).map_err(|error| {
+            let offset = offset_of(body, error.line(), error.column());
+            Error::format(MANIFEST_FILE, offset, error.to_string().escape_debug().take(200).collect::<String>())
+        })?;
         manifest.check(limits)?;
         let spelled = manifest.body()?;
         if spelled != body {
             let same = spelled.iter().zip(body).take_while(|(a, b)| a == b).count();
-            return Err(Error::format(
-                MANIFEST_FILE,
-                wide(same),
-                "not in the spelling of the format",
-            ));
+            return Err(Error::format(MANIFEST_FILE, wide(same), "not in the spelling of the format"));
         }
         Ok(manifest)
     }
@@ -113,11 +89,7 @@ impl Manifest {
         let count = wide(self.files.len());
         if count > limits.files {
             let file = format!("{MANIFEST_FILE}: files");
-            return Err(Error::TooLarge {
-                file,
-                bytes: count,
-                limit: limits.files,
-            });
+            return Err(Error::TooLarge { file, bytes: count, limit: limits.files });
         }
         let mut before = "";
         for entry in &self.files {
@@ -138,8 +110,8 @@ impl Manifest {
 
     /// Everything that the seal covers, without the `}` that closes the document.
     fn body(&self) -> Result<Vec<u8>> {
-        let mut body = serde_json::to_vec_pretty(self)
-            .map_err(|error| Error::format(MANIFEST_FILE, 0, error.to_string()))?;
+        let mut body =
+            serde_json::to_vec_pretty(self).map_err(|error| Error::format(MANIFEST_FILE, 0, error.to_string()))?;
         body.truncate(body.len().saturating_sub(BODY_END.len()));
         Ok(body)
     }
@@ -158,11 +130,7 @@ pub fn seal(version: Version, body: &[u8]) -> Vec<u8> {
 }
 
 fn seal_of(version: Version, body: &[u8]) -> Digest {
-    blake3::Hasher::new()
-        .update(version.line())
-        .update(body)
-        .finalize()
-        .into()
+    blake3::Hasher::new().update(version.line()).update(body).finalize().into()
 }
 
 /// The part of `document` that the seal covers, when the seal is right.
@@ -178,23 +146,15 @@ fn unseal(version: Version, document: &[u8]) -> Result<&[u8]> {
         .and_then(Digest::parse)
         .ok_or_else(|| Error::format(MANIFEST_FILE, wide(body.len()), "expected the seal"))?;
     if digest != seal_of(version, body) {
-        return Err(Error::Digest {
-            file: MANIFEST_FILE.to_owned(),
-        });
+        return Err(Error::Digest { file: MANIFEST_FILE.to_owned() });
     }
     Ok(body)
 }
 
 /// The offset of a line and column, which the JSON parser counts from 1.
 fn offset_of(text: &[u8], line: usize, column: usize) -> u64 {
-    let before = text
-        .split_inclusive(|&byte| byte == b'\n')
-        .take(line.saturating_sub(1));
-    wide(
-        before
-            .map(<[u8]>::len)
-            .fold(column.saturating_sub(1), usize::saturating_add),
-    )
+    let before = text.split_inclusive(|&byte| byte == b'\n').take(line.saturating_sub(1));
+    wide(before.map(<[u8]>::len).fold(column.saturating_sub(1), usize::saturating_add))
 }
 
 fn wide(number: usize) -> u64 {
@@ -206,20 +166,12 @@ mod tests {
     use super::*;
 
     fn sample() -> Manifest {
-        let entry = |name: &str, bytes| FileEntry {
-            name: name.to_owned(),
-            bytes,
-            blake3: Digest::of(name.as_bytes()),
-        };
+        let entry = |name: &str, bytes| FileEntry { name: name.to_owned(), bytes, blake3: Digest::of(name.as_bytes()) };
         Manifest {
             created: 1_767_225_600,
             generation: u64::MAX,
             kind: Kind::Tree,
-            files: vec![
-                entry("pages-0", 4096),
-                entry("pages-10", 0),
-                entry("records.cbor", 1),
-            ],
+            files: vec![entry("pages-0", 4096), entry("pages-10", 0), entry("records.cbor", 1)],
         }
     }
 
@@ -238,10 +190,7 @@ mod tests {
         let document = sample().encode(Version::V1).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&document).unwrap();
         assert_eq!(json["files"][1]["name"], "pages-10");
-        assert_eq!(
-            json["blake3"],
-            sample().seal(Version::V1).unwrap().to_string()
-        );
+        assert_eq!(json["blake3"], sample().seal(Version::V1).unwrap().to_string());
         assert!(document.ends_with(b"\"\n}\n") && SEAL_BYTES == 83);
         assert_eq!(decode(&document).unwrap(), sample());
         assert_eq!(sample().file("pages-10").unwrap().bytes, 0);
@@ -257,10 +206,7 @@ mod tests {
         for at in 0..document.len() * 8 {
             let mut flipped = document.clone();
             flipped[at / 8] ^= 1 << (at % 8);
-            assert!(
-                decode(&flipped).is_err_and(|error| error.is_damage()),
-                "bit {at}"
-            );
+            assert!(decode(&flipped).is_err_and(|error| error.is_damage()), "bit {at}");
         }
     }
 
@@ -289,20 +235,14 @@ mod tests {
             ("4096", "\"4096\""),
             ("  \"created\"", "\"created\""),
             ("\"created\"", "\"cre\\u0061ted\""),
-            (
-                "\"kind\": \"tree\",",
-                "\"kind\": \"tree\", \"kind\": \"tree\",",
-            ),
+            ("\"kind\": \"tree\",", "\"kind\": \"tree\", \"kind\": \"tree\","),
             ("\"kind\": \"tree\",", ""),
             ("\"kind\"", "\"more\""),
             ("tree", "forest"),
             ("{", "[{"),
         ] {
             let error = reseal(from, to).unwrap_err();
-            assert!(
-                matches!(error, Error::Format { .. }),
-                "{from} -> {to}: {error}"
-            );
+            assert!(matches!(error, Error::Format { .. }), "{from} -> {to}: {error}");
             assert!(!error.to_string().contains('\x1b'));
         }
     }
@@ -310,43 +250,18 @@ mod tests {
     #[test]
     fn the_seal_is_bound_to_the_version_line() {
         let body = sample().body().unwrap();
-        let other = Digest(
-            *blake3::Hasher::new()
-                .update(b"yendor image 2\n")
-                .update(&body)
-                .finalize()
-                .as_bytes(),
-        );
+        let other = Digest(*blake3::Hasher::new().update(b"yendor image 2\n").update(&body).finalize().as_bytes());
         assert_ne!(sample().seal(Version::V1).unwrap(), other);
     }
 
     #[test]
     fn limits_hold() {
         let document = sample().encode(Version::V1).unwrap();
-        let files = Limits {
-            files: 2,
-            ..Limits::default()
-        };
+        let files = Limits { files: 2, ..Limits::default() };
         let error = Manifest::decode(&document, Version::V1, &files).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                Error::TooLarge {
-                    bytes: 3,
-                    limit: 2,
-                    ..
-                }
-            ),
-            "{error}"
-        );
-        let bytes = Limits {
-            manifest_bytes: 100,
-            ..Limits::default()
-        };
-        assert!(matches!(
-            Manifest::decode(&document, Version::V1, &bytes),
-            Err(Error::TooLarge { limit: 100, .. })
-        ));
+        assert!(matches!(error, Error::TooLarge { bytes: 3, limit: 2, .. }), "{error}");
+        let bytes = Limits { manifest_bytes: 100, ..Limits::default() };
+        assert!(matches!(Manifest::decode(&document, Version::V1, &bytes), Err(Error::TooLarge { limit: 100, .. })));
         let deep = seal(Version::V1, &vec![b'['; 100_000]);
         assert!(matches!(decode(&deep), Err(Error::Format { .. })));
     }

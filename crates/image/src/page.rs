@@ -34,13 +34,7 @@ impl PageRun {
     /// Checks everything that can be known without the records around it: alignment, no overflow, within a file of
     /// `file_bytes`. What it lets pass can be added and multiplied without care.
     pub fn check(&self, file_bytes: u64) -> Result<()> {
-        let wrong = |what: &str| {
-            Error::format(
-                RECORDS_FILE,
-                0,
-                format!("page run at {}: {what}", self.addr),
-            )
-        };
+        let wrong = |what: &str| Error::format(RECORDS_FILE, 0, format!("page run at {}: {what}", self.addr));
         if self.pages == 0 {
             return Err(wrong("no pages"));
         }
@@ -50,10 +44,7 @@ impl PageRun {
         if self.end().is_none() {
             return Err(wrong("beyond the end of the address space"));
         }
-        match self
-            .bytes()
-            .and_then(|bytes| self.offset.checked_add(bytes))
-        {
+        match self.bytes().and_then(|bytes| self.offset.checked_add(bytes)) {
             Some(end) if end <= file_bytes => Ok(()),
             _ => Err(wrong("beyond the end of its file")),
         }
@@ -71,47 +62,21 @@ mod tests {
 
     #[test]
     fn runs_that_lie_are_refused() {
-        let good = PageRun {
-            addr: Addr(0x1000),
-            pages: 2,
-            file: 0,
-            offset: 4096,
-        };
+        let good = PageRun { addr: Addr(0x1000), pages: 2, file: 0, offset: 4096 };
         assert!(good.check(3 * 4096).is_ok());
         assert_eq!(good.end(), Some(Addr(0x3000)));
         for bad in [
             PageRun { pages: 0, ..good },
             PageRun { pages: 3, ..good },
-            PageRun {
-                pages: 1 << 52,
-                ..good
-            },
-            PageRun {
-                pages: u64::MAX,
-                ..good
-            },
-            PageRun {
-                addr: Addr(1),
-                ..good
-            },
-            PageRun {
-                addr: Addr(u64::MAX - 4095),
-                ..good
-            },
+            PageRun { pages: 1 << 52, ..good },
+            PageRun { pages: u64::MAX, ..good },
+            PageRun { addr: Addr(1), ..good },
+            PageRun { addr: Addr(u64::MAX - 4095), ..good },
             PageRun { offset: 1, ..good },
-            PageRun {
-                offset: 8192,
-                ..good
-            },
-            PageRun {
-                offset: u64::MAX - 4095,
-                ..good
-            },
+            PageRun { offset: 8192, ..good },
+            PageRun { offset: u64::MAX - 4095, ..good },
         ] {
-            assert!(
-                bad.check(3 * 4096).is_err_and(|error| error.is_damage()),
-                "{bad:?}"
-            );
+            assert!(bad.check(3 * 4096).is_err_and(|error| error.is_damage()), "{bad:?}");
         }
     }
 }

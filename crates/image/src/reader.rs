@@ -1,9 +1,7 @@
 //! Reading an image that nobody has to trust, from one directory descriptor.
 
 use crate::upgrade::{self, Version};
-use crate::{
-    Digest, Error, FORMAT_FILE, FileEntry, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result,
-};
+use crate::{Digest, Error, FORMAT_FILE, FileEntry, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
 use crate::{PageRun, cbor, pages_name};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::io::Errno;
@@ -68,12 +66,7 @@ impl Reader {
         let version = Version::parse(&read_small(dir.as_fd(), FORMAT_FILE, upgrade::LINE_BYTES)?)?;
         let document = read_small(dir.as_fd(), MANIFEST_FILE, limits.manifest_bytes)?;
         let manifest = Manifest::decode(&document, version, &limits)?;
-        let reader = Reader {
-            dir,
-            version,
-            manifest,
-            limits,
-        };
+        let reader = Reader { dir, version, manifest, limits };
         for entry in &reader.manifest.files {
             reader.open_entry(entry)?;
         }
@@ -110,18 +103,12 @@ impl Reader {
         let entry = self.entry(RECORDS_FILE)?;
         let limit = self.limits.records_bytes;
         if entry.bytes > limit {
-            return Err(Error::TooLarge {
-                file: entry.name.clone(),
-                bytes: entry.bytes,
-                limit,
-            });
+            return Err(Error::TooLarge { file: entry.name.clone(), bytes: entry.bytes, limit });
         }
         let document = read_small(self.dir.as_fd(), RECORDS_FILE, limit)?;
         check_size(entry, u64::try_from(document.len()).unwrap_or(u64::MAX))?;
         if Digest::of(&document) != entry.blake3 {
-            return Err(Error::Digest {
-                file: entry.name.clone(),
-            });
+            return Err(Error::Digest { file: entry.name.clone() });
         }
         cbor::decode(&upgrade::records(self.version, &document)?, &self.limits)
     }
@@ -154,19 +141,14 @@ impl Reader {
         }
         check_size(entry, bytes)?;
         if Digest::from(hasher.finalize()) != entry.blake3 {
-            return Err(Error::Digest {
-                file: entry.name.clone(),
-            });
+            return Err(Error::Digest { file: entry.name.clone() });
         }
         Ok(())
     }
 
     /// Compares every file's content with its digest.
     pub fn verify_all(&self) -> Result<()> {
-        self.manifest
-            .files
-            .iter()
-            .try_for_each(|entry| self.verify(&entry.name))
+        self.manifest.files.iter().try_for_each(|entry| self.verify(&entry.name))
     }
 
     /// Checks a run of pages: aligned, without overflow, within a pages file of this image.
@@ -193,11 +175,7 @@ fn check_size(entry: &FileEntry, bytes: u64) -> Result<()> {
         return Err(Error::truncated(&entry.name, bytes));
     }
     if bytes > entry.bytes {
-        return Err(Error::format(
-            &entry.name,
-            entry.bytes,
-            "longer than the manifest says",
-        ));
+        return Err(Error::format(&entry.name, entry.bytes, "longer than the manifest says"));
     }
     Ok(())
 }
@@ -230,8 +208,7 @@ fn open_regular(dir: BorrowedFd<'_>, name: &str) -> Result<(File, u64)> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(wrong());
     }
-    let flags =
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = openat(dir, name, flags, Mode::empty()).map_err(refused("open"))?;
     let stat = fstat(&file).map_err(refused("stat"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -246,17 +223,11 @@ fn read_small(dir: BorrowedFd<'_>, name: &str, limit: u64) -> Result<Vec<u8>> {
     let (file, bytes) = open_regular(dir, name)?;
     let mut content = Vec::new();
     let mut bounded = file.take(limit.saturating_add(1));
-    let too_large = |bytes| Error::TooLarge {
-        file: name.to_owned(),
-        bytes,
-        limit,
-    };
+    let too_large = |bytes| Error::TooLarge { file: name.to_owned(), bytes, limit };
     if bytes > limit {
         return Err(too_large(bytes));
     }
-    let length = bounded
-        .read_to_end(&mut content)
-        .map_err(|source| Error::io(name, "read", source))?;
+    let length = bounded.read_to_end(&mut content).map_err(|source| Error::io(name, "read", source))?;
     match u64::try_from(length) {
         Ok(length) if length <= limit => Ok(content),
         _ => Err(too_large(limit.saturating_add(1))),

@@ -28,18 +28,11 @@ impl Version {
     /// Reads the content of a `format` file.
     pub fn parse(line: &[u8]) -> Result<Version> {
         let wrong = |offset: usize, what: &str| {
-            Err(Error::format(
-                FORMAT_FILE,
-                u64::try_from(offset).unwrap_or(u64::MAX),
-                what,
-            ))
+            Err(Error::format(FORMAT_FILE, u64::try_from(offset).unwrap_or(u64::MAX), what))
         };
         let same = line.iter().zip(PREFIX).take_while(|(a, b)| a == b).count();
         if same < PREFIX.len() && same == line.len() {
-            return Err(Error::truncated(
-                FORMAT_FILE,
-                u64::try_from(same).unwrap_or(u64::MAX),
-            ));
+            return Err(Error::truncated(FORMAT_FILE, u64::try_from(same).unwrap_or(u64::MAX)));
         }
         let Some(rest) = line.strip_prefix(PREFIX) else {
             return wrong(same, "not a yendor image");
@@ -49,17 +42,11 @@ impl Version {
         match rest.get(digits..) {
             Some(b"\n") => {}
             Some(b"") | None => {
-                return Err(Error::truncated(
-                    FORMAT_FILE,
-                    u64::try_from(end).unwrap_or(u64::MAX),
-                ));
+                return Err(Error::truncated(FORMAT_FILE, u64::try_from(end).unwrap_or(u64::MAX)));
             }
             Some(_) => return wrong(end, "expected a number and one line feed"),
         }
-        let number = rest
-            .get(..digits)
-            .and_then(|text| std::str::from_utf8(text).ok())
-            .unwrap_or_default();
+        let number = rest.get(..digits).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
         if number.is_empty() || number.starts_with('0') {
             return wrong(PREFIX.len(), "expected a number from 1");
         }
@@ -98,18 +85,12 @@ mod tests {
 
     #[test]
     fn other_lines_are_refused_for_the_right_reason() {
-        for (line, found) in [
-            (&b"yendor image 2\n"[..], 2),
-            (b"yendor image 4294967295\n", u32::MAX),
-        ] {
+        for (line, found) in [(&b"yendor image 2\n"[..], 2), (b"yendor image 4294967295\n", u32::MAX)] {
             assert!(matches!(Version::parse(line), Err(Error::Version { found: f }) if f == found));
         }
         for cut in 0..NEWEST_LINE.len() {
             let error = Version::parse(&NEWEST_LINE[..cut]).unwrap_err();
-            assert!(
-                matches!(error, Error::Truncated { offset, .. } if offset == cut as u64),
-                "{cut}: {error}"
-            );
+            assert!(matches!(error, Error::Truncated { offset, .. } if offset == cut as u64), "{cut}: {error}");
         }
         for line in [
             &b"yendor image 0\n"[..],
@@ -122,10 +103,7 @@ mod tests {
             b"Yendor image 1\n",
             b"\x7fELF",
         ] {
-            assert!(
-                matches!(Version::parse(line), Err(Error::Format { .. })),
-                "{line:?}"
-            );
+            assert!(matches!(Version::parse(line), Err(Error::Format { .. })), "{line:?}");
         }
     }
 }

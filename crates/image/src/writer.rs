@@ -2,10 +2,7 @@
 
 use crate::reader::HASH_BYTES;
 use crate::upgrade::{NEWEST_LINE, Version};
-use crate::{
-    Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE,
-    Result,
-};
+use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
 use crate::{cbor, is_file_name};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
@@ -66,13 +63,7 @@ impl Writer {
         let parent_fd = openat(CWD, parent, flags, Mode::empty()).map_err(refused("open"))?;
         check_vacant(&parent_fd, name, &shown)?;
         let partial = make_partial(&parent_fd, name).map_err(refused("mkdir"))?;
-        let dir = openat(
-            &parent_fd,
-            &partial,
-            flags | OFlags::NOFOLLOW,
-            Mode::empty(),
-        )
-        .map_err(|errno| {
+        let dir = openat(&parent_fd, &partial, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| {
             let _ = unlinkat(&parent_fd, &partial, AtFlags::REMOVEDIR);
             Error::io(&shown, "open", errno)
         })?;
@@ -103,9 +94,7 @@ impl Writer {
     pub fn records<T: Serialize + ?Sized>(&self, records: &T) -> Result<()> {
         let document = cbor::encode(records, &self.limits)?;
         let mut writer = self.hashing(RECORDS_FILE)?;
-        writer
-            .write_all(&document)
-            .map_err(|source| Error::io(RECORDS_FILE, "write", source))?;
+        writer.write_all(&document).map_err(|source| Error::io(RECORDS_FILE, "write", source))?;
         writer.finish()
     }
 
@@ -125,10 +114,7 @@ impl Writer {
     /// Takes a file of [`Writer::raw`] that is complete: reads it and keeps size and digest.
     pub fn adopt(&self, name: &str) -> Result<()> {
         let file = match self.slots().get(name) {
-            Some(slot) => slot
-                .file
-                .try_clone()
-                .map_err(|source| Error::io(name, "dup", source))?,
+            Some(slot) => slot.file.try_clone().map_err(|source| Error::io(name, "dup", source))?,
             None => return Err(Error::missing(name)),
         };
         let (bytes, digest) = hash(&file).map_err(|source| Error::io(name, "read", source))?;
@@ -137,19 +123,12 @@ impl Writer {
 
     /// Makes the image durable and visible, or leaves nothing.
     pub fn commit(self, created: SystemTime) -> Result<Manifest> {
-        let created = created
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let created = created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let files = self.sync_files()?;
         if !files.iter().any(|entry| entry.name == RECORDS_FILE) {
             return Err(Error::missing(RECORDS_FILE));
         }
-        let manifest = Manifest {
-            created,
-            generation: self.generation,
-            kind: self.kind,
-            files,
-        };
+        let manifest = Manifest { created, generation: self.generation, kind: self.kind, files };
         let document = manifest.encode(Version::V1)?;
         // What the reader would refuse must not become an image.
         Manifest::decode(&document, Version::V1, &self.limits)?;
@@ -164,14 +143,10 @@ impl Writer {
     /// Renames the directory to its final name. A rename of a directory onto one that is not empty, or onto anything else,
     /// is refused by the kernel, so nothing can come in between.
     fn publish(&self) -> Result<()> {
-        renameat(&self.parent, &self.partial, &self.parent, &self.name).map_err(
-            |errno| match errno {
-                Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR => Error::Exists {
-                    file: self.shown.clone(),
-                },
-                _ => Error::io(&self.shown, "rename", errno),
-            },
-        )?;
+        renameat(&self.parent, &self.partial, &self.parent, &self.name).map_err(|errno| match errno {
+            Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR => Error::Exists { file: self.shown.clone() },
+            _ => Error::io(&self.shown, "rename", errno),
+        })?;
         rustix::fs::fsync(&self.parent).map_err(|errno| {
             // Not durable is not done: back to the hidden name, where the drop finds it.
             let _ = renameat(&self.parent, &self.name, &self.parent, &self.partial);
@@ -189,90 +164,54 @@ impl Writer {
         for (name, slot) in self.slots().iter() {
             let unfinished = || Error::Unfinished { file: name.clone() };
             let (bytes, blake3) = slot.done.ok_or_else(unfinished)?;
-            slot.file
-                .sync_all()
-                .map_err(|source| Error::io(name, "fsync", source))?;
-            let length = slot
-                .file
-                .metadata()
-                .map_err(|source| Error::io(name, "stat", source))?
-                .len();
+            slot.file.sync_all().map_err(|source| Error::io(name, "fsync", source))?;
+            let length = slot.file.metadata().map_err(|source| Error::io(name, "stat", source))?.len();
             if length != bytes {
                 // Somebody still wrote after it was adopted.
                 return Err(unfinished());
             }
-            entries.push(FileEntry {
-                name: name.clone(),
-                bytes,
-                blake3,
-            });
+            entries.push(FileEntry { name: name.clone(), bytes, blake3 });
         }
         Ok(entries)
     }
 
     fn write_synced(&self, name: &str, content: &[u8]) -> Result<()> {
         let mut file = self.create_new(name)?;
-        file.write_all(content)
-            .map_err(|source| Error::io(name, "write", source))?;
-        file.sync_all()
-            .map_err(|source| Error::io(name, "fsync", source))
+        file.write_all(content).map_err(|source| Error::io(name, "write", source))?;
+        file.sync_all().map_err(|source| Error::io(name, "fsync", source))
     }
 
     fn check_name(&self, name: &str) -> Result<()> {
         if !is_file_name(name) || [FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE].contains(&name) {
-            return Err(Error::Name {
-                name: name.to_owned(),
-            });
+            return Err(Error::Name { name: name.to_owned() });
         }
         Ok(())
     }
 
     fn hashing(&self, name: &str) -> Result<FileWriter<'_>> {
-        let hashed = Hashed {
-            file: self.begin(name)?,
-            hasher: blake3::Hasher::new(),
-        };
+        let hashed = Hashed { file: self.begin(name)?, hasher: blake3::Hasher::new() };
         let output = BufWriter::with_capacity(HASH_BYTES, hashed);
-        Ok(FileWriter {
-            writer: self,
-            name: name.to_owned(),
-            output,
-            offset: 0,
-        })
+        Ok(FileWriter { writer: self, name: name.to_owned(), output, offset: 0 })
     }
 
     fn begin(&self, name: &str) -> Result<File> {
         let file = self.create_new(name)?;
-        let kept = file
-            .try_clone()
-            .map_err(|source| Error::io(name, "dup", source))?;
-        self.slots().insert(
-            name.to_owned(),
-            Slot {
-                file: kept,
-                done: None,
-            },
-        );
+        let kept = file.try_clone().map_err(|source| Error::io(name, "dup", source))?;
+        self.slots().insert(name.to_owned(), Slot { file: kept, done: None });
         Ok(file)
     }
 
     fn end(&self, name: &str, bytes: u64, digest: Digest) -> Result<()> {
         let mut slots = self.slots();
-        slots
-            .get_mut(name)
-            .ok_or_else(|| Error::missing(name))?
-            .done = Some((bytes, digest));
+        slots.get_mut(name).ok_or_else(|| Error::missing(name))?.done = Some((bytes, digest));
         Ok(())
     }
 
     fn create_new(&self, name: &str) -> Result<File> {
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR) {
             Ok(fd) => Ok(File::from(fd)),
-            Err(Errno::EXIST) => Err(Error::Exists {
-                file: name.to_owned(),
-            }),
+            Err(Errno::EXIST) => Err(Error::Exists { file: name.to_owned() }),
             Err(errno) => Err(Error::io(name, "open", errno)),
         }
     }
@@ -313,21 +252,15 @@ impl FileWriter<'_> {
 
     /// Ends the file; without this the image cannot be committed.
     pub fn finish(self) -> Result<()> {
-        let hashed = self
-            .output
-            .into_inner()
-            .map_err(|error| Error::io(&self.name, "write", error.into_error()))?;
-        self.writer
-            .end(&self.name, self.offset, hashed.hasher.finalize().into())
+        let hashed = self.output.into_inner().map_err(|error| Error::io(&self.name, "write", error.into_error()))?;
+        self.writer.end(&self.name, self.offset, hashed.hasher.finalize().into())
     }
 }
 
 impl Write for FileWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.output.write(bytes)?;
-        self.offset = self
-            .offset
-            .saturating_add(u64::try_from(length).map_err(io::Error::other)?);
+        self.offset = self.offset.saturating_add(u64::try_from(length).map_err(io::Error::other)?);
         Ok(length)
     }
 
@@ -364,11 +297,7 @@ pub fn is_partial(name: &OsStr) -> bool {
 const PARTIAL: &[u8] = b".partial-";
 
 fn check_vacant(parent: &OwnedFd, name: &OsStr, shown: &str) -> Result<()> {
-    let exists = || {
-        Err(Error::Exists {
-            file: shown.to_owned(),
-        })
-    };
+    let exists = || Err(Error::Exists { file: shown.to_owned() });
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = match openat(parent, name, flags, Mode::empty()) {
         Ok(dir) => dir,

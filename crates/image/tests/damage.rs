@@ -13,14 +13,7 @@ use std::time::Duration;
 use yendor_image::upgrade::Version;
 use yendor_image::{Digest, Error, Limits, Manifest, Reader};
 
-const FILES: [&str; 6] = [
-    "format",
-    "manifest.json",
-    "records.cbor",
-    "pages-0",
-    "pages-1",
-    "empty",
-];
+const FILES: [&str; 6] = ["format", "manifest.json", "records.cbor", "pages-0", "pages-1", "empty"];
 
 fn damaged(path: &Path, what: &str) -> Error {
     let error = read(path).expect_err(what);
@@ -32,18 +25,10 @@ fn damaged(path: &Path, what: &str) -> Error {
 fn forge(image: &Path, name: &str, content: &[u8]) {
     let mut manifest = Reader::open(image).unwrap().manifest().clone();
     fs::write(image.join(name), content).unwrap();
-    let entry = manifest
-        .files
-        .iter_mut()
-        .find(|entry| entry.name == name)
-        .unwrap();
+    let entry = manifest.files.iter_mut().find(|entry| entry.name == name).unwrap();
     entry.bytes = u64::try_from(content.len()).unwrap();
     entry.blake3 = Digest::of(content);
-    fs::write(
-        image.join("manifest.json"),
-        manifest.encode(Version::V1).unwrap(),
-    )
-    .unwrap();
+    fs::write(image.join("manifest.json"), manifest.encode(Version::V1).unwrap()).unwrap();
 }
 
 #[test]
@@ -75,11 +60,7 @@ fn every_flipped_bit_of_every_file() {
         let whole = fs::read(&path).unwrap();
         for at in 0..whole.len() {
             // All bits of the small files, one of each byte of a page.
-            let bits = if name.starts_with("pages") {
-                at % 8..at % 8 + 1
-            } else {
-                0..8
-            };
+            let bits = if name.starts_with("pages") { at % 8..at % 8 + 1 } else { 0..8 };
             for bit in bits {
                 let mut flipped = whole.clone();
                 flipped[at] ^= 1 << bit;
@@ -117,14 +98,8 @@ fn two_files_that_changed_places() {
     let other = Scratch::new();
     write(&other.image());
     forge(&other.image(), "pages-1", &sample::page(9));
-    fs::copy(
-        other.image().join("pages-1"),
-        scratch.image().join("pages-1"),
-    )
-    .unwrap();
-    assert!(
-        matches!(damaged(&scratch.image(), "swapped"), Error::Digest { file } if file == "pages-1")
-    );
+    fs::copy(other.image().join("pages-1"), scratch.image().join("pages-1")).unwrap();
+    assert!(matches!(damaged(&scratch.image(), "swapped"), Error::Digest { file } if file == "pages-1"));
 }
 
 #[test]
@@ -134,10 +109,7 @@ fn a_future_version_is_said() {
     fs::write(scratch.image().join("format"), "yendor image 2\n").unwrap();
     let error = damaged(&scratch.image(), "version 2");
     assert!(matches!(error, Error::Version { found: 2 }));
-    assert_eq!(
-        error.to_string(),
-        "format: image version 2 is unknown, this program reads versions up to 1"
-    );
+    assert_eq!(error.to_string(), "format: image version 2 is unknown, this program reads versions up to 1");
 }
 
 #[test]
@@ -159,16 +131,9 @@ fn nothing_but_regular_files_is_opened() {
             let image = scratch.image();
             let (done, wait) = mpsc::channel();
             std::thread::spawn(move || done.send(read(&image).map(drop)));
-            let result = wait
-                .recv_timeout(Duration::from_secs(20))
-                .expect("a reader that hangs");
-            assert!(
-                matches!(&result, Err(Error::Format { file, .. }) if file == name),
-                "{name} {case}: {result:?}"
-            );
-            fs::remove_file(&path)
-                .or_else(|_| fs::remove_dir(&path))
-                .unwrap();
+            let result = wait.recv_timeout(Duration::from_secs(20)).expect("a reader that hangs");
+            assert!(matches!(&result, Err(Error::Format { file, .. }) if file == name), "{name} {case}: {result:?}");
+            fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).unwrap();
         }
         fs::rename(&aside, &path).unwrap();
     }
@@ -183,20 +148,9 @@ fn sizes_that_are_claimed_take_no_memory() {
     for bytes in [1 << 40, 1 << 63, u64::MAX] {
         for name in ["pages-0", "records.cbor"] {
             let mut manifest = Manifest::decode(&whole, Version::V1, &Limits::default()).unwrap();
-            manifest
-                .files
-                .iter_mut()
-                .find(|entry| entry.name == name)
-                .unwrap()
-                .bytes = bytes;
-            fs::write(
-                scratch.image().join("manifest.json"),
-                manifest.encode(Version::V1).unwrap(),
-            )
-            .unwrap();
-            assert!(
-                matches!(damaged(&scratch.image(), name), Error::Truncated { file, .. } if file == name)
-            );
+            manifest.files.iter_mut().find(|entry| entry.name == name).unwrap().bytes = bytes;
+            fs::write(scratch.image().join("manifest.json"), manifest.encode(Version::V1).unwrap()).unwrap();
+            assert!(matches!(damaged(&scratch.image(), name), Error::Truncated { file, .. } if file == name));
         }
     }
     // Files that really have the size, but no content.
@@ -204,38 +158,15 @@ fn sizes_that_are_claimed_take_no_memory() {
     for name in ["format", "manifest.json"] {
         let path = scratch.image().join(name);
         let before = fs::read(&path).unwrap();
-        OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_len(1 << 40)
-            .unwrap();
-        assert!(
-            matches!(damaged(&scratch.image(), name), Error::TooLarge { file, .. } if file == name)
-        );
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(matches!(damaged(&scratch.image(), name), Error::TooLarge { file, .. } if file == name));
         fs::write(&path, before).unwrap();
     }
     let mut manifest = Manifest::decode(&whole, Version::V1, &Limits::default()).unwrap();
-    manifest
-        .files
-        .iter_mut()
-        .find(|entry| entry.name == "records.cbor")
-        .unwrap()
-        .bytes = 1 << 40;
-    fs::write(
-        scratch.image().join("manifest.json"),
-        manifest.encode(Version::V1).unwrap(),
-    )
-    .unwrap();
-    OpenOptions::new()
-        .write(true)
-        .open(scratch.image().join("records.cbor"))
-        .unwrap()
-        .set_len(1 << 40)
-        .unwrap();
-    assert!(
-        matches!(damaged(&scratch.image(), "sparse"), Error::TooLarge { file, .. } if file == "records.cbor")
-    );
+    manifest.files.iter_mut().find(|entry| entry.name == "records.cbor").unwrap().bytes = 1 << 40;
+    fs::write(scratch.image().join("manifest.json"), manifest.encode(Version::V1).unwrap()).unwrap();
+    OpenOptions::new().write(true).open(scratch.image().join("records.cbor")).unwrap().set_len(1 << 40).unwrap();
+    assert!(matches!(damaged(&scratch.image(), "sparse"), Error::TooLarge { file, .. } if file == "records.cbor"));
 }
 
 #[test]
@@ -247,11 +178,7 @@ fn records_with_a_right_digest_are_still_not_believed() {
         forge(&scratch.image(), "records.cbor", &whole[..cut]);
         damaged(&scratch.image(), &format!("records cut at {cut}"));
     }
-    forge(
-        &scratch.image(),
-        "records.cbor",
-        &[&whole[..], &[0]].concat(),
-    );
+    forge(&scratch.image(), "records.cbor", &[&whole[..], &[0]].concat());
     damaged(&scratch.image(), "a byte behind the records");
     // A flipped bit with a right digest may be another right document; it must not be a panic, and never the
     // same records in another spelling.
@@ -279,9 +206,7 @@ fn page_runs_outside_their_file() {
     };
     change("too long", |records| records.tasks[0].runs[0].pages = 3);
     change("2^63", |records| records.tasks[0].runs[0].pages = 1 << 63);
-    change("behind the end", |records| {
-        records.tasks[0].runs[0].offset = 8192
-    });
+    change("behind the end", |records| records.tasks[0].runs[0].offset = 8192);
     let error = change("no such file", |records| records.tasks[0].runs[0].file = 77);
     assert!(matches!(error, Error::Missing { file } if file == "pages-77"));
 }
@@ -289,22 +214,10 @@ fn page_runs_outside_their_file() {
 #[test]
 fn no_image_at_all() {
     let scratch = Scratch::new();
-    assert!(matches!(
-        damaged(&scratch.image(), "nothing"),
-        Error::Missing { .. }
-    ));
+    assert!(matches!(damaged(&scratch.image(), "nothing"), Error::Missing { .. }));
     fs::write(scratch.image(), "a file").unwrap();
-    assert!(matches!(
-        damaged(&scratch.image(), "file"),
-        Error::Format { .. }
-    ));
+    assert!(matches!(damaged(&scratch.image(), "file"), Error::Format { .. }));
     let file = fs::File::open(scratch.image()).unwrap();
-    assert!(
-        Reader::open(std::os::fd::OwnedFd::from(file))
-            .unwrap_err()
-            .is_damage()
-    );
-    assert!(
-        matches!(damaged(&scratch.0, "empty directory"), Error::Missing { file } if file == "format")
-    );
+    assert!(Reader::open(std::os::fd::OwnedFd::from(file)).unwrap_err().is_damage());
+    assert!(matches!(damaged(&scratch.0, "empty directory"), Error::Missing { file } if file == "format"));
 }

@@ -22,8 +22,7 @@ impl Dice {
 
     /// Numbers of every size, the borders of encodings among them.
     fn number(&mut self) -> u64 {
-        let border = [0, 23, 24, 255, 256, 65535, 65536, 1 << 32, u64::MAX]
-            [self.below(9).try_into().unwrap_or(0)];
+        let border = [0, 23, 24, 255, 256, 65535, 65536, 1 << 32, u64::MAX][self.below(9).try_into().unwrap_or(0)];
         match self.below(3) {
             0 => border,
             1 => border.wrapping_sub(1),
@@ -32,11 +31,7 @@ impl Dice {
     }
 
     fn bytes(&mut self) -> Bytes {
-        Bytes(
-            (0..self.below(300))
-                .map(|_| self.roll().to_le_bytes()[3])
-                .collect(),
-        )
+        Bytes((0..self.below(300)).map(|_| self.roll().to_le_bytes()[3]).collect())
     }
 
     fn int(&mut self) -> i32 {
@@ -45,12 +40,7 @@ impl Dice {
 
     fn run(&mut self) -> PageRun {
         let file = u16::try_from(self.below(65536)).unwrap();
-        PageRun {
-            addr: Addr(self.number()),
-            pages: self.number(),
-            file,
-            offset: self.number(),
-        }
+        PageRun { addr: Addr(self.number()), pages: self.number(), file, offset: self.number() }
     }
 
     fn file_id(&mut self) -> FileId {
@@ -60,10 +50,7 @@ impl Dice {
     fn file(&mut self) -> File {
         match self.below(3) {
             0 => File::Null,
-            1 => File::Eventfd {
-                count: self.number(),
-                semaphore: self.below(2) == 0,
-            },
+            1 => File::Eventfd { count: self.number(), semaphore: self.below(2) == 0 },
             _ => File::Pipe(self.bytes()),
         }
     }
@@ -72,9 +59,7 @@ impl Dice {
         Task {
             pid: NsPid(self.int()),
             comm: self.bytes(),
-            fds: (0..self.below(40))
-                .map(|_| (FdNum(self.int()), self.file_id()))
-                .collect(),
+            fds: (0..self.below(40)).map(|_| (FdNum(self.int()), self.file_id())).collect(),
             runs: (0..self.below(5)).map(|_| self.run()).collect(),
             nice: (self.below(2) == 0).then(|| self.int()),
         }
@@ -83,9 +68,7 @@ impl Dice {
     fn records(&mut self) -> Records {
         Records {
             tasks: (0..self.below(4)).map(|_| self.task()).collect(),
-            files: (0..self.below(30))
-                .map(|_| (self.file_id(), self.file()))
-                .collect(),
+            files: (0..self.below(30)).map(|_| (self.file_id(), self.file())).collect(),
         }
     }
 }
@@ -97,31 +80,16 @@ fn decode_is_the_inverse_of_encode() {
     for round in 0..2000 {
         let records = dice.records();
         let document = cbor::encode(&records, &limits).unwrap();
-        assert_eq!(
-            cbor::decode::<Records>(&document, &limits).unwrap(),
-            records,
-            "round {round}"
-        );
-        assert_eq!(
-            cbor::encode(&records.clone(), &limits).unwrap(),
-            document,
-            "round {round}"
-        );
+        assert_eq!(cbor::decode::<Records>(&document, &limits).unwrap(), records, "round {round}");
+        assert_eq!(cbor::encode(&records.clone(), &limits).unwrap(), document, "round {round}");
         let json = serde_json::to_string(&records).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Records>(&json).unwrap(),
-            records,
-            "round {round}"
-        );
+        assert_eq!(serde_json::from_str::<Records>(&json).unwrap(), records, "round {round}");
     }
 }
 
 #[test]
 fn any_bytes_are_an_answer() {
-    let limits = Limits {
-        records_depth: 16,
-        ..Limits::default()
-    };
+    let limits = Limits { records_depth: 16, ..Limits::default() };
     let mut dice = Dice(1);
     for _ in 0..2000 {
         let mut document = cbor::encode(&dice.records(), &limits).unwrap();

@@ -15,15 +15,8 @@ fn what_is_written_is_read_back_from_a_descriptor_alone() {
     let manifest = write(&scratch.image());
     let (found, back) = read(&scratch.image()).unwrap();
     assert_eq!((found, back), (manifest.clone(), records()));
-    assert_eq!(
-        (manifest.created, manifest.generation, manifest.kind),
-        (1_767_225_600, 3, Kind::Container)
-    );
-    let names: Vec<_> = manifest
-        .files
-        .iter()
-        .map(|entry| entry.name.as_str())
-        .collect();
+    assert_eq!((manifest.created, manifest.generation, manifest.kind), (1_767_225_600, 3, Kind::Container));
+    let names: Vec<_> = manifest.files.iter().map(|entry| entry.name.as_str()).collect();
     assert_eq!(names, ["empty", "pages-0", "pages-1", "records.cbor"]);
 
     let dir = OwnedFd::from(std::fs::File::open(scratch.image()).unwrap());
@@ -34,14 +27,8 @@ fn what_is_written_is_read_back_from_a_descriptor_alone() {
     file.read_to_end(&mut content).unwrap();
     assert_eq!((bytes, content), (4096, page(3)));
     assert!(reader.has("pages-1") && !reader.has("pages-2") && !reader.has("format"));
-    assert!(matches!(
-        reader.open_file("../image/format"),
-        Err(Error::Missing { .. })
-    ));
-    assert!(matches!(
-        reader.verify("nothing"),
-        Err(Error::Missing { .. })
-    ));
+    assert!(matches!(reader.open_file("../image/format"), Err(Error::Missing { .. })));
+    assert!(matches!(reader.verify("nothing"), Err(Error::Missing { .. })));
 }
 
 #[test]
@@ -49,29 +36,11 @@ fn equal_images_are_equal_bytes_and_private() {
     let (one, two) = (Scratch::new(), Scratch::new());
     write(&one.image());
     write(&two.image());
-    assert_eq!(
-        std::fs::metadata(one.image()).unwrap().mode() & 0o7777,
-        0o700
-    );
-    for name in [
-        "format",
-        "manifest.json",
-        "records.cbor",
-        "pages-0",
-        "pages-1",
-        "empty",
-    ] {
+    assert_eq!(std::fs::metadata(one.image()).unwrap().mode() & 0o7777, 0o700);
+    for name in ["format", "manifest.json", "records.cbor", "pages-0", "pages-1", "empty"] {
         let path = one.image().join(name);
-        assert_eq!(
-            std::fs::read(&path).unwrap(),
-            std::fs::read(two.image().join(name)).unwrap(),
-            "{name}"
-        );
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().mode() & 0o7777,
-            0o600,
-            "{name}"
-        );
+        assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(two.image().join(name)).unwrap(), "{name}");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600, "{name}");
     }
     assert_eq!(one.names(), ["image"]);
 }
@@ -79,9 +48,8 @@ fn equal_images_are_equal_bytes_and_private() {
 #[test]
 fn digests_are_those_of_the_whole_content_however_it_was_written() {
     let scratch = Scratch::new();
-    let content: Vec<u8> = (0..1_000_000u32)
-        .map(|at| u8::try_from(at.wrapping_mul(2_654_435_761) >> 24).unwrap())
-        .collect();
+    let content: Vec<u8> =
+        (0..1_000_000u32).map(|at| u8::try_from(at.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
     let writer = Writer::create(&scratch.image()).unwrap();
     let mut small = writer.file("small-steps").unwrap();
     let mut large = writer.file("one-step").unwrap();
@@ -98,16 +66,9 @@ fn digests_are_those_of_the_whole_content_however_it_was_written() {
     let manifest = writer.commit(SystemTime::now()).unwrap();
     for name in ["small-steps", "one-step", "raw"] {
         let entry = manifest.file(name).unwrap();
-        assert_eq!(
-            (entry.bytes, entry.blake3),
-            (1_000_000, Digest::of(&content)),
-            "{name}"
-        );
+        assert_eq!((entry.bytes, entry.blake3), (1_000_000, Digest::of(&content)), "{name}");
     }
-    Reader::open(&scratch.image())
-        .unwrap()
-        .verify_all()
-        .unwrap();
+    Reader::open(&scratch.image()).unwrap().verify_all().unwrap();
 }
 
 #[test]
@@ -130,18 +91,10 @@ fn what_a_killed_writer_leaves_is_no_image_and_in_nobodys_way() {
     let writer = Writer::create(&scratch.image()).unwrap();
     writer.records(&records()).unwrap();
     std::mem::forget(writer); // as kill -9 would
-    let [left] = &scratch.names()[..] else {
-        panic!("{:?}", scratch.names())
-    };
+    let [left] = &scratch.names()[..] else { panic!("{:?}", scratch.names()) };
     assert!(is_partial(left.as_ref()) && !is_partial("image".as_ref()));
-    assert!(matches!(
-        Reader::open(&scratch.0.join(left)),
-        Err(Error::Missing { .. })
-    ));
-    assert!(matches!(
-        Reader::open(&scratch.image()),
-        Err(Error::Missing { .. })
-    ));
+    assert!(matches!(Reader::open(&scratch.0.join(left)), Err(Error::Missing { .. })));
+    assert!(matches!(Reader::open(&scratch.image()), Err(Error::Missing { .. })));
     // The same pid again.
     write(&scratch.image());
     read(&scratch.image()).unwrap();
@@ -173,10 +126,7 @@ fn a_commit_that_cannot_be_leaves_nothing() {
         let writer = Writer::create(&scratch.image()).unwrap();
         fill(&writer);
         let error = writer.commit(SystemTime::now()).unwrap_err();
-        assert!(
-            matches!(error, Error::Missing { .. } | Error::Unfinished { .. }),
-            "{case}: {error}"
-        );
+        assert!(matches!(error, Error::Missing { .. } | Error::Unfinished { .. }), "{case}: {error}");
         assert!(scratch.names().is_empty(), "{case}");
     }
 }
@@ -192,10 +142,7 @@ fn a_place_that_is_taken_stays_as_it_is() {
     assert!(taken(&scratch.0.join("file")));
     symlink("nowhere", scratch.0.join("link")).unwrap();
     assert!(taken(&scratch.0.join("link")));
-    assert_eq!(
-        std::fs::read(scratch.image().join("manifest.json")).unwrap(),
-        before
-    );
+    assert_eq!(std::fs::read(scratch.image().join("manifest.json")).unwrap(), before);
 
     // Taken while we were writing: by a directory with content, by a file, by a link.
     for case in 0..3 {
@@ -210,10 +157,7 @@ fn a_place_that_is_taken_stays_as_it_is() {
             1 => std::fs::write(&late, "precious").unwrap(),
             _ => symlink("image", &late).unwrap(),
         }
-        assert!(
-            matches!(writer.commit(SystemTime::now()), Err(Error::Exists { .. })),
-            "{case}"
-        );
+        assert!(matches!(writer.commit(SystemTime::now()), Err(Error::Exists { .. })), "{case}");
         match case {
             0 => {
                 assert_eq!(std::fs::read(late.join("precious")).unwrap(), b"x");
@@ -239,40 +183,20 @@ fn names_that_are_paths_or_reserved_are_refused() {
     let scratch = Scratch::new();
     let writer = Writer::create(&scratch.image()).unwrap();
     let long = "a".repeat(65);
-    for name in [
-        "", ".", "..", ".a", "../a", "a/b", "/a", "A", "a_b", "a b", "a\0", "\u{e9}", &long,
-    ] {
-        assert!(
-            matches!(writer.file(name), Err(Error::Name { .. })),
-            "{name:?}"
-        );
-        assert!(
-            matches!(writer.raw(name), Err(Error::Name { .. })),
-            "{name:?}"
-        );
+    for name in ["", ".", "..", ".a", "../a", "a/b", "/a", "A", "a_b", "a b", "a\0", "\u{e9}", &long] {
+        assert!(matches!(writer.file(name), Err(Error::Name { .. })), "{name:?}");
+        assert!(matches!(writer.raw(name), Err(Error::Name { .. })), "{name:?}");
     }
     for name in ["format", "manifest.json", "records.cbor"] {
-        assert!(
-            matches!(writer.file(name), Err(Error::Name { .. })),
-            "{name}"
-        );
+        assert!(matches!(writer.file(name), Err(Error::Name { .. })), "{name}");
     }
     writer.file("layer.tar").unwrap().finish().unwrap();
     assert!(matches!(writer.raw("layer.tar"), Err(Error::Exists { .. })));
     writer.records(&()).unwrap();
     assert!(matches!(writer.records(&()), Err(Error::Exists { .. })));
-    assert!(matches!(
-        writer.adopt("nothing"),
-        Err(Error::Missing { .. })
-    ));
-    assert!(matches!(
-        Writer::create("/".as_ref()),
-        Err(Error::Name { .. })
-    ));
-    assert!(matches!(
-        Writer::create(&scratch.0.join(".hidden")),
-        Err(Error::Name { .. })
-    ));
+    assert!(matches!(writer.adopt("nothing"), Err(Error::Missing { .. })));
+    assert!(matches!(Writer::create("/".as_ref()), Err(Error::Name { .. })));
+    assert!(matches!(Writer::create(&scratch.0.join(".hidden")), Err(Error::Name { .. })));
     let nowhere = Writer::create(&scratch.0.join("no/where")).unwrap_err();
     assert!(matches!(nowhere, Error::Io { op: "open", .. }) && !nowhere.is_damage());
 }
@@ -284,33 +208,21 @@ fn a_disk_that_is_full_leaves_nothing() {
     if let Ok(dir) = std::env::var("YENDOR_IMAGE_FULL_DISK") {
         let writer = Writer::create(dir.as_ref()).unwrap();
         let mut file = writer.file("pages-0").unwrap();
-        let written = file
-            .write_all(&vec![7; 1 << 20])
-            .and_then(|()| file.flush());
+        let written = file.write_all(&vec![7; 1 << 20]).and_then(|()| file.flush());
         assert!(written.is_err());
         drop(file);
-        assert!(matches!(
-            writer.commit(SystemTime::now()),
-            Err(Error::Unfinished { .. })
-        ));
+        assert!(matches!(writer.commit(SystemTime::now()), Err(Error::Unfinished { .. })));
         return;
     }
     let scratch = Scratch::new();
     let test = std::env::current_exe().unwrap();
     let output = std::process::Command::new("sh")
-        .args([
-            "-c",
-            "trap '' XFSZ; ulimit -f 100; exec \"$0\" --exact a_disk_that_is_full_leaves_nothing",
-        ])
+        .args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$0\" --exact a_disk_that_is_full_leaves_nothing"])
         .arg(test)
         .env("YENDOR_IMAGE_FULL_DISK", scratch.image())
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
     assert!(scratch.names().is_empty());
 }
@@ -319,9 +231,6 @@ fn a_disk_that_is_full_leaves_nothing() {
 fn a_partial_directory_that_cannot_be_made_is_said() {
     let scratch = Scratch::new();
     let name = "x".repeat(250); // the hidden name is longer than names may be
-    assert!(matches!(
-        Writer::create(&scratch.0.join(name)),
-        Err(Error::Io { op: "mkdir", .. })
-    ));
+    assert!(matches!(Writer::create(&scratch.0.join(name)), Err(Error::Io { op: "mkdir", .. })));
     assert!(scratch.names().is_empty());
 }

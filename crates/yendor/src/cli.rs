@@ -53,7 +53,9 @@ enum Verb {
     Doctor(verb::doctor::Doctor),
     Demo(verb::demo::Demo),
     #[command(hide = true, name = hidden::PEEK)]
-    Peek { image: PathBuf },
+    Peek {
+        image: PathBuf,
+    },
 }
 
 impl Verb {

@@ -36,7 +36,8 @@ pub fn glance(image: &Path) -> Result<Glance, Failure> {
         return look(image);
     }
     let mut child = std::process::Command::new("/proc/self/exe");
-    let output = child.arg(PEEK).arg(image).output().map_err(|e| Failure::io("run", Path::new("/proc/self/exe"), &e))?;
+    let output =
+        child.arg(PEEK).arg(image).output().map_err(|e| Failure::io("run", Path::new("/proc/self/exe"), &e))?;
     let said = String::from_utf8_lossy(&output.stdout);
     match (output.status.code(), said.trim()) {
         (Some(0), CONTAINER) => Ok(Glance::Container),

@@ -67,9 +67,7 @@ pub fn absolute(path: &std::path::Path) -> PathBuf {
 /// caller's value if there is one.
 pub fn environment(asked: &[OsString], terminal: bool, home: &str) -> Result<Vec<Bytes>, String> {
     let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
-    let pair = |name: &str, value: OsString| {
-        [name.as_bytes(), b"=", value.as_bytes()].concat()
-    };
+    let pair = |name: &str, value: OsString| [name.as_bytes(), b"=", value.as_bytes()].concat();
     let mut out: Vec<Vec<u8>> = vec![
         pair("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
         pair("HOME", home.into()),

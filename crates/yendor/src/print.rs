@@ -89,6 +89,21 @@ pub fn seconds(s: u64) -> String {
     }
 }
 
+/// Seconds since 1970 as a date and time of UTC.
+pub fn date(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Days since 0000-03-01 in eras of 400 years: the leap day is then the last of a year.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = era * 400 + year + next;
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", rest / 3600, rest % 3600 / 60, rest % 60)
+}
+
 /// `freeze 1.20 ms, collect 3.40 ms`.
 pub fn phases(timings: &[(String, u64)]) -> String {
     timings.iter().map(|(name, us)| format!("{name} {}", micros(*us))).collect::<Vec<_>>().join(", ")
@@ -125,6 +140,8 @@ mod tests {
         assert_eq!([0, 1023, 1024, 1536, 200 << 20].map(bytes), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "200 MiB"]);
         assert_eq!(bytes(u64::MAX), "16777215 TiB");
         assert_eq!([0, 1234, 23_456, 2_345_678].map(micros), ["0.00 ms", "1.23 ms", "23.4 ms", "2.34 s"]);
+        let dates = [0, 951_827_696, 1_795_500_000].map(date);
+        assert_eq!(dates, ["1970-01-01 00:00:00 UTC", "2000-02-29 12:34:56 UTC", "2026-11-24 06:00:00 UTC"]);
         assert_eq!([5, 65, 3700, 90_000].map(seconds), ["5s", "1m05s", "1h01m", "1d01h"]);
     }
 

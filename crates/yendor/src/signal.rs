@@ -3,8 +3,8 @@
 /// Names by number, without `SIG`; the numbers are those of x86 and ARM.
 const NAMES: [&str; 32] = [
     "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-    "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-    "WINCH", "IO", "PWR", "SYS",
+    "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH",
+    "IO", "PWR", "SYS",
 ];
 const OTHER_NAMES: [(&str, i32); 4] = [("IOT", 6), ("CLD", 17), ("POLL", 29), ("UNUSED", 31)];
 /// As libc counts: two below are its own.
@@ -58,7 +58,8 @@ mod tests {
     #[test]
     fn names_and_numbers() {
         let cases = [("TERM", 15), ("sigkill", 9), ("SIGUSR2", 12), ("1", 1), ("64", 64), ("RTMIN", 34)];
-        for (text, number) in cases.into_iter().chain([("rtmin+2", 36), ("SIGRTMAX-1", 63), ("POLL", 29), ("SYS", 31)]) {
+        for (text, number) in cases.into_iter().chain([("rtmin+2", 36), ("SIGRTMAX-1", 63), ("POLL", 29), ("SYS", 31)])
+        {
             assert_eq!(parse(text), Ok(number), "{text}");
         }
         for bad in ["", "SIG", "0", "65", "-9", "RTMIN+31", "RTMAX-31", "RTMIN-1", "NOPE"] {

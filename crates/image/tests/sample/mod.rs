@@ -16,8 +16,7 @@ impl Scratch {
     pub fn new() -> Scratch {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("yendor-image-{}-{number}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("yendor-image-{}-{number}", std::process::id()));
         std::fs::create_dir(&path).unwrap();
         Scratch(path)
     }
@@ -28,9 +27,7 @@ impl Scratch {
 
     pub fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<_> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -67,36 +64,18 @@ pub enum File {
 }
 
 pub fn records() -> Records {
-    let run = PageRun {
-        addr: Addr(0x7fff_f000),
-        pages: 2,
-        file: 0,
-        offset: 0,
-    };
+    let run = PageRun { addr: Addr(0x7fff_f000), pages: 2, file: 0, offset: 0 };
     Records {
         tasks: vec![Task {
             pid: NsPid(2),
             comm: Bytes(b"a\xffb".to_vec()),
             fds: [(FdNum(0), FileId(0)), (FdNum(7), FileId(9))].into(),
-            runs: vec![
-                run,
-                PageRun {
-                    file: 1,
-                    pages: 1,
-                    ..run
-                },
-            ],
+            runs: vec![run, PageRun { file: 1, pages: 1, ..run }],
             nice: Some(-20),
         }],
         files: [
             (FileId(0), File::Null),
-            (
-                FileId(8),
-                File::Eventfd {
-                    count: u64::MAX - 1,
-                    semaphore: true,
-                },
-            ),
+            (FileId(8), File::Eventfd { count: u64::MAX - 1, semaphore: true }),
             (FileId(9), File::Pipe(Bytes(vec![0; 30]))),
         ]
         .into(),
@@ -104,9 +83,7 @@ pub fn records() -> Records {
 }
 
 pub fn page(seed: u8) -> Vec<u8> {
-    (0..4096u32)
-        .map(|at| u8::try_from(at % 251).unwrap() ^ seed)
-        .collect()
+    (0..4096u32).map(|at| u8::try_from(at % 251).unwrap() ^ seed).collect()
 }
 
 pub fn write(path: &Path) -> Manifest {
@@ -121,9 +98,7 @@ pub fn write(path: &Path) -> Manifest {
     writer.adopt("pages-1").unwrap();
     writer.records(&records()).unwrap();
     writer.file("empty").unwrap().finish().unwrap();
-    writer
-        .commit(UNIX_EPOCH + Duration::from_secs(1_767_225_600))
-        .unwrap()
+    writer.commit(UNIX_EPOCH + Duration::from_secs(1_767_225_600)).unwrap()
 }
 
 /// Reads everything that an image has, as a restore would.

@@ -1,0 +1,123 @@
+//! Staying with a container: signals are passed on, its status becomes ours; or its terminal is shown in ours.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use yendor_engine::front::Started;
+use yendor_engine::process::Signals;
+use yendor_engine::state::Places;
+
+use crate::container::Now;
+use crate::failure::{Failure, Outcome};
+use crate::{container, signal, terminal};
+
+/// Signals for the caller, blocked.
+pub fn block_signals(also: &[i32]) -> Result<Signals, Failure> {
+    let all: Vec<i32> = signal::FORWARDED.iter().chain(also).copied().collect();
+    Signals::block(&all).map_err(|e| Failure::Failed(e.to_string()))
+}
+
+/// Waits for a process while signals go to it: until `done` becomes readable.
+fn forward(signals: &Signals, to: &OwnedFd, done: &OwnedFd) -> Result<(), Failure> {
+    loop {
+        let mut fds = [PollFd::new(signals, PollFlags::IN), PollFd::new(done, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(Failure::Failed(format!("poll: {e}"))),
+        }
+        let ended = !fds[1].revents().is_empty();
+        pass_on(signals, to)?;
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+/// Passes on the signals that have come.
+pub fn pass_on(signals: &Signals, to: &OwnedFd) -> Result<(), Failure> {
+    while let Some(number) = signals.next().map_err(|e| Failure::Failed(e.to_string()))? {
+        container::send(to, number)?;
+    }
+    Ok(())
+}
+
+/// Sees a container to its end; the exit code that stands for its own.
+pub fn see_to_its_end(started: Started, places: &Places, name: &str) -> Outcome {
+    let signals = block_signals(&[])?;
+    // What is gone already needs no signals; its status waits with the keeper.
+    if let Some((main, keeper)) = processes(places, name)? {
+        forward(&signals, &main, &keeper)?;
+    }
+    Ok(container::exit_code(started.wait()?))
+}
+
+fn processes(places: &Places, name: &str) -> Result<Option<(OwnedFd, OwnedFd)>, Failure> {
+    let Ok(found) = container::find(places, name) else { return Ok(None) };
+    Ok(found.main()?.zip(found.keeper()?))
+}
+
+/// Waits for a child of ours while signals go to it.
+pub fn see_child(signals: &Signals, mut child: std::process::Child) -> Outcome {
+    use std::os::unix::process::ExitStatusExt;
+    let lost = |call: &str, e: &dyn std::fmt::Display| Failure::Failed(format!("{call}: {e}"));
+    let pid = rustix::process::Pid::from_child(&child);
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+    let pidfd = pidfd.map_err(|e| lost("pidfd_open", &e))?;
+    forward(signals, &pidfd, &pidfd)?;
+    let status = child.wait().map_err(|e| lost("wait", &e))?;
+    Ok(container::exit_code(status.into_raw()))
+}
+
+/// Shows a container's terminal in the caller's until it ends or is left; `from_start`: with what was written before.
+pub fn show_terminal(places: &Places, name: &str, from_start: bool) -> Result<terminal::End, Failure> {
+    let found = container::find(places, name)?;
+    let path = found.directory.join("log");
+    if found.now() != Now::Running {
+        // It was faster than we.
+        log_from(&path, 0)?;
+        return Ok(terminal::End::Closed);
+    }
+    let lent = match terminal::borrow_master(&found.directory) {
+        Err(_) if from_start && found.now() != Now::Running => {
+            log_from(&path, 0)?;
+            return Ok(terminal::End::Closed);
+        }
+        lent => lent?,
+    };
+    // Until it was asked for, and again at the very end, the terminal's output went to the log.
+    let known = if from_start { log_from(&path, 0)? } else { std::fs::metadata(&path).map_or(0, |m| m.len()) };
+    let signals = block_signals(&[signal::WINCH])?;
+    let end = match (found.main()?, found.keeper()?) {
+        (Some(main), Some(keeper)) => {
+            let (master, signals) = (&lent.master, &signals);
+            let relay = terminal::Relay { master, signals, target: &main, ended: &keeper, detachable: true };
+            relay.run(std::io::stdin().as_fd(), std::io::stdout().as_fd())?
+        }
+        (None, Some(keeper)) => {
+            container::ended(&keeper, None)?;
+            terminal::End::Closed
+        }
+        _ => terminal::End::Closed,
+    };
+    if end == terminal::End::Closed {
+        log_from(&path, known)?;
+    }
+    Ok(end)
+}
+
+/// Prints a log from an offset on; where it ends.
+fn log_from(path: &Path, offset: u64) -> Result<u64, Failure> {
+    use std::io::{Read, Seek, SeekFrom, Write};
+    let failed = |e: std::io::Error| Failure::io("read", path, &e);
+    let mut log = match std::fs::File::open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        log => log.map_err(failed)?,
+    };
+    log.seek(SeekFrom::Start(offset)).map_err(failed)?;
+    let mut text = Vec::new();
+    log.read_to_end(&mut text).map_err(failed)?;
+    // A reader that has gone away is no failure of ours.
+    let _ = std::io::stdout().write_all(&text).and_then(|()| std::io::stdout().flush());
+    Ok(offset + u64::try_from(text.len()).unwrap_or(0))
+}

@@ -1,0 +1,135 @@
+//! Options that describe a container: the same for a new one and for a restored one.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use yendor_engine::request::{Net, Request, Root, Userns, Volume};
+
+use crate::failure::Failure;
+use crate::{name, parse};
+
+/// What network a container gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NetOption {
+    /// A network of its own, with only the loopback
+    Private,
+    /// The caller's network
+    Host,
+    /// A network of its own with nothing up
+    None,
+}
+
+/// Which user namespace a container lives in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum UsernsOption {
+    /// A new one
+    Auto,
+    /// The caller's own; only real root may
+    Host,
+}
+
+/// Options of `run`, `restore` and `plan`.
+#[derive(Debug, Args)]
+pub struct ContainerOptions {
+    /// Name of the container; without one it gets two random words
+    #[arg(long, value_name = "NAME", value_parser = name::parse)]
+    pub name: Option<String>,
+    /// Use this directory as the root file system, instead of the host's own below a private layer
+    #[arg(long, value_name = "DIR")]
+    pub rootfs: Option<PathBuf>,
+    /// Network
+    #[arg(long, value_enum)]
+    pub net: Option<NetOption>,
+    /// User namespace
+    #[arg(long, value_enum, default_value = "auto")]
+    pub userns: UsernsOption,
+    /// Host name inside
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Capability that nobody in the container gets (NET_RAW, CAP_NET_RAW, ALL)
+    #[arg(long, value_name = "CAP")]
+    pub cap_drop: Vec<String>,
+    /// Security label of the container's tasks
+    #[arg(long, value_name = "LSM:LABEL")]
+    pub lsm_profile: Vec<String>,
+    /// Landlock rule for the container
+    #[arg(long, value_name = "RULE")]
+    pub landlock: Vec<String>,
+    /// Memory limit in bytes (K, M, G, T)
+    #[arg(long, value_name = "BYTES", value_parser = parse::size)]
+    pub memory: Option<u64>,
+    /// Limit of tasks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub pids: Option<u64>,
+}
+
+impl ContainerOptions {
+    /// Refuses by name what the engine cannot do yet.
+    pub fn refuse(&self) -> Result<(), Failure> {
+        refuse(&[("--lsm-profile", !self.lsm_profile.is_empty()), ("--landlock", !self.landlock.is_empty())])
+    }
+
+    /// As a request. `root` and `net` are what holds when the options do not say.
+    pub fn request(&self, name: String, volumes: &[Volume], root: Root, net: Net) -> Request {
+        Request {
+            name,
+            root: self.rootfs.as_ref().map_or(root, |dir| Root::Dir(parse::absolute(dir))),
+            volumes: volumes.to_vec(),
+            net: match self.net {
+                Some(NetOption::Private) => Net::Private,
+                Some(NetOption::Host) => Net::Host,
+                Some(NetOption::None) => Net::None,
+                None => net,
+            },
+            userns: match self.userns {
+                UsernsOption::Auto => Userns::Auto,
+                UsernsOption::Host => Userns::Host,
+            },
+            hostname: self.hostname.clone(),
+            memory: self.memory,
+            pids: self.pids,
+            cap_drop: self.cap_drop.clone(),
+        }
+    }
+}
+
+/// When the container's policy is put in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Enforce {
+    /// After everything is made: what was allowed when it was opened stays open
+    Late,
+    /// Before anything is made: fails if the policy would not allow it any more
+    Early,
+}
+
+/// Options of `restore` and `plan`.
+#[derive(Debug, Args)]
+pub struct RestoreOptions {
+    #[command(flatten)]
+    pub container: ContainerOptions,
+    /// Host path for a volume that the image asks for
+    #[arg(long = "volume", value_name = "NAME=HOSTPATH", value_parser = parse::filling)]
+    pub volumes: Vec<Volume>,
+    /// Give tasks and files the security labels of the image, where the kernel permits it
+    #[arg(long)]
+    pub keep_lsm: bool,
+    /// When the container's policy is put in force
+    #[arg(long, value_enum, default_value = "late")]
+    pub enforce: Enforce,
+}
+
+impl RestoreOptions {
+    /// Refuses by name what the engine cannot do yet.
+    pub fn refuse(&self) -> Result<(), Failure> {
+        self.container.refuse()?;
+        refuse(&[("--keep-lsm", self.keep_lsm), ("--enforce early", self.enforce == Enforce::Early)])
+    }
+}
+
+/// Refuses the first option that was given.
+pub fn refuse(options: &[(&str, bool)]) -> Result<(), Failure> {
+    match options.iter().find(|(_, given)| *given) {
+        Some((name, _)) => Err(Failure::NotYet((*name).to_owned())),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,126 @@
+//! `yendor checkpoint`: a container or a process tree becomes an image.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::json;
+use yendor_engine::checkpoint::{Options, Summary, Target, checkpoint};
+use yendor_engine::state::Places;
+
+use crate::container::{self, Found};
+use crate::failure::{Failure, Outcome};
+use crate::reference::{self, Image, Reference};
+use crate::{name, parse, print};
+
+/// Write a container or process tree into an image
+///
+/// Its tasks end once the image is safely stored, unless they are to be left. On any failure they run on and no image
+/// is left.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  yendor checkpoint web\n  yendor checkpoint web -o ./web.image --leave-running\n  \
+    yendor checkpoint --pid 4711 -o ./tree.image")]
+#[command(group = clap::ArgGroup::new("target").required(true))]
+pub struct Checkpoint {
+    /// The container
+    #[arg(group = "target")]
+    container: Option<String>,
+    /// The process tree below this pid, whether or not Yendor started it
+    #[arg(long, value_name = "PID", group = "target", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+    /// Where to make the image; without it, in the store
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Let the tasks run on afterwards
+    #[arg(long, conflicts_with = "leave_stopped")]
+    leave_running: bool,
+    /// Leave the tasks stopped (SIGSTOP)
+    #[arg(long)]
+    leave_stopped: bool,
+    /// Accept the loss of this kind of object; the image records what was lost
+    #[arg(long, value_name = "KIND")]
+    allow_lost: Vec<String>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Checkpoint {
+    /// Runs it.
+    pub fn run(self) -> Outcome {
+        let places = Places::from_environment();
+        let found = self.container.as_deref().map(|name| container::find_running(&places, name)).transpose()?;
+        let image = self.image(&places)?;
+        let keeper = match &found {
+            Some(found) => found.keeper()?,
+            None => None,
+        };
+        let options = Options {
+            leave_running: self.leave_running,
+            leave_stopped: self.leave_stopped,
+            allow_lost: self.allow_lost.clone(),
+        };
+        let begin = Instant::now();
+        let result = checkpoint(&self.target(found)?, &image.path, &options);
+        let total = print::since(begin);
+        let summary = result.inspect_err(|_| forget_empty(&image))?;
+        if let Some(keeper) = keeper.filter(|_| !self.leave_running && !self.leave_stopped) {
+            // When we return, the container is gone in every eye.
+            container::ended(&keeper, Some(Duration::from_secs(10)))?;
+        }
+        self.report(&image, &summary, total);
+        Ok(0)
+    }
+
+    fn target(&self, found: Option<Found>) -> Result<Target, Failure> {
+        match (found, self.pid) {
+            (Some(found), _) => Ok(Target::Container(found.state, found.directory)),
+            (None, Some(pid)) if container::Stat::of(pid).is_some() => Ok(Target::Tree(pid)),
+            (None, Some(pid)) => Err(Failure::Failed(format!("there is no process {pid}"))),
+            (None, None) => Err(Failure::Usage("give a container or --pid".into())),
+        }
+    }
+
+    fn image(&self, places: &Places) -> Result<Image, Failure> {
+        if let Some(path) = &self.output {
+            let path = parse::absolute(path);
+            if std::fs::symlink_metadata(&path).is_ok() {
+                return Err(Failure::Failed(format!("{} exists already", path.display())));
+            }
+            return Ok(Image { reference: Reference::Path(path.clone()), path });
+        }
+        let name = self.container.clone().unwrap_or_else(|| format!("pid-{}", self.pid.unwrap_or(0)));
+        debug_assert!(name::is_valid(&name));
+        reference::next(places, &name)
+    }
+
+    fn report(&self, image: &Image, summary: &Summary, total: u64) {
+        let Summary { timings, stopped_us, bytes, tasks, files, lost } = summary;
+        if self.json {
+            let mut phases = print::phases_json(timings);
+            phases.insert("stopped_us".into(), json!(stopped_us));
+            let text = json!({
+                "phases": phases, "total_us": total, "image": image.reference.to_string(),
+                "path": image.path.to_string_lossy(), "name": self.container, "pid": self.pid, "bytes": bytes,
+                "tasks": tasks, "files": files, "lost": lost,
+            });
+            print::out(&text.to_string());
+            return;
+        }
+        for (kind, object) in lost {
+            print::note(&format!("lost: {kind}: {}", print::safe(object)));
+        }
+        let (size, time, stopped) = (print::bytes(*bytes), print::micros(total), print::micros(*stopped_us));
+        let phases = print::phases(timings);
+        print::note(&format!("{tasks} tasks, {files} open files, {size} in {time} ({phases}; stopped {stopped})"));
+        print::out(&image.reference.to_string());
+    }
+}
+
+/// A name in the store that has no image yet goes again.
+fn forget_empty(image: &Image) {
+    if let (Reference::Stored(..), Some(parent)) = (&image.reference, image.path.parent()) {
+        // Refused where it is not empty, as it should be.
+        let _ = std::fs::remove_dir(parent);
+    }
+}

@@ -1,0 +1,311 @@
+//! `yendor doctor`: what this kernel, user and host policy allow, and what each "no" means.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use clap::Args;
+use rustix::fs::{Access, access};
+use serde_json::json;
+use yendor_engine::admit;
+use yendor_engine::contain::userns::Caller;
+use yendor_engine::request::{Net, Request, Root, Userns};
+
+use crate::failure::Outcome;
+use crate::{caller, print};
+
+/// Say what this kernel, user and host policy allow, and what each "no" means
+///
+/// Exits with 0 when containers can be started, 5 when not.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  yendor doctor\n  yendor doctor --json")]
+pub struct Doctor {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+struct Finding {
+    what: &'static str,
+    /// `None`: neither good nor bad.
+    good: Option<bool>,
+    value: String,
+    meaning: String,
+}
+
+fn yes(what: &'static str, value: impl Into<String>) -> Finding {
+    Finding { what, good: Some(true), value: value.into(), meaning: String::new() }
+}
+
+fn no(what: &'static str, value: impl Into<String>, meaning: impl Into<String>) -> Finding {
+    Finding { what, good: Some(false), value: value.into(), meaning: meaning.into() }
+}
+
+fn fact(what: &'static str, value: impl Into<String>, meaning: impl Into<String>) -> Finding {
+    Finding { what, good: None, value: value.into(), meaning: meaning.into() }
+}
+
+impl Doctor {
+    /// Runs it.
+    pub fn run(self) -> Outcome {
+        let container = container();
+        let works = container.good == Some(true);
+        let mut findings = vec![kernel(), architecture(), user_namespace(), ids()];
+        findings.extend([
+            overlay(),
+            ptrace(),
+            pagemap(),
+            children(),
+            cgroup(),
+            policy(),
+            lsm(),
+            hard_limits(),
+            container,
+        ]);
+        if self.json {
+            let all: Vec<_> = findings
+                .iter()
+                .map(|f| json!({ "check": f.what, "ok": f.good, "value": f.value, "meaning": f.meaning }))
+                .collect();
+            print::out(&json!(all).to_string());
+        } else {
+            for f in &findings {
+                let mark = match f.good {
+                    Some(true) => "yes",
+                    Some(false) => "NO ",
+                    None => "   ",
+                };
+                print::out(&format!("{mark}  {:18} {}", f.what, f.value));
+                for line in f.meaning.lines() {
+                    print::out(&format!("     {:18} {line}", ""));
+                }
+            }
+        }
+        Ok(if works { 0 } else { 5 })
+    }
+}
+
+fn read(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn kernel() -> Finding {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= (6, 18) {
+        return yes("kernel", release);
+    }
+    if version >= (6, 7) {
+        let meaning = "developed and tested on 6.18; older ones lack PR_TIMER_CREATE_RESTORE_IDS (6.15) among others:\n\
+                       what needs that is refused by name";
+        return fact("kernel", release, meaning);
+    }
+    no("kernel", release, "checkpoints need PAGEMAP_SCAN, which came with Linux 6.7")
+}
+
+fn architecture() -> Finding {
+    let machine = rustix::system::uname().machine().to_string_lossy().into_owned();
+    match machine.as_str() {
+        "x86_64" => yes("architecture", machine),
+        _ => no("architecture", machine, "only x86_64 can be checkpointed and restored yet"),
+    }
+}
+
+fn user_namespace() -> Finding {
+    let request = Request {
+        name: "doctor".into(),
+        root: Root::Layered,
+        volumes: Vec::new(),
+        net: Net::Private,
+        userns: Userns::Auto,
+        hostname: None,
+        memory: None,
+        pids: None,
+        cap_drop: Vec::new(),
+    };
+    // The very question that `run` and `restore` ask; who got the answer goes when its connection does.
+    match admit::admit(&request) {
+        Ok(_admitted) => yes("user namespaces", "this user may have containers"),
+        Err(e) => no("user namespaces", "refused", format!("no container can be started or restored\n{e}")),
+    }
+}
+
+fn ids() -> Finding {
+    const WHAT: &str = "subordinate ids";
+    let caller = match Caller::look() {
+        Ok(caller) => caller,
+        Err(e) => return no(WHAT, "unknown", e.to_string()),
+    };
+    if caller.privileged {
+        return yes(WHAT, "not needed: real root maps its own ids");
+    }
+    let count = |ranges: &[(u32, u32)]| ranges.iter().map(|(_, n)| u64::from(*n)).sum::<u64>();
+    let (uids, gids) = (count(&caller.subordinate.0), count(&caller.subordinate.1));
+    if uids > 0 && gids > 0 {
+        return yes(WHAT, format!("{uids} user ids, {gids} group ids"));
+    }
+    let helpers = ["newuidmap", "newgidmap"].iter().all(|h| found_in_path(h));
+    let missing = if helpers { "no ranges in /etc/subuid and /etc/subgid" } else { "no newuidmap and newgidmap" };
+    let uid = rustix::process::geteuid().as_raw();
+    no(
+        WHAT,
+        missing,
+        format!(
+            "containers have a single user and group id: programs that change to another fail, and images that hold\n\
+             other ids are refused. For more: install newuidmap (package uidmap), and as root:\n\
+             usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $(id -nu {uid})"
+        ),
+    )
+}
+
+fn found_in_path(program: &str) -> bool {
+    ["/usr/bin", "/bin", "/usr/local/bin"].iter().any(|dir| Path::new(dir).join(program).exists())
+}
+
+fn overlay() -> Finding {
+    let known = read("/proc/filesystems").unwrap_or_default();
+    let there = known.lines().any(|line| line.split_whitespace().last() == Some("overlay"));
+    if there || Path::new("/sys/module/overlay").exists() {
+        return yes("overlay", "known to the kernel");
+    }
+    let meaning = "containers without --rootfs need it. As root: modprobe overlay";
+    no("overlay", "not loaded", meaning)
+}
+
+fn ptrace() -> Finding {
+    const WHAT: &str = "ptrace";
+    match read("/proc/sys/kernel/yama/ptrace_scope").as_deref() {
+        None => yes(WHAT, "not restricted by Yama"),
+        Some("0") => yes(WHAT, "Yama scope 0: processes of the same user"),
+        Some("1") => fact(
+            WHAT,
+            "Yama scope 1: only descendants",
+            "containers are not concerned: they are traced from their own user namespace.\n\
+             checkpoint --pid of other trees needs root, or kernel.yama.ptrace_scope=0",
+        ),
+        Some("2") if caller::is_root() => yes(WHAT, "Yama scope 2: root only"),
+        Some("2") => {
+            fact(WHAT, "Yama scope 2: root only", "checkpoint --pid needs root, or kernel.yama.ptrace_scope=0")
+        }
+        Some(scope) => no(WHAT, format!("Yama scope {scope}"), "nothing can be checkpointed until the next boot"),
+    }
+}
+
+fn pagemap() -> Finding {
+    use yendor_image::Addr;
+    use yendor_kinds::memory::{pages, vma};
+    const WHAT: &str = "PAGEMAP_SCAN";
+    let open = || std::fs::File::open("/proc");
+    let proc = match open() {
+        Ok(proc) => proc,
+        Err(e) => return no(WHAT, "unknown", format!("/proc: {e}")),
+    };
+    // Any page will do: that of a local variable.
+    let here = 0_u8;
+    let address = u64::try_from((&raw const here).addr()).unwrap_or(0) & !4095;
+    let area = vma::Record {
+        start: Addr(address),
+        end: Addr(address + 4096),
+        protection: 3,
+        backing: vma::Backing::Anonymous,
+        shared: false,
+        flags: Vec::new(),
+        name: None,
+    };
+    let pid = i32::try_from(std::process::id()).unwrap_or(0);
+    let scan = pages::Source::open(std::os::fd::AsFd::as_fd(&proc), pid).and_then(|s| pages::ranges(&s, &area));
+    match scan {
+        Ok(found) if !found.is_empty() => yes(WHAT, "finds the pages that hold something"),
+        Ok(_) => no(WHAT, "finds nothing", "checkpoints would miss memory: they are not possible here"),
+        Err(e) => no(WHAT, "refused", format!("checkpoints are not possible: {e}")),
+    }
+}
+
+fn children() -> Finding {
+    const WHAT: &str = "/proc children";
+    let pid = std::process::id();
+    if Path::new(&format!("/proc/{pid}/task/{pid}/children")).exists() {
+        return yes(WHAT, "lists the children of a task");
+    }
+    no(WHAT, "missing", "the kernel lacks CONFIG_PROC_CHILDREN: trees cannot be found, so not be checkpointed")
+}
+
+fn cgroup() -> Finding {
+    const WHAT: &str = "cgroups";
+    let own = read("/proc/self/cgroup").unwrap_or_default();
+    let meaning = "--memory and --pids are refused; everything else works.\n\
+                   With systemd: systemd-run --user --scope -p Delegate=yes yendor ...";
+    let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::")) else {
+        return fact(WHAT, "no cgroup version 2", meaning);
+    };
+    let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+    let directory = roots.iter().map(|r| PathBuf::from(format!("{r}{path}"))).find(|d| d.join("cgroup.procs").exists());
+    let Some(directory) = directory else { return fact(WHAT, "version 2 is not mounted", meaning) };
+    let controllers = std::fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+    let writable = access(&directory, Access::WRITE_OK).is_ok()
+        && access(directory.join("cgroup.procs"), Access::WRITE_OK).is_ok();
+    let has = |name: &str| controllers.split_whitespace().any(|c| c == name);
+    match (writable, has("memory") && has("pids")) {
+        (true, true) => yes(WHAT, format!("{} is delegated", directory.display())),
+        (true, false) => fact(WHAT, format!("{} has no memory and pids controllers", directory.display()), meaning),
+        (false, _) => fact(WHAT, format!("{} is not delegated to this user", directory.display()), meaning),
+    }
+}
+
+fn policy() -> Finding {
+    const WHAT: &str = "host policy";
+    const FILE: &str = "/etc/yendor/policy.toml";
+    match std::fs::metadata(FILE) {
+        Ok(_) => match std::fs::read(FILE) {
+            Ok(_) => fact(WHAT, FILE, "it can only narrow what the kernel allows"),
+            Err(e) => no(WHAT, format!("{FILE}: {e}"), "a policy that cannot be read denies everything"),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => yes(WHAT, format!("no {FILE}: the kernel alone decides")),
+        Err(e) => no(WHAT, format!("{FILE}: {e}"), "a policy that cannot be read denies everything"),
+    }
+}
+
+fn lsm() -> Finding {
+    let active = read("/sys/kernel/security/lsm").unwrap_or_else(|| "unknown (no securityfs here)".into());
+    fact("security modules", active, "")
+}
+
+fn hard_limits() -> Finding {
+    use rustix::process::{Resource, getrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let show = |n: Option<u64>| n.map_or_else(|| "unlimited".to_owned(), |n| n.to_string());
+    let hard = show(limit.maximum);
+    match limit.maximum {
+        Some(n) if n < 4096 => {
+            no("open files", format!("hard limit {hard}"), "images with more open files cannot be restored")
+        }
+        _ => yes("open files", format!("hard limit {hard}")),
+    }
+}
+
+/// The whole road once.
+fn container() -> Finding {
+    const WHAT: &str = "a container";
+    let place = std::env::temp_dir().join(format!("yendor-doctor-{}", std::process::id()));
+    let begin = Instant::now();
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["-q", "run", "--rm", "--", "true"]).env("YENDOR_ROOT", &place);
+    let output = command.output();
+    let took = print::micros(print::since(begin));
+    let mut left = String::new();
+    if let Err(e) = crate::container::remove(&place) {
+        left = format!("{e}");
+    }
+    match output {
+        Ok(output) if output.status.success() => {
+            Finding { meaning: left, ..yes(WHAT, format!("ran and ended in {took}")) }
+        }
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            no(WHAT, "does not start", format!("{said}\n{left}").trim().to_owned())
+        }
+        Err(e) => no(WHAT, "does not start", e.to_string()),
+    }
+}

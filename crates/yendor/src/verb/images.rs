@@ -1,0 +1,60 @@
+//! `yendor images`: the store.
+
+use clap::Args;
+use serde_json::json;
+use yendor_engine::state::Places;
+use yendor_image::{Kind, Reader};
+
+use crate::failure::Outcome;
+use crate::{caller, print, reference};
+
+/// List the images in the store
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  yendor images --json")]
+pub struct Images {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Images {
+    /// Runs it.
+    pub fn run(self) -> Outcome {
+        let places = Places::from_environment();
+        caller::give_up_rights(&places.images)?;
+        let mut rows = vec![["IMAGE", "CREATED", "SIZE", "GENERATION", "KIND"].map(str::to_owned).to_vec()];
+        let mut all = Vec::new();
+        for name in reference::names(&places)? {
+            for number in reference::numbers(&places, &name)? {
+                let full = format!("{name}@{number}");
+                let path = places.images.join(&name).join(number.to_string());
+                match Reader::open(&path) {
+                    Ok(reader) => {
+                        let manifest = reader.manifest();
+                        let kind = kind(manifest.kind);
+                        let (created, bytes) = (print::date(manifest.created), print::bytes(manifest.bytes()));
+                        rows.push(vec![full.clone(), created, bytes, manifest.generation.to_string(), kind.into()]);
+                        all.push(json!({
+                            "image": full, "path": path.to_string_lossy(), "created": manifest.created,
+                            "bytes": manifest.bytes(), "generation": manifest.generation, "kind": kind,
+                        }));
+                    }
+                    Err(e) => {
+                        rows.push(vec![full.clone(), "-".into(), "-".into(), "-".into(), format!("unreadable: {e}")]);
+                        all.push(json!({ "image": full, "path": path.to_string_lossy(), "error": e.to_string() }));
+                    }
+                }
+            }
+        }
+        print::out(&if self.json { json!(all).to_string() } else { print::table(&rows) });
+        Ok(0)
+    }
+}
+
+/// What an image was taken from, in a word.
+pub fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Container => "container",
+        Kind::Tree => "tree",
+    }
+}

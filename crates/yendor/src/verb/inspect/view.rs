@@ -1,0 +1,278 @@
+//! Records as text for people. Everything that an image spells goes through an escape.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use serde_json::Value;
+use yendor_image::{FileId, PageRun, Reader};
+use yendor_kinds::file::{Entry, Record};
+use yendor_kinds::memory::vma::{self, Backing};
+use yendor_kinds::process::{self, State};
+use yendor_kinds::snapshot::{Root, Snapshot};
+
+use crate::print::{self, safe, table};
+use crate::verb::images;
+
+fn row(cells: &[&dyn std::fmt::Display]) -> Vec<String> {
+    cells.iter().map(ToString::to_string).collect()
+}
+
+fn head(cells: &[&str]) -> Vec<String> {
+    cells.iter().map(ToString::to_string).collect()
+}
+
+/// What it is, where it comes from, how much there is of what.
+pub fn summary(reader: &Reader, snapshot: &Snapshot, name: &str) -> String {
+    let Snapshot { machine, container, processes, files, objects, lost } = snapshot;
+    let manifest = reader.manifest();
+    let threads: usize = alive(snapshot).map(|(_, a)| a.threads.len()).sum();
+    let zombies = processes.iter().filter(|p| matches!(p.state, State::Zombie(_))).count();
+    let pages: u64 = alive(snapshot).flat_map(|(_, a)| &a.memory.pages).filter_map(PageRun::bytes).sum();
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for file in files {
+        *kinds.entry(file.record.kind()).or_default() += 1;
+    }
+    let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    let root = match container.root {
+        Root::Layered => "the host's below a private layer",
+        Root::Dir => "a directory of the caller's",
+        Root::Caller => "the caller's own view",
+    };
+    let root_task = snapshot.root().map(comm).unwrap_or_default();
+    let rows = [
+        ("image", safe(name)),
+        ("kind", format!("{}, generation {}", images::kind(manifest.kind), manifest.generation)),
+        ("created", print::date(manifest.created)),
+        ("size", format!("{} in {} files", print::bytes(manifest.bytes()), manifest.files.len())),
+        ("machine", format!("{}, Linux {}", safe(&machine.architecture), safe(&machine.kernel))),
+        ("host name", container.hostname.to_string()),
+        ("root", root.to_owned()),
+        ("network", if container.own_network { "its own" } else { "the caller's" }.to_owned()),
+        ("processes", format!("{} ({zombies} zombies), {threads} threads; first: {root_task}", processes.len())),
+        ("memory", format!("{} of pages, {} shared objects", print::bytes(pages), objects.len())),
+        ("open files", format!("{}: {}", files.len(), kinds.join(", "))),
+        (
+            "file systems",
+            container
+                .layers
+                .iter()
+                .map(|l| format!("{} ({} entries)", l.mount, l.entries.len()))
+                .collect::<Vec<_>>()
+                .join(", "),
+        ),
+        ("lost", if lost.is_empty() { "nothing".to_owned() } else { format!("{} objects: see --lost", lost.len()) }),
+    ];
+    table(&rows.iter().map(|(name, value)| row(&[name, value])).collect::<Vec<_>>())
+}
+
+fn alive(snapshot: &Snapshot) -> impl Iterator<Item = (&process::Record, &process::Alive)> {
+    snapshot.processes.iter().filter_map(|p| match &p.state {
+        State::Alive(alive) => Some((p, &**alive)),
+        _ => None,
+    })
+}
+
+fn comm(process: &process::Record) -> String {
+    match &process.state {
+        State::Alive(alive) => alive.threads.first().map(|t| t.attributes.name.to_string()).unwrap_or_default(),
+        State::Zombie(_) => "<zombie>".to_owned(),
+        State::Exec(exec) => exec.path.to_string(),
+    }
+}
+
+/// Processes as a tree, threads beside them.
+pub fn tree(snapshot: &Snapshot) -> String {
+    let mut children: BTreeMap<i32, Vec<&process::Record>> = BTreeMap::new();
+    let pids: BTreeSet<i32> = snapshot.processes.iter().map(|p| p.pid.0).collect();
+    for p in &snapshot.processes {
+        // One whose parent is no process of the image stands at the left.
+        let parent = if pids.contains(&p.parent.0) && p.parent != p.pid { p.parent.0 } else { 0 };
+        children.entry(parent).or_default().push(p);
+    }
+    let mut out = String::new();
+    // Taken out as they are printed: a cycle in a hostile image is printed once, and ends.
+    let mut waiting: Vec<(usize, &process::Record)> = Vec::new();
+    let first = children.remove(&0).unwrap_or_default();
+    for p in first.into_iter().rev() {
+        waiting.push((0, p));
+    }
+    while let Some((depth, p)) = waiting.pop() {
+        let (pad, name) = ("  ".repeat(depth.min(64)), comm(p));
+        let _ = write!(out, "{pad}{} {name}  group {} session {}", p.pid, p.group, p.session);
+        if let State::Alive(alive) = &p.state {
+            let others: Vec<String> = alive.threads.iter().skip(1).map(|t| t.tid.to_string()).collect();
+            if !others.is_empty() {
+                let _ = write!(out, "  threads {}", others.join(" "));
+            }
+            if let Some(stop) = alive.stopped {
+                let _ = write!(out, "  stopped by {}", crate::signal::name(stop.signal));
+            }
+        }
+        out.push('\n');
+        for child in children.remove(&p.pid.0).unwrap_or_default().into_iter().rev() {
+            waiting.push((depth + 1, child));
+        }
+    }
+    out.trim_end().to_owned()
+}
+
+/// One line on a file: its kind and what it says of itself.
+pub fn describe(record: &Record) -> String {
+    let value = serde_json::to_value(record).unwrap_or_default();
+    // {"kind": {fields}}
+    let inner = value.as_object().and_then(|o| o.values().next()).cloned().unwrap_or(value);
+    format!("{} {}", record.kind(), shortened(&inner)).trim_end().to_owned()
+}
+
+fn shortened(value: &Value) -> String {
+    const LONGEST: usize = 160;
+    let text = match value {
+        Value::Object(fields) => match fields.get("path") {
+            Some(Value::String(path)) => path.clone(),
+            _ => fields.iter().map(|(k, v)| format!("{k}={}", plain(v))).collect::<Vec<_>>().join(" "),
+        },
+        other => plain(other),
+    };
+    let text = safe(&text);
+    match text.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),
+        None => text,
+    }
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn by_id(snapshot: &Snapshot) -> BTreeMap<FileId, &Entry> {
+    snapshot.files.iter().map(|f| (f.id, f)).collect()
+}
+
+/// Descriptors of each process.
+pub fn files(snapshot: &Snapshot) -> String {
+    let known = by_id(snapshot);
+    let mut rows = vec![head(&["PID", "FD", "FILE", "FLAGS", "WHAT"])];
+    for p in &snapshot.processes {
+        let descriptors = match &p.state {
+            State::Alive(alive) => &alive.descriptors,
+            State::Exec(exec) => &exec.descriptors,
+            State::Zombie(_) => continue,
+        };
+        for d in descriptors {
+            let entry = known.get(&d.file);
+            let what = entry.map_or_else(|| "(missing)".to_owned(), |e| describe(&e.record));
+            let flags =
+                entry.map_or_else(String::new, |e| format!("{:o}{}", e.flags, if d.cloexec { " cloexec" } else { "" }));
+            rows.push(row(&[&p.pid, &d.number, &d.file, &flags, &what]));
+        }
+    }
+    table(&rows)
+}
+
+/// Sockets, with who holds them.
+pub fn sockets(snapshot: &Snapshot) -> String {
+    const KINDS: [&str; 6] = ["unix", "inet", "tcp", "udp", "netlink", "packet"];
+    let mut rows = vec![head(&["FILE", "HELD BY", "WHAT"])];
+    for entry in &snapshot.files {
+        let kind = entry.record.kind();
+        if !KINDS.iter().any(|k| kind.contains(k)) && !kind.contains("socket") {
+            continue;
+        }
+        let holders: Vec<String> = alive(snapshot)
+            .flat_map(|(p, a)| {
+                a.descriptors.iter().filter(|d| d.file == entry.id).map(move |d| format!("{}:{}", p.pid, d.number))
+            })
+            .collect();
+        rows.push(row(&[&entry.id, &holders.join(" "), &describe(&entry.record)]));
+    }
+    table(&rows)
+}
+
+/// Areas of each address space.
+pub fn memory(snapshot: &Snapshot) -> String {
+    let known = by_id(snapshot);
+    let mut rows = vec![head(&["PID", "START", "END", "PROT", "STORED", "WHAT"])];
+    for (p, a) in alive(snapshot) {
+        for area in &a.memory.areas {
+            let stored: u64 = a.memory.pages.iter().map(|run| overlap(run, area)).sum();
+            let what = backing(area, &known);
+            rows.push(row(&[&p.pid, &area.start, &area.end, &protection(area), &print::bytes(stored), &what]));
+        }
+    }
+    table(&rows)
+}
+
+fn overlap(run: &PageRun, area: &vma::Record) -> u64 {
+    let end = run.end().map_or(0, |end| end.0).min(area.end.0);
+    end.saturating_sub(run.addr.0.max(area.start.0))
+}
+
+fn protection(area: &vma::Record) -> String {
+    let bit = |bit: u32, letter: char| if area.protection & bit != 0 { letter } else { '-' };
+    [bit(1, 'r'), bit(2, 'w'), bit(4, 'x'), if area.shared { 's' } else { 'p' }].iter().collect()
+}
+
+fn backing(area: &vma::Record, known: &BTreeMap<FileId, &Entry>) -> String {
+    let name = area.name.as_ref().map(|n| format!(" [{n}]")).unwrap_or_default();
+    match &area.backing {
+        Backing::Anonymous => format!("anonymous{name}"),
+        Backing::File(id, offset) => {
+            let what = known.get(id).map_or_else(|| "(missing)".to_owned(), |e| describe(&e.record));
+            format!("{what} +{offset:#x}")
+        }
+        Backing::Object(id, offset) => format!("shared object {id} +{offset:#x}"),
+        Backing::Sysv { id, offset, read_only: _ } => format!("System V segment {id} +{offset:#x}"),
+        Backing::Vdso => "vdso".to_owned(),
+        Backing::Vvar | Backing::VvarClock => "vvar".to_owned(),
+    }
+}
+
+/// Who each thread is.
+pub fn security(snapshot: &Snapshot) -> String {
+    let mut rows = vec![head(&[
+        "TID",
+        "UIDS",
+        "GIDS",
+        "GROUPS",
+        "EFFECTIVE",
+        "PERMITTED",
+        "BOUNDING",
+        "NO_NEW_PRIVS",
+        "SECUREBITS",
+    ])];
+    let list = |ids: &[u32]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let mut add = |id: &dyn std::fmt::Display, c: &process::credential::Record| {
+        let [_, permitted, effective, bounding, _] = c.capabilities.map(|set| format!("{set:x}"));
+        rows.push(row(&[
+            id,
+            &list(&c.uids),
+            &list(&c.gids),
+            &list(&c.groups),
+            &effective,
+            &permitted,
+            &bounding,
+            &c.no_new_privs,
+            &format!("{:#x}", c.securebits),
+        ]));
+    };
+    for p in &snapshot.processes {
+        match &p.state {
+            State::Alive(alive) => alive.threads.iter().for_each(|t| add(&t.tid, &t.credentials)),
+            State::Exec(exec) => add(&p.pid, &exec.credentials),
+            State::Zombie(_) => {}
+        }
+    }
+    table(&rows)
+}
+
+/// What the checkpoint was allowed to lose.
+pub fn lost(snapshot: &Snapshot) -> String {
+    if snapshot.lost.is_empty() {
+        return "nothing was lost".to_owned();
+    }
+    let rows = snapshot.lost.iter().map(|(kind, object)| vec![safe(kind), safe(object)]);
+    table(&std::iter::once(head(&["KIND", "OBJECT"])).chain(rows).collect::<Vec<_>>())
+}

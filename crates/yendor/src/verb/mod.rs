@@ -1,0 +1,19 @@
+//! The verbs, one file each.
+
+pub mod attach;
+pub mod checkpoint;
+pub mod demo;
+pub mod doctor;
+pub mod exec;
+pub mod images;
+pub mod inspect;
+pub mod kill;
+pub mod logs;
+pub mod plan;
+pub mod ps;
+pub mod restore;
+pub mod rm;
+pub mod rmi;
+pub mod run;
+pub mod start;
+pub mod wait;

@@ -1,0 +1,127 @@
+//! `yendor restore`: an image runs on in a new container.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use yendor_engine::front::Source;
+use yendor_engine::request::{Net, Root};
+use yendor_engine::state::Places;
+
+use crate::container::{self, Now};
+use crate::failure::{Failure, Outcome};
+use crate::hidden::{self, Glance};
+use crate::options::RestoreOptions;
+use crate::reference::{self, Image, Reference};
+use crate::verb::start::{self, Start};
+use crate::{name, print};
+
+/// Let an image run on in a new container
+///
+/// Without -d it stays in the foreground, forwards signals, and exits with the container's status.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  yendor restore web -d\n  yendor restore ./web.image --name web2 --pidfile web2.pid -d"
+)]
+pub struct Restore {
+    /// A path with a '/', or NAME or NAME@N of the store
+    image: Reference,
+    #[command(flatten)]
+    options: RestoreOptions,
+    /// Return when it runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Write the pid of the root task, as the caller sees it, into this file
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
+    /// Print the summary as JSON (to standard error in the foreground: standard output is the container's)
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Restore {
+    /// Runs it.
+    pub fn run(self) -> Outcome {
+        self.options.refuse()?;
+        let places = Places::from_environment();
+        let image = reference::resolve(&places, &self.image)?;
+        let (root, net) = surroundings(&image.path)?;
+        let name = choose(&places, self.options.container.name.as_deref(), &image)?;
+        let aside = Aside::make_room(&places, &name)?;
+        let outcome = Start {
+            request: self.options.container.request(name, &self.options.volumes, root, net),
+            source: Source::Image(image.path.clone()),
+            image: Some(image.reference.to_string()),
+            detach: self.detach,
+            tty: false,
+            remove: false,
+            pidfile: start::pidfile(self.pidfile.as_deref()),
+            json: self.json,
+            done: "restored",
+        }
+        .go(places);
+        aside.settle();
+        outcome
+    }
+}
+
+/// What a container for this image is like when the options do not say: a tree that was taken by its pid had the caller's
+/// view of the files, and the caller's network if it had none of its own.
+pub fn surroundings(image: &Path) -> Result<(Root, Net), Failure> {
+    Ok(match hidden::glance(image)? {
+        Glance::Container => (Root::Layered, Net::Private),
+        Glance::Tree { own_network: true } => (Root::Caller, Net::Private),
+        Glance::Tree { own_network: false } => (Root::Caller, Net::Host),
+    })
+}
+
+/// The name of the container: as asked; else that of the image, if it is free; else any.
+fn choose(places: &Places, asked: Option<&str>, image: &Image) -> Result<String, Failure> {
+    if let Some(name) = asked {
+        return Ok(name.to_owned());
+    }
+    let own = match &image.reference {
+        Reference::Stored(name, _) => name.clone(),
+        Reference::Path(path) => {
+            path.file_name().and_then(|n| n.to_str()).filter(|n| name::is_valid(n)).unwrap_or_default().to_owned()
+        }
+    };
+    let free = name::is_valid(&own) && (!places.container(&own).exists() || may_replace(places, &own));
+    if free { Ok(own) } else { name::generate(places) }
+}
+
+/// A container that a checkpoint has ended gives its name to its successor.
+fn may_replace(places: &Places, name: &str) -> bool {
+    container::find(places, name).is_ok_and(|found| found.now() == Now::Checkpointed)
+}
+
+/// The directory of a container that was checkpointed, out of the way until its successor runs.
+struct Aside {
+    moved: Option<(PathBuf, PathBuf)>,
+}
+
+impl Aside {
+    fn make_room(places: &Places, name: &str) -> Result<Aside, Failure> {
+        if !may_replace(places, name) {
+            start::check_free(places, name)?;
+            return Ok(Aside { moved: None });
+        }
+        let from = places.container(name);
+        // With a dot in front: no container has such a name.
+        let to = places.run.join(format!(".{name}.{}", std::process::id()));
+        std::fs::rename(&from, &to).map_err(|e| Failure::io("rename", &from, &e))?;
+        Ok(Aside { moved: Some((to, from)) })
+    }
+
+    /// Puts it back if nobody has taken its place; else it is of no use any more.
+    fn settle(self) {
+        let Some((aside, place)) = self.moved else { return };
+        let settled = if place.exists() {
+            container::remove(&aside)
+        } else {
+            std::fs::rename(&aside, &place).map_err(|e| Failure::io("rename", &aside, &e))
+        };
+        if let Err(e) = settled {
+            print::note(&format!("note: {e}"));
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `yendor rmi`: an image goes.
+
+use clap::Args;
+use yendor_engine::state::Places;
+use yendor_image::{FORMAT_FILE, MANIFEST_FILE};
+
+use crate::failure::{Failure, Outcome};
+use crate::reference::{self, Reference};
+
+/// Remove an image
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  yendor rmi web@1")]
+pub struct Rmi {
+    /// A path with a '/', or NAME or NAME@N of the store; without @N the newest
+    image: Reference,
+}
+
+impl Rmi {
+    /// Runs it.
+    pub fn run(self) -> Outcome {
+        let image = reference::resolve(&Places::from_environment(), &self.image)?;
+        let path = &image.path;
+        let missing = [FORMAT_FILE, MANIFEST_FILE].iter().any(|file| !path.join(file).is_file());
+        if matches!(image.reference, Reference::Path(_)) && missing {
+            // A directory that only happens to be there is not ours to remove.
+            return Err(Failure::Said { code: 4, what: format!("{} is no image", path.display()) });
+        }
+        std::fs::remove_dir_all(path).map_err(|e| Failure::io("remove", path, &e))?;
+        if let (Reference::Stored(..), Some(parent)) = (&image.reference, path.parent()) {
+            // Refused where other images are left, as it should be.
+            let _ = std::fs::remove_dir(parent);
+        }
+        Ok(0)
+    }
+}

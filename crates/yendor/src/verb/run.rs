@@ -1,0 +1,108 @@
+//! `yendor run`: a new container.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use clap::Args;
+use yendor_engine::front::{Source, Spec};
+use yendor_engine::request::{Net, Root, Volume};
+use yendor_engine::state::Places;
+use yendor_image::Bytes;
+
+use crate::failure::{Failure, Outcome};
+use crate::options::{ContainerOptions, refuse};
+use crate::verb::start::{self, Start};
+use crate::{name, parse};
+
+/// Run a command in a new container
+///
+/// Without --rootfs the container sees the host's own root, read-only below a private copy-on-write layer.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  yendor run --rm -- sh -c 'id; hostname'\n  yendor run -d --name counter -- \
+    sh -c 'i=0; while :; do echo $((i+=1)); sleep 1; done'")]
+pub struct Run {
+    #[command(flatten)]
+    container: ContainerOptions,
+    /// Return at once; output goes to the container's log
+    #[arg(short, long)]
+    detach: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Keep standard input open (it always is, in the foreground)
+    #[arg(short, long)]
+    interactive: bool,
+    /// Run an OCI bundle
+    #[arg(long, value_name = "DIR", conflicts_with = "rootfs")]
+    bundle: Option<PathBuf>,
+    /// Make a host path visible inside
+    #[arg(long = "volume", value_name = "NAME=HOSTPATH:PATH[:ro]", value_parser = parse::volume)]
+    volumes: Vec<Volume>,
+    /// Set a variable of the environment, or take it over from the caller
+    #[arg(short, long = "env", value_name = "K=V")]
+    env: Vec<OsString>,
+    /// Working directory inside
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<PathBuf>,
+    /// User and group inside, in numbers
+    #[arg(short, long, value_name = "UID[:GID]", value_parser = parse::user)]
+    user: Option<(u32, u32)>,
+    /// Seccomp profile for the command
+    #[arg(long, value_name = "FILE")]
+    seccomp: Option<PathBuf>,
+    /// Remove the container when it has ended
+    #[arg(long)]
+    rm: bool,
+    /// Print the summary as JSON (to standard error in the foreground: standard output is the command's)
+    #[arg(long)]
+    pub json: bool,
+    /// The command and its arguments
+    #[arg(required_unless_present = "bundle", trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+impl Run {
+    /// Runs it.
+    pub fn run(self) -> Outcome {
+        refuse(&[
+            ("--bundle", self.bundle.is_some()),
+            ("--seccomp", self.seccomp.is_some()),
+            ("--rm with --detach", self.rm && self.detach),
+            ("--interactive with --detach", self.interactive && self.detach && !self.tty),
+        ])?;
+        self.container.refuse()?;
+        let home = if self.user.is_none_or(|(uid, _)| uid == 0) { "/root" } else { "/" };
+        let spec = Spec {
+            command: self.command.iter().map(|word| Bytes(word.as_bytes().to_vec())).collect(),
+            env: parse::environment(&self.env, self.tty, home).map_err(Failure::Usage)?,
+            cwd: self.workdir.as_deref().map(|dir| absolute(dir.as_os_str())).transpose()?,
+            user: self.user,
+        };
+        let places = Places::from_environment();
+        let name = match &self.container.name {
+            Some(name) => name.clone(),
+            None => name::generate(&places)?,
+        };
+        start::check_free(&places, &name)?;
+        Start {
+            request: self.container.request(name, &self.volumes, Root::Layered, Net::Private),
+            source: Source::Compose(spec),
+            image: None,
+            detach: self.detach,
+            tty: self.tty,
+            remove: self.rm,
+            pidfile: None,
+            json: self.json,
+            done: "started",
+        }
+        .go(places)
+    }
+}
+
+fn absolute(dir: &OsStr) -> Result<Bytes, Failure> {
+    if dir.as_bytes().starts_with(b"/") {
+        return Ok(Bytes(dir.as_bytes().to_vec()));
+    }
+    Err(Failure::Usage(format!("the working directory {dir:?} must be an absolute path inside the container")))
+}

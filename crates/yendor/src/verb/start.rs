@@ -1,0 +1,229 @@
+//! What `run` and `restore` have in common: a launch, and staying with what was started or not.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
+use serde_json::{Value, json};
+use yendor_engine::front::{Launch, Source, Started, Stdio, launch};
+use yendor_engine::request::Request;
+use yendor_engine::state::Places;
+
+use crate::failure::{Failure, Outcome};
+use crate::terminal::End;
+use crate::{container, foreground, parse, print, signal};
+
+/// A container to start, and what to do with it then.
+pub struct Start {
+    /// What the caller wants.
+    pub request: Request,
+    /// What runs in it.
+    pub source: Source,
+    /// The image's name.
+    pub image: Option<String>,
+    /// Whether the caller goes on at once.
+    pub detach: bool,
+    /// Whether it gets a terminal.
+    pub tty: bool,
+    /// Whether its directory goes with it.
+    pub remove: bool,
+    /// Where its root task's pid is written.
+    pub pidfile: Option<PathBuf>,
+    /// Whether the summary is JSON.
+    pub json: bool,
+    /// `started` or `restored`.
+    pub done: &'static str,
+}
+
+impl Start {
+    /// Starts it.
+    pub fn go(self, places: Places) -> Outcome {
+        let begin = Instant::now();
+        let name = self.request.name.clone();
+        let stdio = match (self.tty, self.detach) {
+            (true, _) => Stdio::Terminal,
+            (false, true) => Stdio::Log,
+            (false, false) => Stdio::Inherit,
+        };
+        let what = Launch {
+            request: self.request,
+            source: self.source,
+            stdio,
+            places: places.clone(),
+            image_ref: self.image.clone(),
+            attended: !self.detach,
+        };
+        let hidden = if self.detach { Some(Hidden::hide()?) } else { None };
+        let launched = launch(&what);
+        drop(hidden);
+        let started = launched.map_err(|e| explain(e, &name, &what.source))?;
+        let total = print::since(begin);
+        if let Some(path) = &self.pidfile
+            && let Err(e) = std::fs::write(path, format!("{}\n", started.main))
+        {
+            undo(&places, &name);
+            return Err(Failure::io("write", path, &e));
+        }
+        for note in &started.notes {
+            print::note(&format!("note: {note}"));
+        }
+        let mut summary = json!({
+            "phases": print::phases_json(&started.timings), "total_us": total, "name": name, "pid": started.main,
+            "image": self.image, "notes": started.notes,
+        });
+        let sentence =
+            format!("{} {name} in {} ({})", self.done, print::micros(total), print::phases(&started.timings));
+        if !self.detach {
+            return stay(
+                started,
+                &places,
+                &name,
+                &Stay { tty: self.tty, remove: self.remove, json: self.json, sentence },
+                summary,
+            );
+        }
+        if self.json {
+            print::out(&summary.take().to_string());
+        } else {
+            if self.image.is_some() {
+                print::note(&sentence)
+            } else {
+                print::detail(&sentence)
+            }
+            print::out(&name);
+        }
+        Ok(0)
+    }
+}
+
+/// The caller's standard descriptors, out of the way of a launch: a keeper that inherits them would keep
+/// `$(yendor run -d ...)` waiting for as long as the container lives.
+struct Hidden {
+    kept: [OwnedFd; 3],
+}
+
+impl Hidden {
+    fn hide() -> Result<Hidden, Failure> {
+        let failed = |e: Errno| Failure::Failed(format!("standard descriptors: {e}"));
+        let keep = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(failed);
+        let kept = [keep(stdin())?, keep(stdout())?, keep(stderr())?];
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+        let hidden = Hidden { kept };
+        place([&null, &null, &null]).map_err(failed)?;
+        Ok(hidden)
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // They were there before, so there is room for them.
+        let _ = place(self.kept.each_ref());
+    }
+}
+
+fn place([input, output, error]: [&OwnedFd; 3]) -> Result<(), Errno> {
+    dup2_stdin(input)?;
+    dup2_stdout(output)?;
+    dup2_stderr(error)
+}
+
+struct Stay {
+    tty: bool,
+    remove: bool,
+    json: bool,
+    sentence: String,
+}
+
+fn stay(started: Started, places: &Places, name: &str, how: &Stay, summary: Value) -> Outcome {
+    if how.json {
+        // Standard output belongs to the container.
+        print::error(&summary.to_string());
+    } else {
+        print::detail(&how.sentence);
+    }
+    let code = if how.tty {
+        match foreground::show_terminal(places, name, true) {
+            Ok(End::Closed) => container::exit_code(started.wait()?),
+            Ok(End::Detached) => {
+                print::note(&format!("\ndetached from {name}; come back with: yendor attach {name}"));
+                return Ok(0);
+            }
+            Err(e) => {
+                undo(places, name);
+                return Err(e);
+            }
+        }
+    } else {
+        foreground::see_to_its_end(started, places, name)?
+    };
+    if how.remove {
+        finish(places, name)?;
+    }
+    Ok(code)
+}
+
+/// Removes a container that has ended, once its keeper is gone.
+fn finish(places: &Places, name: &str) -> Result<(), Failure> {
+    if let Ok(found) = container::find(places, name)
+        && let Some(keeper) = found.keeper()?
+    {
+        container::ended(&keeper, Some(Duration::from_secs(10)))?;
+    }
+    container::remove(&places.container(name))
+}
+
+/// Ends and removes a container that was started but cannot be had as asked.
+fn undo(places: &Places, name: &str) {
+    let undone = container::find(places, name).and_then(|found| super::rm::end(&found));
+    if let Err(e) = undone.and_then(|()| finish(places, name)) {
+        print::error(&format!("yendor: container {name} is left: {e}"));
+    }
+}
+
+/// Says plainly what happens often.
+fn explain(error: yendor_engine::Error, name: &str, source: &Source) -> Failure {
+    let Some(sys) = error.cause.sys() else { return error.into() };
+    if let (Some("program"), "execve", Source::Compose(spec)) = (error.place.kind, sys.call, source) {
+        let command = spec.command.first().map(ToString::to_string).unwrap_or_default();
+        return match sys.errno {
+            Errno::NOENT | Errno::NOTDIR => {
+                Failure::Said { code: 127, what: format!("{command}: command not found in the container") }
+            }
+            Errno::ACCESS | Errno::NOEXEC | Errno::ISDIR => {
+                Failure::Said { code: 126, what: format!("{command}: not executable in the container") }
+            }
+            _ => error.into(),
+        };
+    }
+    if error.place.kind == Some("container") && sys.errno == Errno::EXIST {
+        return in_use(name);
+    }
+    error.into()
+}
+
+fn in_use(name: &str) -> Failure {
+    Failure::Failed(format!(
+        "the name {name} is in use by another container\n  hint: choose another with --name, or: yendor rm {name}"
+    ))
+}
+
+/// Makes sure that a name is free.
+pub fn check_free(places: &Places, name: &str) -> Result<(), Failure> {
+    if std::fs::symlink_metadata(places.container(name)).is_ok() { Err(in_use(name)) } else { Ok(()) }
+}
+
+/// An absolute path for a file that must be writable later.
+pub fn pidfile(path: Option<&Path>) -> Option<PathBuf> {
+    path.map(parse::absolute)
+}
+
+/// Asks pid 1 of a container to end at once.
+pub fn kill_init(found: &container::Found) -> Result<(), Failure> {
+    match found.init()? {
+        Some(init) => container::send(&init, signal::KILL).map(|_| ()),
+        None => Ok(()),
+    }
+}
