@@ -1,6 +1,6 @@
 //! The address space of a task: from nothing, or from the copy of its creator's that fork left it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use yendor_image::PageRun;
 use yendor_kinds::memory::{Record, inherit, layout, pages, vma};
@@ -14,7 +14,7 @@ use super::{PARKING, Site, Task};
 /// Which tasks have their memory, and whose memory those have that do not.
 #[derive(Debug, Default)]
 pub struct Memories {
-    filled: BTreeMap<i32, ()>,
+    filled: BTreeSet<i32>,
     copies: BTreeMap<i32, i32>,
 }
 
@@ -23,10 +23,11 @@ const PROT_READ_WRITE: u32 = 3;
 const MADV_DONTNEED: u32 = 4;
 
 impl Memories {
-    /// A task was born: where its creator has its memory, it has a copy.
+    /// A task was born: it has a copy of what its creator has, its own memory or in turn a copy.
     pub fn born(&mut self, child: i32, creator: i32) {
-        if self.filled.contains_key(&creator) {
-            self.copies.insert(child, creator);
+        let origin = if self.filled.contains(&creator) { Some(creator) } else { self.copies.get(&creator).copied() };
+        if let Some(origin) = origin {
+            self.copies.insert(child, origin);
         }
     }
 
@@ -35,12 +36,12 @@ impl Memories {
     /// # Errors
     /// The kernel's, or `Corrupt` for areas that contradict each other.
     pub fn fill(&mut self, site: &Site<'_>, task: &Task, pid: i32, alive: &Alive) -> Result<()> {
-        if self.filled.insert(pid, ()).is_some() {
+        if !self.filled.insert(pid) {
             return Ok(());
         }
         let memory = &alive.memory;
         check(site, memory)?;
-        let origin = self.copies.get(&pid).and_then(|creator| record_of(site, *creator));
+        let origin = self.copies.get(&pid).and_then(|whose| record_of(site, *whose));
         let mut script = Script::new();
         let kept = match (origin, &memory.inherits) {
             (Some(origin), Some(_)) => keep(origin, memory, &mut script),
