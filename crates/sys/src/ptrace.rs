@@ -113,6 +113,19 @@ pub fn set_regs(tid: i32, regs: &Regs) -> Result<()> {
     request("PTRACE_SETREGSET, NT_PRSTATUS", libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, (&raw mut iov) as u64).map(drop)
 }
 
+/// Reads a word of a task's memory. Unlike process_vm_readv(2), this grows a stack down to the address, as the task's own
+/// access would (mm/memory.c, `access_remote_vm`).
+///
+/// # Errors
+/// `EIO` or `EFAULT` where nothing is mapped and no stack can grow, `ESRCH`.
+pub fn peek(tid: i32, addr: u64) -> Result<u64> {
+    let mut word = 0u64;
+    // Not libc's ptrace(), whose result is the word: -1 would be an error or not.
+    // SAFETY: the kernel writes one word to `word`, which is alive for the call.
+    let ret = unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKDATA, tid, addr, &raw mut word) };
+    if ret < 0 { Err(SysError::last("ptrace", format!("PTRACE_PEEKDATA, {tid}, {addr:#x}"))) } else { Ok(word) }
+}
+
 /// The extended state (x87, SSE, AVX ...) in the processor's XSAVE layout.
 ///
 /// # Errors

@@ -1,0 +1,172 @@
+//! Code of a program that can be borrowed: a system call in its vdso, and its return from signal handlers.
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use yendor_sys::{Errno, SysError, vm};
+
+use super::FRAME_ROOM;
+use crate::tree::read_proc;
+
+/// Where code lies in the task that we may run: found once per process.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// A `syscall` that is followed by nothing but register clearing and `ret`.
+    pub syscall: u64,
+    /// `mov $15, %eax; syscall`: the program's own return from signal handlers.
+    pub sigreturn: u64,
+    /// The bottom of the main stack, when it is far below every stack pointer.
+    pub stack: Option<u64>,
+}
+
+/// One mapping of a task, as far as this module looks at it.
+#[derive(Debug, Clone, Copy)]
+pub struct Region {
+    /// First byte.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// Whether it can be executed.
+    pub exec: bool,
+    /// What it is.
+    pub what: RegionKind,
+}
+
+/// Mappings that matter here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegionKind {
+    /// The main stack.
+    Stack,
+    /// The vdso.
+    Vdso,
+    /// `[vvar]`, `[vsyscall]`: not readable by others.
+    Special,
+    /// Anything else.
+    Other,
+}
+
+/// Finds what is needed to borrow a process.
+///
+/// # Errors
+/// `ENOENT` naming what is missing: no vdso, or no `rt_sigreturn` sequence in its code.
+pub fn find_entry(pid: i32, regions: &[Region], stack_pointers: &[u64]) -> Result<Entry, SysError> {
+    let missing = |what: &str| SysError::new("borrow", format!("{pid}: {what}"), Errno::NOENT);
+    let vdso = regions.iter().find(|r| r.what == RegionKind::Vdso).ok_or_else(|| missing("it has no vdso"))?;
+    let syscall = find_syscall(pid, vdso)?.ok_or_else(|| missing("its vdso has no plain system call"))?;
+    let sigreturn = find_sigreturn(pid, regions)?.ok_or_else(|| missing("its code has no rt_sigreturn"))?;
+    let stack = regions.iter().find(|r| r.what == RegionKind::Stack).and_then(|r| {
+        let free = stack_pointers.iter().filter(|sp| (r.start..r.end).contains(sp)).min().copied().unwrap_or(r.end);
+        (free.saturating_sub(r.start) > 2 * FRAME_ROOM as u64).then_some(r.start)
+    });
+    Ok(Entry { syscall, sigreturn, stack })
+}
+
+/// The address of a plain system call in a process's vdso.
+///
+/// # Errors
+/// `ENOENT` when there is none.
+pub fn find_plain_syscall(pid: i32, regions: &[Region]) -> Result<u64, SysError> {
+    let missing = || SysError::new("borrow", format!("{pid}: no vdso with a plain system call"), Errno::NOENT);
+    let vdso = regions.iter().find(|r| r.what == RegionKind::Vdso).ok_or_else(missing)?;
+    find_syscall(pid, vdso)?.ok_or_else(missing)
+}
+
+fn find_syscall(pid: i32, vdso: &Region) -> Result<Option<u64>, SysError> {
+    let mut code = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
+    vm::read_exact(pid, vdso.start, &mut code)?;
+    Ok((0..code.len().saturating_sub(2)).find(|&i| is_plain_syscall(&code[i..])).map(|i| vdso.start + i as u64))
+}
+
+/// `syscall`, any number of `xor reg, reg` of the same 32-bit register, `ret`.
+fn is_plain_syscall(code: &[u8]) -> bool {
+    let Some(mut rest) = code.strip_prefix(&[0x0f, 0x05]) else { return false };
+    loop {
+        rest = match rest {
+            [0xc3, ..] => return true,
+            [0x31, modrm, tail @ ..] | [0x45, 0x31, modrm, tail @ ..]
+                if modrm >> 6 == 3 && modrm >> 3 & 7 == modrm & 7 =>
+            {
+                tail
+            }
+            _ => return false,
+        };
+    }
+}
+
+const SIGRETURN: [&[u8]; 2] = [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
+
+/// The last answer: programs of one tree mostly share their C library at other addresses but the same offset; a cheap
+/// hint only, always verified.
+static HINT: AtomicU64 = AtomicU64::new(0);
+
+fn find_sigreturn(pid: i32, regions: &[Region]) -> Result<Option<u64>, SysError> {
+    let hint = HINT.load(Ordering::Relaxed);
+    let mut probe = [0u8; 9];
+    if hint != 0
+        && regions.iter().any(|r| r.exec && r.start <= hint && hint + 9 <= r.end)
+        && vm::read_exact(pid, hint, &mut probe).is_ok()
+        && SIGRETURN.iter().any(|s| probe.starts_with(s))
+    {
+        return Ok(Some(hint));
+    }
+    for r in regions.iter().filter(|r| r.exec && r.what == RegionKind::Other) {
+        let mut at = r.start;
+        let mut window = vec![0u8; 256 * 1024];
+        while at < r.end {
+            let want = window.len().min(usize::try_from(r.end - at).unwrap_or(0));
+            let n = match vm::read(pid, at, &mut window[..want]) {
+                Ok(n) if n > 16 => n,
+                // A hole in a sparse mapping: not where a C library keeps its code.
+                _ => break,
+            };
+            if let Some(i) = find(&window[..n]) {
+                HINT.store(at + i as u64, Ordering::Relaxed);
+                return Ok(Some(at + i as u64));
+            }
+            if n < want {
+                break;
+            }
+            at += (n - 16).max(1) as u64;
+            if want < window.len() {
+                break;
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn find(code: &[u8]) -> Option<usize> {
+    // The rarer bytes first: the system call's number.
+    (0..code.len()).find(|&i| {
+        let b = code[i];
+        (b == 0x48 || b == 0xb8) && SIGRETURN.iter().any(|s| code[i..].starts_with(s))
+    })
+}
+
+/// Regions of a process from its /proc/PID/maps.
+///
+/// # Errors
+/// What /proc says.
+pub fn regions(proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<Region>, SysError> {
+    let text = read_proc(proc, &format!("{pid}/maps"))?;
+    Ok(text.split(|b| *b == b'\n').filter_map(region).collect())
+}
+
+fn region(line: &[u8]) -> Option<Region> {
+    let mut words = line.split(|b| *b == b' ').filter(|w| !w.is_empty());
+    let range = std::str::from_utf8(words.next()?).ok()?;
+    let (start, end) = range.split_once('-')?;
+    let perms = words.next()?;
+    let what = match words.nth(3) {
+        Some(b"[stack]") => RegionKind::Stack,
+        Some(b"[vdso]") => RegionKind::Vdso,
+        Some(b"[vvar]" | b"[vvar_vclock]" | b"[vsyscall]") => RegionKind::Special,
+        _ => RegionKind::Other,
+    };
+    Some(Region {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        exec: perms.get(2) == Some(&b'x'),
+        what,
+    })
+}
