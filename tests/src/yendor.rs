@@ -6,6 +6,7 @@ use crate::task::{Started, kill_marked, marked, wait_until};
 use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -99,6 +100,7 @@ impl Yendor {
             [("HOME", "home"), ("XDG_RUNTIME_DIR", "run"), ("XDG_DATA_HOME", "data"), ("YENDOR_ROOT", "state")];
         command.envs(places.map(|(name, directory)| (name, self.place.join(directory)))).env("RUST_BACKTRACE", "1");
         command.current_dir(&self.place).stdin(Stdio::null());
+        keeps_nothing_else(&mut command);
         self.account.runs(&mut command);
         command
     }
@@ -230,6 +232,17 @@ impl Drop for Yendor {
             assert!(removed.is_ok(), "remove {}: {removed:?}", self.place.display());
         }
     }
+}
+
+/// The program gets no descriptor that somebody left open around the tests.
+fn keeps_nothing_else(command: &mut Command) {
+    let close = || {
+        // SAFETY: marks descriptors; the ones in use between fork and exec are marked already.
+        let failed = unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) } != 0;
+        if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: the closure makes a system call and takes no lock.
+    unsafe { command.pre_exec(close) };
 }
 
 fn text(path: &Path) -> String {

@@ -306,7 +306,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let top = std::env::temp_dir().join(format!("yendor-cli-remove-{}", std::process::id()));
         std::fs::create_dir_all(top.join("work/work/inner")).unwrap();
-        std::fs::set_permissions(top.join("work/work"), PermissionsExt::from_mode(0)).unwrap();
+        std::fs::set_permissions(top.join("work/work"), PermissionsExt::from_mode(0o0)).unwrap();
         remove(&top).unwrap();
         assert!(!top.exists());
         remove(&top).unwrap();

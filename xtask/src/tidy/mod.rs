@@ -79,6 +79,8 @@ impl Tree {
                 if kind.is_dir() && is_ours(&path) {
                     ahead.push(path);
                 } else if kind.is_file()
+                    // A checkout that is a worktree has a file of this name.
+                    && entry.file_name() != ".git"
                     && let Ok(text) = fs::read_to_string(&path)
                 {
                     files.push((path.strip_prefix(root)?.to_path_buf(), text));

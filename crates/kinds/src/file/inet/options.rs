@@ -1,4 +1,7 @@
 //! Socket options: numbers in a table, the few structures by hand (socket(7), ip(7), ipv6(7), tcp(7), udp(7)).
+//! *Read from:* getsockopt, beside a fresh socket that tells what is the default.
+//! *Made again by:* setsockopt where the value differs from the default; what bind looks at comes before it.
+//! *Lost:* nothing; an option that cannot be set again refuses the checkpoint by name.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;

@@ -1,4 +1,7 @@
 //! `TCP_REPAIR`: reading and writing the inside of a connection (net/ipv4/tcp.c).
+//! *Read from:* queues, sequence numbers, window and negotiated options of the socket under repair.
+//! *Made again by:* the same calls in the other direction, then the end of the repair.
+//! *Lost:* what the parent module says.
 //!
 //! While a socket is under repair it sends nothing, not even to its peer's knowledge: whoever left it so would leave it
 //! dead. So the mode lasts for the few calls that need it, on a frozen task's socket, and ends even on errors. What

@@ -1,5 +1,8 @@
 //! Room for a send queue. The kernel lets a send buffer grow while it sends far beyond what SO_SNDBUF allows to all but
 //! the host's root. In a network of its own the container's root may say how large a new socket's buffer is instead.
+//! *Read from:* nothing of its own: the length of the recorded queue.
+//! *Made again by:* `SO_SNDBUFFORCE` as the host's root, else `net.ipv4.tcp_wmem` of the container for one socket.
+//! *Lost:* nothing.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

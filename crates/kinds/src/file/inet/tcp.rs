@@ -1,4 +1,7 @@
 //! TCP: which state a socket is in, and who is connected to whom.
+//! *Read from:* `TCP_INFO`, the addresses of both ends.
+//! *Made again by:* bind and listen; a connection as [`super::repair`] does it; one that is over by a reset one.
+//! *Lost:* what the parent module says.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

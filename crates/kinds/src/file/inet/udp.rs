@@ -1,4 +1,7 @@
 //! UDP: the peer, if connected, and the datagrams that wait.
+//! *Read from:* getpeername, `MSG_PEEK` with `SO_PEEK_OFF`.
+//! *Made again by:* connect; a datagram is sent again from a socket bound to the address it came from.
+//! *Lost:* what the parent module says.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
