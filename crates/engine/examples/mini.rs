@@ -22,6 +22,7 @@ fn main() {
         memory: None,
         pids: None,
         cap_drop: vec![],
+        policy: yendor_engine::request::Policy::default(),
     };
     let fail = |e: yendor_engine::Error| -> ! {
         eprintln!("{e}");

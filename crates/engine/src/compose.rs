@@ -5,6 +5,7 @@ use yendor_image::{Bytes, FdNum, FileId, NsPid};
 use yendor_kinds::file::Descriptor;
 use yendor_kinds::process::{Exec, Record, State, Terminal, credential, directory};
 use yendor_kinds::snapshot::{Container, Machine, Root, Snapshot};
+use yendor_policy::capability;
 use yendor_sys::{Errno, SysError};
 
 use crate::contain::Contained;
@@ -15,8 +16,6 @@ use crate::wire::Spec;
 
 /// The first process of a new container: pid 1 is the container's own.
 const FIRST: NsPid = NsPid(2);
-/// All capabilities that this version knows of (linux/capability.h up to CAP_CHECKPOINT_RESTORE).
-const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
 
 /// Composes the image, inside the container: the program is looked for in its file system.
 ///
@@ -30,8 +29,8 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
     let uid = if spec.user.is_none() { own } else { uid };
     let gid = if spec.user.is_none() { rustix::process::getgid().as_raw() } else { gid };
     let privileged = uid == own;
-    let held = if privileged { ALL_CAPABILITIES } else { 0 };
-    let bounding = now_bounding(contained) & !dropped(&request.cap_drop).at(Step::Admit)?;
+    let held = if privileged { capability::ALL } else { 0 };
+    let bounding = now_bounding(contained);
     let exec = Exec {
         path,
         argv: spec.command.clone(),
@@ -96,69 +95,8 @@ fn now_bounding(contained: &Contained) -> u64 {
     use std::os::fd::AsFd as _;
     let text = yendor_task::tree::read_proc(contained.host_proc.as_fd(), "self/status").ok();
     let status = text.and_then(|t| yendor_proc::status::parse(&t).ok());
-    status.map_or(ALL_CAPABILITIES, |s| s.cap_bnd)
+    status.map_or(capability::ALL, |s| s.cap_bnd)
 }
-
-/// `CAP_NET_RAW` and the like, as a mask.
-fn dropped(names: &[String]) -> std::result::Result<u64, SysError> {
-    let mut mask = 0;
-    for name in names {
-        let plain = name.to_ascii_lowercase();
-        let plain = plain.strip_prefix("cap_").unwrap_or(&plain);
-        if plain == "all" {
-            return Ok(ALL_CAPABILITIES);
-        }
-        let number = CAPABILITIES.iter().position(|c| *c == plain);
-        let number = number.ok_or_else(|| SysError::new("prctl", format!("PR_CAPBSET_DROP, {name}"), Errno::INVAL))?;
-        mask |= 1 << number;
-    }
-    Ok(mask)
-}
-
-/// By number (linux/capability.h).
-const CAPABILITIES: [&str; 41] = [
-    "chown",
-    "dac_override",
-    "dac_read_search",
-    "fowner",
-    "fsetid",
-    "kill",
-    "setgid",
-    "setuid",
-    "setpcap",
-    "linux_immutable",
-    "net_bind_service",
-    "net_broadcast",
-    "net_admin",
-    "net_raw",
-    "ipc_lock",
-    "ipc_owner",
-    "sys_module",
-    "sys_rawio",
-    "sys_chroot",
-    "sys_ptrace",
-    "sys_pacct",
-    "sys_admin",
-    "sys_boot",
-    "sys_nice",
-    "sys_resource",
-    "sys_time",
-    "sys_tty_config",
-    "mknod",
-    "lease",
-    "audit_write",
-    "audit_control",
-    "setfcap",
-    "mac_override",
-    "mac_admin",
-    "syslog",
-    "wake_alarm",
-    "block_suspend",
-    "audit_read",
-    "perfmon",
-    "bpf",
-    "checkpoint_restore",
-];
 
 /// A program by its name: as it is with a slash, else in the directories of `PATH`.
 fn find(name: &[u8], env: &[Bytes]) -> std::result::Result<Bytes, SysError> {

@@ -122,7 +122,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
         }
         clock.mark("layers");
     }
-    let running = build(&snapshot, reader.as_ref(), contained, clocks, &stdio, &mut clock)?;
+    let running = build(&snapshot, reader.as_ref(), &startup.request, contained, clocks, &stdio, &mut clock)?;
     let mut state = state(startup, &running, generation, keeper_start);
     let kinds = [Standard::Stdin, Standard::Stdout, Standard::Stderr];
     // A terminal of the container's own is known by its master, which no task has.
@@ -140,6 +140,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
 fn build(
     snapshot: &Snapshot,
     reader: Option<&Reader>,
+    request: &Request,
     contained: Contained,
     clocks: Clocks,
     stdio: &[OwnedFd; 3],
@@ -161,7 +162,7 @@ fn build(
     let late_mounts = contained.late_mounts.clone();
     let mut contained = contained;
     let seal = Box::new(move || contained.seal().map_err(|e| *e.cause));
-    let rebuilt = rebuild(Materials { snapshot, reader, workshop, proc, late_mounts, seal })?;
+    let rebuilt = rebuild(Materials { snapshot, reader, request, workshop, proc, late_mounts, seal })?;
     if let Some(record) = &snapshot.container.ipc {
         ipc::finish(record, finishing.as_fd()).at(Step::Thaw).kind("namespace", "ipc")?;
     }

@@ -4,6 +4,7 @@ pub mod admit;
 pub mod checkpoint;
 pub mod collect;
 mod compose;
+mod confine;
 mod console;
 pub mod contain;
 pub mod control;

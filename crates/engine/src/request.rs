@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use yendor_image::Bytes;
+pub use yendor_policy::landlock::Rule;
 
 /// A container as its caller wants it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,43 @@ pub struct Request {
     pub pids: Option<u64>,
     /// Capabilities taken from the container's root for good (`CAP_NET_RAW`).
     pub cap_drop: Vec<String>,
+    /// What its tasks are confined to.
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+/// The container's own policy: applied to every task after it is made and before it runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Landlock rules; paths are the container's.
+    #[serde(default)]
+    pub landlock: Vec<Rule>,
+    /// A seccomp filter.
+    #[serde(default)]
+    pub seccomp: Option<Seccomp>,
+    /// When it is put in force.
+    #[serde(default)]
+    pub enforce: Enforce,
+}
+
+/// A seccomp filter of the caller's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seccomp {
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub flags: u32,
+    /// The instructions, eight bytes each.
+    pub program: Bytes,
+}
+
+/// When a policy is put in force at restore.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enforce {
+    /// After everything is made: what was allowed when it was opened stays open.
+    #[default]
+    Late,
+    /// Before anything is made: what the policy would not allow now fails the restore.
+    Early,
 }
 
 /// The source of a root file system.

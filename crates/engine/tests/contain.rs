@@ -149,6 +149,7 @@ fn request(case: &str, directory: &Path) -> Request {
         memory: (case == "limits").then_some(64 << 20),
         pids: (case == "limits").then_some(20),
         cap_drop: Vec::new(),
+        policy: yendor_engine::request::Policy::default(),
     }
 }
 

@@ -1,1 +1,5 @@
-//! placeholder
+//! What the host and the caller allow: pure values and decisions; who applies them is the engine.
+
+pub mod capability;
+pub mod landlock;
+pub mod seccomp;

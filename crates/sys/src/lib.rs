@@ -10,6 +10,7 @@ pub mod futex;
 pub mod inet;
 pub mod ipc;
 pub mod kcmp;
+pub mod landlock;
 pub mod mapping;
 pub mod mount;
 pub mod namespace;

@@ -359,12 +359,14 @@ fn data_size(call: &Call) -> usize {
     call.args.iter().map(|a| if let Arg::Memory(m) = a { memory_size(m) } else { 0 }).sum()
 }
 
-fn memory_size(m: &Memory) -> usize {
+/// Bytes that [`lay_down`] appends.
+#[must_use]
+pub fn memory_size(m: &Memory) -> usize {
     m.bytes.len().next_multiple_of(16) + m.pointers.iter().map(|(_, t)| memory_size(t)).sum::<usize>()
 }
 
-/// Appends `m` and what it points to; its offset.
-fn lay_down(m: &Memory, origin: u64, image: &mut Vec<u8>) -> usize {
+/// Appends `m` and what it points to, to an image that a task will find at `origin`; its offset.
+pub fn lay_down(m: &Memory, origin: u64, image: &mut Vec<u8>) -> usize {
     let at = image.len();
     image.extend_from_slice(&m.bytes);
     image.resize(at + m.bytes.len().next_multiple_of(16), 0);

@@ -136,7 +136,7 @@ mod tests {
     fn the_words_of_the_contract_are_known() {
         let lines = [
             "run --name N -d -t -i --rootfs /r --volume d=/h:/p:ro --net host --userns auto --hostname h -e K=V -w /d \
-             -u 1:2 --cap-drop C --lsm-profile apparmor:x --landlock r --seccomp f --memory 1G --pids 5 --rm -- c a -x",
+             -u 1:2 --cap-drop CHOWN --lsm-profile apparmor:x --landlock ro:/ --seccomp f --memory 1G --pids 5 --rm -- c a -x",
             "run --bundle /b",
             "ps -a --json",
             "exec -t -i n -- c -x",
@@ -148,7 +148,7 @@ mod tests {
             "checkpoint n -o d --leave-running --allow-lost tcp --allow-lost x",
             "checkpoint --pid 5 --output d --leave-stopped",
             "restore i --name n -d --pidfile f --rootfs /r --volume d=/h --net none --userns host --keep-lsm \
-             --enforce early --lsm-profile smack:x --landlock r",
+             --enforce early --lsm-profile smack:x --landlock bind:80 --seccomp f",
             "restart i",
             "inspect i --tree --files --memory --sockets --security --lost --strings 5:0x1000+20",
             "plan i --name n --enforce late --volume d=/h",

@@ -1,9 +1,11 @@
 //! Options that describe a container: the same for a new one and for a restored one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use yendor_engine::request::{Net, Request, Root, Userns, Volume};
+use yendor_engine::request::{self, Net, Policy, Request, Root, Rule, Seccomp, Userns, Volume};
+use yendor_image::Bytes;
+use yendor_policy::seccomp;
 
 use crate::failure::Failure;
 use crate::{name, parse};
@@ -47,14 +49,18 @@ pub struct ContainerOptions {
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Capability that nobody in the container gets (NET_RAW, CAP_NET_RAW, ALL)
-    #[arg(long, value_name = "CAP")]
+    #[arg(long, value_name = "CAP", value_parser = parse::capability)]
     pub cap_drop: Vec<String>,
     /// Security label of the container's tasks
     #[arg(long, value_name = "LSM:LABEL")]
     pub lsm_profile: Vec<String>,
-    /// Landlock rule for the container
-    #[arg(long, value_name = "RULE")]
-    pub landlock: Vec<String>,
+    /// Landlock rule for the container: ro:PATH, rw:PATH, exec:PATH, connect:PORT, bind:PORT, scope:abstract-unix,
+    /// scope:signal. What rules of a sort do not allow is forbidden
+    #[arg(long, value_name = "RULE", value_parser = str::parse::<Rule>)]
+    pub landlock: Vec<Rule>,
+    /// Seccomp profile for the container: the JSON of an OCI configuration's linux.seccomp
+    #[arg(long, value_name = "FILE")]
+    pub seccomp: Option<PathBuf>,
     /// Memory limit in bytes (K, M, G, T)
     #[arg(long, value_name = "BYTES", value_parser = parse::size)]
     pub memory: Option<u64>,
@@ -66,12 +72,12 @@ pub struct ContainerOptions {
 impl ContainerOptions {
     /// Refuses by name what the engine cannot do yet.
     pub fn refuse(&self) -> Result<(), Failure> {
-        refuse(&[("--lsm-profile", !self.lsm_profile.is_empty()), ("--landlock", !self.landlock.is_empty())])
+        refuse(&[("--lsm-profile", !self.lsm_profile.is_empty())])
     }
 
     /// As a request. `root` and `net` are what holds when the options do not say.
-    pub fn request(&self, name: String, volumes: &[Volume], root: Root, net: Net) -> Request {
-        Request {
+    pub fn request(&self, name: String, volumes: &[Volume], root: Root, net: Net) -> Result<Request, Failure> {
+        Ok(Request {
             name,
             root: self.rootfs.as_ref().map_or(root, |dir| Root::Dir(parse::absolute(dir))),
             volumes: volumes.to_vec(),
@@ -89,8 +95,21 @@ impl ContainerOptions {
             memory: self.memory,
             pids: self.pids,
             cap_drop: self.cap_drop.clone(),
-        }
+            policy: Policy {
+                landlock: self.landlock.clone(),
+                seccomp: self.seccomp.as_deref().map(profile).transpose()?,
+                enforce: request::Enforce::Late,
+            },
+        })
     }
+}
+
+/// A seccomp profile from its file, compiled.
+fn profile(path: &Path) -> Result<Seccomp, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::io("open", path, &e))?;
+    let filter = seccomp::profile::compile(&text)
+        .map_err(|e| Failure::Usage(format!("seccomp profile {}: {e}", path.display())))?;
+    Ok(Seccomp { flags: filter.flags, program: Bytes(seccomp::to_bytes(&filter.program)) })
 }
 
 /// When the container's policy is put in force.

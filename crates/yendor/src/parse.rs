@@ -58,6 +58,11 @@ pub fn filling(text: &str) -> Result<Volume, String> {
     Ok(Volume { name: name.into(), host: host.into(), inside: None, read_only: false })
 }
 
+/// A capability's name.
+pub fn capability(text: &str) -> Result<String, String> {
+    yendor_policy::capability::one(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
 /// A path made absolute without looking at it.
 pub fn absolute(path: &std::path::Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())

@@ -255,6 +255,7 @@ mod tests {
             memory: None,
             pids: None,
             cap_drop: Vec::new(),
+            policy: crate::request::Policy::default(),
         }
     }
 

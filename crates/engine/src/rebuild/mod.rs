@@ -6,6 +6,7 @@
 //! are ready.
 
 mod birth;
+mod filter;
 mod init;
 mod memory;
 pub mod plan;
@@ -28,8 +29,10 @@ use yendor_task::arena::PAGE;
 use yendor_task::{Arena, Script, gadget};
 
 use self::memory::Memories;
+use crate::confine::Confine;
 use crate::contain::LateMount;
 use crate::error::{At, Result, Step, With};
+use crate::request::Request;
 
 /// Bytes of a task's slot.
 const SLOT: usize = 64 * 1024;
@@ -42,6 +45,8 @@ pub struct Materials<'a> {
     pub snapshot: &'a Snapshot,
     /// The image; none for a container that is composed.
     pub reader: Option<&'a Reader>,
+    /// What the caller wants: the container's policy.
+    pub request: &'a Request,
     /// The makers of files.
     pub workshop: Workshop<'a>,
     /// /proc of the pid namespace that the keeper lives in.
@@ -76,6 +81,8 @@ struct Site<'a> {
     parked: Vec<(Backing, u64, u64)>,
     /// What a stub has of each: not set again.
     now: Now,
+    /// The container's policy.
+    confine: Confine<'a>,
     /// Keeps the descriptors open until the tasks have theirs.
     _held: Vec<OwnedFd>,
 }
@@ -130,7 +137,7 @@ fn kill(init: i32) {
 /// # Errors
 /// The first thing that could not be made; everything made so far is gone.
 pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
-    let Materials { snapshot, reader, mut workshop, proc, late_mounts, seal } = materials;
+    let Materials { snapshot, reader, request, mut workshop, proc, late_mounts, seal } = materials;
     let plan = plan::plan(&snapshot.processes).at(Step::Load)?;
     let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
     let above = highest(snapshot) + 1;
@@ -138,6 +145,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let files = make_files(&mut workshop, snapshot, above, &mut held)?;
     let objects = make_objects(snapshot, reader, above, &mut held)?;
     let pages = open_pages(reader, above, &mut held)?;
+    let confine = Confine::prepare(request, |fd| lift(fd, above, &mut held))?;
     let slots = 1 + plan.births.len() + threads(snapshot);
     let len = Arena::size(slots, SLOT).next_multiple_of(PAGE);
     let base = hole(snapshot, len as u64 + PARKING).at(Step::Rebuild)?;
@@ -147,10 +155,12 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let now = Now::read(&proc)?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
     drop(placed);
-    let mut site = Site { arena, proc, snapshot, files, objects, pages, parked: Vec::new(), now, _held: held };
+    let mut site = Site { arena, proc, snapshot, files, objects, pages, parked: Vec::new(), now, confine, _held: held };
     let built = (|| {
         let init = init::start(&mut site, init, &late_mounts)?;
         seal().at(Step::Contain)?;
+        site.confine.allow()?;
+        site.confine.everybody(|script| site.run(&init, script).map(drop))?;
         let mut memories = Memories::default();
         let tasks = birth::all(&site, &plan, &mut memories, &init)?;
         let ready = process::all(&site, &plan, &tasks, &mut memories, &init)?;

@@ -8,16 +8,17 @@ use yendor_kinds::process::{
     sigaction, signal,
 };
 use yendor_kinds::{Cause, Named};
+use yendor_sys::ptrace;
 use yendor_sys::wait::{self, Event};
-use yendor_sys::{SysError, ptrace};
 use yendor_task::script::{Arg, Memory, Want, bytes, cstr};
 use yendor_task::stop::StopError;
 use yendor_task::{Nr, RunError, Script, Stopped, args};
 
 use super::birth::{self, Tasks};
+use super::filter::{self, Calls};
 use super::memory::Memories;
 use super::plan::Plan;
-use super::{PARKING, Site, Task};
+use super::{Site, Task};
 use crate::error::{At, Error, Result, Step, With};
 
 /// A thread that is ready.
@@ -131,7 +132,7 @@ fn await_death(tid: i32) -> std::result::Result<(), Cause> {
     }
 }
 
-fn stop_cause(e: StopError) -> Cause {
+pub fn stop_cause(e: StopError) -> Cause {
     match e {
         StopError::Dead(d) => d.into(),
         StopError::Sys(e) => e.into(),
@@ -251,7 +252,11 @@ impl Building<'_, '_> {
             if i == 0 {
                 alive.pending.rebuild(self.pid, None, &mut script).at(Step::Rebuild)?;
             }
-            credential::rebuild(&thread.credentials, &site.now.credentials, &mut script);
+            let mut credentials = site.confine.credentials(&thread.credentials);
+            if i == 0 && site.confine.filter().is_some() {
+                credentials = filter::able(&credentials);
+            }
+            credential::rebuild(&credentials, &site.now.credentials, &mut script);
             let process = (i == 0).then_some(&alive.attributes);
             attribute::after_credentials(process, &thread.attributes, &mut script);
             if i + 1 == alive.threads.len() && i > 0 {
@@ -271,7 +276,9 @@ impl Building<'_, '_> {
         for (task, _) in self.each() {
             Stopped::interrupt(task.tid).map_err(stop_cause).at(Step::Thaw)?;
         }
-        self.unmap_scratch().at(Step::Thaw)?;
+        let calls = Calls::new(self.site, self.task.tid, self.alive).at(Step::Thaw)?;
+        calls.unmap_scratch(self.site).at(Step::Thaw)?;
+        self.filter(&calls).at(Step::Confine)?;
         for (task, thread) in self.each() {
             regs::rebuild(task.tid, &thread.regs).at(Step::Thaw)?;
             ptrace::set_sigmask(task.tid, thread.signals.mask).at(Step::Thaw)?;
@@ -313,29 +320,13 @@ impl Building<'_, '_> {
         Ok(())
     }
 
-    /// One munmap through the vdso's own `syscall`, since the scratch memory cannot unmap itself.
-    fn unmap_scratch(&self) -> std::result::Result<(), Cause> {
-        use std::os::fd::AsFd as _;
-        let site = self.site;
-        let regions = yendor_task::live::regions(site.proc.as_fd(), self.task.tid)?;
-        let stopped = Stopped::already(self.task.tid);
-        let syscall = yendor_task::live::find_plain_syscall(self.task.tid, &regions)?;
-        let mut r = stopped.regs()?;
-        r.rip = syscall;
-        r.rax = Nr::MUNMAP.raw();
-        r.orig_rax = u64::MAX;
-        r.rdi = site.arena.base();
-        r.rsi = site.arena.end() + PARKING - site.arena.base();
-        stopped.set_regs(&r)?;
-        match stopped.step_syscall().map_err(stop_cause)? {
-            0 => Ok(()),
-            e => Err(SysError::new(
-                "munmap",
-                "scratch memory",
-                yendor_sys::Errno::from_raw_os_error(i32::try_from(-e).unwrap_or(5)),
-            )
-            .into()),
-        }
+    /// The container's filter, in all threads.
+    fn filter(&self, calls: &Calls) -> std::result::Result<(), Cause> {
+        let (Some(policy), Some(leader)) = (self.site.confine.filter(), self.alive.threads.first()) else {
+            return Ok(());
+        };
+        calls.filter(policy)?;
+        calls.give_up(&self.site.confine.credentials(&leader.credentials), policy)
     }
 }
 
@@ -349,7 +340,12 @@ fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
     }
     site.run(task, &script).at(Step::Rebuild)?;
     let mut script = Script::new();
-    credential::rebuild(&exec.credentials, &site.now.credentials, &mut script);
+    let mut credentials = site.confine.credentials(&exec.credentials);
+    if site.confine.filter().is_some() {
+        // What it has too much is gone after execve: the capabilities of a new program come from its user and the bounding set.
+        credentials = filter::able(&credentials);
+    }
+    credential::rebuild(&credentials, &site.now.credentials, &mut script);
     site.run(task, &script).at(Step::Confine)?;
     let stopped = Stopped::interrupt(task.tid).map_err(stop_cause).at(Step::Thaw)?;
     ptrace::set_options(task.tid, ptrace::O_EXITKILL | ptrace::O_TRACESYSGOOD | ptrace::O_TRACEEXEC).at(Step::Thaw)?;
@@ -365,6 +361,9 @@ fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
     };
     let mut script = Script::new();
     script.call(Nr::RT_SIGPROCMASK, args![2, bytes([0u8; 8]), 0, 8]);
+    if let Some(policy) = site.confine.filter() {
+        filter::install(policy, &mut script);
+    }
     script.call(Nr::EXECVE, [cstr(&exec.path.0), list(&exec.argv), list(&exec.env)]);
     match site.arena.run(task.slot, task.tid, &script) {
         Err(RunError::Executed { .. }) => Ok(()),

@@ -87,10 +87,16 @@ pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
             script.call(Nr::PRCTL, args![PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0]);
         }
     }
-    capset(effective, permitted, inheritable, script);
+    self::capabilities(record, script);
     if *no_new_privs {
         script.call(Nr::PRCTL, args![PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0]);
     }
+}
+
+/// The three sets that capset sets, as they are in the end.
+pub fn capabilities(record: &Record, script: &mut Script) {
+    let [inheritable, permitted, effective, ..] = record.capabilities;
+    capset(effective, permitted, inheritable, script);
 }
 
 /// capset(2), version 3: two words each of effective, permitted, inheritable.

@@ -8,6 +8,7 @@ pub mod attribute;
 pub mod credential;
 pub mod directory;
 pub mod itimer;
+pub mod landlock;
 pub mod posix_timer;
 pub mod regs;
 pub mod rlimit;

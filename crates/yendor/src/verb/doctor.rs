@@ -124,6 +124,7 @@ fn user_namespace() -> Finding {
         memory: None,
         pids: None,
         cap_drop: Vec::new(),
+        policy: yendor_engine::request::Policy::default(),
     };
     // The very question that `run` and `restore` ask; who got the answer goes when its connection does.
     match admit::admit(&request) {

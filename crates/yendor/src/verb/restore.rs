@@ -48,7 +48,7 @@ impl Restore {
         let name = choose(&places, self.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;
         let outcome = Start {
-            request: self.options.container.request(name, &self.options.volumes, root, net),
+            request: self.options.container.request(name, &self.options.volumes, root, net)?,
             source: Source::Image(image.path.clone()),
             image: Some(image.reference.to_string()),
             detach: self.detach,

@@ -48,9 +48,6 @@ pub struct Run {
     /// User and group inside, in numbers
     #[arg(short, long, value_name = "UID[:GID]", value_parser = parse::user)]
     user: Option<(u32, u32)>,
-    /// Seccomp profile for the command
-    #[arg(long, value_name = "FILE")]
-    seccomp: Option<PathBuf>,
     /// Remove the container when it has ended
     #[arg(long)]
     rm: bool,
@@ -67,7 +64,6 @@ impl Run {
     pub fn run(self) -> Outcome {
         refuse(&[
             ("--bundle", self.bundle.is_some()),
-            ("--seccomp", self.seccomp.is_some()),
             ("--rm with --detach", self.rm && self.detach),
             ("--interactive with --detach", self.interactive && self.detach && !self.tty),
         ])?;
@@ -86,7 +82,7 @@ impl Run {
         };
         start::check_free(&places, &name)?;
         Start {
-            request: self.container.request(name, &self.volumes, Root::Layered, Net::Private),
+            request: self.container.request(name, &self.volumes, Root::Layered, Net::Private)?,
             source: Source::Compose(spec),
             image: None,
             detach: self.detach,

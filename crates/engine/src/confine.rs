@@ -1,0 +1,139 @@
+//! confine: the container's own policy, from the caller alone, put in force before any task runs.
+//!
+//! Steps, in this order. What a step forbids, the steps before it have not needed any more:
+//! 1. [`Confine::everybody`], in pid 1 before anybody else is born, so that all tasks are in one domain and may still
+//!    reach each other: Landlock.
+//! 2. [`Confine::credentials`], for each thread: ids, capabilities, `no_new_privs`.
+//! 3. [`Confine::filter`], for each process, the last of all its calls: seccomp (`rebuild::filter`).
+//!
+//! What tasks had forbidden themselves comes on top of it, never instead of it.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use yendor_image::Bytes;
+use yendor_kinds::process::credential;
+use yendor_kinds::process::landlock::{Layer, Rule};
+use yendor_kinds::{Cause, Named};
+use yendor_policy::capability;
+use yendor_policy::landlock::Domain;
+use yendor_sys::{SysError, landlock};
+use yendor_task::Script;
+
+use crate::error::{At, Error, Result, Step, With};
+use crate::request::{Request, Seccomp};
+
+/// The policy, ready to be applied.
+pub struct Confine<'a> {
+    /// The container's Landlock domain.
+    domain: Option<Ready>,
+    /// Capabilities that nobody keeps.
+    dropped: u64,
+    /// The container's seccomp filter.
+    seccomp: Option<&'a Seccomp>,
+}
+
+/// A domain and its ruleset.
+struct Ready {
+    layer: Layer,
+    ruleset: OwnedFd,
+    /// The same, above all numbers of the image: also in every stub.
+    number: i32,
+}
+
+impl<'a> Confine<'a> {
+    /// Prepares what the request asks for; `lift` gives a descriptor a number that no task uses.
+    ///
+    /// # Errors
+    /// Unknown capabilities; Landlock rules that this kernel cannot enforce, by name.
+    pub fn prepare(
+        request: &'a Request,
+        lift: impl FnOnce(&OwnedFd) -> std::result::Result<i32, SysError>,
+    ) -> Result<Confine<'a>> {
+        let dropped = capability::mask(&request.cap_drop).map_err(|e| {
+            let what = e.to_string();
+            Error::new(Step::Admit, Cause::Reported { message: what, code: 2 })
+        })?;
+        let domain = Domain::of(&request.policy.landlock);
+        let domain = domain.map(|d| Ready::new(&d, lift)).transpose().at(Step::Confine)?;
+        Ok(Confine { domain, dropped, seccomp: request.policy.seccomp.as_ref() })
+    }
+
+    /// Fills in the rules, once all mounts of the container are there.
+    ///
+    /// # Errors
+    /// A path that is not there.
+    pub fn allow(&self) -> Result<()> {
+        let Some(Ready { layer, ruleset, .. }) = &self.domain else { return Ok(()) };
+        for rule in &layer.rules {
+            let one = Layer { rules: vec![rule.clone()], ..Layer::default() };
+            let name = match rule {
+                Rule::Beneath { path, .. } => path.to_string(),
+                Rule::Port { port, .. } => port.to_string(),
+            };
+            one.fill(ruleset, open_in_container).at(Step::Confine).kind("landlock", name)?;
+        }
+        Ok(())
+    }
+
+    /// What holds for everybody, in pid 1.
+    ///
+    /// # Errors
+    /// `run`'s.
+    pub fn everybody(&self, run: impl FnOnce(&Script) -> std::result::Result<(), Cause>) -> Result<()> {
+        let Some(Ready { layer, number, .. }) = &self.domain else { return Ok(()) };
+        let mut script = Script::new();
+        layer.enter(*number, &mut script);
+        run(&script).at(Step::Confine).task(1)
+    }
+
+    /// The credentials of a thread without what the caller dropped.
+    #[must_use]
+    pub fn credentials(&self, record: &credential::Record) -> credential::Record {
+        let mut record = record.clone();
+        for set in &mut record.capabilities {
+            *set &= !self.dropped;
+        }
+        record
+    }
+
+    /// The filter for every process.
+    #[must_use]
+    pub fn filter(&self) -> Option<&'a Seccomp> {
+        self.seccomp
+    }
+}
+
+impl Ready {
+    fn new(
+        domain: &Domain,
+        lift: impl FnOnce(&OwnedFd) -> std::result::Result<i32, SysError>,
+    ) -> std::result::Result<Ready, Cause> {
+        let (needed, abi) = (domain.abi(), landlock::abi());
+        if abi < needed {
+            let what = format!("--landlock: these rules need Landlock ABI {needed}, this kernel has {abi}");
+            return Err(Cause::unsupported(what));
+        }
+        let layer = layer(domain);
+        let ruleset = layer.ruleset()?;
+        let number = lift(&ruleset)?;
+        Ok(Ready { layer, ruleset, number })
+    }
+}
+
+fn layer(domain: &Domain) -> Layer {
+    let Domain { fs, net, scoped, paths, ports } = domain;
+    let beneath = |(access, path): &(u64, String)| Rule::Beneath { access: *access, path: Bytes::from(path.as_str()) };
+    let port = |(access, port): &(u64, u16)| Rule::Port { access: *access, port: u64::from(*port) };
+    let rules = paths.iter().map(beneath).chain(ports.iter().map(port)).collect();
+    Layer { fs: *fs, net: *net, scoped: *scoped, flags: 0, rules }
+}
+
+/// A path as seen from the container's root, which is the keeper's.
+fn open_in_container(path: &[u8]) -> std::result::Result<OwnedFd, Cause> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, "/", flags | OFlags::DIRECTORY, Mode::empty()).named("open", || "/".into())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let opened = rustix::fs::openat2(root.as_fd(), path, flags, Mode::empty(), resolve);
+    Ok(opened.named("openat2", || format!("\"{}\", O_PATH", path.escape_ascii()))?)
+}

@@ -1,0 +1,166 @@
+//! Seccomp filters, the last calls of a process that is otherwise ready: through the vdso's own `syscall`, since the
+//! gadget's calls would be judged by the filter, too.
+
+use std::os::fd::AsFd;
+
+use yendor_kinds::Cause;
+use yendor_kinds::process::{Alive, credential};
+use yendor_policy::seccomp;
+use yendor_sys::{Errno, SysError, vm};
+use yendor_task::arena::{lay_down, memory_size};
+use yendor_task::regs::Regs;
+use yendor_task::script::{Memory, Want};
+use yendor_task::{Arg, Call, Nr, Script, Stopped, live};
+
+use super::{PARKING, Site, process::stop_cause};
+use crate::request::Seccomp;
+
+const SET_MODE_FILTER: u32 = 1;
+const FLAG_TSYNC: u32 = 1;
+/// `CAP_SYS_ADMIN`: without it only a task with `no_new_privs` may install a filter.
+const SYS_ADMIN: u64 = 1 << 21;
+
+/// The call that installs a filter; in every thread of the process, or in none.
+pub fn install(filter: &Seccomp, script: &mut Script) {
+    script.call_wanting(Nr::SECCOMP, arguments(filter), Want::Exactly(0));
+}
+
+fn arguments(filter: &Seccomp) -> [Arg; 3] {
+    let program = Memory { bytes: filter.program.0.clone(), ..Memory::default() };
+    let mut header = vec![0; 16];
+    let len = u16::try_from(filter.program.len() / 8).unwrap_or(u16::MAX);
+    header[..2].copy_from_slice(&len.to_ne_bytes());
+    let header = Memory { bytes: header, pointers: vec![(8, program)], ..Memory::default() };
+    [SET_MODE_FILTER.into(), (filter.flags | FLAG_TSYNC).into(), header.into()]
+}
+
+/// Credentials with which a filter can be installed; what they have too much goes with [`Calls::give_up`] or execve.
+pub fn able(record: &credential::Record) -> credential::Record {
+    let mut record = record.clone();
+    if !is_able(&record) {
+        record.capabilities[1] |= SYS_ADMIN;
+        record.capabilities[2] |= SYS_ADMIN;
+    }
+    record
+}
+
+fn is_able(record: &credential::Record) -> bool {
+    record.no_new_privs || record.capabilities[2] & SYS_ADMIN != 0
+}
+
+/// A stopped task that makes calls through its vdso; its registers are set afterwards.
+pub struct Calls {
+    task: Stopped,
+    regs: Regs,
+    /// Writable memory of its own, put back after each call.
+    room: Option<(u64, u64)>,
+}
+
+impl Calls {
+    /// Takes a task over that is stopped.
+    pub fn new(site: &Site<'_>, tid: i32, alive: &Alive) -> Result<Calls, Cause> {
+        let regions = live::regions(site.proc.as_fd(), tid)?;
+        let mut regs = Stopped::already(tid).regs()?;
+        regs.rip = live::find_plain_syscall(tid, &regions)?;
+        regs.orig_rax = u64::MAX;
+        Ok(Calls { task: Stopped::already(tid), regs, room: room(alive) })
+    }
+
+    /// Scratch memory cannot unmap itself.
+    pub fn unmap_scratch(&self, site: &Site<'_>) -> Result<(), Cause> {
+        let base = site.arena.base();
+        let call = Call {
+            nr: Nr::MUNMAP,
+            args: vec![base.into(), (site.arena.end() + PARKING - base).into()],
+            want: Want::Exactly(0),
+        };
+        self.call(&call)
+    }
+
+    /// Installs the container's filter in all threads of the process.
+    pub fn filter(&self, filter: &Seccomp) -> Result<(), Cause> {
+        self.call(&Call { nr: Nr::SECCOMP, args: arguments(filter).to_vec(), want: Want::Exactly(0) })
+    }
+
+    /// Drops what [`able`] has added, under the filters.
+    pub fn give_up(&self, record: &credential::Record, filter: &Seccomp) -> Result<(), Cause> {
+        if is_able(record) {
+            return Ok(());
+        }
+        let mut script = Script::new();
+        credential::capabilities(record, &mut script);
+        let call = seccomp::Call {
+            nr: u32::try_from(Nr::CAPSET.raw()).unwrap_or(u32::MAX),
+            arch: seccomp::ARCH,
+            ip: Some(self.regs.rip + 2),
+            args: [None; 6],
+        };
+        let program = seccomp::program(&filter.program).unwrap_or_default();
+        if !seccomp::verdict([program.as_slice()], &call).is_some_and(seccomp::allows) {
+            return Err(Cause::unsupported(
+                "the seccomp filter forbids capset, which a task without no_new_privs needs after it",
+            ));
+        }
+        script.calls.iter().try_for_each(|c| self.call(c))
+    }
+
+    fn call(&self, call: &Call) -> Result<(), Cause> {
+        let size = call.args.iter().map(|a| if let Arg::Memory(m) = a { memory_size(m) } else { 0 }).sum::<usize>();
+        let at = match self.room {
+            _ if size == 0 => 0,
+            Some((start, end)) if end - start >= size as u64 => start,
+            _ => {
+                let what = format!("no {size} bytes of writable memory for {}", call.nr.name());
+                return Err(Cause::unsupported(what));
+            }
+        };
+        let mut image = Vec::with_capacity(size);
+        let mut words = [0; 6];
+        for (word, arg) in words.iter_mut().zip(&call.args) {
+            *word = match arg {
+                Arg::Value(v) => *v,
+                Arg::Memory(m) => at + lay_down(m, at, &mut image) as u64,
+            };
+        }
+        let mut old = vec![0; image.len()];
+        if !image.is_empty() {
+            vm::read_exact(self.task.tid(), at, &mut old)?;
+            vm::write_all(self.task.tid(), at, &image)?;
+        }
+        let returned = self.make(call.nr, words)?;
+        if !old.is_empty() {
+            vm::write_all(self.task.tid(), at, &old)?;
+        }
+        let wanted = match call.want {
+            Want::Success => !(-4095..0).contains(&returned),
+            Want::Exactly(v) => returned.cast_unsigned() == v,
+            Want::Anything => true,
+        };
+        if wanted {
+            return Ok(());
+        }
+        let errno = i32::try_from(-returned).ok().filter(|n| (1..4096).contains(n));
+        let errno = errno.map_or(Errno::PROTO, Errno::from_raw_os_error);
+        Err(SysError::new(call.nr.name(), call.shown_args(), errno).into())
+    }
+
+    fn make(&self, nr: Nr, args: [u64; 6]) -> Result<i64, Cause> {
+        let mut regs = self.regs;
+        regs.rax = nr.raw();
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+        self.task.set_regs(&regs)?;
+        self.task.step_syscall().map_err(stop_cause)
+    }
+}
+
+/// Anonymous memory that can be written: the far end of a stack, else the largest area.
+fn room(alive: &Alive) -> Option<(u64, u64)> {
+    use yendor_kinds::memory::vma::{Backing, Flag, Record};
+    const READ_WRITE: u32 = 3;
+    /// Twice the longest filter.
+    const ENOUGH: u64 = 64 * 1024;
+    let fits =
+        |a: &&Record| !a.shared && a.protection & READ_WRITE == READ_WRITE && matches!(a.backing, Backing::Anonymous);
+    let rank = |a: &&Record| (a.flags.contains(&Flag::GrowsDown) && a.len() >= ENOUGH, a.len());
+    alive.memory.areas.iter().filter(fits).max_by_key(rank).map(|a| (a.start.0, a.end.0))
+}

@@ -1,0 +1,142 @@
+//! The container's own policy, in every flavour: what it forbids is forbidden to new and to restored containers.
+
+use std::path::PathBuf;
+
+use yendor_tests::{Flavour, PATIENCE, Yendor};
+
+/// Runs it as every sort of user.
+fn everybody(test: impl Fn(&Yendor)) {
+    for flavour in [Flavour::Root, Flavour::RootUserns, Flavour::user()] {
+        if let Some(yendor) = Yendor::new(flavour) {
+            test(&yendor);
+        }
+    }
+}
+
+/// Runs a shell in a new container to its end; its output.
+#[track_caller]
+fn shell(yendor: &Yendor, options: &[&str], script: &str) -> String {
+    let name = yendor.fresh("sh");
+    yendor.run_detached_with(&name, options, &["sh", "-c", script]).exits(0);
+    yendor.wait(&name);
+    yendor.logs(&name)
+}
+
+/// A profile that makes mkdir and mkdirat fail with ENXIO, which nothing else here does.
+fn no_mkdir(yendor: &Yendor) -> PathBuf {
+    let path = yendor.path("profile.json");
+    let text = r#"{ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [
+        { "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 6 } ] }"#;
+    std::fs::write(&path, text).expect("write a file of our own");
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod of our own");
+    path
+}
+
+fn utf8(path: &std::path::Path) -> &str {
+    path.to_str().expect("paths of tests are UTF-8")
+}
+
+#[test]
+fn landlock_rules_hold_in_a_new_container() {
+    everybody(|yendor| {
+        let options =
+            ["--landlock", "exec:/usr", "--landlock", "rw:/tmp", "--landlock", "rw:/dev", "--landlock", "scope:signal"];
+        let said = shell(
+            yendor,
+            &options,
+            "cat /etc/hostname; mkdir /tmp/d && echo made; mkdir /usr/d; sleep 60 & kill $! && echo killed; touch /tmp/p; /tmp/p",
+        );
+        for line in ["made", "killed"] {
+            assert!(said.lines().any(|l| l == line), "{line}: {said}");
+        }
+        assert_eq!(said.matches("ermission denied").count(), 3, "{said}");
+    });
+}
+
+#[test]
+fn landlock_rules_for_ports_hold() {
+    everybody(|yendor| {
+        let script = "import socket,errno\n\
+            for port in (1, 2):\n\
+            \x20   s = socket.socket(); print('bind', port, s.connect_ex(('127.0.0.1', port)))\n\
+            \x20   try: s.bind(('127.0.0.1', port + 2000)); print('bound')\n\
+            \x20   except OSError as e: print(errno.errorcode[e.errno])\n";
+        let name = yendor.fresh("py");
+        let options = ["--landlock", "connect:1", "--landlock", "bind:2002"];
+        yendor.run_detached_with(&name, &options, &["python3", "-c", script]).exits(0);
+        yendor.wait(&name);
+        assert_eq!(yendor.logs(&name), "bind 1 111\nEACCES\nbind 2 13\nbound\n");
+    });
+}
+
+#[test]
+fn a_profile_holds_in_a_new_container_whoever_runs_in_it() {
+    everybody(|yendor| {
+        let profile = no_mkdir(yendor);
+        let ask = "mkdir /tmp/d; grep -E '^(NoNewPrivs|Seccomp|CapEff)' /proc/self/status";
+        for more in [&[][..], &["--cap-drop", "ALL"]] {
+            let said = shell(yendor, &[&["--seccomp", utf8(&profile)], more].concat(), ask);
+            assert!(said.contains("No such device or address"), "{said}");
+            assert!(said.contains("Seccomp:\t2\n") && said.contains("NoNewPrivs:\t0\n"), "{said}");
+            assert_eq!(said.contains("CapEff:\t0000000000000000\n"), !more.is_empty(), "{said}");
+        }
+    });
+}
+
+/// Asked with USR1 it tries everything; descriptor 5 is from before.
+const TRIES: &str = "exec 5</etc/hostname; trap '\
+    mkdir /tmp/d && echo made || echo no mkdir; cat /etc/hostname >/dev/null && echo read || echo no read; \
+    cat <&5 >/dev/null && echo open || echo not open; grep CapBnd /proc/self/status; exit 7' USR1; \
+    echo ready; while :; do sleep 0.1; done";
+
+#[test]
+fn the_callers_policy_holds_after_a_restore_and_what_was_open_stays_open() {
+    everybody(|yendor| {
+        let (first, image, profile) = (yendor.fresh("a"), yendor.path("image"), no_mkdir(yendor));
+        yendor.run_detached(&first, &["sh", "-c", TRIES]);
+        yendor.wait_for_log(&first, "ready", PATIENCE);
+        yendor.checkpoint(&first, &image);
+        let ask = |options: &[&str]| {
+            let name = yendor.fresh("b");
+            yendor.restore_with(&image, &name, options).exits(0);
+            yendor.kill(&name, "USR1");
+            assert_eq!(yendor.wait(&name), 7, "{}", yendor.logs(&name));
+            yendor.logs(&name)
+        };
+        let free = ask(&[]);
+        for line in ["made", "read", "open"] {
+            assert!(free.lines().any(|l| l == line), "{line}: {free}");
+        }
+        let paths = ["exec:/usr", "rw:/tmp", "rw:/dev", "ro:/proc"].map(|rule| ["--landlock", rule]).concat();
+        let confined = ask(&[&paths[..], &["--seccomp", utf8(&profile), "--cap-drop", "CHOWN"]].concat());
+        for line in ["no mkdir", "no read", "open"] {
+            assert!(confined.lines().any(|l| l == line), "{line}: {confined}");
+        }
+        assert!(confined.contains("No such device or address"), "{confined}");
+        let dropped = confined.lines().find_map(|l| l.strip_prefix("CapBnd:\t")).expect("CapBnd");
+        assert!(dropped.ends_with('e'), "CAP_CHOWN is bit 0: {dropped}");
+    });
+}
+
+#[test]
+fn what_cannot_be_enforced_is_refused_and_nothing_is_left() {
+    everybody(|yendor| {
+        let (first, image) = (yendor.fresh("a"), yendor.path("image"));
+        yendor.run_detached(&first, &["sh", "-c", TRIES]);
+        yendor.wait_for_log(&first, "ready", PATIENCE);
+        yendor.checkpoint(&first, &image);
+        let said = yendor.restore_with(&image, &yendor.fresh("b"), &["--landlock", "ro:/no/such"]).exits(1);
+        assert!(said.stderr.contains("confine: landlock /no/such"), "{}", said.stderr);
+        let bad = yendor.path("bad.json");
+        std::fs::write(&bad, r#"{ "defaultAction": "SCMP_ACT_NOTIFY" }"#).expect("write a file of our own");
+        std::fs::set_permissions(&bad, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod");
+        for options in [["--seccomp", utf8(&bad)], ["--landlock", "ro:relative"], ["--cap-drop", "NO_SUCH"]] {
+            yendor.restore_with(&image, &yendor.fresh("b"), &options).exits(2);
+        }
+        // A filter that kills everything kills the program, not the command that started it.
+        std::fs::write(&bad, r#"{ "defaultAction": "SCMP_ACT_KILL_PROCESS" }"#).expect("write a file of our own");
+        let outcome = yendor.run_detached_with(&yendor.fresh("k"), &["--seccomp", utf8(&bad)], &["true"]);
+        assert_ne!(outcome.code, 0, "{outcome:?}");
+        assert!(yendor.tasks_left().is_empty(), "{:?}", yendor.tasks_left());
+    });
+}
