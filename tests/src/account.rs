@@ -84,6 +84,17 @@ impl Account {
         unsafe { command.pre_exec(become_it) };
     }
 
+    /// The words of setpriv(1) that make root this account; none for root itself.
+    pub fn setpriv(self) -> Vec<String> {
+        if !self.other {
+            return Vec::new();
+        }
+        let Self { uid, gid, .. } = self;
+        ["setpriv", "--reuid", &uid.to_string(), "--regid", &gid.to_string(), "--groups", &gid.to_string(), "--"]
+            .map(str::to_owned)
+            .to_vec()
+    }
+
     /// Gives a file to the account.
     pub fn owns(self, path: &Path) {
         if self.other {

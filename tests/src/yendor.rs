@@ -116,18 +116,46 @@ impl Yendor {
     /// not keep the test waiting.
     #[track_caller]
     pub fn call(&self, arguments: &[&str]) -> Outcome {
+        self.to_its_end(self.command(arguments), format!("yendor {}", arguments.join(" ")))
+    }
+
+    /// Runs any command to its end; `shown` is what messages call it.
+    #[track_caller]
+    pub fn to_its_end(&self, mut command: Command, shown: String) -> Outcome {
         let number = self.count.fetch_add(1, Relaxed);
         let paths = ["stdout", "stderr"].map(|name| self.place.join(format!("{name}-{number}")));
         let [stdout, stderr] = paths.each_ref().map(|path| File::create(path).expect("create a file of our own"));
-        let mut started = Started::new(self.command(arguments).stdout(stdout).stderr(stderr));
+        let mut started = Started::new(command.stdout(stdout).stderr(stderr));
         let ended = started.ended(PATIENCE);
         drop(started);
         let [stdout, stderr] = paths.map(|path| text(&path));
-        let command = format!("yendor {}", arguments.join(" "));
         let Some(status) = ended else {
-            panic!("`{command}` does not end in {PATIENCE:?}\nstdout: {stdout}\nstderr: {stderr}")
+            panic!("`{shown}` does not end in {PATIENCE:?}\nstdout: {stdout}\nstderr: {stderr}")
         };
-        Outcome { command, code: Started::code(status), stdout, stderr }
+        Outcome { command: shown, code: Started::code(status), stdout, stderr }
+    }
+
+    /// The command, started by a shell script of root's in a mount namespace of its own; its last line is `exec "$@"`, and
+    /// `$PLACE` is the directory that everything is in. The command itself runs with the account's rights.
+    pub fn sheltered(&self, script: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new("unshare");
+        for (key, value) in self.command(&[]).get_envs() {
+            command.env(key, value.unwrap_or_default());
+        }
+        command.env("PLACE", &self.place).current_dir(&self.place).stdin(Stdio::null());
+        command.args(["--mount", "--propagation", "private", "--", "/bin/sh", "-euc", script, "sh"]);
+        command.args(self.account.setpriv()).arg(yendor_binary()).args(arguments);
+        command
+    }
+
+    /// The command where `/etc/yendor/policy.toml` says this.
+    #[track_caller]
+    pub fn call_under_policy(&self, policy: &[u8], arguments: &[&str]) -> Outcome {
+        fs::write(self.path("policy.toml"), policy).expect("write a file of our own");
+        let script = "umask 022; mkdir -p $PLACE/etc; mount -t tmpfs etc $PLACE/etc; cp -a /etc/. $PLACE/etc; \
+                      mkdir -p $PLACE/etc/yendor; cat $PLACE/policy.toml > $PLACE/etc/yendor/policy.toml; \
+                      mount --bind $PLACE/etc /etc; exec \"$@\"";
+        self.to_its_end(self.sheltered(script, arguments), format!("yendor {}", arguments.join(" ")))
     }
 
     /// `yendor run -d --name NAME OPTIONS -- COMMAND`.

@@ -1,4 +1,5 @@
-//! admit: may this user create a container and be root in it? The kernel answers, before any image is opened.
+//! admit: may this user create a container and be root in it? The kernel answers, then the host's policy, which can only
+//! say no more often; both before any image is opened.
 //!
 //! The answer is a process: the keeper, in a user namespace whose id maps are written, executed anew there so that its
 //! memory belongs to that namespace.
@@ -8,13 +9,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use yendor_kinds::{Cause, Named};
+use yendor_policy::host::{Ask, Denial, Granted, HostPath, Person, Policy, Verb};
+use yendor_sys::namespace::Namespaces;
 use yendor_sys::spawn::{Spawn, spawn};
 use yendor_sys::{Errno, SysError};
 
 use crate::contain::userns::{self, Caller};
+use crate::contain::{Handed, volume};
 use crate::control::Control;
 use crate::error::{At, Result, Step};
-use crate::request::{Request, Userns};
+use crate::request::{Net, Request, Root, Userns};
 
 /// The first argument that makes the program a keeper.
 pub const KEEPER: &str = "keeper";
@@ -28,25 +32,107 @@ pub struct Admitted {
     pub pidfd: OwnedFd,
     /// The front's end of the connection.
     pub control: Control,
+    /// What the request names on the host.
+    pub handed: Handed,
+    /// What the host's policy gives.
+    pub granted: Granted,
 }
 
-/// Asks the kernel. The keeper inherits descriptors 0, 1, 2 and its end of the connection, nothing else.
+/// Asks before anything is known of the image: the kernel, then the policy about as much as the caller has said.
 ///
 /// # Errors
 /// A permission error that says which file or sysctl forbids it.
-pub fn admit(request: &Request) -> Result<Admitted> {
-    start(request).at(Step::Admit)
+pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<()> {
+    root_for_host(request).at(Step::Admit)?;
+    let others = Namespaces::NEWNS
+        | Namespaces::NEWIPC
+        | Namespaces::NEWUTS
+        | Namespaces::NEWCGROUP
+        | Namespaces::NEWPID
+        | Namespaces::NEWTIME;
+    yendor_sys::clone::trial(request.userns == Userns::Auto, others).map_err(why_no_namespace).at(Step::Admit)?;
+    policy(request, verb, network_is_asked_for, &Handed::open(request)?).map(drop)
 }
 
-fn start(request: &Request) -> std::result::Result<Admitted, Cause> {
-    let auto = request.userns == Userns::Auto;
+/// Whether the host lets the caller do this at all.
+///
+/// # Errors
+/// A permission error that names the line of the policy.
+pub fn may(verb: Verb) -> Result<()> {
+    Policy::load().and_then(|policy| policy.admits(&Person::caller(), verb)).map_err(denied).at(Step::Admit)
+}
+
+/// Asks the kernel, then the policy. The keeper inherits descriptors 0, 1, 2 and its end of the connection, nothing else.
+///
+/// # Errors
+/// A permission error that says which file or sysctl forbids it.
+pub fn admit(request: &Request, verb: Verb) -> Result<Admitted> {
+    let (pid, pidfd, control) = start(request).at(Step::Admit)?;
+    let answer = Handed::open(request).and_then(|handed| {
+        let granted = policy(request, verb, true, &handed)?;
+        Ok((handed, granted))
+    });
+    match answer {
+        Ok((handed, granted)) => Ok(Admitted { pid, pidfd, control, handed, granted }),
+        Err(e) => {
+            drop(control);
+            gone(pid);
+            Err(e)
+        }
+    }
+}
+
+/// Waits until a keeper whose connection is closed has ended: what is refused leaves nothing.
+pub(crate) fn gone(pid: i32) {
+    // Our own child; whoever else has waited for it is right too.
+    let _ = yendor_sys::wait::wait(Some(pid), true);
+}
+
+fn policy(request: &Request, verb: Verb, network_is_known: bool, handed: &Handed) -> Result<Granted> {
+    let policy = Policy::load().map_err(denied).at(Step::Admit)?;
+    let volume = |(volume, fd): (&crate::request::Volume, &OwnedFd)| {
+        let path = volume::real_path(fd).at(Step::Admit)?;
+        Ok(HostPath { name: volume.name.clone(), path, read_only: volume.read_only })
+    };
+    let volumes = request.volumes.iter().zip(&handed.volumes).map(volume).collect::<Result<Vec<_>>>()?;
+    let rootfs = match (&request.root, &handed.root) {
+        (Root::Dir(_), Some(fd)) => Some(volume::real_path(fd).at(Step::Admit)?),
+        _ => None,
+    };
+    let ask = Ask {
+        verb,
+        network: network_is_known.then_some(match request.net {
+            Net::Private => "private",
+            Net::Host => "host",
+            Net::None => "none",
+        }),
+        userns_host: request.userns == Userns::Host,
+        volumes: &volumes,
+        rootfs: rootfs.as_deref(),
+        memory: request.memory,
+        pids: request.pids,
+    };
+    policy.decide(&Person::caller(), &ask).map_err(denied).at(Step::Admit)
+}
+
+fn denied(denial: Denial) -> Cause {
+    Cause::Denied { what: denial.what, hint: denial.hint }
+}
+
+fn root_for_host(request: &Request) -> std::result::Result<Caller, Cause> {
     let caller = Caller::look()?;
-    if !auto && !caller.privileged {
+    if request.userns == Userns::Host && !caller.privileged {
         return Err(Cause::Denied {
             what: "only root can have a container in its own user namespace".into(),
             hint: "leave out --userns host".into(),
         });
     }
+    Ok(caller)
+}
+
+fn start(request: &Request) -> std::result::Result<(i32, OwnedFd, Control), Cause> {
+    let auto = request.userns == Userns::Auto;
+    let caller = root_for_host(request)?;
     let maps = userns::plan(request, &caller);
     let (control, theirs) = Control::pair()?;
     let arguments = [cstring("yendor")?, cstring(KEEPER)?, cstring(&request.name)?];
@@ -65,7 +151,7 @@ fn start(request: &Request) -> std::result::Result<Admitted, Cause> {
         userns::write(waiting.pid(), &maps)?;
     }
     let (pid, pidfd) = waiting.release()?;
-    Ok(Admitted { pid, pidfd, control })
+    Ok((pid, pidfd, control))
 }
 
 fn cstring(text: impl AsRef<OsStr>) -> std::result::Result<CString, Cause> {

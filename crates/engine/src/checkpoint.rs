@@ -15,9 +15,11 @@ use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::namespace::layer;
 use yendor_kinds::snapshot::{Container, Root, Snapshot};
 use yendor_kinds::{Cause, Named};
+use yendor_policy::host::Verb;
 use yendor_sys::SysError;
 use yendor_task::tree::{self, FrozenTree};
 
+use crate::admit;
 use crate::collect::{collect, ipc};
 use crate::error::{At, Error, Result, Step, With};
 use crate::keeper::CHECKPOINTED;
@@ -71,6 +73,7 @@ fn us(since: Instant) -> u64 {
 /// # Errors
 /// Whatever hindered it; the tasks run on and no image is left.
 pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<Summary> {
+    admit::may(Verb::Checkpoint)?;
     let proc = open_directory("/proc").at(Step::Freeze)?;
     raise_descriptor_limit();
     let writer = Writer::create(output).at(Step::Store)?;

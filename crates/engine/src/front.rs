@@ -6,9 +6,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use yendor_kinds::{Cause, Named};
+use yendor_policy::host::Verb;
 use yendor_sys::SysError;
 
-use crate::admit::admit;
+use crate::admit::{self, Admitted, admit};
 use crate::contain::Given;
 use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
@@ -84,11 +85,20 @@ fn keeper_gone(step: Step) -> Error {
 /// Whatever forbade or hindered it; nothing is left.
 pub fn launch(what: &Launch) -> Result<Started> {
     let begin = std::time::Instant::now();
-    let admitted = admit(&what.request)?;
+    let verb = match what.source {
+        Source::Compose(_) => Verb::Run,
+        Source::Image(_) => Verb::Restore,
+    };
+    let admitted = admit(&what.request, verb)?;
     let admitted_us = us(begin);
     let path = what.places.container(&what.request.name);
-    claim(&path)?;
-    let result = hand_over(what, &path, admitted.control);
+    let pid = admitted.pid;
+    if let Err(e) = claim(&path) {
+        drop(admitted);
+        admit::gone(pid);
+        return Err(e);
+    }
+    let result = hand_over(what, &path, admitted);
     match result {
         Ok(mut started) => {
             started.timings.insert(0, ("admit".into(), admitted_us));
@@ -96,6 +106,7 @@ pub fn launch(what: &Launch) -> Result<Started> {
         }
         Err(e) => {
             // The keeper cleans up behind itself; the directory is ours.
+            admit::gone(pid);
             let _ = std::fs::remove_dir_all(&path);
             Err(e)
         }
@@ -128,7 +139,8 @@ fn open_directory(path: &Path) -> std::result::Result<OwnedFd, SysError> {
         .named("open", || path.display().to_string())
 }
 
-fn hand_over(what: &Launch, directory: &Path, control: Control) -> Result<Started> {
+fn hand_over(what: &Launch, directory: &Path, admitted: Admitted) -> Result<Started> {
+    let Admitted { control, handed, granted, .. } = admitted;
     let mut descriptors: Vec<OwnedFd> = Vec::new();
     let (stdin, log) = match what.stdio {
         Stdio::Log | Stdio::Terminal => {
@@ -151,16 +163,13 @@ fn hand_over(what: &Launch, directory: &Path, control: Control) -> Result<Starte
             None
         }
     };
-    let given = Given::open(&what.request, directory)?;
+    let given = Given::new(handed, directory)?;
     let mut all: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     all.extend(given.descriptors());
-    let startup = Startup {
-        request: what.request.clone(),
-        spec,
-        stdio: what.stdio,
-        image: what.image_ref.clone(),
-        attended: what.attended,
-    };
+    // Where the caller has set no limit, the host's holds.
+    let request = Request { memory: granted.memory, pids: granted.pids, ..what.request.clone() };
+    let startup =
+        Startup { request, granted, spec, stdio: what.stdio, image: what.image_ref.clone(), attended: what.attended };
     control.send(&startup, &all).at(Step::Contain)?;
     match control.receive::<Report>().at(Step::Contain)? {
         Some((Report::Started(s), _)) => {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_kinds::Cause;
+use yendor_policy::host::Granted;
 use yendor_sys::{Errno, SysError};
 
 use crate::error::{Error, Place, Step};
@@ -14,6 +15,8 @@ use crate::request::Request;
 pub struct Startup {
     /// What the caller wants.
     pub request: Request,
+    /// What the host's policy gives.
+    pub granted: Granted,
     /// A program to start; none: an image to restore.
     pub spec: Option<Spec>,
     /// Where standard input, output and error lead.

@@ -167,7 +167,7 @@ fn front(case: &str, directory: &Path) -> ExitCode {
     let leak = rustix::io::dup(std::io::stderr()).expect("dup");
     let request = request(case, directory);
     let begin = Instant::now();
-    let admitted = match admit(&request) {
+    let admitted = match admit(&request, yendor_policy::host::Verb::Run) {
         Ok(admitted) => admitted,
         Err(e) => {
             eprintln!("  {case}: {e}");
@@ -175,7 +175,7 @@ fn front(case: &str, directory: &Path) -> ExitCode {
         }
     };
     drop(leak);
-    let given = Given::open(&request, &directory.join("state")).expect("given");
+    let given = Given::new(admitted.handed, &directory.join("state")).expect("given");
     let facts = facts();
     let program = directory.join("contain");
     admitted.control.send(&(case, &request, facts, program), &given.descriptors()).expect("send");

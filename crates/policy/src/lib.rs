@@ -1,5 +1,6 @@
 //! What the host and the caller allow: pure values and decisions; who applies them is the engine.
 
 pub mod capability;
+pub mod host;
 pub mod landlock;
 pub mod seccomp;

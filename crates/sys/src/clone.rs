@@ -2,6 +2,8 @@
 
 use rustix::io::Errno;
 
+use crate::namespace::Namespaces;
+use crate::wait::Event;
 use crate::{Result, SysError};
 
 /// `struct clone_args` (clone(2)).
@@ -45,6 +47,44 @@ impl CloneArgs {
     }
 }
 
+/// Asks the kernel whether it would make these namespaces, by the calls that a container takes: a child in a new user
+/// namespace, if that is wanted, enters the others and ends at once.
+///
+/// # Errors
+/// What clone3 or unshare says: `EPERM`, `ENOSPC` at a limit in /proc/sys/user, `EUSERS`, `EINVAL` where one is not known.
+pub fn trial(user: bool, others: Namespaces) -> Result<()> {
+    let flags = if user { libc::CLONE_NEWUSER } else { 0 };
+    let args = CloneArgs {
+        flags: u64::from(flags.cast_unsigned()),
+        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        ..CloneArgs::default()
+    };
+    // SAFETY: no CLONE_VM: the child has its own memory, in which it makes two system calls, reads errno, and is gone.
+    let pid = unsafe {
+        match libc::syscall(libc::SYS_clone3, &raw const args, std::mem::size_of::<CloneArgs>()) {
+            0 => {
+                let refused = libc::syscall(libc::SYS_unshare, others.bits()) < 0;
+                let code = if refused { Errno::from_io_error(&std::io::Error::last_os_error()) } else { None };
+                libc::syscall(libc::SYS_exit_group, code.map_or(0, Errno::raw_os_error));
+                std::hint::unreachable_unchecked()
+            }
+            pid => pid,
+        }
+    };
+    let pid = i32::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| SysError::last("clone3", if user { "CLONE_NEWUSER" } else { "" }))?;
+    let names = || others.iter_names().map(|n| n.0).collect::<Vec<_>>().join("|");
+    let errno = match crate::wait::wait(Some(pid), true)? {
+        Some((_, Event::Exited(0))) => return Ok(()),
+        Some((_, Event::Exited(errno))) => Errno::from_raw_os_error(errno),
+        // Killed: a filter that does not even answer.
+        _ => Errno::PERM,
+    };
+    Err(SysError::new("unshare", names(), errno))
+}
+
 /// Forks a child that sleeps in `pause` for ever; `flags` as for clone3. Its pid as the caller sees it.
 ///
 /// # Errors
@@ -75,4 +115,18 @@ pub fn stub(flags: u64) -> Result<i32> {
         let errno = i32::try_from(-ret).unwrap_or(libc::EIO);
         SysError::new("clone3", format!("flags={flags:#x}"), Errno::from_raw_os_error(errno))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_leaves_nothing_and_says_what_is_refused() {
+        trial(false, Namespaces::empty()).expect("a child");
+        assert!(crate::wait::wait(None, false).is_err(), "no child is left");
+        // A bit that is no namespace, whoever asks.
+        let refused = trial(false, Namespaces::from_bits_retain(1)).expect_err("a nonsense");
+        assert_eq!((refused.call, refused.errno), ("unshare", Errno::INVAL));
+    }
 }

@@ -32,7 +32,7 @@ use crate::request::{Net, Request};
 use place::Rootfs;
 
 pub use cgroup::Cgroup;
-pub use volume::{Given, Pending};
+pub use volume::{Given, Handed, Pending};
 
 type Caused<T> = std::result::Result<T, Cause>;
 

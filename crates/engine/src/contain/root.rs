@@ -16,7 +16,7 @@ use crate::request::{Request, Root};
 /// Builds it and makes it the root; the old one, unless the caller's view stays as it is. The working directory is the
 /// container's directory in the state.
 pub(super) fn make(request: &Request, given: &Given) -> Caused<(Option<OwnedFd>, Vec<Pending>)> {
-    let root = match (&request.root, &given.root) {
+    let root = match (&request.root, &given.handed.root) {
         (Root::Caller, _) => {
             let root = Rootfs { fd: open_directory("/")? };
             let pending = volume::attach(&root, request, given)?;

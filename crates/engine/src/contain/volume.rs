@@ -14,40 +14,69 @@ use super::place::{Rootfs, copy_tree};
 use crate::error::{At, Result, Step, With};
 use crate::request::{Request, Root, Volume};
 
-/// Descriptors that travel with a request.
+/// What a request names on the host, opened.
 #[derive(Debug)]
-pub struct Given {
-    /// The container's own directory on the host, empty.
-    pub state: OwnedFd,
+pub struct Handed {
     /// The directory of [`Root::Dir`].
     pub root: Option<OwnedFd>,
     /// The volumes, in the order of the request.
     pub volumes: Vec<OwnedFd>,
 }
 
-impl Given {
-    /// Opens what a request names. In the front.
+/// Descriptors that travel with a request.
+#[derive(Debug)]
+pub struct Given {
+    /// The container's own directory on the host, empty.
+    pub state: OwnedFd,
+    /// What the caller hands in.
+    pub handed: Handed,
+}
+
+impl Handed {
+    /// Opens it. In the front.
     ///
     /// # Errors
     /// What the caller may not reach, or what is not there.
-    pub fn open(request: &Request, state: &Path) -> Result<Given> {
-        let place = |path: &Path, flags| {
-            open(path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).named("open", || format!("{path:?}"))
-        };
-        let directory = |path: &Path| place(path, OFlags::DIRECTORY).at(Step::Admit);
+    pub fn open(request: &Request) -> Result<Handed> {
         let root = match &request.root {
-            Root::Dir(path) => Some(directory(path).kind("root", path.display().to_string())?),
+            Root::Dir(path) => {
+                Some(place(path, OFlags::DIRECTORY).at(Step::Admit).kind("root", path.display().to_string())?)
+            }
             Root::Layered | Root::Caller => None,
         };
         let one = |v: &Volume| place(&v.host, OFlags::empty()).at(Step::Admit).kind("volume", v.name.clone());
         let volumes = request.volumes.iter().map(one).collect::<Result<_>>()?;
-        Ok(Given { state: directory(state)?, root, volumes })
+        Ok(Handed { root, volumes })
+    }
+}
+
+fn place(path: &Path, flags: OFlags) -> std::result::Result<OwnedFd, SysError> {
+    open(path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).named("open", || format!("{path:?}"))
+}
+
+/// Where an open place is, as the kernel knows it.
+///
+/// # Errors
+/// What /proc says.
+pub fn real_path(fd: &OwnedFd) -> std::result::Result<PathBuf, SysError> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path = rustix::fs::readlink(link.as_str(), Vec::new()).named("readlink", || link.clone())?;
+    Ok(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
+}
+
+impl Given {
+    /// With the container's directory. In the front.
+    ///
+    /// # Errors
+    /// The directory is not there.
+    pub fn new(handed: Handed, state: &Path) -> Result<Given> {
+        Ok(Given { state: place(state, OFlags::DIRECTORY).at(Step::Admit)?, handed })
     }
 
     /// The descriptors, to be sent.
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        std::iter::once(&self.state).chain(&self.root).chain(&self.volumes).map(AsFd::as_fd).collect()
+        std::iter::once(&self.state).chain(&self.handed.root).chain(&self.handed.volumes).map(AsFd::as_fd).collect()
     }
 
     /// Sorts received descriptors out; those left over belong to somebody else. In the keeper.
@@ -59,8 +88,10 @@ impl Given {
             || descriptors.next().ok_or(Errno::BADF).named("recvmsg", || "SCM_RIGHTS".into()).at(Step::Contain);
         Ok(Given {
             state: next()?,
-            root: matches!(request.root, Root::Dir(_)).then(&mut next).transpose()?,
-            volumes: request.volumes.iter().map(|_| next()).collect::<Result<_>>()?,
+            handed: Handed {
+                root: matches!(request.root, Root::Dir(_)).then(&mut next).transpose()?,
+                volumes: request.volumes.iter().map(|_| next()).collect::<Result<_>>()?,
+            },
         })
     }
 }
@@ -69,9 +100,7 @@ impl Given {
 ///
 /// The keeper has no more rights than the caller, so going by name gives nothing away; the comparison makes it exact.
 pub(super) fn again(fd: &OwnedFd) -> Caused<OwnedFd> {
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let path = rustix::fs::readlink(link.as_str(), Vec::new()).named("readlink", || link.clone())?;
-    let path = PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes()));
+    let path = real_path(fd)?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = open(&path, flags, Mode::empty()).named("open", || format!("{path:?}"))?;
     let of = |fd: &OwnedFd| fstat(fd).map(|s| (s.st_dev, s.st_ino)).named("fstat", || format!("{path:?}"));
@@ -103,7 +132,7 @@ impl Pending {
 /// Puts the volumes in their places; those that have none wait for what the image says.
 pub(super) fn attach(root: &Rootfs, request: &Request, given: &Given) -> Caused<Vec<Pending>> {
     let mut pending = Vec::new();
-    for (volume, fd) in request.volumes.iter().zip(&given.volumes) {
+    for (volume, fd) in request.volumes.iter().zip(&given.handed.volumes) {
         let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
         let tree = copy_tree(&again(fd)?, b"", attributes)?;

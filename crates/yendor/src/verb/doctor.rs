@@ -10,6 +10,7 @@ use serde_json::json;
 use yendor_engine::admit;
 use yendor_engine::contain::userns::Caller;
 use yendor_engine::request::{Net, Request, Root, Userns};
+use yendor_policy::host::{self, Person, Policy, Verb};
 
 use crate::failure::Outcome;
 use crate::{caller, print};
@@ -127,7 +128,7 @@ fn user_namespace() -> Finding {
         policy: yendor_engine::request::Policy::default(),
     };
     // The very question that `run` and `restore` ask; who got the answer goes when its connection does.
-    match admit::admit(&request) {
+    match admit::admit(&request, Verb::Run) {
         Ok(_admitted) => yes("user namespaces", "this user may have containers"),
         Err(e) => no("user namespaces", "refused", format!("no container can be started or restored\n{e}")),
     }
@@ -257,15 +258,18 @@ fn cgroup() -> Finding {
 
 fn policy() -> Finding {
     const WHAT: &str = "host policy";
-    const FILE: &str = "/etc/yendor/policy.toml";
-    match std::fs::metadata(FILE) {
-        Ok(_) => match std::fs::read(FILE) {
-            Ok(_) => fact(WHAT, FILE, "it can only narrow what the kernel allows"),
-            Err(e) => no(WHAT, format!("{FILE}: {e}"), "a policy that cannot be read denies everything"),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => yes(WHAT, format!("no {FILE}: the kernel alone decides")),
-        Err(e) => no(WHAT, format!("{FILE}: {e}"), "a policy that cannot be read denies everything"),
+    let policy = match Policy::load() {
+        Ok(policy) if policy.is_present() => policy,
+        Ok(_) => return yes(WHAT, format!("no {}: the kernel alone decides", host::FILE)),
+        Err(denial) => return no(WHAT, "denies everything", format!("{denial}\n{}", denial.hint)),
+    };
+    let lines = policy.explain(&Person::caller());
+    let text = |l: &host::Line| format!("{}{}: {}", if l.forbids { "NO  " } else { "" }, l.rule, l.meaning);
+    let meaning = lines.iter().map(text).collect::<Vec<_>>().join("\n");
+    if lines.iter().any(|l| l.forbids) {
+        return no(WHAT, format!("{} narrows what you may do", host::FILE), meaning);
     }
+    fact(WHAT, format!("{} can only narrow what the kernel allows", host::FILE), meaning)
 }
 
 fn lsm() -> Finding {

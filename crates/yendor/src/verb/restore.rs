@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use yendor_engine::admit;
 use yendor_engine::front::Source;
 use yendor_engine::request::{Net, Root};
 use yendor_engine::state::Places;
+use yendor_policy::host::Verb;
 
 use crate::container::{self, Now};
 use crate::failure::{Failure, Outcome};
@@ -44,6 +46,7 @@ impl Restore {
         self.options.refuse()?;
         let places = Places::from_environment();
         let image = reference::resolve(&places, &self.image)?;
+        self.ask()?;
         let (root, net) = surroundings(&image.path)?;
         let name = choose(&places, self.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;
@@ -61,6 +64,14 @@ impl Restore {
         .go(places);
         aside.settle();
         outcome
+    }
+
+    /// Whether the caller may have a container at all, before anything of the image is opened.
+    fn ask(&self) -> Result<(), Failure> {
+        let container = &self.options.container;
+        // What the image will say about root and network is not known yet, and is asked again when it is.
+        let request = container.request(String::new(), &self.options.volumes, Root::Layered, Net::Private)?;
+        Ok(admit::ask(&request, Verb::Restore, container.net.is_some())?)
     }
 }
 

@@ -1,0 +1,250 @@
+//! May this user have a container? Asked before anything of an image is opened: the kernel, then the host's policy.
+//!
+//! That an image has not been opened is seen with an image whose `format` is a FIFO in a directory that is watched by
+//! inotify: not even the directory may be opened.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use yendor_tests::{Flavour, Outcome, Started, Yendor, skipped};
+
+/// The flavours that can prepare a mount namespace: all of them, where we are root.
+fn flavours() -> Vec<Yendor> {
+    // SAFETY: no arguments, cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        skipped("a policy of the test's own");
+        return Vec::new();
+    }
+    [Flavour::Root, Flavour::RootUserns, Flavour::user()].into_iter().filter_map(Yendor::new).collect()
+}
+
+/// An image that tells whether somebody looked at it.
+struct Watched {
+    path: PathBuf,
+    inotify: i32,
+}
+
+impl Watched {
+    fn new(yendor: &Yendor) -> Watched {
+        let path = yendor.path("watched");
+        fs::create_dir(&path).expect("mkdir");
+        let fifo = std::ffi::CString::new(path.join("format").to_str().expect("UTF-8")).expect("no NUL");
+        let directory = std::ffi::CString::new(path.to_str().expect("UTF-8")).expect("no NUL");
+        // SAFETY: strings that outlive the calls; the descriptor is ours.
+        let inotify = unsafe {
+            assert_eq!(libc::mkfifo(fifo.as_ptr(), 0o666), 0);
+            libc::chmod(fifo.as_ptr(), 0o666);
+            libc::chmod(directory.as_ptr(), 0o755);
+            let inotify = libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC);
+            assert!(libc::inotify_add_watch(inotify, directory.as_ptr(), libc::IN_OPEN | libc::IN_ACCESS) > 0);
+            inotify
+        };
+        Watched { path, inotify }
+    }
+
+    fn was_opened(&self) -> bool {
+        let mut buffer = [0_u8; 4096];
+        // SAFETY: the buffer is ours and as long as said.
+        unsafe { libc::read(self.inotify, buffer.as_mut_ptr().cast(), buffer.len()) > 0 }
+    }
+
+    fn name(&self) -> &str {
+        self.path.to_str().expect("UTF-8")
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // SAFETY: ours, closed once.
+        unsafe { libc::close(self.inotify) };
+    }
+}
+
+/// Refused with exit code 5, in these words, and nothing is left.
+#[track_caller]
+fn denied(yendor: &Yendor, outcome: Outcome, words: &str) {
+    let outcome = outcome.exits(5);
+    assert!(outcome.stderr.contains(words), "{:?}: {}", yendor.flavour(), outcome.stderr);
+    assert!(outcome.stderr.contains("hint: "), "{}", outcome.stderr);
+    assert_eq!(yendor.tasks_left(), [] as [i32; 0]);
+    let left: Vec<_> = fs::read_dir(yendor.path("state/run")).into_iter().flatten().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_watched_image_notices_who_is_allowed_to_look() {
+    for yendor in flavours() {
+        let image = Watched::new(&yendor);
+        let outcome = yendor.call_under_policy(b"", &options(&yendor, &["restore", image.name()]));
+        // A FIFO is no file of an image: refused as damage, without being opened; but the directory was.
+        outcome.exits(4);
+        assert!(image.was_opened());
+    }
+}
+
+#[test]
+fn a_policy_denies_before_the_image_is_opened() {
+    for yendor in flavours() {
+        let image = Watched::new(&yendor);
+        for (policy, words) in [
+            ("restore = { users = ['no-such-user'], groups = [4294967] }", "policy.toml:1:11: restore: "),
+            ("\n  restor = {}", "policy.toml:2:3: "),
+            ("networks = [\"wifi\"]", "policy.toml:1:"),
+            ("[limits]\nmemory = \"x\"", "policy.toml:2:10: "),
+            ("networks = ['none']", "policy.toml:1:12: networks: --net private is not among: none"),
+            ("rootfs = ['/usr/share']", "policy.toml:1:10: rootfs: --rootfs /usr/lib"),
+        ] {
+            let asked = ["restore", image.name(), "--net", "private", "--rootfs", "/usr/lib"];
+            let asked = options(&yendor, &asked);
+            denied(&yendor, yendor.call_under_policy(policy.as_bytes(), &asked), words);
+            assert!(!image.was_opened(), "{policy}");
+        }
+        if *yendor.flavour() == Flavour::Root {
+            let asked = options(&yendor, &["restore", image.name()]);
+            denied(&yendor, yendor.call_under_policy(b"userns-host = false", &asked), "userns-host: --userns host");
+            assert!(!image.was_opened());
+        }
+    }
+}
+
+/// With the options of the flavour.
+fn options<'a>(yendor: &Yendor, words: &[&'a str]) -> Vec<&'a str> {
+    [words, yendor.flavour().options()].concat()
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_denies_run_restore_and_checkpoint() {
+    for yendor in flavours() {
+        let image = Watched::new(&yendor);
+        // A FIFO would block whoever opens it for reading; a file that all may write is nobody's policy.
+        for (damage, words) in [
+            ("mkfifo $F", "not a regular file"),
+            ("ln -s nowhere $F", "a symbolic link that leads nowhere"),
+            ("touch $F; chmod 666 $F", "others than its owner may write it"),
+            ("mkdir $F", "not a regular file"),
+        ] {
+            let script = format!(
+                "umask 022; mkdir -p $PLACE/etc; mount -t tmpfs etc $PLACE/etc; cp -a /etc/. $PLACE/etc; \
+                 rm -rf $PLACE/etc/yendor; mkdir $PLACE/etc/yendor; F=$PLACE/etc/yendor/policy.toml; {damage}; \
+                 mount --bind $PLACE/etc /etc; exec \"$@\""
+            );
+            // Never another process than our own: should the policy not hold, this one is frozen.
+            let mut sleep = Command::new("sleep");
+            let sleep = Started::new(sleep.arg("60"));
+            let pid = sleep.pid().to_string();
+            for asked in [
+                vec!["restore", image.name()],
+                vec!["run", "--", "true"],
+                vec!["checkpoint", "--pid", &pid, "-o", "/nowhere"],
+            ] {
+                let host = if asked[0] == "checkpoint" { &[][..] } else { yendor.flavour().options() };
+                let asked = [host, &asked[..]].concat();
+                let asked = reordered(&asked);
+                let outcome = yendor.to_its_end(yendor.sheltered(&script, &asked), asked.join(" "));
+                denied(&yendor, outcome, words);
+            }
+            assert!(!image.was_opened(), "{damage}");
+        }
+    }
+}
+
+/// The verb first, then options.
+fn reordered<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    let verb = words.iter().position(|w| ["run", "restore", "checkpoint"].contains(w)).expect("a verb");
+    let (options, rest) = words.split_at(verb);
+    let (verb, rest) = rest.split_first().expect("a verb");
+    [&[*verb], options, rest].concat()
+}
+
+#[test]
+fn a_policy_narrows_what_a_container_gets() {
+    for yendor in flavours() {
+        let run = |policy: &str, words: &[&str]| {
+            let asked = reordered(&[yendor.flavour().options(), &["run", "--rm"], words].concat());
+            yendor.call_under_policy(policy.as_bytes(), &asked)
+        };
+        run("networks = ['private']\nuserns-host = true\n", &["--", "true"]).exits(0);
+        denied(&yendor, run("networks = ['none']", &["--", "true"]), ":1:12: networks: --net private");
+        denied(&yendor, run("run = {}", &["--", "true"]), "run: ");
+        let volumes = "[volumes]\nread-only = ['/usr/share']\n";
+        run(volumes, &["--volume", "d=/usr/share:/mnt:ro", "--", "test", "-d", "/mnt"]).exits(0);
+        denied(
+            &yendor,
+            run(volumes, &["--volume", "d=/usr/share:/mnt", "--", "true"]),
+            "volumes: volume d: /usr/share",
+        );
+        // By another name it is still what it is.
+        let link = yendor.path("link");
+        std::os::unix::fs::symlink("/usr/lib", &link).expect("symlink");
+        let volume = format!("d={}:/mnt:ro", link.display());
+        denied(&yendor, run(volumes, &["--volume", &volume, "--", "true"]), "volume d: /usr/lib");
+        fs::remove_file(link).expect("rm");
+        denied(&yendor, run("[limits]\npids = 5\n", &["--pids", "6", "--", "true"]), "limits: pids 6 is more than 5");
+    }
+}
+
+#[test]
+fn doctor_explains_the_policy() {
+    for yendor in flavours() {
+        let policy = b"restore = { users = ['no-such-user'] }\nnetworks = ['private']\n";
+        let said = yendor.call_under_policy(policy, &["doctor"]).stdout;
+        assert!(said.contains("NO  restore: only users no-such-user; you may not (line 1)"), "{said}");
+        assert!(said.contains("networks: only private (line 2)"), "{said}");
+        let said = yendor.call_under_policy(b"x", &["doctor"]).exits(5).stdout;
+        assert!(said.contains("denies everything") && said.contains("policy.toml:1:2: "), "{said}");
+    }
+}
+
+/// In a user namespace of the test's own, where no other may be made.
+#[test]
+fn no_user_namespaces_left_denies_before_the_image_is_opened() {
+    for yendor in flavours().into_iter().filter(|y| *y.flavour() != Flavour::Root) {
+        let image = Watched::new(&yendor);
+        let mut command = yendor.program("unshare".as_ref());
+        let script = "echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"";
+        let binary = yendor_tests::yendor_binary();
+        command.args(["-Ur", "sh", "-ec", script, "sh"]).arg(binary).args(["restore", image.name()]);
+        let outcome = yendor.to_its_end(command, "restore without user namespaces".into());
+        denied(&yendor, outcome, "max_user_namespaces");
+        assert!(!image.was_opened());
+    }
+}
+
+#[test]
+fn a_filter_that_denies_namespaces_denies_before_the_image_is_opened() {
+    for yendor in flavours() {
+        let image = Watched::new(&yendor);
+        for (call, name) in [(libc::SYS_unshare, "unshare"), (libc::SYS_clone3, "clone3")] {
+            let mut command = yendor.command(&options(&yendor, &["restore", image.name()]));
+            refuse(&mut command, call);
+            denied(&yendor, yendor.to_its_end(command, format!("restore without {name}")), name);
+            assert!(!image.was_opened(), "{name}");
+        }
+    }
+}
+
+/// The command gets `EPERM` from one system call.
+fn refuse(command: &mut Command, call: libc::c_long) {
+    let call = u32::try_from(call).expect("a small number");
+    let filter = [
+        libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 },
+        libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: call },
+        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x0005_0001 },
+        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x7fff_0000 },
+    ];
+    let install = move || {
+        let program = libc::sock_fprog { len: 4, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: the filter lives as long as the closure, which outlives the calls; system calls only.
+        let failed = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+                || libc::prctl(libc::PR_SET_SECCOMP, 2, &raw const program) != 0
+        };
+        if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: the closure makes system calls only and takes no lock.
+    unsafe { command.pre_exec(install) };
+}
