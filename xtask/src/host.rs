@@ -30,6 +30,10 @@ const PACKAGES: &[Package] = &[
     Package { names: &["bubblewrap"], why: "containers that Yendor did not start" },
     Package { names: &["strace"], why: "tasks that somebody traces already" },
     Package { names: &["procps"], why: "ps and friends inside containers" },
+    Package { names: &["qemu-system-x86"], why: "machines with the security modules that this kernel lacks" },
+    Package { names: &["busybox-static"], why: "the programs of those machines" },
+    Package { names: &["apparmor"], why: "compiles policies for them" },
+    Package { names: &["checkpolicy"], why: "likewise, for SELinux" },
     Package { names: &["util-linux"], why: "unshare, runuser, taskset" },
 ];
 

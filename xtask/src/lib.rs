@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod host;
+pub mod lab;
 pub mod layers;
 pub mod soak;
 pub mod source;

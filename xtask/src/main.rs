@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use xtask::{Outcome, bench, soak, suite};
+use xtask::{Outcome, bench, lab, soak, suite};
 
 /// Chores of the Yendor workspace.
 #[derive(Parser)]
@@ -18,6 +18,8 @@ enum Verb {
     Test(suite::Options),
     /// Measure Yendor against yardsticks taken in the same run; writes docs/bench.md
     Bench(bench::Options),
+    /// Boot virtual machines with security modules that this kernel does not have, and test there
+    Lab(lab::Options),
     /// Run the sweeps of the tests at full length
     Soak(soak::Options),
     /// What the benchmark compares Yendor with
@@ -42,6 +44,7 @@ fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Test(options) => suite::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Lab(options) => lab::run(&options),
         Verb::Soak(options) => soak::run(&options),
         Verb::Yardstick { yardstick } => yardstick.run(),
     }

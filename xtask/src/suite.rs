@@ -1,12 +1,12 @@
 //! `cargo xtask test`: everything that must hold, as a list of stages.
 
 use crate::stage::{Act, Session, Stage, chosen};
-use crate::{Outcome, host};
+use crate::{Outcome, host, lab};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Only these stages: host, fmt, clippy, build, test
+    /// Only these stages: host, fmt, clippy, build, test, lab
     stages: Vec<String>,
 }
 
@@ -27,6 +27,11 @@ const STAGES: &[Stage] = &[
         name: "test",
         why: "unit, golden, law and probe tests, house rules and real programs",
         act: Act::Cargo(&["test", "--workspace", "--no-fail-fast"]),
+    },
+    Stage {
+        name: "lab",
+        why: "security modules that this kernel does not have, in virtual machines",
+        act: Act::Inside(lab::stage),
     },
 ];
 

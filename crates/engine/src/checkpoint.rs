@@ -75,6 +75,7 @@ fn us(since: Instant) -> u64 {
 pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<Summary> {
     admit::may(Verb::Checkpoint)?;
     let proc = open_directory("/proc").at(Step::Freeze)?;
+    refuse_old_kernel(&proc).at(Step::Freeze)?;
     raise_descriptor_limit();
     let writer = Writer::create(output).at(Step::Store)?;
     let begin = Instant::now();
@@ -131,6 +132,21 @@ fn end(target: &Target, tree: FrozenTree, options: &Options) -> Result<()> {
 fn open_directory(path: &str) -> std::result::Result<OwnedFd, SysError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).named("open", || path.into())
+}
+
+/// Without this call nobody can say which pages hold something; its absence would show late, and as something else.
+fn refuse_old_kernel(proc: &OwnedFd) -> std::result::Result<(), Cause> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let pagemap = rustix::fs::openat(proc, "self/pagemap", flags, Mode::empty());
+    let pagemap = pagemap.named("openat", || "/proc/self/pagemap".into())?;
+    match yendor_sys::pagemap::scan(pagemap.as_fd(), 4096, 8192) {
+        Err(e) if e.errno == yendor_sys::Errno::NOTTY => {
+            let release = rustix::system::uname().release().to_string_lossy().into_owned();
+            let what = format!("checkpoints under Linux {release}: PAGEMAP_SCAN came with 6.7");
+            Err(Cause::unsupported(what))
+        }
+        other => Ok(other.map(drop)?),
+    }
 }
 
 fn raise_descriptor_limit() {

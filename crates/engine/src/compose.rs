@@ -4,7 +4,7 @@ use rustix::fs::{Access, AtFlags};
 use yendor_image::{Bytes, FdNum, FileId, NsPid};
 use yendor_kinds::file::Descriptor;
 use yendor_kinds::process::{Exec, Record, State, Terminal, credential, directory};
-use yendor_kinds::snapshot::{Container, Machine, Root, Snapshot};
+use yendor_kinds::snapshot::{Container, Machine, Root, Security, Snapshot};
 use yendor_policy::capability;
 use yendor_sys::{Errno, SysError};
 
@@ -63,7 +63,12 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
     let process =
         Record { pid: FIRST, parent: NsPid(1), group: FIRST, session: FIRST, state: State::Exec(Box::new(exec)) };
     Ok(Snapshot {
-        machine: Machine { architecture: "x86_64".into(), kernel: String::new(), vdso: None },
+        machine: Machine {
+            architecture: "x86_64".into(),
+            kernel: String::new(),
+            vdso: None,
+            security: Security::default(),
+        },
         container: Container {
             hostname: Bytes(request.hostname.clone().unwrap_or_else(|| request.name.clone()).into_bytes()),
             domainname: Bytes(rustix::system::uname().domainname().to_bytes().to_vec()),

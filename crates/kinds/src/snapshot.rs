@@ -33,6 +33,30 @@ pub struct Machine {
     pub kernel: String,
     /// The vdso that the tasks have mapped: its pages are the kernel's and must be the same at restore.
     pub vdso: Option<yendor_image::Digest>,
+    /// Its security modules.
+    pub security: Security,
+}
+
+/// The security modules of a checkpoint's machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Security {
+    /// Names of all that were active, in their order.
+    pub active: Vec<String>,
+    /// Those that label tasks, with their policy.
+    pub policies: Vec<Policy>,
+}
+
+/// Which policy a security module had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// The module's name.
+    pub module: String,
+    /// Digests by what they are of, as far as the labels of the image need it; none: whoever took the image could not read it.
+    pub parts: Option<Vec<(String, String)>>,
+    /// Which boot, and which load of a policy since then.
+    pub load: Option<String>,
 }
 
 /// What the container looked like; content, not authority.

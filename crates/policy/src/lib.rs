@@ -3,4 +3,5 @@
 pub mod capability;
 pub mod host;
 pub mod landlock;
+pub mod lsm;
 pub mod seccomp;

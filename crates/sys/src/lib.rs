@@ -11,6 +11,7 @@ pub mod inet;
 pub mod ipc;
 pub mod kcmp;
 pub mod landlock;
+pub mod lsm;
 pub mod mapping;
 pub mod mount;
 pub mod namespace;

@@ -7,6 +7,7 @@ mod address_space;
 mod ghost;
 pub mod ipc;
 mod process;
+mod security;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +18,7 @@ use yendor_kinds::file::{Descriptor, Gather};
 use yendor_kinds::process::{Record, State, Terminal};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
 use yendor_kinds::{Cause, Named, memory};
+use yendor_policy::lsm::Here;
 use yendor_proc::{stat, status};
 use yendor_sys::SysError;
 use yendor_sys::futex::RobustList;
@@ -77,6 +79,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
     let terminals = terminals(gather).at(Step::Collect)?;
     let mut robust = RobustList::register().at(Step::Collect)?;
     let mut memory = Memory::new(writer).at(Step::Collect)?;
+    let modules = Here::look();
     let mut processes = Vec::new();
     let mut unknown_stops = BTreeSet::new();
     for facts in &order {
@@ -97,6 +100,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
                     terminal,
                     stopped_children,
                     unknown_stops: &mut unknown_stops,
+                    modules: &modules,
                     memory: &mut memory,
                 };
                 let alive = one.collect(held, &mut robust).at(Step::Collect).task(inside.0)?;
@@ -113,8 +117,9 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
     }
     gather.finish().at(Step::Collect)?;
     let (objects, vdso) = memory.finish(gather).at(Step::Store)?;
+    let security = security::collect(&modules, &processes);
     Ok(Snapshot {
-        machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso },
+        machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso, security },
         container,
         processes,
         files: std::mem::take(&mut gather.entries),

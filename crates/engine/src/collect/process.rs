@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use yendor_image::{Bytes, Tid};
 use yendor_kinds::file::{Descriptor, Gather};
 use yendor_kinds::process::{
-    Alive, Inquiry, Question, Stop, Terminal, Thread, attribute, credential, directory, half_at, itimer, posix_timer,
-    regs, rlimit, rseq, sched, sigaction, signal,
+    Alive, Inquiry, Question, Stop, Terminal, Thread, attribute, credential, directory, half_at, itimer, label,
+    posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named, Result, memory};
+use yendor_policy::lsm::Here;
 use yendor_proc::{limits, personality, status, timers};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
@@ -38,6 +39,8 @@ pub struct Collecting<'a, 'g, 'w> {
     pub stopped_children: Vec<i32>,
     /// Stopped processes whose parent has not waited for the stop yet, by their id inside.
     pub unknown_stops: &'a mut BTreeSet<i32>,
+    /// The security modules of this machine.
+    pub modules: &'a Here,
     /// What was collected of memory.
     pub memory: &'a mut Memory<'w>,
 }
@@ -196,7 +199,10 @@ impl Collecting<'_, '_, '_> {
         let comm = self.file(&format!("task/{tid}/comm"))?;
         let name = Bytes(comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec());
         let personality = personality::parse(&read_proc(self.proc.as_fd(), &format!("{pid}/task/{tid}/personality"))?)?;
+        let domain = |tid| self.modules.tomoyo_domain(tid);
+        let labels = label::collect(self.proc, (pid, tid), &self.modules.modules(), domain)?;
         Ok(Thread {
+            labels,
             tid: Tid(status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid)),
             regs: regs::collect(stopped, general, pending)?,
             signals,

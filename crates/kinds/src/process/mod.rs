@@ -8,6 +8,7 @@ pub mod attribute;
 pub mod credential;
 pub mod directory;
 pub mod itimer;
+pub mod label;
 pub mod landlock;
 pub mod posix_timer;
 pub mod regs;
@@ -138,6 +139,8 @@ pub struct Thread {
     pub credentials: credential::Record,
     /// The rest of what belongs to a thread.
     pub attributes: attribute::Thread,
+    /// Its security labels.
+    pub labels: Vec<label::Label>,
 }
 
 /// A process that starts with execve.

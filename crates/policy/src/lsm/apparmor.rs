@@ -1,0 +1,88 @@
+//! AppArmor: a policy is many profiles, each with a digest of its own.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Dir, OFlags};
+
+use super::{open, read};
+
+/// Profiles lie in profiles and in namespaces; deeper than this nobody nests them.
+const DEEPEST: usize = 8;
+
+/// The digests of the profiles that these labels are made of.
+pub(super) fn parts(security: Option<&OwnedFd>, labels: &[&[u8]]) -> Option<BTreeMap<String, String>> {
+    let wanted: Vec<String> = labels.iter().flat_map(|label| components(label)).collect();
+    if wanted.is_empty() {
+        return Some(BTreeMap::new());
+    }
+    let mut found = BTreeMap::new();
+    let policy = open(security?, "apparmor/policy", OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
+    namespace(&policy, "", DEEPEST, &mut found)?;
+    // A profile that is not there is no part: that it is missing shows in the comparison.
+    Some(wanted.into_iter().filter_map(|name| Some((name.clone(), found.get(&name)?.clone()))).collect())
+}
+
+/// Which load this is: the kernel counts every change of its policy.
+pub(super) fn load(security: Option<&OwnedFd>) -> Option<String> {
+    // One read only: a second one would wait for the next change.
+    let file = open(security?, "apparmor/revision", OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
+    let mut text = [0_u8; 32];
+    let count = rustix::io::read(&file, &mut text).ok()?;
+    Some(String::from_utf8_lossy(text.get(..count)?).trim().to_owned())
+}
+
+/// The profiles that a label consists of (`a//&b` is both at once, `a//b` is one, `unconfined` is none).
+pub(super) fn components(label: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(label);
+    text.split("//&").filter(|part| !part.is_empty() && !is_unconfined(part)).map(str::to_owned).collect()
+}
+
+fn is_unconfined(part: &str) -> bool {
+    part == "unconfined" || (part.starts_with(':') && part.ends_with(":unconfined"))
+}
+
+fn namespace(dir: &OwnedFd, prefix: &str, depth: usize, found: &mut BTreeMap<String, String>) -> Option<()> {
+    profiles(dir, prefix, depth, found)?;
+    for name in names(dir, "namespaces").unwrap_or_default() {
+        let below = open(dir, &format!("namespaces/{name}"), OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
+        let prefix = if prefix.is_empty() { format!(":{name}:") } else { format!("{prefix}{name}:") };
+        if depth > 0 {
+            namespace(&below, &prefix, depth - 1, found)?;
+        }
+    }
+    Some(())
+}
+
+/// `profiles` of a namespace or of a profile: children are named `parent//child`.
+fn profiles(dir: &OwnedFd, prefix: &str, depth: usize, found: &mut BTreeMap<String, String>) -> Option<()> {
+    for entry in names(dir, "profiles")? {
+        let profile = open(dir, &format!("profiles/{entry}"), OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
+        let name = format!("{prefix}{}", read(&profile, "name")?.trim_end_matches('\n'));
+        let digest =
+            ["sha256", "sha1"].iter().find_map(|kind| Some(format!("{kind} {}", read(&profile, kind)?.trim())));
+        found.insert(name.clone(), digest?);
+        if depth > 0 && names(&profile, "profiles").is_some() {
+            profiles(&profile, &format!("{name}//"), depth - 1, found)?;
+        }
+    }
+    Some(())
+}
+
+fn names(dir: &OwnedFd, path: &str) -> Option<Vec<String>> {
+    let list = Dir::read_from(open(dir.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY).ok()?).ok()?;
+    let names = list.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Some(names.filter(|name| name != "." && name != "..").collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::components;
+
+    #[test]
+    fn labels_fall_into_profiles() {
+        assert_eq!(components(b"/usr/sbin/a b//&c//hat//&:ns:d"), ["/usr/sbin/a b", "c//hat", ":ns:d"]);
+        assert_eq!(components(b"unconfined//&x//&:ns:unconfined"), ["x"]);
+        assert!(components(b"unconfined").is_empty());
+    }
+}

@@ -1,0 +1,29 @@
+//! The init of a virtual machine of `cargo xtask lab`, and the tests that it runs.
+//!
+//! As `/init` of the initramfs it makes a root file system that one can pivot from, mounts what a host has, loads
+//! modules and policies, runs [`table::TESTS`] in a child, and writes what became of it to qemu's exit device.
+//!
+//! Other uses: `lab-guest run` runs the tests; `lab-guest enter MODULE LABEL COMMAND...` starts a command with a label.
+#![allow(unsafe_code)]
+
+mod enter;
+mod init;
+mod place;
+mod table;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["run"] => table::run(),
+        ["enter", module, label, command @ ..] => enter::enter(module, label, command),
+        ["second"] => init::second(),
+        _ if std::process::id() == 1 => init::first(),
+        _ => {
+            eprintln!("lab-guest is the init of a virtual machine: cargo xtask lab");
+            ExitCode::from(2)
+        }
+    }
+}

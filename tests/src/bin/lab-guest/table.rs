@@ -1,0 +1,90 @@
+//! The tests of the lab: one table, one runner.
+
+use crate::place::Place;
+use std::panic;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use yendor_tests::{Flavour, Via, Yendor, probe_survives};
+
+/// One test.
+pub struct Test {
+    /// What holds.
+    pub name: &'static str,
+    /// Where.
+    pub on: On,
+    /// Panics when it does not hold.
+    pub test: fn(),
+}
+
+/// The machines that a test is for.
+pub enum On {
+    /// All.
+    Any,
+    /// Those with PAGEMAP_SCAN, without which there are no checkpoints.
+    Checkpoints,
+    /// Those without.
+    NoCheckpoints,
+}
+
+/// Linux with PAGEMAP_SCAN.
+const CHECKPOINTS: (u32, u32) = (6, 7);
+
+/// All of them.
+pub const TESTS: &[Test] = &[
+    Test { name: "run as root", on: On::Any, test: || runs(Flavour::RootUserns) },
+    Test { name: "run as root on the host", on: On::Any, test: || runs(Flavour::Root) },
+    Test { name: "run as a user", on: On::Any, test: || runs(user()) },
+    Test { name: "a probe survives as root", on: On::Checkpoints, test: || survives(Flavour::RootUserns) },
+    Test { name: "a probe survives as a user", on: On::Checkpoints, test: || survives(user()) },
+    Test { name: "a checkpoint is refused by name", on: On::NoCheckpoints, test: refused },
+];
+
+fn user() -> Flavour {
+    Flavour::User("yendor-test".into())
+}
+
+fn runs(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { panic!("the guest is root") };
+    yendor.call(&[&["run", "--rm"], yendor.flavour().options(), &["--", "true"]].concat()).exits(0);
+}
+
+fn survives(flavour: Flavour) {
+    probe_survives("threads", flavour, Via::Container);
+}
+
+fn refused() {
+    let Some(yendor) = Yendor::new(user()) else { panic!("the guest is root") };
+    let name = yendor.fresh("sleeper");
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    let image = yendor.path("image");
+    let said = yendor.call(&["checkpoint", &name, "-o", &image.to_string_lossy()]).exits(3).stderr;
+    assert!(said.contains("PAGEMAP_SCAN"), "{said}");
+    assert!(!image.exists() && !yendor.tasks_left().is_empty());
+}
+
+/// Runs those of this machine: one line for each, and exit code 1 if one failed.
+pub fn run() -> ExitCode {
+    let place = Place::read();
+    println!("lab: machine {} with {}", place.machine, place.modules.join(","));
+    let mut failed = 0;
+    for test in TESTS {
+        let wanted = place.only.as_ref().is_none_or(|word| test.name.contains(word.as_str()));
+        let here = match test.on {
+            On::Any => true,
+            On::Checkpoints => place.kernel >= CHECKPOINTS,
+            On::NoCheckpoints => place.kernel < CHECKPOINTS,
+        };
+        if !wanted || !here {
+            continue;
+        }
+        let begin = Instant::now();
+        let passed = panic::catch_unwind(test.test).is_ok();
+        println!("lab: {} {} ({})", if passed { "pass" } else { "FAIL" }, test.name, seconds(begin.elapsed()));
+        failed += u32::from(!passed);
+    }
+    ExitCode::from(u8::from(failed > 0))
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
