@@ -140,3 +140,41 @@ fn what_cannot_be_enforced_is_refused_and_nothing_is_left() {
         assert!(yendor.tasks_left().is_empty(), "{:?}", yendor.tasks_left());
     });
 }
+
+/// Holds a file open that nobody may open any more.
+const CLOSED: &str = "echo text >/tmp/closed; exec 5<>/tmp/closed; chmod 000 /tmp/closed; \
+    trap 'cat <&5; exit 7' USR1; echo ready; while :; do sleep 0.1; done";
+
+#[test]
+fn a_file_of_mode_000_comes_back_unless_the_policy_is_enforced_early_and_forbids_it() {
+    everybody(|yendor| {
+        let (first, image) = (yendor.fresh("a"), yendor.path("image"));
+        yendor.run_detached(&first, &["sh", "-c", CLOSED]);
+        yendor.wait_for_log(&first, "ready", PATIENCE);
+        yendor.checkpoint(&first, &image);
+        let restores = |options: &[&str]| {
+            let name = yendor.fresh("b");
+            yendor.restore_with(&image, &name, options).exits(0);
+            yendor.kill(&name, "USR1");
+            assert_eq!(yendor.wait(&name), 7, "{}", yendor.logs(&name));
+            assert_eq!(yendor.logs(&name), "text\n");
+        };
+        let without_tmp = ["--landlock", "exec:/usr", "--landlock", "rw:/dev"];
+        let with_tmp = [&without_tmp[..], &["--landlock", "rw:/tmp"]].concat();
+        restores(&[]);
+        restores(&without_tmp);
+        restores(&["--enforce", "early"]);
+        restores(&[&["--enforce", "early"], &with_tmp[..]].concat());
+        let refused = |options: &[&str], by: &str| {
+            let name = yendor.fresh("b");
+            let outcome = yendor.restore_with(&image, &name, &[&["--enforce", "early"], options].concat()).exits(5);
+            for word in ["rebuild", "/tmp/closed", "EACCES", by] {
+                assert!(outcome.stderr.contains(word), "{word}: {}", outcome.stderr);
+            }
+            assert!(yendor.tasks_left().is_empty(), "{:?}", yendor.tasks_left());
+            assert!(!yendor.path("state/run").join(&name).exists(), "its directory is left");
+        };
+        refused(&without_tmp, "denied by: Landlock");
+        refused(&["--cap-drop", "DAC_OVERRIDE"], "denied by: capabilities");
+    });
+}

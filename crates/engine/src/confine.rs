@@ -16,12 +16,12 @@ use yendor_kinds::process::credential;
 use yendor_kinds::process::landlock::{Layer, Rule};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::capability;
-use yendor_policy::landlock::Domain;
+use yendor_policy::landlock::{self as policy, Domain};
 use yendor_sys::{SysError, landlock};
 use yendor_task::Script;
 
 use crate::error::{At, Error, Result, Step, With};
-use crate::request::{Request, Seccomp};
+use crate::request::{Enforce, Request, Seccomp};
 
 /// The policy, ready to be applied.
 pub struct Confine<'a> {
@@ -76,6 +76,39 @@ impl<'a> Confine<'a> {
         Ok(())
     }
 
+    /// Makes the image's files, with `--enforce early` under the policy: each call that opens, binds or connects is judged
+    /// as the container's own would be. Seccomp is not among it: it judges calls, and these are ours, not the program's.
+    /// `places` are outside the container, where the keeper reads from.
+    ///
+    /// # Errors
+    /// `make`'s; what hindered the policy from being put in force.
+    pub fn early<T: Send>(
+        &self,
+        request: &Request,
+        places: &[OwnedFd],
+        make: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        if request.policy.enforce == Enforce::Late {
+            return make();
+        }
+        let ruleset = self.domain.as_ref().map(|d| d.with_places(places)).transpose().at(Step::Confine)?;
+        landlock::confined(ruleset.as_ref(), self.dropped, make).at(Step::Confine)?
+    }
+
+    /// Says that it was the policy, if what was denied under it is possible without it.
+    #[must_use]
+    pub fn blame(&self, mut error: Error, possible: impl FnOnce() -> bool) -> Error {
+        if error.cause.is_denied() && possible() {
+            let policy = match (self.domain.is_some(), self.dropped != 0) {
+                (true, false) => "Landlock: the container's --landlock rules",
+                (false, _) => "capabilities: the container's --cap-drop",
+                (true, true) => "the container's --landlock rules or --cap-drop",
+            };
+            error.by = Some(format!("{policy}, in force from the start (--enforce early)"));
+        }
+        error
+    }
+
     /// What holds for everybody, in pid 1.
     ///
     /// # Errors
@@ -118,6 +151,19 @@ impl Ready {
         let ruleset = layer.ruleset()?;
         let number = lift(&ruleset)?;
         Ok(Ready { layer, ruleset, number })
+    }
+}
+
+impl Ready {
+    /// A ruleset of its own that also allows to read at these places.
+    fn with_places(&self, places: &[OwnedFd]) -> std::result::Result<OwnedFd, Cause> {
+        let ruleset = self.layer.ruleset()?;
+        self.layer.fill(&ruleset, open_in_container)?;
+        let read = policy::fs::READ & self.layer.fs;
+        if read != 0 {
+            places.iter().try_for_each(|place| landlock::allow_beneath(&ruleset, read, place))?;
+        }
+        Ok(ruleset)
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Error {
     pub cause: Box<Cause>,
     /// Whether the original state is no longer intact.
     pub broken: bool,
+    /// Who denied it, where that is known.
+    pub by: Option<String>,
 }
 
 /// A result of the engine.
@@ -79,6 +81,9 @@ impl fmt::Display for Error {
             write!(f, " {object}")?;
         }
         write!(f, ": {}", self.cause)?;
+        if let Some(by) = &self.by {
+            write!(f, "\n  denied by: {by}")?;
+        }
         if let Some(hint) = self.hint() {
             write!(f, "\n  hint: {hint}")?;
         }
@@ -90,7 +95,7 @@ impl Error {
     /// A failure in a step.
     pub fn new(step: Step, cause: impl Into<Cause>) -> Self {
         let place = Place { step, task: None, kind: None, object: None };
-        Self { place, cause: Box::new(cause.into()), broken: false }
+        Self { place, cause: Box::new(cause.into()), broken: false, by: None }
     }
 
     /// With this task.

@@ -107,7 +107,7 @@ pub fn launch(what: &Launch) -> Result<Started> {
         Err(e) => {
             // The keeper cleans up behind itself; the directory is ours.
             admit::gone(pid);
-            let _ = std::fs::remove_dir_all(&path);
+            let _ = crate::state::remove(&path);
             Err(e)
         }
     }

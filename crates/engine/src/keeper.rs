@@ -92,7 +92,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     let image = if startup.spec.is_none() { Some(next().at(Step::Load)?) } else { None };
     let given = Given::received(&startup.request, &mut descriptors)?;
     raise_descriptor_limit();
-    let contained = contain::prepare(&startup.request, given)?;
+    let mut contained = contain::prepare(&startup.request, given)?;
     // What a terminal shows while nobody looks goes to the log.
     let log = stdio[1].try_clone().map_err(|e| SysError::io("dup", "log", &e)).at(Step::Contain)?;
     let console = (startup.stdio == Stdio::Terminal).then(Console::open).transpose().at(Step::Contain)?;
@@ -115,7 +115,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     let layers = own_file_systems(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
         set_names(startup, &snapshot).at(Step::Rebuild)?;
-        clocks = continue_clocks(&contained, snapshot.container.clocks)?;
+        clocks = continue_clocks(&mut contained, snapshot.container.clocks);
         fill_layers(&snapshot, reader).at(Step::Rebuild)?;
         if let Some(record) = &snapshot.container.ipc {
             ipc::rebuild(record, contained.host_proc.as_fd(), reader).at(Step::Rebuild).kind("namespace", "ipc")?;
@@ -159,10 +159,7 @@ fn build(
     workshop.clocks = clocks;
     let proc = proc()?;
     let finishing = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Rebuild)?;
-    let late_mounts = contained.late_mounts.clone();
-    let mut contained = contained;
-    let seal = Box::new(move || contained.seal().map_err(|e| *e.cause));
-    let rebuilt = rebuild(Materials { snapshot, reader, request, workshop, proc, late_mounts, seal })?;
+    let rebuilt = rebuild(Materials { snapshot, reader, request, workshop, proc, contained })?;
     if let Some(record) = &snapshot.container.ipc {
         ipc::finish(record, finishing.as_fd()).at(Step::Thaw).kind("namespace", "ipc")?;
     }
@@ -205,7 +202,7 @@ fn set_names(startup: &Startup, snapshot: &Snapshot) -> std::result::Result<(), 
 }
 
 /// The container's clocks go on from where they stood.
-fn continue_clocks(contained: &Contained, (monotonic, boottime): (u64, u64)) -> Result<Clocks> {
+fn continue_clocks(contained: &mut Contained, (monotonic, boottime): (u64, u64)) -> Clocks {
     use rustix::time::{ClockId, Timespec, clock_gettime};
     let distance = |saved: u64, clock| -> i128 {
         let now = clock_gettime(clock);
@@ -216,9 +213,9 @@ fn continue_clocks(contained: &Contained, (monotonic, boottime): (u64, u64)) -> 
         tv_nsec: i64::try_from(ns.rem_euclid(1_000_000_000)).unwrap_or(0),
     };
     let (monotonic, boottime) = (distance(monotonic, ClockId::Monotonic), distance(boottime, ClockId::Boottime));
-    contained.set_time_offsets(time(monotonic), time(boottime))?;
+    contained.set_time_offsets(time(monotonic), time(boottime));
     let ahead = |ns: i128| i64::try_from(ns).unwrap_or(0);
-    Ok(Clocks { monotonic: ahead(monotonic), boottime: ahead(boottime) })
+    Clocks { monotonic: ahead(monotonic), boottime: ahead(boottime) }
 }
 
 /// The file systems of an image, into those of this container.

@@ -103,6 +103,49 @@ pub fn read(container: &Path) -> io::Result<State> {
     serde_json::from_slice(&text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
+/// Removes a container's directory with everything below. Files of subordinate ids can be removed only in a user
+/// namespace that maps them.
+///
+/// # Errors
+/// What is left, and why.
+pub fn remove(container: &Path) -> io::Result<()> {
+    open_up(container);
+    match std::fs::remove_dir_all(container) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => remove_mapped(container),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The work directory of an overlay has mode 000.
+fn open_up(directory: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let Ok(metadata) = entry.metadata() else { continue };
+        if !metadata.is_dir() {
+            continue;
+        }
+        if metadata.permissions().mode() & 0o700 != 0o700 {
+            // If it is not ours, removing it says so.
+            let _ = std::fs::set_permissions(entry.path(), PermissionsExt::from_mode(0o700));
+        }
+        open_up(&entry.path());
+    }
+}
+
+/// By `unshare` and `rm` of the host, in a user namespace with all of the caller's ids.
+fn remove_mapped(directory: &Path) -> io::Result<()> {
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--map-auto", "--", "rm", "-rf", "--"]).arg(directory);
+    let said = match command.output() {
+        Ok(output) if output.status.success() => return Ok(()),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(e) => format!("unshare: {e}"),
+    };
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("files of subordinate ids are left ({said})")))
+}
+
 impl State {
     /// Whether its keeper still lives; when not, `status` may be out of date.
     #[must_use]

@@ -82,6 +82,7 @@ pub struct Failure {
     task: Option<i32>,
     kind: Option<String>,
     object: Option<String>,
+    by: Option<String>,
     why: Why,
 }
 
@@ -110,7 +111,14 @@ impl From<&Error> for Failure {
             },
         };
         let Place { step, task, kind, object } = &e.place;
-        Failure { step: *step, task: *task, kind: kind.map(str::to_owned), object: object.clone(), why }
+        Failure {
+            step: *step,
+            task: *task,
+            kind: kind.map(str::to_owned),
+            object: object.clone(),
+            by: e.by.clone(),
+            why,
+        }
     }
 }
 
@@ -127,7 +135,7 @@ impl From<Failure> for Error {
             Why::Other { message, code } => Cause::Reported { message, code },
         };
         let place = Place { step: f.step, task: f.task, kind: f.kind.map(name), object: f.object };
-        Error { place, cause: Box::new(cause), broken: false }
+        Error { place, cause: Box::new(cause), broken: false, by: f.by }
     }
 }
 

@@ -252,7 +252,8 @@ fn keep(
     };
     let made = u64::try_from(begin.elapsed().as_micros()).expect("time");
     let hour = Timespec { tv_sec: 3600, tv_nsec: 5 };
-    contained.set_time_offsets(hour, hour).map_err(|e| e.to_string())?;
+    contained.set_time_offsets(hour, hour);
+    contained.begin().map_err(|e| e.to_string())?;
     let facts = format!("{facts}\n{}", clock_gettime(ClockId::Monotonic).tv_sec);
     let program = if case == "caller" { program } else { Path::new("/contain") };
     if case != "caller" {

@@ -94,6 +94,28 @@ pub fn restrict_self(ruleset: &impl AsFd, flags: u32) -> Result<()> {
     if ret < 0 { Err(SysError::last("landlock_restrict_self", format!("{fd}, {flags:#x}"))) } else { Ok(()) }
 }
 
+/// Runs `f` in a thread that is restricted by the ruleset and has none of these capabilities in effect. The calling
+/// thread and all others stay as they are.
+///
+/// # Errors
+/// What hindered the thread from being confined; then `f` was not run.
+pub fn confined<T: Send>(ruleset: Option<&OwnedFd>, without: u64, f: impl FnOnce() -> T + Send) -> Result<T> {
+    let body = || {
+        // Entering a domain needs a capability that may be among those that go.
+        ruleset.map_or(Ok(()), |r| restrict_self(r, 0))?;
+        let named = |call| move |e| SysError::new(call, format!("without {without:#x}"), e);
+        let mut sets = rustix::thread::capabilities(None).map_err(named("capget"))?;
+        sets.effective &= !rustix::thread::CapabilitySet::from_bits_retain(without);
+        rustix::thread::set_capabilities(None, sets).map_err(named("capset"))?;
+        Ok(f())
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, body);
+        let thread = thread.map_err(|e| SysError::io("clone", "a confined thread", &e))?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

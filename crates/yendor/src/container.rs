@@ -224,48 +224,15 @@ pub fn all(places: &Places) -> Result<Vec<Found>, Failure> {
     Ok(found)
 }
 
-/// Removes a container's directory with everything below. Files of subordinate ids can be removed only in a user
-/// namespace that maps them.
+/// Removes a container's directory with everything below.
 pub fn remove(directory: &Path) -> Result<(), Failure> {
-    open_up(directory);
-    match std::fs::remove_dir_all(directory) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        Err(e) if e.kind() == ErrorKind::PermissionDenied => remove_mapped(directory),
-        Err(e) => Err(Failure::io("remove", directory, &e)),
-    }
-}
-
-/// The work directory of an overlay has mode 000.
-fn open_up(directory: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        let Ok(metadata) = entry.metadata() else { continue };
-        if !metadata.is_dir() {
-            continue;
+    match state::remove(directory) {
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            let path = directory.display();
+            Err(Failure::Denied(format!("remove {path}: {e}\n  hint: as root, rm -rf {path}")))
         }
-        if metadata.permissions().mode() & 0o700 != 0o700 {
-            // If it is not ours, removing it says so.
-            let _ = std::fs::set_permissions(entry.path(), PermissionsExt::from_mode(0o700));
-        }
-        open_up(&entry.path());
+        other => other.map_err(|e| Failure::io("remove", directory, &e)),
     }
-}
-
-/// By `unshare` and `rm` of the host, in a user namespace with all of the caller's ids.
-fn remove_mapped(directory: &Path) -> Result<(), Failure> {
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--map-auto", "--", "rm", "-rf", "--"]).arg(directory);
-    let said = match command.output() {
-        Ok(output) if output.status.success() => return Ok(()),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        Err(e) => format!("unshare: {e}"),
-    };
-    let path = directory.display();
-    Err(Failure::Denied(format!(
-        "remove {path}: files of subordinate ids are left ({said})\n  hint: as root, rm -rf {path}"
-    )))
 }
 
 /// The exit code that stands for a wait status (wait(2)): 128 and the number for a signal.

@@ -72,6 +72,7 @@ impl Failure {
             fields.insert("task".into(), json!(task));
             fields.insert("kind".into(), json!(kind));
             fields.insert("object".into(), json!(object));
+            fields.insert("by".into(), json!(error.by));
             fields.insert("hint".into(), json!(error.hint()));
             if let Some(sys) = error.cause.sys() {
                 fields.insert("call".into(), json!(sys.call));

@@ -138,10 +138,20 @@ pub struct RestoreOptions {
 }
 
 impl RestoreOptions {
+    /// As a request; see [`ContainerOptions::request`].
+    pub fn request(&self, name: String, root: Root, net: Net) -> Result<Request, Failure> {
+        let mut request = self.container.request(name, &self.volumes, root, net)?;
+        request.policy.enforce = match self.enforce {
+            Enforce::Late => request::Enforce::Late,
+            Enforce::Early => request::Enforce::Early,
+        };
+        Ok(request)
+    }
+
     /// Refuses by name what the engine cannot do yet.
     pub fn refuse(&self) -> Result<(), Failure> {
         self.container.refuse()?;
-        refuse(&[("--keep-lsm", self.keep_lsm), ("--enforce early", self.enforce == Enforce::Early)])
+        refuse(&[("--keep-lsm", self.keep_lsm)])
     }
 }
 

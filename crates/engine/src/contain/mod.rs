@@ -65,12 +65,14 @@ pub struct Contained {
     /// Volumes whose place only the image knows.
     pub pending: Vec<Pending>,
     old_root: Option<OwnedFd>,
+    /// What the clocks are ahead of the host's: monotonic and boottime.
+    ahead: Option<(Timespec, Timespec)>,
 }
 
 /// Makes the container around the calling process, which must have one thread and be the keeper.
 ///
-/// Afterwards its root directory is the container's and its next child the first task of the new pid namespace. It
-/// cannot start threads any more.
+/// Afterwards its root directory is the container's. Its next child is the first task of the new pid namespace only after
+/// [`Contained::begin`].
 ///
 /// # Errors
 /// What the kernel refused, as a permission error where it is one. The process is then good for nothing but to exit.
@@ -100,7 +102,7 @@ fn make(request: &Request, given: Given) -> Caused<Contained> {
     if old_root.is_some() {
         drop_groups()?;
     }
-    Ok(Contained { host_proc, state, late_mounts: vec![PROC], cgroup, pending, old_root })
+    Ok(Contained { host_proc, state, late_mounts: vec![PROC], cgroup, pending, old_root, ahead: None })
 }
 
 const PROC: LateMount = LateMount {
@@ -112,11 +114,22 @@ const PROC: LateMount = LateMount {
 };
 
 impl Contained {
-    /// Gives the container's clocks their distance from the host's. Only before the first task.
+    /// What the container's clocks will be ahead of the host's.
+    pub fn set_time_offsets(&mut self, monotonic: Timespec, boottime: Timespec) {
+        self.ahead = Some((monotonic, boottime));
+    }
+
+    /// Makes the pid and time namespaces, whose first task is the next child of the calling process. It cannot start
+    /// threads any more.
     ///
     /// # Errors
-    /// `ERANGE` when a clock would be before zero or overflow, `EACCES` once a task exists.
-    pub fn set_time_offsets(&self, monotonic: Timespec, boottime: Timespec) -> Result<()> {
+    /// A permission error; `ERANGE` when a clock would be before zero or overflow.
+    pub fn begin(&self) -> Result<()> {
+        unshare(Namespaces::NEWPID | Namespaces::NEWTIME).at(Step::Contain)?;
+        self.ahead.map_or(Ok(()), |(monotonic, boottime)| self.write_time_offsets(monotonic, boottime))
+    }
+
+    fn write_time_offsets(&self, monotonic: Timespec, boottime: Timespec) -> Result<()> {
         let line = |name, t: Timespec| format!("{name} {} {}\n", t.tv_sec, t.tv_nsec);
         let text = line("monotonic", monotonic) + &line("boottime", boottime);
         let path = "self/timens_offsets";
@@ -155,13 +168,12 @@ impl Contained {
 }
 
 fn enter_namespaces(net: Net) -> Caused<()> {
-    let mut wanted = Namespaces::NEWNS
-        | Namespaces::NEWIPC
-        | Namespaces::NEWUTS
-        | Namespaces::NEWCGROUP
-        | Namespaces::NEWPID
-        | Namespaces::NEWTIME;
+    let mut wanted = Namespaces::NEWNS | Namespaces::NEWIPC | Namespaces::NEWUTS | Namespaces::NEWCGROUP;
     wanted.set(Namespaces::NEWNET, net != Net::Host);
+    unshare(wanted)
+}
+
+fn unshare(wanted: Namespaces) -> Caused<()> {
     namespace::unshare(wanted).map_err(|error| match error.errno {
         Errno::NOSPC => denied(&error, "a limit is reached: see /proc/sys/user/max_*_namespaces"),
         Errno::PERM | Errno::ACCESS => {

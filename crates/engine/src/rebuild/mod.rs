@@ -30,7 +30,7 @@ use yendor_task::{Arena, Script, gadget};
 
 use self::memory::Memories;
 use crate::confine::Confine;
-use crate::contain::LateMount;
+use crate::contain::Contained;
 use crate::error::{At, Result, Step, With};
 use crate::request::Request;
 
@@ -51,10 +51,8 @@ pub struct Materials<'a> {
     pub workshop: Workshop<'a>,
     /// /proc of the pid namespace that the keeper lives in.
     pub proc: OwnedFd,
-    /// Mounts that only a process of the new pid namespace can make.
-    pub late_mounts: Vec<LateMount>,
-    /// Called once they are made: detaches the old root.
-    pub seal: Box<dyn FnOnce() -> std::result::Result<(), Cause> + 'a>,
+    /// The container, which gets its first task here.
+    pub contained: Contained,
 }
 
 /// A stub that became, or becomes, a task of the image.
@@ -137,15 +135,19 @@ fn kill(init: i32) {
 /// # Errors
 /// The first thing that could not be made; everything made so far is gone.
 pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
-    let Materials { snapshot, reader, request, mut workshop, proc, late_mounts, seal } = materials;
+    let Materials { snapshot, reader, request, mut workshop, proc, mut contained } = materials;
     let plan = plan::plan(&snapshot.processes).at(Step::Load)?;
     let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
     let above = highest(snapshot) + 1;
     let mut held = Vec::new();
-    let files = make_files(&mut workshop, snapshot, above, &mut held)?;
+    let confine = Confine::prepare(request, |fd| lift(fd, above, &mut held))?;
+    let mut making = None;
+    let files = confine.early(request, &own_places(reader, &proc)?, || {
+        make_files(&mut workshop, snapshot, above, &mut held, &mut making)
+    });
+    let files = files.map_err(|e| confine.blame(e, || making.is_some_and(|id| workshop.fd(id).is_ok())))?;
     let objects = make_objects(snapshot, reader, above, &mut held)?;
     let pages = open_pages(reader, above, &mut held)?;
-    let confine = Confine::prepare(request, |fd| lift(fd, above, &mut held))?;
     let slots = 1 + plan.births.len() + threads(snapshot);
     let len = Arena::size(slots, SLOT).next_multiple_of(PAGE);
     let base = hole(snapshot, len as u64 + PARKING).at(Step::Rebuild)?;
@@ -153,12 +155,13 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let placed = Placed::new(memory.as_fd(), base, PAGE as u64, len as u64).at(Step::Rebuild)?;
     let arena = Arena::new(memory, base, SLOT, 0);
     let now = Now::read(&proc)?;
+    contained.begin()?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
     drop(placed);
     let mut site = Site { arena, proc, snapshot, files, objects, pages, parked: Vec::new(), now, confine, _held: held };
     let built = (|| {
-        let init = init::start(&mut site, init, &late_mounts)?;
-        seal().at(Step::Contain)?;
+        let init = init::start(&mut site, init, &contained.late_mounts)?;
+        contained.seal()?;
         site.confine.allow()?;
         site.confine.everybody(|script| site.run(&init, script).map(drop))?;
         let mut memories = Memories::default();
@@ -290,14 +293,26 @@ fn lift(fd: impl AsFd, above: i32, held: &mut Vec<OwnedFd>) -> std::result::Resu
     Ok(number)
 }
 
+/// Places outside the container that the keeper itself reads from while it makes files.
+fn own_places(reader: Option<&Reader>, proc: &OwnedFd) -> Result<Vec<OwnedFd>> {
+    let image = reader.map(Reader::directory);
+    [image, Some(proc.as_fd())]
+        .into_iter()
+        .flatten()
+        .map(|fd| fd.try_clone_to_owned().map_err(|e| SysError::io("dup", "", &e)).at(Step::Confine))
+        .collect()
+}
+
 fn make_files(
     workshop: &mut Workshop<'_>,
     snapshot: &Snapshot,
     above: i32,
     held: &mut Vec<OwnedFd>,
+    making: &mut Option<FileId>,
 ) -> Result<BTreeMap<FileId, i32>> {
     let mut out = BTreeMap::new();
     for entry in &snapshot.files {
+        *making = Some(entry.id);
         let shown = format!("file {}", entry.id);
         let made = (|| {
             let fd = workshop.fd(entry.id)?;
@@ -305,6 +320,7 @@ fn make_files(
         })();
         out.insert(entry.id, made.at(Step::Rebuild).kind(entry.record.kind(), shown)?);
     }
+    *making = None;
     workshop.finish().at(Step::Rebuild).kind("file", "relations between files")?;
     Ok(out)
 }

@@ -87,8 +87,9 @@ impl<'a> Workshop<'a> {
             if !self.making.insert(id) {
                 return Err(Cause::corrupt(format!("file {id} needs itself")));
             }
-            let fd = entry.record.rebuild(entry, self)?;
+            let made = entry.record.rebuild(entry, self);
             self.making.remove(&id);
+            let fd = made?;
             // What belongs to the caller keeps the caller's flags.
             if !matches!(entry.record, super::Record::External(_)) {
                 set_status(&fd, entry.flags)?;

@@ -49,7 +49,7 @@ impl Plan {
             (Kind::Tree, false) => (Root::Caller, Net::Host),
         };
         let name = self.options.container.name.clone().unwrap_or_else(|| "NAME".into());
-        let request = self.options.container.request(name, &self.options.volumes, root, net)?;
+        let request = self.options.request(name, root, net)?;
         let mut lines = before(&request, &reader, &snapshot);
         lines.extend(files(&snapshot));
         lines.extend(processes(&snapshot, &births));

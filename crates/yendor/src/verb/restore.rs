@@ -51,7 +51,7 @@ impl Restore {
         let name = choose(&places, self.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;
         let outcome = Start {
-            request: self.options.container.request(name, &self.options.volumes, root, net)?,
+            request: self.options.request(name, root, net)?,
             source: Source::Image(image.path.clone()),
             image: Some(image.reference.to_string()),
             detach: self.detach,
