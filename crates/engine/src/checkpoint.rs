@@ -10,8 +10,8 @@ use std::time::{Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 use yendor_image::{Bytes, Reader, Writer};
-use yendor_kinds::file::Gather;
 use yendor_kinds::file::timerfd::Clocks;
+use yendor_kinds::file::{Gather, unix};
 use yendor_kinds::namespace::layer;
 use yendor_kinds::snapshot::{Container, Root, Snapshot};
 use yendor_kinds::{Cause, Named};
@@ -87,7 +87,7 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
     let mut summary = Summary { tasks: tree.processes.len() + tree.zombies.len(), ..Summary::default() };
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
-    let snapshot = gather(target, &tree, &proc, &writer, options)?;
+    let (snapshot, touched) = gather(target, &tree, &proc, &writer, options)?;
     summary.timings.push(("collect".into(), us(collecting)));
     let storing = Instant::now();
     summary.files = snapshot.files.len();
@@ -98,8 +98,9 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
         drop(tree.take());
         summary.stopped_us = us(begin);
     }
-    writer.records(&snapshot).at(Step::Store)?;
-    let manifest = writer.commit(SystemTime::now()).at(Step::Store)?;
+    let harm = |e: Error| Error { broken: touched, ..e };
+    writer.records(&snapshot).at(Step::Store).map_err(harm)?;
+    let manifest = writer.commit(SystemTime::now()).at(Step::Store).map_err(harm)?;
     summary.bytes = manifest.files.iter().map(|f| f.bytes).sum();
     summary.timings.push(("store".into(), us(storing)));
     if let Some(tree) = tree {
@@ -192,7 +193,14 @@ fn roots(target: &Target, proc: &OwnedFd) -> Result<(Vec<i32>, i32)> {
     }
 }
 
-fn gather(target: &Target, tree: &FrozenTree, proc: &OwnedFd, writer: &Writer, options: &Options) -> Result<Snapshot> {
+/// Everything, and whether the last look has left traces in the tree.
+fn gather(
+    target: &Target,
+    tree: &FrozenTree,
+    proc: &OwnedFd,
+    writer: &Writer,
+    options: &Options,
+) -> Result<(Snapshot, bool)> {
     let root = tree.root;
     let path = format!("{root}/root");
     let top =
@@ -202,6 +210,7 @@ fn gather(target: &Target, tree: &FrozenTree, proc: &OwnedFd, writer: &Writer, o
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let mut gather = Gather::new(writer, own, top);
     gather.allow_lost = options.allow_lost.iter().cloned().collect::<BTreeSet<_>>();
+    gather.ends_tree = !options.leave_running && !options.leave_stopped;
     if let Target::Container(state, _) = target {
         // Where the keeper holds the caller's descriptors: see keeper::start.
         for (number, record) in &state.standard {
@@ -220,7 +229,9 @@ fn gather(target: &Target, tree: &FrozenTree, proc: &OwnedFd, writer: &Writer, o
         Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
     };
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
-    Ok(snapshot)
+    let touched = unix::look_at_backlogs(&mut gather, &mut snapshot.files)
+        .map_err(|(broken, cause)| Error { broken, ..Error::new(Step::Collect, cause) })?;
+    Ok((snapshot, touched))
 }
 
 /// How far the tree's clocks are ahead of ours.

@@ -48,7 +48,33 @@ fn many_small_writes_in_a_full_pipe() {
         n += written;
     }
     let made = law(vec![r, w]);
+    // Full it stays: one more page does not fit, however few the bytes.
+    assert_eq!(write(&made[1], &[b'y'; 4096]), Err(Errno::AGAIN));
     assert_eq!(take(&made[0], 1 << 20).len(), n);
+}
+
+#[test]
+fn packets_and_plain_bytes_in_one_pipe() {
+    let (r, w) = pipe(PipeFlags::NONBLOCK);
+    // A whole page: a smaller one would be joined by the packet.
+    write(&w, &[b'p'; 4096]).unwrap();
+    rustix::fs::fcntl_setfl(&w, OFlags::NONBLOCK | OFlags::DIRECT).unwrap();
+    write(&w, b"packet").unwrap();
+    rustix::fs::fcntl_setfl(&w, OFlags::NONBLOCK).unwrap();
+    write(&w, b"plain again").unwrap();
+    let made = law(vec![r, w]);
+    assert_eq!(take(&made[0], 8192), [&[b'p'; 4096][..], b"packet"].concat());
+    assert_eq!(take(&made[0], 100), b"plain again");
+}
+
+#[test]
+fn a_small_write_joins_the_last_buffer() {
+    let (r, w) = pipe(PipeFlags::NONBLOCK);
+    fcntl_setpipe_size(&w, 4096).unwrap();
+    write(&w, b"begun").unwrap();
+    let made = law(vec![r, w]);
+    write(&made[1], b" and ended").unwrap();
+    assert_eq!(take(&made[0], 100), b"begun and ended");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, recv, shutdown, socket
 use rustix::net::{RecvFlags, Shutdown};
 use yendor_kinds::file::Record;
 use yendor_kinds::file::unix::State;
+use yendor_kinds::file::unix::backlog::Client;
 use yendor_sys::sock;
 
 fn pair(kind: SocketType) -> (OwnedFd, OwnedFd) {
@@ -113,7 +114,7 @@ fn peers_outside_are_refused() {
     let listener = UnixListener::bind(&path).unwrap();
     let client = UnixStream::connect(&path).unwrap();
     assert!(refusal(&[client.as_fd()]).contains("it waits to be accepted by"));
-    assert!(refusal(&[listener.as_fd()]).contains("from outside the tree, or closed"));
+    assert!(refusal(&[listener.as_fd()]).contains("a connection from outside the tree"));
     drop_place(&path);
 }
 
@@ -197,7 +198,8 @@ fn listening_sockets_and_what_they_accepted() {
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     let image = collect(&borrowed);
     let Record::Unix(record) = &image.entries[3].record else { panic!("no unix socket") };
-    assert_eq!(record.state, State::Listening { backlog: 7, waiting: vec![image.ids[6], image.ids[2]] });
+    let client = |i: usize| Client { socket: Some(image.ids[i]), queue: Vec::new() };
+    assert_eq!(record.state, State::Listening { backlog: 7, waiting: [6, 2].map(client).to_vec() });
     drop(fds);
     let made = again(&image);
     assert_eq!(take(&made[1], 99), b"request");
@@ -324,11 +326,45 @@ fn options_come_back() {
 }
 
 #[test]
-fn data_for_an_embryo_is_refused() {
+fn what_came_for_connections_that_nobody_has_accepted() {
     let path = name("embryo");
     let listener = UnixListener::bind(&path).unwrap();
     let client = UnixStream::connect(&path).unwrap();
     write(&client, b"early").unwrap();
-    assert!(refusal(&[listener.as_fd(), client.as_fd()]).contains("which is not accepted yet"));
+    rustix::net::shutdown(&client, rustix::net::Shutdown::Write).unwrap();
+    let gone = UnixStream::connect(&path).unwrap();
+    write(&gone, b"legacy").unwrap();
+    drop(gone);
+    let silent = UnixStream::connect(&path).unwrap();
+    let fds = [listener.as_fd(), client.as_fd(), silent.as_fd()];
+    let told = law::collect_from(&fds, false).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(told.contains("in a checkpoint that lets the tree live"), "{told}");
+    let image = collect(&fds);
+    drop((listener, client, silent));
+    let made = image.rebuild();
+    let at = |i: usize| &made[usize::try_from(image.ids[i].0).unwrap()];
+    let accept = || rustix::net::accept(at(0)).unwrap();
+    let server = accept();
+    assert_eq!((take(&server, 99), take(&server, 99)), (b"early".to_vec(), Vec::new()));
+    write(&server, b"reply").unwrap();
+    assert_eq!(take(at(1), 99), b"reply");
+    let server = accept();
+    assert_eq!((take(&server, 99), take(&server, 99)), (b"legacy".to_vec(), Vec::new()));
+    let server = accept();
+    write(at(2), b"late").unwrap();
+    assert_eq!(take(&server, 99), b"late");
+    drop_place(&path);
+}
+
+#[test]
+fn descriptors_for_a_connection_that_nobody_has_accepted_are_refused() {
+    let path = name("embryo fds");
+    let listener = UnixListener::bind(&path).unwrap();
+    let client = UnixStream::connect(&path).unwrap();
+    sock::send(client.as_fd(), b"x", &[client.as_fd()], None).unwrap();
+    assert!(refusal(&[listener.as_fd(), client.as_fd()]).contains("descriptors in flight"));
+    // It is all still there.
+    let (server, _) = listener.accept().unwrap();
+    assert_eq!(sock::peek(server.as_fd(), 9).unwrap().unwrap().files.len(), 1);
     drop_place(&path);
 }

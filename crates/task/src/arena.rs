@@ -10,7 +10,7 @@ use yendor_sys::mapping::Mapping;
 use yendor_sys::wait::{self, Event};
 use yendor_sys::{Errno, SysError};
 
-use crate::gadget::{CODE, record, slot};
+use crate::gadget::{CODE, FLAGS, record, slot};
 use crate::regs::Regs;
 use crate::script::{Arg, Call, Done, Memory, Script, Want};
 
@@ -178,6 +178,19 @@ impl Arena {
         regs.rax = 0;
         // Clear the direction and trap flags: the loop wants neither.
         regs.eflags &= !0x500;
+        regs
+    }
+
+    /// Registers with which the task of slot `index`, stopped, loads `flags` by an instruction of its own and then makes a
+    /// harmless call ([`crate::Stopped::step_syscall`]): the way to set those that ptrace(2) leaves as they are.
+    #[must_use]
+    pub fn flags_regs(&self, from: &Regs, index: usize, flags: u64) -> Regs {
+        self.memory.write(self.at(index) + slot::RECORDS, &flags.to_ne_bytes());
+        let mut regs = *from;
+        regs.rip = self.base + FLAGS;
+        regs.rsp = self.slot_address(index) + slot::RECORDS as u64;
+        regs.orig_rax = u64::MAX;
+        regs.rax = crate::Nr::GETPID.raw();
         regs
     }
 

@@ -15,6 +15,7 @@ use yendor_proc::{limits, personality, status, timers};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
 use yendor_task::live::{self, Borrowed};
+use yendor_task::regs::Regs;
 use yendor_task::script::out;
 use yendor_task::tree::read_proc;
 use yendor_task::{Nr, Stopped, args};
@@ -59,10 +60,18 @@ struct AskedThread {
 struct AskedProcess {
     actions: Vec<(u32, Question)>,
     itimers: [Question; 3],
-    timers: Vec<Question>,
+    timers: Vec<posix_timer::Asked>,
     attributes: attribute::AskedProcess,
     brk: Question,
     stops: Vec<(i32, Question)>,
+}
+
+/// What a process told while it was borrowed.
+struct Told {
+    /// The registers that each thread had.
+    registers: Vec<Regs>,
+    /// The timers whose signals wait, and their overruns.
+    waiting: Vec<(i32, u64)>,
 }
 
 impl AskedThread {
@@ -108,11 +117,17 @@ impl Collecting<'_, '_, '_> {
             stops: self.stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
         };
         let smaps = yendor_proc::smaps::parse(&self.file("smaps")?)?;
-        let registers = self.ask_tasks(&mut asked, robust)?;
-        let shared_pending = signal::Queue::collect(pid, true)?;
+        let mut shared_pending = signal::Queue::collect(pid, true)?;
+        let queues = self.threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
+        let Told { registers, waiting } =
+            self.ask_tasks(&mut asked, &timers, &about.timers, (&shared_pending, &queues), robust)?;
+        let pending_for_all = shared_pending.mask();
+        shared_pending.without_timers(&waiting);
         let mut threads = Vec::with_capacity(self.threads.len());
         for ((stopped, asked), regs) in self.threads.iter().zip(&asked).zip(&registers) {
-            threads.push(self.thread(stopped, asked, regs, shared_pending.mask())?);
+            let mut thread = self.thread(stopped, asked, regs, pending_for_all)?;
+            thread.signals.pending.without_timers(&waiting);
+            threads.push(thread);
         }
         let leader = &asked[0].inquiry;
         for (child, question) in &about.stops {
@@ -139,7 +154,7 @@ impl Collecting<'_, '_, '_> {
         Ok(Alive {
             actions: sigaction::collect(leader, &about.actions)?,
             itimers: itimer::collect(leader, about.itimers)?,
-            posix_timers: posix_timer::collect(leader, &timers, &about.timers, inside)?,
+            posix_timers: posix_timer::collect(leader, &timers, &about.timers, &waiting, inside)?,
             limits: rlimit::collect(&limits::parse(&self.file("limits")?)?),
             directory: self.directory()?,
             memory: self.memory.collect(self.proc, pid, layout, &smaps, self.parent, self.gather)?,
@@ -152,8 +167,16 @@ impl Collecting<'_, '_, '_> {
         })
     }
 
-    /// Borrows the process, has every thread answer, gives it back. The registers each thread had.
-    fn ask_tasks(&self, asked: &mut [AskedThread], robust: &mut RobustList) -> Result<Vec<yendor_task::regs::Regs>> {
+    /// Borrows the process, has every thread answer, gives it back. `queued`: the signal queues of the process and
+    /// of its threads.
+    fn ask_tasks(
+        &self,
+        asked: &mut [AskedThread],
+        timers: &[timers::Timer],
+        about: &[posix_timer::Asked],
+        queued: (&signal::Queue, &[signal::Queue]),
+        robust: &mut RobustList,
+    ) -> Result<Told> {
         let regions = live::regions(self.proc.as_fd(), self.facts.pid)?;
         let mut pointers = Vec::with_capacity(self.threads.len());
         for t in self.threads {
@@ -173,11 +196,15 @@ impl Collecting<'_, '_, '_> {
                 }
             }
         }
+        let waiting = match (&failed, asked.first()) {
+            (None, Some(leader)) => count_overruns(&mut borrowed, &leader.inquiry, timers, about, queued),
+            _ => Ok(Vec::new()),
+        };
         let registers = (0..asked.len()).filter_map(|i| borrowed.regs(i).copied()).collect();
         borrowed.give_back(robust)?;
         match failed {
             Some(e) => Err(e.into()),
-            None => Ok(registers),
+            None => Ok(Told { registers, waiting: waiting? }),
         }
     }
 
@@ -244,6 +271,30 @@ impl Collecting<'_, '_, '_> {
             Err(e) => Err(yendor_sys::SysError::new("openat", format!("/proc/{path}"), e).into()),
         }
     }
+}
+
+/// The timers whose signals wait, and how often each has expired since: see [`posix_timer`].
+fn count_overruns(
+    borrowed: &mut Borrowed<'_>,
+    leader: &Inquiry,
+    timers: &[timers::Timer],
+    asked: &[posix_timer::Asked],
+    (shared, own): (&signal::Queue, &[signal::Queue]),
+) -> Result<Vec<(i32, u64)>> {
+    let mut out = Vec::new();
+    for waiting in posix_timer::Waiting::find(timers, leader, asked, shared, own) {
+        let index = waiting.thread.unwrap_or(0);
+        let mut overruns = 0;
+        let looked = borrowed.run(index, &waiting.look())?;
+        if let Some(script) = waiting.take(&looked) {
+            let taken = borrowed.run(index, &script)?;
+            let (n, script) = waiting.put_back(&looked, &taken);
+            overruns = n;
+            borrowed.run(index, &script)?;
+        }
+        out.push((waiting.id, overruns));
+    }
+    Ok(out)
 }
 
 /// Asks whether a stopped child would still be reported, without taking the report.

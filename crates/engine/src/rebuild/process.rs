@@ -246,6 +246,7 @@ impl Building<'_, '_> {
         }
         posix_timer::rebuild(&alive.posix_timers, &mut script);
         site.run(self.task, &script).at(Step::Rebuild)?;
+        self.expire_timers().at(Step::Rebuild)?;
         for (i, (task, thread)) in self.each().enumerate() {
             let mut script = Script::new();
             thread.signals.pending.rebuild(self.pid, Some(thread.tid.0), &mut script).at(Step::Rebuild)?;
@@ -271,10 +272,23 @@ impl Building<'_, '_> {
         site.run(self.task, &script).at(Step::Confine).map(drop)
     }
 
+    /// Timers that had expired do so again.
+    fn expire_timers(&self) -> std::result::Result<(), Cause> {
+        let timers = &self.alive.posix_timers;
+        let now = self.site.run(self.task, &posix_timer::clocks(timers))?;
+        for (thread, script) in posix_timer::expire(timers, &now) {
+            let own = |(_, t): &(&Task, &Thread)| Some(t.tid.0) == thread;
+            let task = self.each().find(own).map_or(self.task, |(task, _)| task);
+            self.site.run(task, &script)?;
+        }
+        Ok(())
+    }
+
     /// Scratch memory goes; registers and masks come.
     fn finish(&self, living: &mut Vec<Ready>) -> Result<()> {
-        for (task, _) in self.each() {
-            Stopped::interrupt(task.tid).map_err(stop_cause).at(Step::Thaw)?;
+        for (task, thread) in self.each() {
+            let stopped = Stopped::interrupt(task.tid).map_err(stop_cause).at(Step::Thaw)?;
+            self.load_flags(&stopped, task, thread).at(Step::Thaw)?;
         }
         let calls = Calls::new(self.site, self.task.tid, self.alive).at(Step::Thaw)?;
         calls.unmap_scratch(self.site).at(Step::Thaw)?;
@@ -283,6 +297,16 @@ impl Building<'_, '_> {
             regs::rebuild(task.tid, &thread.regs).at(Step::Thaw)?;
             ptrace::set_sigmask(task.tid, thread.signals.mask).at(Step::Thaw)?;
             living.push(Ready { tid: task.tid, inside: thread.tid.0 });
+        }
+        Ok(())
+    }
+
+    /// The thread loads the flag that cannot be set from outside.
+    fn load_flags(&self, stopped: &Stopped, task: &Task, thread: &Thread) -> std::result::Result<(), Cause> {
+        let now = stopped.regs()?;
+        if let Some(flags) = regs::flags_to_load(&thread.regs, now.eflags)? {
+            stopped.set_regs(&self.site.arena.flags_regs(&now, task.slot, flags))?;
+            stopped.step_syscall().map_err(stop_cause)?;
         }
         Ok(())
     }

@@ -35,6 +35,10 @@ pub struct Gather<'a> {
     pub objects: BTreeSet<(&'static str, u64)>,
     /// How far the tree's clocks are ahead of ours.
     pub clocks: super::timerfd::Clocks,
+    /// Whether the tree ends with this checkpoint: then the last look may be one that leaves traces.
+    pub ends_tree: bool,
+    /// Listening unix sockets for that last look.
+    pub(super) backlogs: Vec<FileId>,
     /// What each epoll watches, until `finish` finds the descriptions.
     pub(super) epolls: BTreeMap<FileId, Vec<EpollTarget>>,
     /// The first description of each object behind several (a pipe has two ends), by (kind, device, inode).
@@ -60,6 +64,8 @@ impl<'a> Gather<'a> {
             lost: Vec::new(),
             objects: BTreeSet::new(),
             clocks: super::timerfd::Clocks::default(),
+            ends_tree: false,
+            backlogs: Vec::new(),
             epolls: BTreeMap::new(),
             firsts: BTreeMap::new(),
             ours: BTreeMap::new(),

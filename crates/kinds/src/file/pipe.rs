@@ -1,15 +1,18 @@
 //! A pipe, both its ends; the content serves named pipes too.
 //! *Read from:* `F_GETPIPE_SZ`; tee(2) copies the content without taking it; poll tells whether anybody has the other end.
-//! *Made again by:* pipe2 in the workshop, each description opened anew through /proc, the content written.
-//! *Lost:* the inode number; in a pipe that was switched to packets, the boundaries of what was written before. An end that
+//! *Made again by:* pipe2 in the workshop, each description opened anew through /proc, the content written piece by piece.
+//! *Lost:* the inode number; whether a small write may still join the last buffer (it may, as after a write). An end that
 //! is held outside as well as inside the tree is not seen.
+//!
+//! A pipe is a ring of buffers, and it is full when all are in use, however little is in each. So the content is a list of
+//! buffers, not of bytes.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags};
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, tee};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice, tee};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, FileId};
 
@@ -34,10 +37,18 @@ pub struct Record {
 pub struct Content {
     /// Bytes that it can hold.
     pub capacity: u64,
-    /// Whether each of `data` is a packet of its own (`O_DIRECT`).
-    pub packets: bool,
-    /// The unread bytes, oldest first.
-    pub data: Vec<Bytes>,
+    /// The buffers in use, oldest first.
+    pub buffers: Vec<Buffer>,
+}
+
+/// A buffer of a pipe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Buffer {
+    /// Its unread bytes.
+    pub data: Bytes,
+    /// Whether a read ends with it (`O_DIRECT`).
+    pub packet: bool,
 }
 
 impl FileKind for Record {
@@ -84,25 +95,47 @@ pub fn rebuild_end(proc: &OwnedFd, ends: &[OwnedFd], content: Option<&Content>, 
 }
 
 fn fill(write: &OwnedFd, content: &Content) -> Result<()> {
-    let Content { capacity, packets, data } = content;
-    let bytes: usize = data.iter().map(|d| d.0.len()).sum();
+    let Content { capacity, buffers } = content;
     let wanted = usize::try_from(*capacity).unwrap_or(usize::MAX);
-    if bytes > wanted {
-        return Err(Cause::corrupt(format!("{bytes} bytes in a pipe for {capacity}")));
+    if get_size(write)? != wanted {
+        set_size(write, wanted)?;
     }
-    if fcntl_getpipe_size(write).named("fcntl", || "F_GETPIPE_SZ".into())? != wanted {
-        fcntl_setpipe_size(write, wanted).named("fcntl", || format!("F_SETPIPE_SZ, {wanted}"))?;
+    if buffers.is_empty() {
+        return Ok(());
     }
     let before = rustix::fs::fcntl_getfl(write).named("fcntl", || "F_GETFL".into())?;
-    let set = |flags| rustix::fs::fcntl_setfl(write, flags).named("fcntl", || format!("F_SETFL, {flags:?}"));
-    set(if *packets { OFlags::NONBLOCK | OFlags::DIRECT } else { OFlags::NONBLOCK })?;
-    for piece in data {
-        let n = rustix::io::write(write, &piece.0).named("write", || format!("{} bytes to a pipe", piece.0.len()))?;
-        if n != piece.0.len() {
-            return Err(Cause::corrupt(format!("{} bytes do not fit into their pipe", piece.0.len())));
+    set_flags(write, OFlags::NONBLOCK)?;
+    // Written into a pipe of its own, a piece becomes a buffer of its own, and whole buffers move from pipe to pipe.
+    let (read, own) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).named("pipe2", String::new)?;
+    for Buffer { data, packet } in buffers {
+        let len = data.0.len();
+        let too_much = || Cause::corrupt(format!("a buffer of {len} bytes does not fit into a pipe for {capacity}"));
+        if len > get_size(&own)? {
+            set_size(&own, len.min(wanted))?;
+        }
+        set_flags(&own, if *packet { OFlags::NONBLOCK | OFlags::DIRECT } else { OFlags::NONBLOCK })?;
+        let n = rustix::io::write(&own, &data.0).named("write", || format!("{len} bytes to a pipe"))?;
+        let moved = splice(&read, None, write, None, len, SpliceFlags::NONBLOCK);
+        match moved {
+            Ok(moved) if moved == len && n == len => {}
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => return Err(too_much()),
+            Err(e) => return Err(yendor_sys::SysError::new("splice", format!("{len}"), e).into()),
         }
     }
-    Ok(set(before)?)
+    set_flags(write, before)
+}
+
+fn set_flags(fd: &OwnedFd, flags: OFlags) -> Result<()> {
+    Ok(rustix::fs::fcntl_setfl(fd, flags).named("fcntl", || format!("F_SETFL, {flags:?}"))?)
+}
+
+fn get_size(fd: &OwnedFd) -> Result<usize> {
+    Ok(fcntl_getpipe_size(fd).named("fcntl", || "F_GETPIPE_SZ".into())?)
+}
+
+fn set_size(fd: &OwnedFd, size: usize) -> Result<()> {
+    fcntl_setpipe_size(fd, size).named("fcntl", || format!("F_SETPIPE_SZ, {size}"))?;
+    Ok(())
 }
 
 /// The descriptions of one pipe that the tree holds.
@@ -110,7 +143,6 @@ fn fill(write: &OwnedFd, content: &Content) -> Result<()> {
 struct Ends {
     readers: Vec<FileId>,
     writers: Vec<FileId>,
-    packets: bool,
     named: bool,
 }
 
@@ -128,14 +160,12 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
         };
         let ends = pipes.entry(pipe).or_default();
         ends.named = named;
-        let flags = OFlags::from_bits_retain(entry.flags);
-        let mode = flags & OFlags::ACCMODE;
+        let mode = OFlags::from_bits_retain(entry.flags) & OFlags::ACCMODE;
         if mode != OFlags::WRONLY {
             ends.readers.push(entry.id);
         }
         if mode != OFlags::RDONLY {
             ends.writers.push(entry.id);
-            ends.packets |= flags.contains(OFlags::DIRECT);
         }
     }
     for (id, ends) in pipes {
@@ -161,15 +191,17 @@ fn content(gather: &Gather<'_>, id: FileId, ends: &Ends) -> Result<Content> {
             return outside("reading");
         }
         // Nobody will ever read it.
-        return Ok(Content { capacity, packets: ends.packets, data: Vec::new() });
+        return Ok(Content { capacity, buffers: Vec::new() });
     };
     let reader = gather.ours(*reader)?;
-    let data = copy(reader, usize::try_from(capacity).unwrap_or(usize::MAX))?;
-    if ends.writers.is_empty() && !has(reader, PollFlags::HUP)? && !(ends.named && data.is_empty() && at_end(reader)?) {
+    let buffers = copy(reader, usize::try_from(capacity).unwrap_or(usize::MAX))?;
+    if ends.writers.is_empty()
+        && !has(reader, PollFlags::HUP)?
+        && !(ends.named && buffers.is_empty() && at_end(reader)?)
+    {
         return outside("writing");
     }
-    let packets = ends.packets || data.len() > 1;
-    Ok(Content { capacity, packets, data })
+    Ok(Content { capacity, buffers })
 }
 
 fn has(fd: BorrowedFd<'_>, flag: PollFlags) -> Result<bool> {
@@ -188,32 +220,53 @@ fn at_end(reader: BorrowedFd<'_>) -> Result<bool> {
     }
 }
 
-/// What can be read, without reading it: one piece, or one per packet.
-fn copy(reader: BorrowedFd<'_>, capacity: usize) -> Result<Vec<Bytes>> {
-    let waiting = rustix::io::ioctl_fionread(reader).named("ioctl", || "FIONREAD".into())?;
-    let waiting = usize::try_from(waiting).unwrap_or(usize::MAX);
+/// What can be read, without reading it: buffer by buffer.
+fn copy(reader: BorrowedFd<'_>, capacity: usize) -> Result<Vec<Buffer>> {
+    const PAGE: usize = 4096;
+    let waiting = waiting(reader)?;
     if waiting == 0 {
         return Ok(Vec::new());
     }
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).named("pipe2", String::new)?;
-    if fcntl_getpipe_size(&write).named("fcntl", || "F_GETPIPE_SZ".into())? < capacity {
-        fcntl_setpipe_size(&write, capacity).named("fcntl", || format!("F_SETPIPE_SZ, {capacity}"))?;
+    let new = || pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).named("pipe2", String::new);
+    let (all, write) = new()?;
+    if get_size(&write)? < capacity {
+        set_size(&write, capacity)?;
     }
     let n = tee(reader, &write, waiting, SpliceFlags::NONBLOCK).named("tee", || format!("{waiting}"))?;
     if n != waiting {
         return Err(Cause::unsupported(format!("a pipe with {waiting} bytes of which only {n} can be copied")));
     }
-    let mut pieces = Vec::new();
+    // A pipe with room for one buffer takes exactly the next one from the copy.
+    let (one, one_write) = new()?;
+    set_size(&one_write, PAGE)?;
+    // In one with more room, a read that goes on into what follows tells that the buffer was no packet.
+    let (test, test_write) = new()?;
+    let mut buffers = Vec::new();
     let mut left = waiting;
+    let moved = |from: &OwnedFd, to: &OwnedFd, most: usize| {
+        splice(from, None, to, None, most, SpliceFlags::NONBLOCK).named("splice", || format!("{most}"))
+    };
     while left > 0 {
-        let mut piece = vec![0; left];
-        let n = rustix::io::read(&read, &mut piece[..]).named("read", || format!("{left} bytes of a pipe"))?;
-        if n == 0 {
+        let len = moved(&all, &one_write, left)?;
+        let again = moved(&one, &test_write, len)?;
+        rustix::io::write(&test_write, b"\0").named("write", || "1 byte to a pipe".into())?;
+        let mut data = vec![0; len + 1];
+        let n = rustix::io::read(&test, &mut data[..]).named("read", || format!("{len} bytes of a pipe"))?;
+        let packet = n == len;
+        if packet {
+            rustix::io::read(&test, &mut [0u8; 1][..]).named("read", || "1 byte of a pipe".into())?;
+        }
+        if len == 0 || again != len || n < len || len > left {
             return Err(Cause::unsupported("a pipe whose content cannot be read back"));
         }
-        piece.truncate(n);
-        left -= n;
-        pieces.push(Bytes(piece));
+        data.truncate(len);
+        left -= len;
+        buffers.push(Buffer { data: Bytes(data), packet });
     }
-    Ok(pieces)
+    Ok(buffers)
+}
+
+fn waiting(reader: BorrowedFd<'_>) -> Result<usize> {
+    let n = rustix::io::ioctl_fionread(reader).named("ioctl", || "FIONREAD".into())?;
+    Ok(usize::try_from(n).unwrap_or(usize::MAX))
 }

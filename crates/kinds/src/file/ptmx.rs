@@ -110,8 +110,11 @@ pub fn peer(master: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
     // Those that open(2) leaves in fdinfo, and on which nothing of the rest depends.
     const O_LARGEFILE: u32 = 0o100_000;
     let kept = OFlags::ACCMODE | OFlags::NONBLOCK | OFlags::from_bits_retain(O_LARGEFILE);
-    let wanted = OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC | OpenptFlags::from_bits_retain((flags & kept).bits());
-    Ok(ioctl_tiocgptpeer(master, wanted).named("ioctl", || format!("TIOCGPTPEER, {wanted:?}"))?)
+    let wanted = OpenptFlags::NOCTTY | OpenptFlags::from_bits_retain((flags & kept).bits());
+    let fd = ioctl_tiocgptpeer(master, wanted).named("ioctl", || format!("TIOCGPTPEER, {wanted:?}"))?;
+    // Not by O_CLOEXEC: the kernel would keep that among the status flags, where F_GETFL shows it.
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).named("fcntl", || "F_SETFD, FD_CLOEXEC".into())?;
+    Ok(fd)
 }
 
 /// Once all descriptions are known: which slave belongs to which master, and what waits in them.

@@ -1,6 +1,6 @@
 //! General registers and extended state (x87, SSE, AVX, PKRU ...) of a thread.
 //! *Read from:* `PTRACE_GETREGSET` with `NT_PRSTATUS` and `NT_X86_XSTATE`; the critical section from rseq memory.
-//! *Made again by:* `PTRACE_SETREGSET`, the extended state first.
+//! *Made again by:* `PTRACE_SETREGSET`, the extended state first; before, the flag that it leaves alone, by the task itself.
 //! *Lost:* the remaining time of an interrupted poll, select, futex or semtimedop: it waits its whole time again.
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,18 @@ pub struct Record {
 }
 
 const CS_64: u64 = 0x33;
+
+/// The flag that a program can change but ptrace(2) does not set: `ID`, which some use to ask whether there is `cpuid`.
+const ID: u64 = 1 << 21;
+
+/// The flags that the thread, which has `now`, must load by itself before [`rebuild`]; none if all is well.
+///
+/// # Errors
+/// `Corrupt`: as [`from_words`].
+pub fn flags_to_load(record: &Record, now: u64) -> Result<Option<u64>> {
+    let wanted = from_words(record)?.eflags & ID;
+    Ok((now & ID != wanted).then_some(now & !ID | wanted))
+}
 
 /// Reads the registers as they must be for the thread to go on elsewhere; `signal_pending`: see [`resumable`].
 ///

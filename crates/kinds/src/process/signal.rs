@@ -44,6 +44,9 @@ pub struct Queue {
     pub infos: Vec<Bytes>,
 }
 
+/// `si_code` of a POSIX timer's signal (sigaction(2)).
+const SI_TIMER: i32 = -2;
+
 impl Queue {
     /// The queue of a thread, or with `shared` of its process.
     ///
@@ -59,6 +62,28 @@ impl Queue {
     pub fn mask(&self) -> u64 {
         let number = |i: &Bytes| half_at(&i.0, 0);
         self.infos.iter().map(number).filter(|n| (1..=64).contains(n)).fold(0, |m, n| m | 1 << (n - 1))
+    }
+
+    /// The POSIX timers whose signals wait in it, and the signals.
+    pub fn timers(&self) -> impl Iterator<Item = (i32, i32)> + '_ {
+        let of_timer = |i: &&Bytes| half_at(&i.0, 8).cast_signed() == SI_TIMER;
+        let number = |i: &Bytes, at: usize| half_at(&i.0, at).cast_signed();
+        self.infos.iter().filter(of_timer).map(move |i| (number(i, 16), number(i, 0)))
+    }
+
+    /// How many signals of this number wait in it.
+    #[must_use]
+    pub fn count(&self, signal: i32) -> usize {
+        self.infos.iter().filter(|i| half_at(&i.0, 0).cast_signed() == signal).count()
+    }
+
+    /// Takes out the signals of these POSIX timers: they will queue them again.
+    pub fn without_timers(&mut self, ids: &[(i32, u64)]) {
+        let is_theirs = |i: &Bytes| {
+            let id = half_at(&i.0, 16).cast_signed();
+            half_at(&i.0, 8).cast_signed() == SI_TIMER && ids.iter().any(|(timer, _)| *timer == id)
+        };
+        self.infos.retain(|i| !is_theirs(i));
     }
 
     /// The task queues them to itself: to the thread `tid` of `pid`, or to the process.

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use yendor_image::{FileId, Reader, Writer};
 use yendor_kinds::Cause;
 use yendor_kinds::file::external::Filled;
-use yendor_kinds::file::{Entry, Gather, Workshop};
+use yendor_kinds::file::{Entry, Gather, Workshop, unix};
 
 /// A directory that goes away.
 pub struct Place(pub PathBuf);
@@ -47,17 +47,24 @@ pub struct Image {
 }
 
 pub fn try_collect(fds: &[BorrowedFd<'_>]) -> Result<Image, Cause> {
+    collect_from(fds, true)
+}
+
+/// `ends`: as in a checkpoint that ends the tree.
+pub fn collect_from(fds: &[BorrowedFd<'_>], ends: bool) -> Result<Image, Cause> {
     let place = Place::new();
     let writer = Writer::create(&place.0.join("image")).unwrap();
     let mut gather = Gather::new(&writer, directory("/proc"), directory("/"));
     let me = rustix::process::getpid().as_raw_nonzero().get();
     gather.pids.insert(me, yendor_image::NsPid(me));
+    gather.ends_tree = ends;
     let mut ids = Vec::new();
     for fd in fds {
         ids.push(gather.own(twin(fd))?);
     }
     gather.finish()?;
-    let entries = std::mem::take(&mut gather.entries);
+    let mut entries = std::mem::take(&mut gather.entries);
+    unix::look_at_backlogs(&mut gather, &mut entries).map_err(|(_, e)| e)?;
     drop(gather);
     writer.records(&entries).unwrap();
     writer.commit(std::time::SystemTime::now()).unwrap();

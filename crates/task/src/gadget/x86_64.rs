@@ -6,6 +6,9 @@ pub const WAIT: u64 = 0;
 /// Offset in [`CODE`] where pid 1 starts: reap until the main task has ended, note its status, exit.
 pub const INIT: u64 = 0xc0;
 
+/// Offset in [`CODE`] where the flags are loaded from the stack, and then one system call is made.
+pub const FLAGS: u64 = 0xb3;
+
 /// The code.
 #[rustfmt::skip]
 pub const CODE: &[u8] = &[
@@ -59,7 +62,10 @@ pub const CODE: &[u8] = &[
     0x4c, 0x89, 0xf4,                               // mov rsp, r14
     0xb8, 0x0f, 0x00, 0x00, 0x00,                   // mov eax, 15         rt_sigreturn
     0x0f, 0x05,                                     // syscall
-    0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+    // flags
+    0x9d,                                           // popfq
+    0x0f, 0x05,                                     // syscall
+    0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
     // init: reap
     0x48, 0xc7, 0xc7, 0xff, 0xff, 0xff, 0xff,       // mov rdi, -1
     0x49, 0x8d, 0x74, 0x24, 0x08,                   // lea rsi, [r12+8]    STATUS
@@ -83,7 +89,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn init_starts_where_it_says() {
+    fn init_and_flags_start_where_they_say() {
+        let at = usize::try_from(FLAGS).expect("offset");
+        assert_eq!(&CODE[at..at + 3], &[0x9d, 0x0f, 0x05]);
         let at = usize::try_from(INIT).expect("offset");
         assert_eq!(&CODE[at..at + 3], &[0x48, 0xc7, 0xc7]);
     }

@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, Shutdown, SocketFlags, accept_with, listen, shu
 use yendor_image::{Bytes, FileId};
 use yendor_sys::{Errno, SysError, sock};
 
-use super::{Entry, Kind, Record, State, Workshop, name, option};
+use super::{Entry, Kind, Record, State, Workshop, backlog, name, option};
 use crate::{Cause, Named, Result};
 
 /// Sockets on their way.
@@ -184,6 +184,11 @@ pub fn finish(workshop: &mut Workshop<'_>) -> Result<()> {
     }
     connect_datagrams(&all, workshop)?;
     for (id, record) in &all {
+        if let State::Listening { backlog: _, waiting } = &record.state {
+            backlog::rebuild(*id, record, waiting, workshop)?;
+        }
+    }
+    for (id, record) in &all {
         let fd = workshop.existing(*id)?;
         let how = match record.shutdown & 3 {
             _ if matches!(record.state, State::Widowed { .. }) && record.kind != Kind::Dgram => None,
@@ -201,17 +206,6 @@ pub fn finish(workshop: &mut Workshop<'_>) -> Result<()> {
             sock::send(workshop.existing(id)?, b"\0", &[], None)?;
         }
         drop(partner);
-    }
-    for (id, record) in &all {
-        let State::Listening { backlog: _, waiting } = &record.state else { continue };
-        let name = record.name.as_ref().filter(|_| !waiting.is_empty());
-        for client in waiting {
-            let name = name.ok_or_else(|| Cause::corrupt(format!("clients of socket {id}, which has no name")))?;
-            if other(workshop, *client)?.state != State::Waiting {
-                return Err(Cause::corrupt(format!("socket {client} does not wait to be accepted")));
-            }
-            name.connect(workshop.existing(*client)?, &workshop.root)?;
-        }
     }
     for name in std::mem::take(&mut workshop.unix.unlink) {
         name.unlink(&workshop.root)?;

@@ -1,9 +1,11 @@
 //! Unix sockets: connections with both ends in the tree, listening sockets, datagram sockets.
-//! *Read from:* sock_diag(7) for who is connected to whom, getsockopt, `MSG_PEEK` for what waits to be read.
+//! *Read from:* sock_diag(7) for who is connected to whom, getsockopt, `MSG_PEEK` for what waits to be read; what waits
+//! behind a connection that nobody has accepted, by accepting it (see [`backlog`]).
 //! *Made again by:* socketpair, or bind, connect and accept where a name demands it; what waited is sent again.
 //! *Lost:* `SO_PEERCRED` tells the maker of the connection, which is the keeper; the time stamps of messages; a pending
 //! error of a datagram socket.
 
+pub mod backlog;
 pub mod diag;
 mod make;
 pub mod name;
@@ -24,6 +26,7 @@ use super::{Entry, FileKind, Gather, Seen, Workshop};
 use crate::{Cause, Named, Result};
 use diag::Info;
 
+pub use backlog::look as look_at_backlogs;
 pub use make::{Bench, finish as connect_all};
 
 /// The type of a socket.
@@ -47,7 +50,7 @@ pub enum State {
         /// As for listen(2).
         backlog: u32,
         /// The clients that wait to be accepted, in order.
-        waiting: Vec<FileId>,
+        waiting: Vec<backlog::Client>,
     },
     /// To this one; datagram sockets perhaps not the other way round.
     Connected(FileId),
@@ -146,6 +149,12 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
         let info = info.ok_or_else(|| Cause::unsupported(format!("socket:[{inode}]: it lives in another network")))?;
         let known = |peer: u32| gather.with_inode(stat.st_dev, u64::from(peer)).first().copied();
         record.state = state(inode, info, table, record.kind, &known, ours)?;
+        if let State::Listening { waiting, .. } = &record.state
+            && backlog::must_look(info, table)
+        {
+            backlog::may_look(gather, id, ours, waiting.len())?;
+            gather.backlogs.push(id);
+        }
         record.shutdown = info.shutdown;
         if let Some(name) = &mut record.name {
             name.find(info.bound, gather);
@@ -183,9 +192,9 @@ fn state(
         let mut waiting = Vec::with_capacity(info.waiting.len());
         for client in &info.waiting {
             match known(*client) {
-                Some(id) if table.get(client).is_some_and(|c| c.sent == 0) => waiting.push(id),
-                Some(_) => return refuse(format!("unread data of socket:[{client}], which is not accepted yet")),
-                None => return refuse("a connection from outside the tree, or closed, waits to be accepted".into()),
+                Some(id) => waiting.push(backlog::Client { socket: Some(id), queue: Vec::new() }),
+                None if *client == 0 => waiting.push(backlog::Client { socket: None, queue: Vec::new() }),
+                None => return refuse("a connection from outside the tree waits to be accepted".into()),
             }
         }
         return Ok(State::Listening { backlog: info.sent, waiting });
