@@ -163,7 +163,8 @@ impl Yendor {
     pub fn run_detached_with(&self, name: &str, options: &[&str], command: &[&str]) -> Outcome {
         self.started.borrow_mut().push(name.to_owned());
         let start = ["run", "--detach", "--name", name, "-e", &self.mark];
-        self.call(&[&start, self.flavour.options(), options, &["--"], command].concat())
+        let end: &[&str] = if command.is_empty() { &[] } else { &["--"] };
+        self.call(&[&start, self.flavour.options(), options, end, command].concat())
     }
 
     /// `yendor run -d --name NAME -- COMMAND`, which must succeed.
@@ -226,6 +227,11 @@ impl Yendor {
             log.lines().any(|one| one == line)
         });
         assert!(found, "no line `{line}` in the log of {name} after {limit:?}:\n{log}");
+    }
+
+    /// Gives a file of the test to the account that its commands run with.
+    pub fn owns(&self, path: &Path) {
+        self.account.owns(path);
     }
 
     /// A file for the output of a process that Yendor does not start, opened to append.

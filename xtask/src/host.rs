@@ -27,6 +27,7 @@ const PACKAGES: &[Package] = &[
     Package { names: &["tmux"], why: "terminals whose screen can be read back" },
     Package { names: &["python3"], why: "a real program with threads and subprocesses" },
     Package { names: &["uidmap"], why: "newuidmap and newgidmap, for subordinate ids" },
+    Package { names: &["busybox-static"], why: "a root file system of one program" },
     Package { names: &["bubblewrap"], why: "containers that Yendor did not start" },
     Package { names: &["strace"], why: "tasks that somebody traces already" },
     Package { names: &["procps"], why: "ps and friends inside containers" },

@@ -23,6 +23,7 @@ fn main() {
         pids: None,
         cap_drop: vec![],
         policy: yendor_engine::request::Policy::default(),
+        layout: None,
     };
     let fail = |e: yendor_engine::Error| -> ! {
         eprintln!("{e}");
@@ -38,6 +39,7 @@ fn main() {
                     env: vec![b("PATH=/usr/bin:/bin:/usr/sbin")],
                     cwd: None,
                     user: None,
+                    ..Spec::default()
                 })
             } else {
                 Source::Image(args[2].clone().into())

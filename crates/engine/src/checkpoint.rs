@@ -13,7 +13,7 @@ use yendor_image::{Bytes, Reader, Writer};
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Gather, unix};
 use yendor_kinds::namespace::layer;
-use yendor_kinds::snapshot::{Container, Root, Snapshot};
+use yendor_kinds::snapshot::{Container, Root, Snapshot, Volume};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
 use yendor_sys::SysError;
@@ -253,15 +253,16 @@ fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
     let names = rustix::system::uname();
     let offsets = tree::read_proc(proc.as_fd(), &format!("{root}/timens_offsets")).at(Step::Collect)?;
     let offsets = yendor_proc::timens_offsets::parse(&offsets).at(Step::Collect).task(root)?;
-    let (view, own_network) = match target {
-        Target::Tree(_) => (Root::Caller, differs(root, "net")),
+    let (view, own_network, volumes) = match target {
+        Target::Tree(_) => (Root::Caller, differs(root, "net"), Vec::new()),
         Target::Container(state, _) => {
             let view = match state.request.root {
                 request::Root::Layered => Root::Layered,
+                request::Root::Dir(_) if state.request.layout.is_some() => Root::Bundle,
                 request::Root::Dir(_) => Root::Dir,
                 request::Root::Caller => Root::Caller,
             };
-            (view, state.request.net != request::Net::Host)
+            (view, state.request.net != request::Net::Host, volumes(&state.request))
         }
     };
     let now = |clock, offset: yendor_proc::timens_offsets::Offset| {
@@ -282,7 +283,18 @@ fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
         own_network,
         layers: Vec::new(),
         ipc: None,
+        volumes,
     })
+}
+
+/// What a later restore has to be given again.
+fn volumes(request: &request::Request) -> Vec<Volume> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let one = |v: &request::Volume| {
+        let inside = Bytes(v.inside.as_ref()?.as_os_str().as_bytes().to_vec());
+        Some(Volume { name: v.name.clone(), inside, read_only: v.read_only })
+    };
+    request.volumes.iter().filter_map(one).collect()
 }
 
 /// The container's own file systems, through the keeper's descriptors of them.

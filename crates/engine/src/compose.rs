@@ -3,13 +3,14 @@
 use rustix::fs::{Access, AtFlags};
 use yendor_image::{Bytes, FdNum, FileId, NsPid};
 use yendor_kinds::file::Descriptor;
-use yendor_kinds::process::{Exec, Record, State, Terminal, credential, directory};
+use yendor_kinds::process::{Exec, Record, State, Terminal, credential, directory, rlimit};
 use yendor_kinds::snapshot::{Container, Machine, Root, Security, Snapshot};
+use yendor_kinds::{Cause, Named};
 use yendor_policy::capability;
 use yendor_sys::{Errno, SysError};
 
 use crate::contain::Contained;
-use crate::error::{At, Result, Step, With};
+use crate::error::{At, Error, Result, Step, With};
 use crate::keeper::{standard_files, terminal_file};
 use crate::request::{Request, Root as Wanted};
 use crate::wire::Spec;
@@ -30,7 +31,9 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
     let gid = if spec.user.is_none() { rustix::process::getgid().as_raw() } else { gid };
     let privileged = uid == own;
     let held = if privileged { capability::ALL } else { 0 };
-    let bounding = now_bounding(contained);
+    let ceiling = now_bounding(contained);
+    let capabilities = spec.capabilities.unwrap_or([0, held, held, capability::ALL, 0]).map(|set| set & ceiling);
+    let limits = if spec.limits.is_empty() { None } else { Some(limits(spec, contained)?) };
     let exec = Exec {
         path,
         argv: spec.command.clone(),
@@ -47,17 +50,18 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
             cwd: spec.cwd.clone().unwrap_or_else(|| Bytes(b"/".to_vec())),
             cwd_deleted: false,
             root: None,
-            umask: 0o022,
+            umask: spec.umask.unwrap_or(0o022),
         },
         credentials: credential::Record {
             uids: [uid; 4],
             gids: [gid; 4],
-            groups: now_groups(),
-            capabilities: [0, held & bounding, held & bounding, bounding, 0],
+            groups: spec.groups.clone().map_or_else(now_groups, sorted),
+            capabilities,
             securebits: 0,
-            no_new_privs: false,
+            no_new_privs: spec.no_new_privs,
         },
-        limits: None,
+        limits,
+        oom_score_adj: spec.oom_score_adj,
         terminal: terminal.then_some(Terminal { file: FileId(0), foreground: None }),
     };
     let process =
@@ -75,12 +79,14 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
             clocks: (0, 0),
             root: match request.root {
                 Wanted::Layered => Root::Layered,
+                Wanted::Dir(_) if request.layout.is_some() => Root::Bundle,
                 Wanted::Dir(_) => Root::Dir,
                 Wanted::Caller => Root::Caller,
             },
             own_network: request.net != crate::request::Net::Host,
             layers: Vec::new(),
             ipc: None,
+            volumes: Vec::new(),
         },
         processes: vec![process],
         files: if terminal { vec![terminal_file()] } else { standard_files() },
@@ -91,9 +97,32 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
 
 fn now_groups() -> Vec<u32> {
     let groups = rustix::process::getgroups().unwrap_or_default();
-    let mut groups: Vec<u32> = groups.iter().map(|g| g.as_raw()).collect();
+    sorted(groups.iter().map(|g| g.as_raw()).collect())
+}
+
+/// As the kernel keeps them.
+fn sorted(mut groups: Vec<u32>) -> Vec<u32> {
     groups.sort_unstable();
+    groups.dedup();
     groups
+}
+
+/// The caller's limits with those that the program is to have.
+fn limits(spec: &Spec, contained: &Contained) -> Result<rlimit::Record> {
+    use std::os::fd::AsFd as _;
+    let text = yendor_task::tree::read_proc(contained.host_proc.as_fd(), "self/limits").at(Step::Contain)?;
+    let mut record = rlimit::collect(&yendor_proc::limits::parse(&text).at(Step::Contain)?);
+    for &(resource, soft, hard) in &spec.limits {
+        let slot = record.limits.get_mut(resource);
+        let now = slot.ok_or(Errno::INVAL).named("prlimit64", || format!("{resource}")).at(Step::Admit)?;
+        if hard > now.1 || soft > hard {
+            let what = format!("resource limit {resource} of {soft} and {hard}: the caller's hard limit is {}", now.1);
+            let hint = "limits can only be lowered: ask for less, or raise the caller's (ulimit -H)".into();
+            return Err(Error::new(Step::Admit, Cause::Denied { what, hint }));
+        }
+        *now = (soft, hard);
+    }
+    Ok(record)
 }
 
 fn now_bounding(contained: &Contained) -> u64 {

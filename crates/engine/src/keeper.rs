@@ -2,6 +2,8 @@
 //! and rebuilds what runs in it, then waits and remembers how it ended.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
@@ -19,8 +21,9 @@ use crate::console::{Console, Door};
 use crate::contain::{self, Contained, Given};
 use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
+use crate::hole;
 use crate::rebuild::{Materials, Running, rebuild};
-use crate::request::{Request, Root};
+use crate::request::{Mount, Request, Root};
 use crate::state::{Standard, State, Status};
 use crate::wire::{Failure, Report, Started, Startup, Stdio};
 
@@ -93,6 +96,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     let given = Given::received(&startup.request, &mut descriptors)?;
     raise_descriptor_limit();
     let mut contained = contain::prepare(&startup.request, given)?;
+    let mut request = startup.request.clone();
     // What a terminal shows while nobody looks goes to the log.
     let log = stdio[1].try_clone().map_err(|e| SysError::io("dup", "log", &e)).at(Step::Contain)?;
     let console = (startup.stdio == Stdio::Terminal).then(Console::open).transpose().at(Step::Contain)?;
@@ -114,16 +118,17 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     let mut clocks = Clocks::default();
     let layers = own_file_systems(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
+        hole::fill(&snapshot, &mut request, &mut contained)?;
         set_names(startup, &snapshot).at(Step::Rebuild)?;
         clocks = continue_clocks(&mut contained, snapshot.container.clocks);
-        fill_layers(&snapshot, reader).at(Step::Rebuild)?;
+        fill_layers(&snapshot, &request, reader).at(Step::Rebuild)?;
         if let Some(record) = &snapshot.container.ipc {
             ipc::rebuild(record, contained.host_proc.as_fd(), reader).at(Step::Rebuild).kind("namespace", "ipc")?;
         }
         clock.mark("layers");
     }
     let running = build(&snapshot, reader.as_ref(), &startup.request, contained, clocks, &stdio, &mut clock)?;
-    let mut state = state(startup, &running, generation, keeper_start);
+    let mut state = state(startup, request, &running, generation, keeper_start);
     let kinds = [Standard::Stdin, Standard::Stdout, Standard::Stderr];
     // A terminal of the container's own is known by its master, which no task has.
     let stdio_kept = if console.is_some() { &[][..] } else { &stdio[..] };
@@ -179,14 +184,25 @@ fn own_file_systems(request: &Request, directory: &OwnedFd) -> std::result::Resu
         out.push((Bytes(b"/".to_vec()), upper));
     }
     if request.root != Root::Caller {
-        for mount in ["/tmp", "/run", "/dev/shm"] {
+        for mount in tmpfs(request) {
             let Ok(fd) = rustix::fs::open(mount, flags, Mode::empty()) else { continue };
-            if rustix::fs::fstatfs(&fd).named("fstatfs", || mount.into())?.f_type == TMPFS {
-                out.push((Bytes(mount.into()), fd));
+            if rustix::fs::fstatfs(&fd).named("fstatfs", || format!("{mount:?}"))?.f_type == TMPFS {
+                out.push((Bytes(mount.as_os_str().as_bytes().to_vec()), fd));
             }
         }
     }
     Ok(out)
+}
+
+/// Where a container has a tmpfs whose content is its own.
+fn tmpfs(request: &Request) -> Vec<&Path> {
+    match &request.layout {
+        None => ["/tmp", "/run", "/dev/shm"].map(Path::new).to_vec(),
+        Some(layout) => {
+            let own = |m: &&Mount| m.fs_type == "tmpfs" && m.target != Path::new("/dev");
+            layout.file_systems().filter(own).map(|m| m.target.as_path()).collect()
+        }
+    }
 }
 
 /// The names that the image's tasks knew, unless the caller wants another.
@@ -219,12 +235,15 @@ fn continue_clocks(contained: &mut Contained, (monotonic, boottime): (u64, u64))
 }
 
 /// The file systems of an image, into those of this container.
-fn fill_layers(snapshot: &Snapshot, reader: &Reader) -> std::result::Result<(), Cause> {
+fn fill_layers(snapshot: &Snapshot, request: &Request, reader: &Reader) -> std::result::Result<(), Cause> {
+    let keep = hole::places(request)?;
     let umask = rustix::process::umask(Mode::empty());
     let filled = snapshot.container.layers.iter().try_for_each(|layer| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let top = rustix::fs::open(layer.mount.0.as_slice(), flags, Mode::empty());
-        layer::rebuild(layer, &top.named("open", || layer.mount.to_string())?, reader)
+        let top = top.named("open", || layer.mount.to_string())?;
+        hole::check_layer(layer, &top)?;
+        layer::rebuild(layer, &top, &keep, reader)
     });
     rustix::process::umask(umask);
     filled
@@ -245,7 +264,7 @@ fn own_start(contained: &Contained) -> std::result::Result<u64, Cause> {
     Ok(yendor_proc::stat::parse(&text)?.starttime)
 }
 
-fn state(startup: &Startup, running: &Running, generation: u64, keeper_start: u64) -> State {
+fn state(startup: &Startup, request: Request, running: &Running, generation: u64, keeper_start: u64) -> State {
     let keeper = rustix::process::getpid().as_raw_nonzero().get();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     State {
@@ -256,7 +275,7 @@ fn state(startup: &Startup, running: &Running, generation: u64, keeper_start: u6
         init: running.init,
         main: running.main,
         started,
-        request: startup.request.clone(),
+        request,
         image: startup.image.clone(),
         logged: startup.stdio == Stdio::Log,
         terminal: startup.stdio == Stdio::Terminal,

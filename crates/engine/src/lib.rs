@@ -1,6 +1,7 @@
 //! The arrows of the house.
 
 pub mod admit;
+pub mod bundle;
 pub mod checkpoint;
 pub mod collect;
 mod compose;
@@ -10,6 +11,7 @@ pub mod contain;
 pub mod control;
 pub mod error;
 pub mod front;
+mod hole;
 mod keeper;
 pub mod rebuild;
 pub mod request;

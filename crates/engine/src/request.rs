@@ -30,6 +30,8 @@ pub struct Request {
     /// What its tasks are confined to.
     #[serde(default)]
     pub policy: Policy,
+    /// What is mounted in the root and how it is shown, where the caller says so (an OCI bundle); none: as usual.
+    pub layout: Option<Layout>,
 }
 
 /// The container's own policy: applied to every task after it is made and before it runs.
@@ -64,6 +66,55 @@ pub enum Enforce {
     Late,
     /// Before anything is made: what the policy would not allow now fails the restore.
     Early,
+}
+
+/// The inside of a root file system, instead of the usual one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// What is mounted, in this order. /proc and /dev come even when they are not listed.
+    pub mounts: Vec<Placed>,
+    /// Paths that show nothing.
+    pub masked: Vec<PathBuf>,
+    /// Paths that cannot be written.
+    pub read_only: Vec<PathBuf>,
+    /// Whether the root itself cannot be written.
+    pub read_only_root: bool,
+    /// The NIS domain name.
+    pub domainname: Option<String>,
+    /// Settings below /proc/sys of the container's own namespaces: name with dots, value.
+    pub sysctls: Vec<(String, String)>,
+}
+
+impl Layout {
+    /// Its mounts but for volumes.
+    pub fn file_systems(&self) -> impl Iterator<Item = &Mount> {
+        self.mounts.iter().filter_map(|placed| match placed {
+            Placed::FileSystem(mount) => Some(mount),
+            Placed::Volume(_) => None,
+        })
+    }
+}
+
+/// Something in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Placed {
+    /// A file system of the kernel.
+    FileSystem(Mount),
+    /// The volume of this name.
+    Volume(String),
+}
+
+/// A file system of the kernel to mount (mount(2)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Its type.
+    pub fs_type: String,
+    /// Where, inside.
+    pub target: PathBuf,
+    /// `MS_*`.
+    pub flags: u32,
+    /// Options of the file system, or empty.
+    pub data: String,
 }
 
 /// The source of a root file system.

@@ -28,7 +28,7 @@ pub struct Startup {
 }
 
 /// A program to start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// Program and arguments; a program without a slash is looked for in the `PATH` of `env`.
     pub command: Vec<Bytes>,
@@ -38,6 +38,19 @@ pub struct Spec {
     pub cwd: Option<Bytes>,
     /// User and group; none: the container's root.
     pub user: Option<(u32, u32)>,
+    /// Supplementary groups; none: as the container has them.
+    pub groups: Option<Vec<u32>>,
+    /// Inheritable, permitted, effective, bounding, ambient, each at most what there is to be had; none: all for the
+    /// container's root.
+    pub capabilities: Option<[u64; 5]>,
+    /// Resource limits by `RLIMIT_*` number, soft and hard; the others as the caller's.
+    pub limits: Vec<(usize, u64, u64)>,
+    /// Whether no program may give it more rights.
+    pub no_new_privs: bool,
+    /// How readily the kernel kills it for want of memory; none: as the caller.
+    pub oom_score_adj: Option<i32>,
+    /// File mode creation mask; none: 022.
+    pub umask: Option<u32>,
 }
 
 /// Where a container's standard descriptors lead.

@@ -150,6 +150,7 @@ fn request(case: &str, directory: &Path) -> Request {
         pids: (case == "limits").then_some(20),
         cap_drop: Vec::new(),
         policy: yendor_engine::request::Policy::default(),
+        layout: None,
     }
 }
 
@@ -257,8 +258,8 @@ fn keep(
     let facts = format!("{facts}\n{}", clock_gettime(ClockId::Monotonic).tv_sec);
     let program = if case == "caller" { program } else { Path::new("/contain") };
     if case != "caller" {
-        contained.attach_volume("read-only", Path::new("/later")).map_err(|e| e.to_string())?;
-        assert!(contained.attach_volume("read-only", Path::new("/later")).is_err(), "only once");
+        contained.attach_volume("read-only", Path::new("/later"), false).map_err(|e| e.to_string())?;
+        assert!(contained.attach_volume("read-only", Path::new("/later"), false).is_err(), "only once");
     }
     let child = Command::new(program)
         .arg("inside")

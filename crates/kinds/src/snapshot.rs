@@ -77,6 +77,20 @@ pub struct Container {
     pub layers: Vec<crate::namespace::layer::Record>,
     /// System V IPC; none for a tree that used none.
     pub ipc: Option<crate::namespace::ipc::Record>,
+    /// Host paths that its tasks saw; whoever restores says by name what they are now.
+    pub volumes: Vec<Volume>,
+}
+
+/// A place where something of the host's is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// The name by which it is asked for.
+    pub name: String,
+    /// Where it was, inside.
+    pub inside: Bytes,
+    /// Whether it could not be written.
+    pub read_only: bool,
 }
 
 /// The sort of root file system.
@@ -87,6 +101,8 @@ pub enum Root {
     Layered,
     /// A directory of the caller's.
     Dir,
+    /// The root of an OCI bundle, with the mounts that it asks for.
+    Bundle,
     /// The caller's own view.
     Caller,
 }

@@ -19,9 +19,21 @@ struct MountAttr {
 /// # Errors
 /// `EPERM` for a mount of a namespace that is not ours, `EINVAL` for attributes that cannot be set.
 pub fn set_attributes(tree: &impl AsFd, set: MountAttrFlags) -> Result<()> {
+    change(tree, set, libc::AT_RECURSIVE)
+}
+
+/// Sets attributes of the mount whose root this is, and of none below it.
+///
+/// # Errors
+/// As [`set_attributes`].
+pub fn set_attributes_of_one(root: &impl AsFd, set: MountAttrFlags) -> Result<()> {
+    change(root, set, 0)
+}
+
+fn change(tree: &impl AsFd, set: MountAttrFlags, recursive: i32) -> Result<()> {
     let attr = MountAttr { set: set.bits().into(), clear: 0, propagation: 0, userns_fd: 0 };
     let raw = tree.as_fd().as_raw_fd();
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let flags = libc::AT_EMPTY_PATH | recursive;
     let size = std::mem::size_of::<MountAttr>();
     // SAFETY: the path is an empty C string, `attr` has the kernel's layout; both outlive the call.
     let ret = unsafe { libc::syscall(libc::SYS_mount_setattr, raw, c"".as_ptr(), flags, &raw const attr, size) };

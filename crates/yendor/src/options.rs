@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use yendor_engine::bundle::{self, Bundle};
 use yendor_engine::request::{self, Net, Policy, Request, Root, Rule, Seccomp, Userns, Volume};
 use yendor_image::Bytes;
 use yendor_policy::seccomp;
@@ -37,8 +38,11 @@ pub struct ContainerOptions {
     #[arg(long, value_name = "NAME", value_parser = name::parse)]
     pub name: Option<String>,
     /// Use this directory as the root file system, instead of the host's own below a private layer
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
     pub rootfs: Option<PathBuf>,
+    /// Root file system, mounts, limits and namespaces from an OCI bundle: a directory with a config.json
+    #[arg(long, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
     /// Network
     #[arg(long, value_enum)]
     pub net: Option<NetOption>,
@@ -75,9 +79,29 @@ impl ContainerOptions {
         refuse(&[("--lsm-profile", !self.lsm_profile.is_empty())])
     }
 
-    /// As a request. `root` and `net` are what holds when the options do not say.
-    pub fn request(&self, name: String, volumes: &[Volume], root: Root, net: Net) -> Result<Request, Failure> {
-        Ok(Request {
+    /// The bundle, read.
+    pub fn bundle(&self) -> Result<Option<Bundle>, Failure> {
+        let read = |dir: &PathBuf| bundle::read(&parse::absolute(dir), self.userns());
+        Ok(self.bundle.as_ref().map(read).transpose()?)
+    }
+
+    fn userns(&self) -> Userns {
+        match self.userns {
+            UsernsOption::Auto => Userns::Auto,
+            UsernsOption::Host => Userns::Host,
+        }
+    }
+
+    /// As a request. `root` and `net` are what holds when neither the options nor the bundle say.
+    pub fn request(
+        &self,
+        name: String,
+        volumes: &[Volume],
+        bundle: Option<&Bundle>,
+        root: Root,
+        net: Net,
+    ) -> Result<Request, Failure> {
+        let mut request = Request {
             name,
             root: self.rootfs.as_ref().map_or(root, |dir| Root::Dir(parse::absolute(dir))),
             volumes: volumes.to_vec(),
@@ -85,22 +109,24 @@ impl ContainerOptions {
                 Some(NetOption::Private) => Net::Private,
                 Some(NetOption::Host) => Net::Host,
                 Some(NetOption::None) => Net::None,
-                None => net,
+                None => bundle.map_or(net, |b| b.net),
             },
-            userns: match self.userns {
-                UsernsOption::Auto => Userns::Auto,
-                UsernsOption::Host => Userns::Host,
-            },
+            userns: self.userns(),
             hostname: self.hostname.clone(),
             memory: self.memory,
             pids: self.pids,
             cap_drop: self.cap_drop.clone(),
+            layout: None,
             policy: Policy {
                 landlock: self.landlock.clone(),
                 seccomp: self.seccomp.as_deref().map(profile).transpose()?,
                 enforce: request::Enforce::Late,
             },
-        })
+        };
+        if let Some(bundle) = bundle {
+            bundle.shape(&mut request);
+        }
+        Ok(request)
     }
 }
 
@@ -139,8 +165,8 @@ pub struct RestoreOptions {
 
 impl RestoreOptions {
     /// As a request; see [`ContainerOptions::request`].
-    pub fn request(&self, name: String, root: Root, net: Net) -> Result<Request, Failure> {
-        let mut request = self.container.request(name, &self.volumes, root, net)?;
+    pub fn request(&self, name: String, bundle: Option<&Bundle>, root: Root, net: Net) -> Result<Request, Failure> {
+        let mut request = self.container.request(name, &self.volumes, bundle, root, net)?;
         request.policy.enforce = match self.enforce {
             Enforce::Late => request::Enforce::Late,
             Enforce::Early => request::Enforce::Early,

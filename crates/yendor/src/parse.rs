@@ -81,23 +81,31 @@ pub fn environment(asked: &[OsString], terminal: bool, home: &str) -> Result<Vec
         out.push(pair("TERM", of("TERM").unwrap_or_else(|| "xterm".into())));
     }
     out.extend(of("LANG").map(|v| pair("LANG", v)));
-    for one in asked {
-        let text = one.clone().into_vec();
-        let split = text.iter().position(|b| *b == b'=');
-        if split == Some(0) || text.is_empty() {
-            return Err(format!("{one:?} is no variable: -e takes NAME=VALUE or NAME"));
-        }
-        let name = text.get(..split.unwrap_or(text.len())).unwrap_or_default().to_vec();
-        out.retain(|line| !(line.starts_with(&name) && line.get(name.len()) == Some(&b'=')));
-        match split {
-            Some(_) => out.push(text),
-            None => {
-                let value = std::env::var_os(OsString::from_vec(name.clone()));
-                out.extend(value.map(|v| [&name, &b"="[..], v.as_bytes()].concat()));
-            }
-        }
+    for line in asked_for(asked)? {
+        let name = line.split_inclusive(|b| *b == b'=').next().unwrap_or_default().to_vec();
+        out.retain(|known| !known.starts_with(&name));
+        out.push(line);
     }
     Ok(out.into_iter().map(Bytes).collect())
+}
+
+/// Only what the caller asks for: `K=V` as it is, `K` with the caller's value if there is one.
+pub fn asked(asked: &[OsString]) -> Result<Vec<Bytes>, String> {
+    Ok(asked_for(asked)?.into_iter().map(Bytes).collect())
+}
+
+fn asked_for(asked: &[OsString]) -> Result<Vec<Vec<u8>>, String> {
+    let mut out = Vec::new();
+    for one in asked {
+        let text = one.clone().into_vec();
+        match text.iter().position(|b| *b == b'=') {
+            Some(0) => return Err(format!("{one:?} is no variable: -e takes NAME=VALUE or NAME")),
+            Some(_) => out.push(text),
+            None if text.is_empty() => return Err(format!("{one:?} is no variable: -e takes NAME=VALUE or NAME")),
+            None => out.extend(std::env::var_os(one).map(|v| [&text, &b"="[..], v.as_bytes()].concat())),
+        }
+    }
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -5,15 +5,18 @@
 //! done the old root stays attached (the kernel wants to see an uncovered /proc), then [`Contained::seal`] drops it.
 
 pub mod cgroup;
+mod cover;
 mod layer;
 mod net;
 mod place;
 mod root;
 mod skeleton;
 mod special;
+pub mod sysctl;
 pub mod userns;
 pub mod volume;
 
+use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -39,10 +42,10 @@ type Caused<T> = std::result::Result<T, Cause>;
 /// A mount that the first task of the container makes, as arguments of mount(2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LateMount {
-    /// What is shown in /proc/mounts.
-    pub source: &'static str,
+    /// What is shown in /proc/mounts, or what is bound.
+    pub source: Cow<'static, str>,
     /// Where.
-    pub target: &'static str,
+    pub target: Cow<'static, str>,
     /// The file system's type.
     pub fs_type: &'static str,
     /// `MS_*` (mount(2)).
@@ -91,23 +94,29 @@ fn make(request: &Request, given: Given) -> Caused<Contained> {
         .named("mount", || "\"/\", MS_PRIVATE|MS_REC".into())?;
     let name = request.hostname.as_deref().unwrap_or(&request.name);
     rustix::system::sethostname(name.as_bytes()).named("sethostname", || format!("{name:?}"))?;
+    if let Some(name) = request.layout.as_ref().and_then(|layout| layout.domainname.as_deref()) {
+        rustix::system::setdomainname(name.as_bytes()).named("setdomainname", || format!("{name:?}"))?;
+    }
     if request.net == Net::Private {
         net::loopback_up()?;
     }
+    if let Some(layout) = &request.layout {
+        sysctl::set(&host_proc, &layout.sysctls)?;
+    }
     let state = open_directory(".")?;
     let umask = rustix::process::umask(Mode::empty());
-    let made = root::make(request, &given);
+    let made = root::make(request, &given, &host_proc);
     rustix::process::umask(umask);
-    let (old_root, pending) = made?;
+    let root::Made { old: old_root, pending, late: late_mounts } = made?;
     if old_root.is_some() {
         drop_groups()?;
     }
-    Ok(Contained { host_proc, state, late_mounts: vec![PROC], cgroup, pending, old_root, ahead: None })
+    Ok(Contained { host_proc, state, late_mounts, cgroup, pending, old_root, ahead: None })
 }
 
 const PROC: LateMount = LateMount {
-    source: "proc",
-    target: "/proc",
+    source: Cow::Borrowed("proc"),
+    target: Cow::Borrowed("/proc"),
     fs_type: "proc",
     flags: MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC),
     data: "",
@@ -144,11 +153,11 @@ impl Contained {
     ///
     /// # Errors
     /// `ENOENT` when no such volume is pending.
-    pub fn attach_volume(&mut self, name: &str, inside: &Path) -> Result<()> {
+    pub fn attach_volume(&mut self, name: &str, inside: &Path, read_only: bool) -> Result<()> {
         let found = self.pending.iter().position(|p| p.name == name).ok_or(Errno::NOENT);
         let index = found.named("move_mount", || format!("volume {name:?}")).at(Step::Contain)?;
         let root = Rootfs { fd: open_directory("/").at(Step::Contain)? };
-        self.pending.remove(index).attach(&root, inside).at(Step::Contain)
+        self.pending.remove(index).attach(&root, inside, read_only).at(Step::Contain)
     }
 
     /// Detaches the old root, after the first task has made the late mounts: from here on nothing of the host is

@@ -69,8 +69,8 @@ impl Rootfs {
     }
 
     /// Mounts a new file system on a directory, which is made where it is missing.
-    pub(super) fn mount(&self, fs: &str, path: &str, flags: MountFlags, data: &CStr) -> Caused<()> {
-        let target = self.directory(Path::new(path))?;
+    pub(super) fn mount(&self, fs: &str, path: &Path, flags: MountFlags, data: &CStr) -> Caused<()> {
+        let target = self.directory(path)?;
         Ok(mount(fs, by_number(&target).as_str(), fs, flags, data)
             .named("mount", || format!("{fs:?}, {path:?}, {fs:?}, {flags:?}, {data:?}"))?)
     }

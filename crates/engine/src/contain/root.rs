@@ -4,36 +4,94 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, mkdirat};
-use rustix::mount::{MountAttrFlags, MoveMountFlags, move_mount};
+use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags, move_mount};
 use yendor_kinds::Named;
 use yendor_sys::Errno;
+use yendor_sys::mount::set_attributes_of_one;
 
 use super::place::{Rootfs, copy_tree};
 use super::volume::{self, Given, Pending};
-use super::{Caused, layer, open_directory, pivot, special};
-use crate::request::{Request, Root};
+use super::{Caused, LateMount, cover, layer, open_directory, pivot, special};
+use crate::request::{Layout, Placed, Request, Root};
 
-/// Builds it and makes it the root; the old one, unless the caller's view stays as it is. The working directory is the
-/// container's directory in the state.
-pub(super) fn make(request: &Request, given: &Given) -> Caused<(Option<OwnedFd>, Vec<Pending>)> {
+/// A root that is built.
+pub(super) struct Made {
+    /// The old one, unless the caller's view stays as it is.
+    pub(super) old: Option<OwnedFd>,
+    /// Volumes whose place only the image knows.
+    pub(super) pending: Vec<Pending>,
+    /// What has to be mounted once /proc is there.
+    pub(super) late: Vec<LateMount>,
+}
+
+/// Builds it and makes it the root. The working directory is the container's directory in the state.
+pub(super) fn make(request: &Request, given: &Given, host_proc: &OwnedFd) -> Caused<Made> {
     let root = match (&request.root, &given.handed.root) {
         (Root::Caller, _) => {
             let root = Rootfs { fd: open_directory("/")? };
             let pending = volume::attach(&root, request, given)?;
-            return Ok((None, pending));
+            return Ok(Made { old: None, pending, late: vec![super::PROC] });
         }
         (Root::Layered, _) => layer::make()?,
         (Root::Dir(_), Some(fd)) => {
-            let tree = copy_tree(&volume::again(fd)?, b"", MountAttrFlags::empty())?;
+            // Device nodes in it are whoever's made it; a container has its own.
+            let tree = copy_tree(&volume::again(fd)?, b"", MountAttrFlags::MOUNT_ATTR_NODEV)?;
             stage(&tree)?
         }
         (Root::Dir(path), None) => Err(Errno::BADF).named("open_tree", || format!("{path:?}"))?,
     };
-    // A directory is used as it is: where it has no /tmp, it gets none.
-    let all = request.root == Root::Layered;
-    special::all(&root, request.net, |path| all || root.find(Path::new(path)).is_ok_and(|found| found.is_some()))?;
-    let pending = volume::attach(&root, request, given)?;
-    Ok((Some(pivot(&root.fd)?), pending))
+    special::proc_place(&root)?;
+    let mut late = vec![super::PROC];
+    let pending = match &request.layout {
+        Some(layout) => lay_out(&root, request, layout, given, host_proc, &mut late)?,
+        None => {
+            // A directory is used as it is: where it has no /tmp, it gets none.
+            let all = request.root == Root::Layered;
+            for mount in special::usual(|path| all || root.find(Path::new(path)).is_ok_and(|found| found.is_some())) {
+                special::make(&root, request.net, &mount)?;
+            }
+            volume::attach(&root, request, given)?
+        }
+    };
+    Ok(Made { old: Some(pivot(&root.fd)?), pending, late })
+}
+
+/// Makes what the caller has listed, then the volumes that the list does not name.
+fn lay_out(
+    root: &Rootfs,
+    request: &Request,
+    layout: &Layout,
+    given: &Given,
+    host_proc: &OwnedFd,
+    late: &mut Vec<LateMount>,
+) -> Caused<Vec<Pending>> {
+    if !layout.file_systems().any(|m| m.target == Path::new("/dev")) {
+        special::make(root, request.net, &special::dev())?;
+    }
+    let mut left: Vec<_> = request.volumes.iter().zip(&given.handed.volumes).collect();
+    for placed in &layout.mounts {
+        match placed {
+            Placed::FileSystem(mount) if mount.fs_type == "proc" => {
+                late[0].flags |= MountFlags::from_bits_retain(mount.flags)
+            }
+            Placed::FileSystem(mount) => special::make(root, request.net, mount)?,
+            Placed::Volume(name) => {
+                let found = left.iter().position(|(volume, _)| volume.name == *name);
+                let found = found.ok_or(Errno::NOENT).named("move_mount", || format!("volume {name:?}"))?;
+                let (volume, fd) = left.remove(found);
+                volume::put(root, request, volume, fd)?;
+            }
+        }
+    }
+    let mut pending = Vec::new();
+    for (volume, fd) in left {
+        pending.extend(volume::put(root, request, volume, fd)?);
+    }
+    cover::all(root, layout, host_proc, late)?;
+    if layout.read_only_root {
+        set_attributes_of_one(&root.fd, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    }
+    Ok(pending)
 }
 
 /// Attaches a tree at `root` in the working directory: pivot_root(2) wants a mount that has a parent.

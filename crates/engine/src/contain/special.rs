@@ -1,6 +1,6 @@
-//! The file systems of the kernel in a new root: /dev, /sys, /tmp, /run; /proc is left to the first task.
+//! The file systems of the kernel in a new root: a list of mounts, and one interpreter. /proc is left to the first task.
 
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat, symlinkat};
@@ -10,7 +10,7 @@ use yendor_sys::Errno;
 
 use super::Caused;
 use super::place::{Rootfs, by_number, copy_tree};
-use crate::request::Net;
+use crate::request::{Mount, Net};
 
 /// Device nodes that a container gets: those that hold no state of the host.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -26,32 +26,80 @@ const LINKS: [(&str, &str); 5] = [
 const NO_SUID_DEV: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const NOTHING: MountFlags = NO_SUID_DEV.union(MountFlags::NOEXEC);
 
-/// Mounts them all; `wanted` says of /tmp and /run whether the root has them.
-pub(super) fn all(root: &Rootfs, net: Net, wanted: impl Fn(&str) -> bool) -> Caused<()> {
+fn entry(fs_type: &str, target: &str, flags: MountFlags, data: &str) -> Mount {
+    Mount { fs_type: fs_type.into(), target: target.into(), flags: flags.bits(), data: data.into() }
+}
+
+/// The device directory that every container has.
+pub(super) fn dev() -> Mount {
+    entry("tmpfs", "/dev", MountFlags::NOSUID, "mode=755,size=64k")
+}
+
+/// What a container has when nobody says otherwise; `wanted` says of /tmp and /run whether the root has them.
+pub(super) fn usual(wanted: impl Fn(&str) -> bool) -> Vec<Mount> {
+    let mut out = vec![
+        dev(),
+        entry("tmpfs", "/dev/shm", NO_SUID_DEV, "mode=1777"),
+        entry("mqueue", "/dev/mqueue", NOTHING, ""),
+        // Group 5 is `tty` everywhere.
+        entry(
+            "devpts",
+            "/dev/pts",
+            MountFlags::NOSUID | MountFlags::NOEXEC,
+            "newinstance,ptmxmode=0666,mode=0620,gid=5",
+        ),
+        entry("sysfs", "/sys", NOTHING | MountFlags::RDONLY, ""),
+        entry("cgroup", "/sys/fs/cgroup", NOTHING | MountFlags::RDONLY, ""),
+    ];
+    let places = [("/tmp", "mode=1777"), ("/run", "mode=755")];
+    out.extend(places.into_iter().filter(|p| wanted(p.0)).map(|(path, data)| entry("tmpfs", path, NO_SUID_DEV, data)));
+    out
+}
+
+/// Makes the place of /proc, which the first task mounts by name: the name has to be the directory itself.
+pub(super) fn proc_place(root: &Rootfs) -> Caused<()> {
     root.directory(Path::new("/proc"))?;
-    refuse_symlink(root, "proc")?;
-    devices(root)?;
-    system(root, net)?;
-    if wanted("/tmp") {
-        root.mount("tmpfs", "/tmp", NO_SUID_DEV, c"mode=1777")?;
-    }
-    if wanted("/run") {
-        root.mount("tmpfs", "/run", NO_SUID_DEV, c"mode=755")?;
-        let lock = root.directory(Path::new("/run/lock"))?;
-        rustix::fs::chmod(by_number(&lock), Mode::from_raw_mode(0o1777)).named("chmod", || "\"/run/lock\"".into())?;
-    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(&root.fd, "proc", flags, Mode::empty()).named("openat", || "root, \"proc\", O_NOFOLLOW".into())?;
     Ok(())
 }
 
-/// The first task mounts /proc by name: the name has to be the directory itself.
-fn refuse_symlink(root: &Rootfs, name: &str) -> Caused<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(&root.fd, name, flags, Mode::empty()).named("openat", || format!("root, {name:?}, O_NOFOLLOW"))?;
-    Ok(())
+/// Mounts one.
+pub(super) fn make(root: &Rootfs, net: Net, what: &Mount) -> Caused<()> {
+    let target = what.target.as_path();
+    match what.fs_type.as_str() {
+        "sysfs" => system(root, net, what),
+        "cgroup" | "cgroup2" => control_groups(root, what),
+        "devpts" => terminals(root, what),
+        "tmpfs" => {
+            plain(root, what)?;
+            if target == Path::new("/dev") {
+                devices(root)?;
+            } else if target == Path::new("/run") {
+                let lock = root.directory(Path::new("/run/lock"))?;
+                rustix::fs::chmod(by_number(&lock), Mode::from_raw_mode(0o1777))
+                    .named("chmod", || "\"/run/lock\"".into())?;
+            }
+            Ok(())
+        }
+        _ => plain(root, what),
+    }
+}
+
+fn plain(root: &Rootfs, what: &Mount) -> Caused<()> {
+    on(root, what, &what.fs_type, &what.data)
+}
+
+fn on(root: &Rootfs, what: &Mount, fs_type: &str, data: &str) -> Caused<()> {
+    let data = c_string(data)?;
+    root.mount(fs_type, &what.target, MountFlags::from_bits_retain(what.flags), &data)
+}
+
+fn c_string(text: &str) -> Caused<CString> {
+    Ok(CString::new(text).map_err(|_| Errno::INVAL).named("mount", || format!("{text:?}"))?)
 }
 
 fn devices(root: &Rootfs) -> Caused<()> {
-    root.mount("tmpfs", "/dev", MountFlags::NOSUID, c"mode=755,size=64k")?;
     for name in DEVICES {
         let host = format!("/dev/{name}");
         let tree = copy_tree(&CWD, host.as_bytes(), MountAttrFlags::empty())?;
@@ -61,31 +109,38 @@ fn devices(root: &Rootfs) -> Caused<()> {
     for (to, name) in LINKS {
         symlinkat(to, &dev, name).named("symlinkat", || format!("{to:?}, {name:?}"))?;
     }
-    root.mount("tmpfs", "/dev/shm", NO_SUID_DEV, c"mode=1777")?;
-    root.mount("mqueue", "/dev/mqueue", NOTHING, c"")?;
-    let terminals = |data: &CStr| root.mount("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, data);
-    // Group 5 is `tty` everywhere, but it may not exist in the container.
-    match terminals(c"newinstance,ptmxmode=0666,mode=0620,gid=5") {
-        Err(Cause::Sys(e)) if e.errno == Errno::INVAL => terminals(c"newinstance,ptmxmode=0666,mode=0620"),
+    Ok(())
+}
+
+/// The group of terminals may not exist in the container.
+fn terminals(root: &Rootfs, what: &Mount) -> Caused<()> {
+    match plain(root, what) {
+        Err(Cause::Sys(e)) if e.errno == Errno::INVAL => {
+            let rest: Vec<&str> = what.data.split(',').filter(|option| !option.starts_with("gid=")).collect();
+            on(root, what, "devpts", &rest.join(","))
+        }
         other => other,
     }
 }
 
-fn system(root: &Rootfs, net: Net) -> Caused<()> {
-    let flags = NOTHING | MountFlags::RDONLY;
+fn system(root: &Rootfs, net: Net, what: &Mount) -> Caused<()> {
     // sysfs shows a network namespace and can be mounted by its owner only.
-    let own = if net == Net::Host { false } else { allowed(root.mount("sysfs", "/sys", flags, c""))? };
+    let own = if net == Net::Host { false } else { allowed(plain(root, what))? };
     if !own {
         let tree = copy_tree(&CWD, b"/sys", MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-        root.attach(&tree, Path::new("/sys"))?;
+        root.attach(&tree, &what.target)?;
     }
-    let cgroups = Path::new("/sys/fs/cgroup");
-    let Some(target) = root.find(cgroups)? else { return Ok(()) };
+    Ok(())
+}
+
+fn control_groups(root: &Rootfs, what: &Mount) -> Caused<()> {
+    let Some(target) = root.find(&what.target)? else { return Ok(()) };
+    let flags = MountFlags::from_bits_retain(what.flags);
     let on_it = |fs: &str| mount(fs, by_number(&target).as_str(), fs, flags, None);
-    let cgroup2 = on_it("cgroup2").named("mount", || format!("\"cgroup2\", {cgroups:?}")).map_err(Cause::from);
+    let cgroup2 = on_it("cgroup2").named("mount", || format!("\"cgroup2\", {:?}", what.target));
     // Without it the place is empty: never the host's.
-    if !allowed(cgroup2)? {
-        on_it("tmpfs").named("mount", || format!("\"tmpfs\", {cgroups:?}"))?;
+    if !allowed(cgroup2.map_err(Cause::from))? {
+        on_it("tmpfs").named("mount", || format!("\"tmpfs\", {:?}", what.target))?;
     }
     Ok(())
 }

@@ -81,6 +81,12 @@ impl Caller {
 /// Decides.
 #[must_use]
 pub fn plan(request: &Request, caller: &Caller) -> Maps {
+    plan_for(request.root == Root::Caller, caller)
+}
+
+/// The same; `own_view`: for the caller's own view of the file system.
+#[must_use]
+pub fn plan_for(own_view: bool, caller: &Caller) -> Maps {
     if caller.privileged {
         let clip = |known: &[Range]| known.iter().filter_map(identity).collect();
         return Maps {
@@ -92,7 +98,7 @@ pub fn plan(request: &Request, caller: &Caller) -> Maps {
         };
     }
     // The caller's own view of the files makes sense only under the caller's own ids.
-    let root = if request.root == Root::Caller { (caller.uid, caller.gid) } else { (0, 0) };
+    let root = if own_view { (caller.uid, caller.gid) } else { (0, 0) };
     let (uids, gids) = &caller.subordinate;
     let helper = !uids.is_empty() && !gids.is_empty();
     let extend = |inside, outside, ranges: &[(u32, u32)]| {
@@ -256,6 +262,7 @@ mod tests {
             pids: None,
             cap_drop: Vec::new(),
             policy: crate::request::Policy::default(),
+            layout: None,
         }
     }
 

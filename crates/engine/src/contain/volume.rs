@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, fstat, open};
 use rustix::mount::MountAttrFlags;
 use yendor_kinds::{Cause, Named};
+use yendor_sys::mount::set_attributes;
 use yendor_sys::{Errno, SysError};
 
 use super::Caused;
@@ -120,11 +121,14 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Puts it where the image says it was, beneath the root.
+    /// Puts it where the image says it was, beneath the root. The image may ask for less: only to read it.
     ///
     /// # Errors
     /// A place that cannot be made.
-    pub(super) fn attach(self, root: &Rootfs, inside: &Path) -> Caused<()> {
+    pub(super) fn attach(self, root: &Rootfs, inside: &Path, read_only: bool) -> Caused<()> {
+        if read_only {
+            set_attributes(&self.tree, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+        }
         root.attach(&self.tree, inside)
     }
 }
@@ -133,18 +137,24 @@ impl Pending {
 pub(super) fn attach(root: &Rootfs, request: &Request, given: &Given) -> Caused<Vec<Pending>> {
     let mut pending = Vec::new();
     for (volume, fd) in request.volumes.iter().zip(&given.handed.volumes) {
-        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
-        let tree = copy_tree(&again(fd)?, b"", attributes)?;
-        match &volume.inside {
-            None => pending.push(Pending { name: volume.name.clone(), tree }),
-            Some(inside) if request.root == Root::Caller && root.find(inside)?.is_none() => {
-                // The root is the caller's own: nothing is made there behind the caller's back.
-                let what = format!("a directory {}", inside.display());
-                return Err(Cause::Hole { what, option: format!("mkdir {}", inside.display()) });
-            }
-            Some(inside) => root.attach(&tree, inside)?,
-        }
+        pending.extend(put(root, request, volume, fd)?);
     }
     Ok(pending)
+}
+
+/// Puts one in its place; it comes back when it has none.
+pub(super) fn put(root: &Rootfs, request: &Request, volume: &Volume, fd: &OwnedFd) -> Caused<Option<Pending>> {
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
+    let tree = copy_tree(&again(fd)?, b"", attributes)?;
+    match &volume.inside {
+        None => return Ok(Some(Pending { name: volume.name.clone(), tree })),
+        Some(inside) if request.root == Root::Caller && root.find(inside)?.is_none() => {
+            // The root is the caller's own: nothing is made there behind the caller's back.
+            let what = format!("a directory {}", inside.display());
+            return Err(Cause::Hole { what, option: format!("mkdir {}", inside.display()) });
+        }
+        Some(inside) => root.attach(&tree, inside)?,
+    }
+    Ok(None)
 }

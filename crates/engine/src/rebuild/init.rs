@@ -63,7 +63,8 @@ fn mount_all(site: &Site<'_>, task: &Task, mounts: &[LateMount]) -> Result<()> {
     for m in mounts {
         let mut script = Script::new();
         let data = if m.data.is_empty() { yendor_task::Arg::from(0) } else { cstr(m.data.as_bytes()) };
-        let [source, target, fs_type] = [m.source, m.target, m.fs_type].map(|text| cstr(text.as_bytes()));
+        let [source, target, fs_type] =
+            [m.source.as_ref(), m.target.as_ref(), m.fs_type].map(|text| cstr(text.as_bytes()));
         script.call(Nr::MOUNT, [source, target, fs_type, m.flags.bits().into(), data]);
         site.run(task, &script).at(Step::Contain).task(1).kind("mount", m.target.to_string())?;
     }

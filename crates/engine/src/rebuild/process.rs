@@ -167,6 +167,19 @@ fn descriptors(site: &Site<'_>, list: &[Descriptor], script: &mut Script) -> std
     Ok(())
 }
 
+/// Writes a file of a task's /proc directory that does not say so already.
+fn set(site: &Site<'_>, task: &Task, name: &str, value: &str) -> std::result::Result<(), Cause> {
+    let path = format!("{}/{name}", task.tid);
+    let fd = openat(&site.proc, path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .named("openat", || format!("/proc/{path}"))?;
+    let mut now = [0u8; 32];
+    let n = rustix::io::read(&fd, &mut now).named("read", || path.clone())?;
+    if String::from_utf8_lossy(&now[..n]).trim() != value {
+        rustix::io::pwrite(&fd, value.as_bytes(), 0).named("write", || format!("/proc/{path}, {value}"))?;
+    }
+    Ok(())
+}
+
 struct Building<'a, 's> {
     site: &'a Site<'s>,
     alive: &'a Alive,
@@ -217,19 +230,8 @@ impl Building<'_, '_> {
     fn proc_files(&self) -> std::result::Result<(), Cause> {
         let attributes = &self.alive.attributes;
         let filter = format!("{:#x}", attributes.coredump_filter);
-        let adj = attributes.oom_score_adj.to_string();
-        for (name, value) in [("coredump_filter", filter), ("oom_score_adj", adj)] {
-            let path = format!("{}/{name}", self.task.tid);
-            let fd = openat(&self.site.proc, path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-                .named("openat", || format!("/proc/{path}"))?;
-            let mut now = [0u8; 32];
-            let n = rustix::io::read(&fd, &mut now).named("read", || path.clone())?;
-            if name == "oom_score_adj" && String::from_utf8_lossy(&now[..n]).trim() == value {
-                continue;
-            }
-            rustix::io::pwrite(&fd, value.as_bytes(), 0).named("write", || format!("/proc/{path}, {value}"))?;
-        }
-        Ok(())
+        set(self.site, self.task, "coredump_filter", &filter)?;
+        set(self.site, self.task, "oom_score_adj", &attributes.oom_score_adj.to_string())
     }
 
     /// Limits, pending signals, credentials: what comes last. Then timers, which run from now on.
@@ -361,6 +363,9 @@ fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
     descriptors(site, &exec.descriptors, &mut script).at(Step::Rebuild)?;
     if let Some(limits) = &exec.limits {
         rlimit::rebuild(limits, &site.now.limits, &mut script);
+    }
+    if let Some(adj) = exec.oom_score_adj {
+        set(site, task, "oom_score_adj", &adj.to_string()).at(Step::Rebuild)?;
     }
     site.run(task, &script).at(Step::Rebuild)?;
     let mut script = Script::new();

@@ -9,8 +9,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags, fstat,
-    openat, openat2, seek,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, StatxAttributes, StatxFlags, Timespec,
+    Timestamps, Uid, XattrFlags, fstat, openat, openat2, seek, statx,
 };
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, Reader, Writer};
@@ -253,11 +253,12 @@ fn attributes(fd: &OwnedFd) -> Result<(Vec<(Bytes, Bytes)>, bool)> {
     Ok((kept, opaque))
 }
 
-/// Makes the changes beneath `top`, the new mount.
+/// Makes the changes beneath `top`, the new mount. What is at or below a path of `keep`, absolute ones without symbolic
+/// links, is the caller's own and stays as it is.
 ///
 /// # Errors
 /// The kernel's refusals; `Corrupt` for paths that leave the mount or data outside the blob.
-pub fn rebuild(record: &Record, top: &OwnedFd, reader: &Reader) -> Result<()> {
+pub fn rebuild(record: &Record, top: &OwnedFd, keep: &[Vec<u8>], reader: &Reader) -> Result<()> {
     let Record { mount, blob, entries } = record;
     let data = match blob {
         Some(name) => {
@@ -266,7 +267,8 @@ pub fn rebuild(record: &Record, top: &OwnedFd, reader: &Reader) -> Result<()> {
         }
         None => None,
     };
-    for entry in entries {
+    let ours = |entry: &&Entry| !keep.iter().any(|kept| is_within(&mount.0, &entry.path.0, kept));
+    for entry in entries.iter().filter(ours) {
         make(entry, top, data.as_ref()).map_err(|e| match e {
             Cause::Sys(mut s) => {
                 s.args = format!("{mount}/{}: {}", entry.path, s.args);
@@ -276,7 +278,7 @@ pub fn rebuild(record: &Record, top: &OwnedFd, reader: &Reader) -> Result<()> {
         })?;
     }
     // Directories last and deepest first: making what is in them changed their times.
-    for entry in entries.iter().rev().filter(|e| matches!(e.what, What::Directory(_))) {
+    for entry in entries.iter().filter(ours).rev().filter(|e| matches!(e.what, What::Directory(_))) {
         let (parent, name) = place(top, &entry.path.0)?;
         match stamp(&parent, &name, entry) {
             // Something of the host is mounted on it, read-only: not the container's to change.
@@ -285,6 +287,13 @@ pub fn rebuild(record: &Record, top: &OwnedFd, reader: &Reader) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a path of a mount is `kept` or below it.
+fn is_within(mount: &[u8], path: &[u8], kept: &[u8]) -> bool {
+    let mount = if mount == b"/" { &b""[..] } else { mount };
+    let whole = if path.is_empty() { mount.to_vec() } else { [mount, b"/", path].concat() };
+    whole.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
 /// The directory of a path, opened without following any link, and the last name; "." for the mount itself.
@@ -363,7 +372,7 @@ fn stamp(parent: &OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
     Ok(())
 }
 
-/// Takes away what has the name, with everything in it; `false` for a mount point, which stays.
+/// Takes away what has the name, with everything in it; `false` for a mount point, which stays, and what leads to it.
 fn remove(parent: &OwnedFd, name: &[u8]) -> Result<bool> {
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(true),
@@ -373,6 +382,10 @@ fn remove(parent: &OwnedFd, name: &[u8]) -> Result<bool> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = openat(parent, name, flags, Mode::empty()).named("openat", String::new)?;
+    let stat = statx(&dir, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).named("statx", String::new)?;
+    if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(false);
+    }
     let mut names = Vec::new();
     for entry in Dir::read_from(&dir).named("getdents64", String::new)? {
         let entry = entry.named("getdents64", String::new)?;
@@ -380,8 +393,12 @@ fn remove(parent: &OwnedFd, name: &[u8]) -> Result<bool> {
             names.push(entry.file_name().to_bytes().to_vec());
         }
     }
+    let mut all = true;
     for inner in names {
-        remove(&dir, &inner)?;
+        all &= remove(&dir, &inner)?;
+    }
+    if !all {
+        return Ok(false);
     }
     rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).named("unlinkat", || "AT_REMOVEDIR".into())?;
     Ok(true)

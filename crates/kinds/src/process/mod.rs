@@ -163,6 +163,8 @@ pub struct Exec {
     pub limits: Option<rlimit::Record>,
     /// Its controlling terminal.
     pub terminal: Option<Terminal>,
+    /// /proc/PID/oom_score_adj; none: as the caller's.
+    pub oom_score_adj: Option<i32>,
 }
 
 /// Questions for one thread, and then its answers.

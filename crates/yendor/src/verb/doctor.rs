@@ -126,6 +126,7 @@ fn user_namespace() -> Finding {
         pids: None,
         cap_drop: Vec::new(),
         policy: yendor_engine::request::Policy::default(),
+        layout: None,
     };
     // The very question that `run` and `restore` ask; who got the answer goes when its connection does.
     match admit::admit(&request, Verb::Run) {

@@ -7,7 +7,7 @@ use yendor_engine::request::{Net, Request, Root, Userns};
 use yendor_engine::state::Places;
 use yendor_image::{Kind, Reader};
 use yendor_kinds::process::State;
-use yendor_kinds::snapshot::Snapshot;
+use yendor_kinds::snapshot::{self, Snapshot};
 
 use crate::failure::{Failure, Outcome};
 use crate::options::RestoreOptions;
@@ -38,6 +38,8 @@ impl Plan {
     pub fn run(self) -> Outcome {
         self.options.refuse()?;
         let image = reference::resolve(&Places::from_environment(), &self.image)?;
+        // The bundle is the caller's own; the image may be anybody's.
+        let bundle = self.options.container.bundle()?;
         caller::give_up_rights(&image.path)?;
         let reader = Reader::open(&image.path)?;
         let snapshot: Snapshot = reader.records()?;
@@ -49,7 +51,7 @@ impl Plan {
             (Kind::Tree, false) => (Root::Caller, Net::Host),
         };
         let name = self.options.container.name.clone().unwrap_or_else(|| "NAME".into());
-        let request = self.options.request(name, root, net)?;
+        let request = self.options.request(name, bundle.as_ref(), root, net)?;
         let mut lines = before(&request, &reader, &snapshot);
         lines.extend(files(&snapshot));
         lines.extend(processes(&snapshot, &births));
@@ -104,6 +106,7 @@ fn before(request: &Request, reader: &Reader, snapshot: &Snapshot) -> Vec<Line> 
             "given by the caller",
         ));
     }
+    lines.extend(holes(request, snapshot));
     for (what, limit) in [("memory", request.memory), ("pids", request.pids)] {
         lines.extend(limit.map(|n| line("contain", format!("limit of {what}: {n}"), "asked for")));
     }
@@ -119,6 +122,33 @@ fn before(request: &Request, reader: &Reader, snapshot: &Snapshot) -> Vec<Line> 
     for layer in &snapshot.container.layers {
         let what = format!("file system {}: {} entries", layer.mount, layer.entries.len());
         lines.push(line("rebuild", what, "the container's private changes travel with it"));
+    }
+    lines
+}
+
+/// What the image wants and the options do not give: the restore would stop there.
+fn holes(request: &Request, snapshot: &Snapshot) -> Vec<Line> {
+    const MISSING: &str = "MISSING: the restore would stop here";
+    let mut lines = Vec::new();
+    let given = matches!(request.root, Root::Dir(_));
+    match snapshot.container.root {
+        snapshot::Root::Dir if !given => {
+            lines.push(line("load", "the image's root was a directory: give it with --rootfs DIR", MISSING));
+        }
+        snapshot::Root::Bundle if request.layout.is_none() => {
+            lines.push(line("load", "the image's root was a bundle: give it with --bundle DIR", MISSING));
+        }
+        _ => {}
+    }
+    for hole in &snapshot.container.volumes {
+        if !request.volumes.iter().any(|v| v.name == hole.name) {
+            let name = print::safe(&hole.name);
+            lines.push(line(
+                "load",
+                format!("volume {name} at {}: give it with --volume {name}=HOSTPATH", hole.inside),
+                MISSING,
+            ));
+        }
     }
     lines
 }

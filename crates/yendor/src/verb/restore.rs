@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use yendor_engine::admit;
+use yendor_engine::bundle::Bundle;
 use yendor_engine::front::Source;
 use yendor_engine::request::{Net, Root};
 use yendor_engine::state::Places;
@@ -46,12 +47,13 @@ impl Restore {
         self.options.refuse()?;
         let places = Places::from_environment();
         let image = reference::resolve(&places, &self.image)?;
-        self.ask()?;
+        let bundle = self.options.container.bundle()?;
+        self.ask(bundle.as_ref())?;
         let (root, net) = surroundings(&image.path)?;
         let name = choose(&places, self.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;
         let outcome = Start {
-            request: self.options.request(name, root, net)?,
+            request: self.options.request(name, bundle.as_ref(), root, net)?,
             source: Source::Image(image.path.clone()),
             image: Some(image.reference.to_string()),
             detach: self.detach,
@@ -67,10 +69,10 @@ impl Restore {
     }
 
     /// Whether the caller may have a container at all, before anything of the image is opened.
-    fn ask(&self) -> Result<(), Failure> {
+    fn ask(&self, bundle: Option<&Bundle>) -> Result<(), Failure> {
         let container = &self.options.container;
         // What the image will say about root and network is not known yet, and is asked again when it is.
-        let request = container.request(String::new(), &self.options.volumes, Root::Layered, Net::Private)?;
+        let request = container.request(String::new(), &self.options.volumes, bundle, Root::Layered, Net::Private)?;
         Ok(admit::ask(&request, Verb::Restore, container.net.is_some())?)
     }
 }

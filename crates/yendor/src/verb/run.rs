@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::Args;
+use yendor_engine::bundle::Bundle;
 use yendor_engine::front::{Source, Spec};
 use yendor_engine::request::{Net, Root, Volume};
 use yendor_engine::state::Places;
@@ -33,9 +34,6 @@ pub struct Run {
     /// Keep standard input open (it always is, in the foreground)
     #[arg(short, long)]
     interactive: bool,
-    /// Run an OCI bundle
-    #[arg(long, value_name = "DIR", conflicts_with = "rootfs")]
-    bundle: Option<PathBuf>,
     /// Make a host path visible inside
     #[arg(long = "volume", value_name = "NAME=HOSTPATH:PATH[:ro]", value_parser = parse::volume)]
     volumes: Vec<Volume>,
@@ -63,36 +61,65 @@ impl Run {
     /// Runs it.
     pub fn run(self) -> Outcome {
         refuse(&[
-            ("--bundle", self.bundle.is_some()),
             ("--rm with --detach", self.rm && self.detach),
             ("--interactive with --detach", self.interactive && self.detach && !self.tty),
         ])?;
         self.container.refuse()?;
+        let mut bundle = self.container.bundle()?;
         let home = if self.user.is_none_or(|(uid, _)| uid == 0) { "/root" } else { "/" };
         let spec = Spec {
             command: self.command.iter().map(|word| Bytes(word.as_bytes().to_vec())).collect(),
             env: parse::environment(&self.env, self.tty, home).map_err(Failure::Usage)?,
             cwd: self.workdir.as_deref().map(|dir| absolute(dir.as_os_str())).transpose()?,
             user: self.user,
+            ..Spec::default()
         };
+        let spec = match &mut bundle {
+            Some(bundle) => self.in_bundle(bundle, spec)?,
+            None => spec,
+        };
+        let tty = self.tty || bundle.as_ref().is_some_and(|b| b.terminal);
         let places = Places::from_environment();
         let name = match &self.container.name {
             Some(name) => name.clone(),
             None => name::generate(&places)?,
         };
         start::check_free(&places, &name)?;
+        let mut request = self.container.request(name, &self.volumes, bundle.as_ref(), Root::Layered, Net::Private)?;
+        request.hostname = request.hostname.or(bundle.and_then(|b| b.hostname));
         Start {
-            request: self.container.request(name, &self.volumes, Root::Layered, Net::Private)?,
+            request,
             source: Source::Compose(spec),
             image: None,
             detach: self.detach,
-            tty: self.tty,
+            tty,
             remove: self.rm,
             pidfile: None,
             json: self.json,
             done: "started",
         }
         .go(places)
+    }
+}
+
+impl Run {
+    /// The bundle's process; what the command line says goes first.
+    fn in_bundle(&self, bundle: &mut Bundle, own: Spec) -> Result<Spec, Failure> {
+        let mut spec = bundle.spec.take().unwrap_or_default();
+        if !own.command.is_empty() {
+            spec.command = own.command;
+        }
+        if spec.command.is_empty() {
+            return Err(Failure::Usage("neither the bundle's process.args nor the command line has a command".into()));
+        }
+        for line in parse::asked(&self.env).map_err(Failure::Usage)? {
+            let name = line.0.split_inclusive(|b| *b == b'=').next().unwrap_or_default().to_vec();
+            spec.env.retain(|known| !known.0.starts_with(&name));
+            spec.env.push(line);
+        }
+        spec.cwd = own.cwd.or(spec.cwd);
+        spec.user = own.user.or(spec.user);
+        Ok(spec)
     }
 }
 

@@ -35,7 +35,8 @@ pub fn summary(reader: &Reader, snapshot: &Snapshot, name: &str) -> String {
     let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
     let root = match container.root {
         Root::Layered => "the host's below a private layer",
-        Root::Dir => "a directory of the caller's",
+        Root::Dir => "a directory of the caller's (restore needs --rootfs)",
+        Root::Bundle => "an OCI bundle (restore needs --bundle)",
         Root::Caller => "the caller's own view",
     };
     let root_task = snapshot.root().map(comm).unwrap_or_default();
@@ -59,6 +60,15 @@ pub fn summary(reader: &Reader, snapshot: &Snapshot, name: &str) -> String {
                 .map(|l| format!("{} ({} entries)", l.mount, l.entries.len()))
                 .collect::<Vec<_>>()
                 .join(", "),
+        ),
+        (
+            "volumes",
+            container
+                .volumes
+                .iter()
+                .map(|v| format!("{} at {}{}", safe(&v.name), v.inside, if v.read_only { ", read-only" } else { "" }))
+                .collect::<Vec<_>>()
+                .join("; "),
         ),
         ("lost", if lost.is_empty() { "nothing".to_owned() } else { format!("{} objects: see --lost", lost.len()) }),
     ];
