@@ -211,7 +211,7 @@ fn refusals() {
     let area = own_area(attached.address());
     let mut mapped = Mapped::default();
     mapped.add(std::slice::from_ref(&area)).unwrap();
-    let (record, _) = collect_with(&place, "mapped", &mapped, Scope::Used(&[])).unwrap();
+    let (record, _) = collect_with(&place, "mapped", &mapped, Scope::Used(&[], &[])).unwrap();
     assert_eq!((record.shm.len(), record.limits), (1, None));
     let mut twice = mapped.clone();
     twice.add(std::slice::from_ref(&area)).unwrap();
@@ -236,7 +236,8 @@ fn refusals() {
 fn host() {
     let place = Place::new();
     let me = rustix::process::getpid().as_raw_nonzero().get();
-    let used = |name: &str, pids: &[i32]| collect_with(&place, name, &Mapped::default(), Scope::Used(pids)).unwrap().0;
+    let used =
+        |name: &str, pids: &[i32]| collect_with(&place, name, &Mapped::default(), Scope::Used(pids, &[])).unwrap().0;
     sys::shm_create(0, 1, 0).unwrap();
     let set = sys::sem_create(0, 2, 0o600).unwrap();
     sys::sem_create(0, 2, 0o600).unwrap();

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::Writer;
-use yendor_kinds::namespace::ipc::{self, Mapped, Record, Scope};
+use yendor_kinds::namespace::ipc::{self, Mapped, Record, Scope, Wait};
 use yendor_kinds::process::{self, State};
 use yendor_kinds::{Cause, Named, Result};
 
@@ -27,7 +27,7 @@ pub fn tree(proc: &OwnedFd, pids: &[i32], processes: &[process::Record], writer:
     let Some(theirs) = common(proc, pids)? else { return Ok(None) };
     let own = rustix::process::getpid().as_raw_nonzero().get();
     if inode(&theirs)? == inode(&namespace(proc, own)?)? {
-        let record = ipc::collect(proc, writer, Scope::Used(pids), &mapped)?;
+        let record = ipc::collect(proc, writer, Scope::Used(pids, &waits(processes)), &mapped)?;
         return Ok(Some(record).filter(|r| !r.is_empty()));
     }
     // In a thread, since there may be no way back.
@@ -38,6 +38,15 @@ pub fn tree(proc: &OwnedFd, pids: &[i32], processes: &[process::Record], writer:
     };
     let done = std::thread::scope(|scope| scope.spawn(there).join());
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(Some)
+}
+
+/// What threads wait for.
+fn waits(processes: &[process::Record]) -> Vec<Wait> {
+    let threads = processes.iter().filter_map(|p| match &p.state {
+        State::Alive(alive) => Some(&alive.threads),
+        _ => None,
+    });
+    threads.flatten().filter_map(|thread| Wait::of(&thread.regs)).collect()
 }
 
 /// The one namespace that all tasks are in.

@@ -3,7 +3,7 @@
 //! *Made again by:* the same calls in the new namespace; ids by /proc/sys/kernel/{shm,sem,msg}_next_id, creators by making
 //! an object under their effective ids.
 //! *Lost:* times and the pids of those who used an object last; what a tree in the host's namespace uses without a trace of
-//! its pid (a semaphore only waited for, a queue only looked at); of POSIX message queues, which live here too, nothing is
+//! its pid (a semaphore set or a queue that it has only made or looked at); of POSIX message queues, which live here too, nothing is
 //! captured; what the modules say.
 
 pub mod limit;
@@ -22,7 +22,9 @@ use yendor_image::{Reader, Writer};
 use yendor_proc::sysvipc;
 use yendor_sys::ipc::Rights;
 use yendor_sys::{Errno, SysError};
+use yendor_task::Nr;
 
+use crate::process::regs;
 use crate::{Cause, Named, Result};
 pub use limit::Limits;
 pub use shm::Mapped;
@@ -70,15 +72,48 @@ impl Record {
 pub enum Scope<'a> {
     /// All: it is the container's own.
     Whole,
-    /// What processes with these ids have mapped, made or used last: it is the host's.
-    Used(&'a [i32]),
+    /// What processes with these ids have mapped, made or used last, or wait for now: it is the host's.
+    Used(&'a [i32], &'a [Wait]),
+}
+
+/// An object that a thread waits for in a system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// semop(2), semtimedop(2), by the set's id.
+    Semaphore(i32),
+    /// msgsnd(2), msgrcv(2), by the queue's id.
+    Queue(i32),
+}
+
+impl Wait {
+    /// What a thread with these registers waits for: its interrupted call is about to be made again.
+    #[must_use]
+    pub fn of(registers: &regs::Record) -> Option<Wait> {
+        let regs = regs::from_words(registers).ok()?;
+        let id = || i32::try_from(regs.rdi).ok();
+        let is = |calls: [Nr; 2]| calls.iter().any(|nr| nr.raw() == regs.rax);
+        if is([Nr::SEMOP, Nr::SEMTIMEDOP]) {
+            id().map(Wait::Semaphore)
+        } else if is([Nr::MSGSND, Nr::MSGRCV]) {
+            id().map(Wait::Queue)
+        } else {
+            None
+        }
+    }
 }
 
 impl Scope<'_> {
     /// Whether an object of these processes (0: none) is taken. One that is used inside and outside cannot be.
-    fn takes(self, proc: BorrowedFd<'_>, users: &[i32], shown: impl FnOnce() -> String) -> Result<bool> {
-        let Scope::Used(pids) = self else { return Ok(true) };
-        if !users.iter().any(|pid| pids.contains(pid)) {
+    fn takes(
+        self,
+        proc: BorrowedFd<'_>,
+        users: &[i32],
+        wait: Option<Wait>,
+        shown: impl FnOnce() -> String,
+    ) -> Result<bool> {
+        let Scope::Used(pids, waits) = self else { return Ok(true) };
+        let waited_for = wait.is_some_and(|wait| waits.contains(&wait));
+        if !waited_for && !users.iter().any(|pid| pids.contains(pid)) {
             return Ok(false);
         }
         let lives = |pid: i32| statat(proc, pid.to_string(), AtFlags::empty()).is_ok();
@@ -108,7 +143,8 @@ pub fn collect(proc: BorrowedFd<'_>, writer: &Writer, scope: Scope<'_>, mapped: 
     }
     let mut msg = Vec::new();
     for row in sysvipc::parse_msg(&table("msg")?)? {
-        if scope.takes(proc, &[row.last_sender, row.last_receiver], || format!("message queue {}", row.perm.id))? {
+        let (users, wait) = ([row.last_sender, row.last_receiver], Some(Wait::Queue(row.perm.id)));
+        if scope.takes(proc, &users, wait, || format!("message queue {}", row.perm.id))? {
             msg.push(msg::collect(row)?);
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use yendor_proc::sysvipc;
 use yendor_sys::{Errno, ipc};
 
-use super::{Perm, Scope};
+use super::{Perm, Scope, Wait};
 use crate::{Cause, Result};
 
 /// A set.
@@ -31,7 +31,9 @@ pub(super) fn is_taken(row: &sysvipc::Sem, proc: BorrowedFd<'_>, scope: Scope<'_
         return Ok(true);
     }
     match ipc::sem_pids(row.perm.id) {
-        Ok(users) => scope.takes(proc, &users, || format!("semaphore set {}", row.perm.id)),
+        Ok(users) => {
+            scope.takes(proc, &users, Some(Wait::Semaphore(row.perm.id)), || format!("semaphore set {}", row.perm.id))
+        }
         // Somebody else's, or gone meanwhile: nothing that the tree could have used.
         Err(e) if matches!(e.errno, Errno::ACCESS | Errno::INVAL | Errno::IDRM) => Ok(false),
         Err(e) => Err(e.into()),

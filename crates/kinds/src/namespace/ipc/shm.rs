@@ -103,7 +103,7 @@ pub(super) fn collect(
     for row in table {
         let attachments = mapped.0.get(&row.perm.id);
         let shown = || format!("System V segment {}", row.perm.id);
-        if attachments.is_none() && !scope.takes(proc, &[row.creator_pid, row.last_pid], shown)? {
+        if attachments.is_none() && !scope.takes(proc, &[row.creator_pid, row.last_pid], None, shown)? {
             continue;
         }
         check(&row, attachments, limits)?;
