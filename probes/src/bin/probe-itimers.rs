@@ -1,13 +1,15 @@
-//! Interval timers: real, virtual, profiling, with long values, and a short one that must go on.
+//! Interval timers: real, virtual, profiling, with long values, and short ones that must go on: one that rings, and one
+//! whose ring nobody has taken yet.
 #![allow(unsafe_code)]
 
-use probe::{Board, child, clock, expect, expect_that, ok, sleep_ms, succeeded};
+use probe::{Board, block_all, child, clock, expect, expect_that, ok, sleep_ms, succeeded};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const TIMERS: [(i32, i64, i64); 3] =
     [(libc::ITIMER_REAL, 1_000_000, 3), (libc::ITIMER_VIRTUAL, 2_000_000, 5), (libc::ITIMER_PROF, 3_000_000, 7)];
 const GO: usize = 0;
 const UP: usize = 1;
+const DEAF_UP: usize = 2;
 
 static RINGS: AtomicU64 = AtomicU64::new(0);
 
@@ -31,28 +33,42 @@ fn get(which: i32) -> (i128, i128) {
     }
 }
 
-fn setup() -> (i128, Board, i32) {
-    let board = Board::new();
-    let ringing = child(|| {
+/// A child that is rung every 30 ms; `deaf`: it takes no ring before it is asked.
+fn rung(board: &Board, up: usize, deaf: bool) -> i32 {
+    child(|| {
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = ring as *const () as usize;
         ok("sigaction", unsafe { libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut()) });
+        if deaf {
+            block_all();
+        }
         arm(libc::ITIMER_REAL, (0, 30_000), (0, 30_000));
-        board.set(UP, 1);
+        if deaf {
+            sleep_ms(60);
+        }
+        board.set(up, 1);
         board.wait(GO, 1);
         let before = RINGS.load(SeqCst);
+        let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+        ok("sigprocmask", unsafe { libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()) });
         sleep_ms(300);
         let rings = RINGS.load(SeqCst) - before;
         expect_that("rings in 300 ms with 30 ms between", (5..=12).contains(&rings), rings);
-    });
+    })
+}
+
+fn setup() -> (i128, Board, [i32; 2]) {
+    let board = Board::new();
+    let ringing = [rung(&board, UP, false), rung(&board, DEAF_UP, true)];
     board.wait(UP, 1);
+    board.wait(DEAF_UP, 1);
     for (which, seconds, interval) in TIMERS {
         arm(which, (seconds, 123_457), (interval, 1));
     }
     (clock(libc::CLOCK_MONOTONIC), board, ringing)
 }
 
-fn check((start, board, ringing): (i128, Board, i32)) {
+fn check((start, board, ringing): (i128, Board, [i32; 2])) {
     let elapsed = (clock(libc::CLOCK_MONOTONIC) - start) / 1000;
     for (which, seconds, interval) in TIMERS {
         let (value, period) = get(which);
@@ -65,7 +81,8 @@ fn check((start, board, ringing): (i128, Board, i32)) {
         arm(which, (0, 0), (0, 0));
     }
     board.set(GO, 1);
-    succeeded("child that is rung", ringing);
+    succeeded("child that is rung", ringing[0]);
+    succeeded("child that has a ring waiting", ringing[1]);
 }
 
 fn main() {

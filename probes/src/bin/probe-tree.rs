@@ -72,7 +72,9 @@ fn setup() -> State {
     for (pid, state) in [(exited, "Z"), (killed, "Z"), (stopped[0], "T"), (stopped[1], "T")] {
         probe::wait_until("state of a child", || state_of(pid) == state);
     }
-    State { board, ids: ids(), living: vec![session, group, plain], exited, killed, stopped }
+    // A tree that lived outside of a container has another parent now: the container's init.
+    let ids = [ids()[0], 1, ids()[2], ids()[3]];
+    State { board, ids, living: vec![session, group, plain], exited, killed, stopped }
 }
 
 fn check(state: State) {

@@ -40,9 +40,13 @@ pub fn collect(inquiry: &Inquiry, asked: [Question; 3]) -> Result<Record> {
 /// Arms those that were armed.
 pub fn rebuild(record: &Record, script: &mut Script) {
     let Record { timers } = record;
-    for (which, timer) in timers.iter().enumerate() {
-        if *timer != [0; 4] {
-            script.call(Nr::SETITIMER, args![which, bytes(words(timer)), 0]);
+    for (which, timer) in timers.iter().enumerate().filter(|(_, timer)| **timer != [0; 4]) {
+        let mut timer = *timer;
+        if timer[2..] == [0, 0] {
+            // It has rung and waits for SIGALRM to be taken, which starts it anew (kernel/signal.c). A zero would disarm
+            // it: let it ring again at once, beside the signal that is pending still.
+            timer[3] = 1;
         }
+        script.call(Nr::SETITIMER, args![which, bytes(words(&timer)), 0]);
     }
 }
