@@ -24,7 +24,7 @@ use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::mapping::{Mapping, Placed};
 use yendor_sys::wait::Event;
-use yendor_sys::{SysError, ptrace};
+use yendor_sys::{Errno, SysError, ptrace};
 use yendor_task::arena::PAGE;
 use yendor_task::{Arena, Script, gadget};
 
@@ -130,6 +130,19 @@ fn kill(init: i32) {
     }
 }
 
+/// Takes notice of a tracee's end, which its own parent hears of only then.
+fn notice(tid: i32) -> std::result::Result<(), SysError> {
+    loop {
+        match yendor_sys::wait::wait(Some(tid), true) {
+            // A thread that an execve of another has ended leaves nothing to wait for.
+            Err(e) if e.errno == Errno::CHILD => return Ok(()),
+            Ok(Some((_, Event::Exited(_) | Event::Killed(_)))) => return Ok(()),
+            Ok(_) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
 /// Builds everything; nothing runs yet.
 ///
 /// # Errors
@@ -192,8 +205,12 @@ impl Rebuilt {
     pub fn thaw(mut self) -> Result<Running> {
         // Pid 1 first: it must be there to reap.
         ptrace::detach(self.init, 0).at(Step::Thaw)?;
-        for tid in &self.threads {
-            ptrace::detach(*tid, 0).at(Step::Thaw)?;
+        for (already, tid) in self.threads.iter().enumerate() {
+            match ptrace::detach(*tid, 0) {
+                // Those that run already may end this one.
+                Err(e) if e.errno == Errno::SRCH && already > 0 => notice(*tid).at(Step::Thaw)?,
+                other => other.at(Step::Thaw)?,
+            }
         }
         self.done = true;
         let memory = Mapping::of(
