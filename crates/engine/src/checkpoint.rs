@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
-use yendor_image::{Bytes, Reader, Writer};
+use yendor_image::upgrade::Version;
+use yendor_image::{Bytes, Digest, Kind, Reader, Writer};
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Gather, unix};
 use yendor_kinds::namespace::layer;
@@ -62,6 +63,8 @@ pub struct Summary {
     pub files: usize,
     /// What was lost with the caller's consent.
     pub lost: Vec<(String, String)>,
+    /// The image's name by content.
+    pub seal: Option<Digest>,
 }
 
 fn us(since: Instant) -> u64 {
@@ -77,7 +80,14 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
     let proc = open_directory("/proc").at(Step::Freeze)?;
     refuse_old_kernel(&proc).at(Step::Freeze)?;
     raise_descriptor_limit();
-    let writer = Writer::create(output).at(Step::Store)?;
+    let mut writer = Writer::create(output).at(Step::Store)?;
+    match target {
+        Target::Container(state, _) => writer.generation(state.generation.saturating_add(1)),
+        Target::Tree(_) => {
+            writer.kind(Kind::Tree);
+            writer.generation(1);
+        }
+    }
     let begin = Instant::now();
     if let Target::Container(state, _) = target {
         join(state).at(Step::Freeze)?;
@@ -101,6 +111,7 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
     let harm = |e: Error| Error { broken: touched, ..e };
     writer.records(&snapshot).at(Step::Store).map_err(harm)?;
     let manifest = writer.commit(SystemTime::now()).at(Step::Store).map_err(harm)?;
+    summary.seal = Some(manifest.seal(Version::NEWEST).at(Step::Store).map_err(harm)?);
     summary.bytes = manifest.files.iter().map(|f| f.bytes).sum();
     summary.timings.push(("store".into(), us(storing)));
     if let Some(tree) = tree {

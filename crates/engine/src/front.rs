@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use yendor_image::Digest;
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
 use yendor_sys::SysError;
@@ -41,8 +42,8 @@ pub struct Launch {
 pub enum Source {
     /// A program.
     Compose(Spec),
-    /// An image, by its directory.
-    Image(PathBuf),
+    /// An image, by its directory; and by content, where the caller has looked at it.
+    Image(PathBuf, Option<Digest>),
 }
 
 /// A container that runs.
@@ -87,7 +88,7 @@ pub fn launch(what: &Launch) -> Result<Started> {
     let begin = std::time::Instant::now();
     let verb = match what.source {
         Source::Compose(_) => Verb::Run,
-        Source::Image(_) => Verb::Restore,
+        Source::Image(..) => Verb::Restore,
     };
     let admitted = admit(&what.request, verb)?;
     let admitted_us = us(begin);
@@ -158,7 +159,7 @@ fn hand_over(what: &Launch, directory: &Path, admitted: Admitted) -> Result<Star
     descriptors.push(out(std::io::stderr().as_fd())?);
     let spec = match &what.source {
         Source::Compose(spec) => Some(spec.clone()),
-        Source::Image(path) => {
+        Source::Image(path, _) => {
             descriptors.push(open_directory(path).at(Step::Load).map_err(missing_image)?);
             None
         }
@@ -168,8 +169,15 @@ fn hand_over(what: &Launch, directory: &Path, admitted: Admitted) -> Result<Star
     all.extend(given.descriptors());
     // Where the caller has set no limit, the host's holds.
     let request = Request { memory: granted.memory, pids: granted.pids, ..what.request.clone() };
-    let startup =
-        Startup { request, granted, spec, stdio: what.stdio, image: what.image_ref.clone(), attended: what.attended };
+    let startup = Startup {
+        request,
+        granted,
+        spec,
+        stdio: what.stdio,
+        image: what.image_ref.clone(),
+        seal: if let Source::Image(_, seal) = what.source { seal } else { None },
+        attended: what.attended,
+    };
     control.send(&startup, &all).at(Step::Contain)?;
     match control.receive::<Report>().at(Step::Contain)? {
         Some((Report::Started(s), _)) => {

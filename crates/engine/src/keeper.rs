@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
-use yendor_image::{Bytes, FileId, Reader};
+use yendor_image::{Bytes, Digest, FileId, Reader};
 use yendor_kinds::file::external::Filled;
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Entry, Workshop};
@@ -107,6 +107,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     let directory = contained.state.try_clone().map_err(|e| SysError::io("dup", "state", &e)).at(Step::Contain)?;
     clock.mark("contain");
     let reader = image.map(Reader::open).transpose().at(Step::Load)?;
+    check_seal(reader.as_ref(), startup.seal).at(Step::Load)?;
     let snapshot = match (&startup.spec, &reader) {
         (Some(spec), _) => compose::compose(spec, &startup.request, &contained, console.is_some())?,
         (None, Some(reader)) => reader.records::<Snapshot>().at(Step::Load)?,
@@ -114,7 +115,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     };
     clock.mark("load");
     let keeper_start = own_start(&contained).at(Step::Contain)?;
-    let generation = reader.as_ref().map_or(0, |r| r.manifest().generation + 1);
+    let generation = reader.as_ref().map_or(0, |r| r.manifest().generation);
     let mut clocks = Clocks::default();
     let layers = own_file_systems(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
@@ -172,6 +173,12 @@ fn build(
     let running = rebuilt.thaw()?;
     clock.mark("thaw");
     Ok(running)
+}
+
+/// The caller chose the container's surroundings for an image that it looked at: it must be that one still.
+fn check_seal(reader: Option<&Reader>, wanted: Option<Digest>) -> std::result::Result<(), Cause> {
+    let (Some(reader), Some(wanted)) = (reader, wanted) else { return Ok(()) };
+    if reader.seal()? == wanted { Ok(()) } else { Err(Cause::corrupt("it was changed while it was being restored")) }
 }
 
 /// The file systems that are the container's alone: the layer by its upper directory, and tmpfs mounts.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use yendor_image::Bytes;
+use yendor_image::{Bytes, Digest};
 pub use yendor_kinds::file::external::Record as Standard;
 
 use crate::request::Request;
@@ -19,6 +19,8 @@ pub struct Places {
     pub run: PathBuf,
     /// `images/NAME/N` lie here.
     pub images: PathBuf,
+    /// Seals of the images that this user took of process trees here: an empty file each.
+    pub trees: PathBuf,
 }
 
 /// What is known of a container.
@@ -52,7 +54,7 @@ pub struct State {
     /// The keeper's descriptors of the container's file system: the copy-on-write layer, and its tmpfs mounts by path.
     #[serde(default)]
     pub layers: Vec<(Bytes, i32)>,
-    /// How often it was restored: 0 for a new one, else one more than the image's.
+    /// How many checkpoints lie behind it: 0 for a new one, else the image's.
     pub generation: u64,
 }
 
@@ -75,16 +77,37 @@ impl Places {
     pub fn from_environment() -> Places {
         let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         if let Some(root) = var("YENDOR_ROOT") {
-            return Places { run: root.join("run"), images: root.join("images") };
+            return Places::below(root.join("run"), &root);
         }
         let uid = rustix::process::geteuid();
         if uid.is_root() {
-            return Places { run: "/run/yendor".into(), images: "/var/lib/yendor/images".into() };
+            return Places::below("/run/yendor".into(), Path::new("/var/lib/yendor"));
         }
         let home = var("HOME").unwrap_or_else(|| "/tmp".into());
         let run = var("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/tmp/yendor-{}", uid.as_raw()).into());
         let data = var("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share"));
-        Places { run: run.join("yendor"), images: data.join("yendor/images") }
+        Places::below(run.join("yendor"), &data.join("yendor"))
+    }
+
+    fn below(run: PathBuf, data: &Path) -> Places {
+        Places { run, images: data.join("images"), trees: data.join("trees") }
+    }
+
+    /// Notes that this user took the image with this seal, of a process tree, here.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn note_tree(&self, seal: Digest) -> io::Result<()> {
+        let mut private = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
+        private.recursive(true).create(&self.trees)?;
+        std::fs::write(self.trees.join(seal.to_string()), b"")
+    }
+
+    /// Whether this user took the image with this seal, of a process tree, here.
+    #[must_use]
+    pub fn took_tree(&self, seal: Digest) -> bool {
+        self.trees.join(seal.to_string()).exists()
     }
 
     /// The directory of a container.

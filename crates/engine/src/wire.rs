@@ -1,7 +1,7 @@
 //! What front and keeper say to each other.
 
 use serde::{Deserialize, Serialize};
-use yendor_image::Bytes;
+use yendor_image::{Bytes, Digest};
 use yendor_kinds::Cause;
 use yendor_policy::host::Granted;
 use yendor_sys::{Errno, SysError};
@@ -23,6 +23,8 @@ pub struct Startup {
     pub stdio: Stdio,
     /// The image's name, for the record.
     pub image: Option<String>,
+    /// Which image it is, by content, where the caller has looked.
+    pub seal: Option<Digest>,
     /// Whether the front stays.
     pub attended: bool,
 }

@@ -25,6 +25,9 @@ pub enum Version {
 }
 
 impl Version {
+    /// The version that this program writes.
+    pub const NEWEST: Version = Version::V1;
+
     /// Reads the content of a `format` file.
     pub fn parse(line: &[u8]) -> Result<Version> {
         let wrong = |offset: usize, what: &str| {

@@ -129,9 +129,9 @@ impl Writer {
             return Err(Error::missing(RECORDS_FILE));
         }
         let manifest = Manifest { created, generation: self.generation, kind: self.kind, files };
-        let document = manifest.encode(Version::V1)?;
+        let document = manifest.encode(Version::NEWEST)?;
         // What the reader would refuse must not become an image.
-        Manifest::decode(&document, Version::V1, &self.limits)?;
+        Manifest::decode(&document, Version::NEWEST, &self.limits)?;
         self.write_synced(FORMAT_FILE, NEWEST_LINE)?;
         self.write_synced(MANIFEST_FILE, &document)?;
         rustix::fs::fsync(&self.dir).map_err(|errno| Error::io(&self.shown, "fsync", errno))?;

@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn names_that_are_paths_find_nothing() {
-        let places = Places { run: "/proc".into(), images: "/proc".into() };
+        let places = Places { run: "/proc".into(), images: "/proc".into(), trees: "/proc".into() };
         for bad in ["../etc", "", "a/b", "self"] {
             assert_eq!(find(&places, bad).unwrap_err().exit_code(), 1, "{bad}");
         }

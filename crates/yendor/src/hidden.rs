@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use yendor_engine::admit::KEEPER;
-use yendor_image::Kind;
+use yendor_image::{Digest, Kind};
+use yendor_kinds::snapshot::Snapshot;
 
 use crate::caller;
 use crate::failure::{Failure, Outcome};
@@ -25,13 +26,36 @@ pub enum Glance {
     Tree { own_network: bool },
 }
 
-const CONTAINER: &str = "container";
-const TREE: &str = "tree";
-const TREE_OWN_NETWORK: &str = "tree-own-network";
+impl Glance {
+    /// What an image shows.
+    pub fn at(kind: Kind, snapshot: &Snapshot) -> Glance {
+        match kind {
+            Kind::Container => Glance::Container,
+            Kind::Tree => Glance::Tree { own_network: snapshot.container.own_network },
+        }
+    }
+
+    /// A word for it, from the child to its parent.
+    fn word(self) -> &'static str {
+        match self {
+            Glance::Container => "container",
+            Glance::Tree { own_network: false } => "tree",
+            Glance::Tree { own_network: true } => "tree-own-network",
+        }
+    }
+
+    fn of(word: &str) -> Option<Glance> {
+        let all = [Glance::Container, Glance::Tree { own_network: false }, Glance::Tree { own_network: true }];
+        all.into_iter().find(|g| g.word() == word)
+    }
+}
+
+/// What was seen, and of which image, by content: the image that is restored then must be the same.
+pub type Seen = (Glance, Digest);
 
 /// Looks into an image. Real root has it done by a child without its rights: whoever reads an image may have no more rights
 /// than the container's root.
-pub fn glance(image: &Path) -> Result<Glance, Failure> {
+pub fn glance(image: &Path) -> Result<Seen, Failure> {
     if !caller::is_root() {
         return look(image);
     }
@@ -39,10 +63,9 @@ pub fn glance(image: &Path) -> Result<Glance, Failure> {
     let output =
         child.arg(PEEK).arg(image).output().map_err(|e| Failure::io("run", Path::new("/proc/self/exe"), &e))?;
     let said = String::from_utf8_lossy(&output.stdout);
-    match (output.status.code(), said.trim()) {
-        (Some(0), CONTAINER) => Ok(Glance::Container),
-        (Some(0), TREE) => Ok(Glance::Tree { own_network: false }),
-        (Some(0), TREE_OWN_NETWORK) => Ok(Glance::Tree { own_network: true }),
+    let seen = said.trim().split_once(' ').and_then(|(word, seal)| Some((Glance::of(word)?, Digest::parse(seal)?)));
+    match (output.status.code(), seen) {
+        (Some(0), Some(seen)) => Ok(seen),
         (code, _) => {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             let code = code.and_then(|c| u8::try_from(c).ok()).filter(|c| *c > 0).unwrap_or(1);
@@ -54,20 +77,17 @@ pub fn glance(image: &Path) -> Result<Glance, Failure> {
 /// The child's part.
 pub fn peek(image: &Path) -> Outcome {
     caller::give_up_rights(image)?;
-    let word = match look(image)? {
-        Glance::Container => CONTAINER,
-        Glance::Tree { own_network: false } => TREE,
-        Glance::Tree { own_network: true } => TREE_OWN_NETWORK,
-    };
-    println!("{word}");
+    let (glance, seal) = look(image)?;
+    println!("{} {seal}", glance.word());
     Ok(0)
 }
 
-fn look(image: &Path) -> Result<Glance, Failure> {
+fn look(image: &Path) -> Result<Seen, Failure> {
     let reader = yendor_image::Reader::open(image)?;
-    if reader.manifest().kind != Kind::Tree {
-        return Ok(Glance::Container);
+    let seal = reader.seal()?;
+    match reader.manifest().kind {
+        // Its records are read once, later, in the container.
+        Kind::Container => Ok((Glance::Container, seal)),
+        kind => Ok((Glance::at(kind, &reader.records()?), seal)),
     }
-    let snapshot: yendor_kinds::snapshot::Snapshot = reader.records()?;
-    Ok(Glance::Tree { own_network: snapshot.container.own_network })
 }

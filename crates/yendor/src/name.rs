@@ -66,7 +66,11 @@ mod tests {
 
     #[test]
     fn generated_names_are_names() {
-        let places = Places { run: "/nonexistent/run".into(), images: "/nonexistent/images".into() };
+        let places = Places {
+            run: "/nonexistent/run".into(),
+            images: "/nonexistent/images".into(),
+            trees: "/nonexistent/trees".into(),
+        };
         assert!(is_valid(&generate(&places).unwrap()));
         assert!(FIRST.iter().chain(&SECOND).all(|w| is_valid(w)));
     }

@@ -85,6 +85,21 @@ impl ContainerOptions {
         Ok(self.bundle.as_ref().map(read).transpose()?)
     }
 
+    /// The root file system, which is `root` when no option says.
+    fn root(&self, root: Root) -> Root {
+        match self.rootfs.as_deref() {
+            None => root,
+            // Whoever may have the caller's own view gets all of it, not a copy with mounts of its own.
+            Some(dir) if dir == Path::new("/") && root == Root::Caller => root,
+            Some(dir) => Root::Dir(parse::absolute(dir)),
+        }
+    }
+
+    /// Whether an option says where the root file system comes from.
+    pub fn names_root(&self) -> bool {
+        self.rootfs.is_some() || self.bundle.is_some()
+    }
+
     fn userns(&self) -> Userns {
         match self.userns {
             UsernsOption::Auto => Userns::Auto,
@@ -103,7 +118,7 @@ impl ContainerOptions {
     ) -> Result<Request, Failure> {
         let mut request = Request {
             name,
-            root: self.rootfs.as_ref().map_or(root, |dir| Root::Dir(parse::absolute(dir))),
+            root: self.root(root),
             volumes: volumes.to_vec(),
             net: match self.net {
                 Some(NetOption::Private) => Net::Private,

@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn the_store_counts_up() {
         let top = std::env::temp_dir().join(format!("yendor-cli-store-{}", std::process::id()));
-        let places = Places { run: top.join("run"), images: top.join("images") };
+        let places = Places { run: top.join("run"), images: top.join("images"), trees: top.join("trees") };
         assert_eq!(resolve(&places, &stored("a", None)).unwrap_err().exit_code(), 4);
         let first = next(&places, "a").unwrap();
         assert_eq!(first.reference, stored("a", Some(1)));

@@ -64,6 +64,11 @@ impl Checkpoint {
         let result = checkpoint(&self.target(found)?, &image.path, &options);
         let total = print::since(begin);
         let summary = result.inspect_err(|_| forget_empty(&image))?;
+        if let (None, Some(seal)) = (&self.container, summary.seal)
+            && let Err(e) = places.note_tree(seal)
+        {
+            print::note(&format!("note: to restore it, say --rootfs / ({}: {e})", places.trees.display()));
+        }
         if let Some(keeper) = keeper.filter(|_| !self.leave_running && !self.leave_stopped) {
             // When we return, the container is gone in every eye.
             container::ended(&keeper, Some(Duration::from_secs(10)))?;
@@ -95,7 +100,7 @@ impl Checkpoint {
     }
 
     fn report(&self, image: &Image, summary: &Summary, total: u64) {
-        let Summary { timings, stopped_us, bytes, tasks, files, lost } = summary;
+        let Summary { timings, stopped_us, bytes, tasks, files, lost, seal: _ } = summary;
         if self.json {
             let mut phases = print::phases_json(timings);
             phases.insert("stopped_us".into(), json!(stopped_us));

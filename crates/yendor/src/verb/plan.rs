@@ -5,13 +5,15 @@ use serde_json::{Value, json};
 use yendor_engine::rebuild::plan::{Birth, Plan as Births, plan};
 use yendor_engine::request::{Net, Request, Root, Userns};
 use yendor_engine::state::Places;
-use yendor_image::{Kind, Reader};
+use yendor_image::Reader;
 use yendor_kinds::process::State;
 use yendor_kinds::snapshot::{self, Snapshot};
 
 use crate::failure::{Failure, Outcome};
+use crate::hidden::Glance;
 use crate::options::RestoreOptions;
 use crate::reference::{self, Reference};
+use crate::verb::restore;
 use crate::{caller, print};
 
 /// Say what a restore would do, in order; run nothing
@@ -37,7 +39,8 @@ impl Plan {
     /// Runs it.
     pub fn run(self) -> Outcome {
         self.options.refuse()?;
-        let image = reference::resolve(&Places::from_environment(), &self.image)?;
+        let places = Places::from_environment();
+        let image = reference::resolve(&places, &self.image)?;
         // The bundle is the caller's own; the image may be anybody's.
         let bundle = self.options.container.bundle()?;
         caller::give_up_rights(&image.path)?;
@@ -45,11 +48,8 @@ impl Plan {
         let snapshot: Snapshot = reader.records()?;
         let births = plan(&snapshot.processes)
             .map_err(|e| Failure::from(yendor_engine::Error::new(yendor_engine::error::Step::Rebuild, e)))?;
-        let (root, net) = match (reader.manifest().kind, snapshot.container.own_network) {
-            (Kind::Container, _) => (Root::Layered, Net::Private),
-            (Kind::Tree, true) => (Root::Caller, Net::Private),
-            (Kind::Tree, false) => (Root::Caller, Net::Host),
-        };
+        let glance = Glance::at(reader.manifest().kind, &snapshot);
+        let (root, net) = restore::surroundings(&places, glance, reader.seal()?, &self.options.container)?;
         let name = self.options.container.name.clone().unwrap_or_else(|| "NAME".into());
         let request = self.options.request(name, bundle.as_ref(), root, net)?;
         let mut lines = before(&request, &reader, &snapshot);

@@ -1,6 +1,6 @@
 //! `yendor restore`: an image runs on in a new container.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use yendor_engine::admit;
@@ -8,12 +8,13 @@ use yendor_engine::bundle::Bundle;
 use yendor_engine::front::Source;
 use yendor_engine::request::{Net, Root};
 use yendor_engine::state::Places;
+use yendor_image::Digest;
 use yendor_policy::host::Verb;
 
 use crate::container::{self, Now};
 use crate::failure::{Failure, Outcome};
 use crate::hidden::{self, Glance};
-use crate::options::RestoreOptions;
+use crate::options::{ContainerOptions, RestoreOptions};
 use crate::reference::{self, Image, Reference};
 use crate::verb::start::{self, Start};
 use crate::{name, print};
@@ -49,12 +50,13 @@ impl Restore {
         let image = reference::resolve(&places, &self.image)?;
         let bundle = self.options.container.bundle()?;
         self.ask(bundle.as_ref())?;
-        let (root, net) = surroundings(&image.path)?;
+        let (glance, seal) = hidden::glance(&image.path)?;
+        let (root, net) = surroundings(&places, glance, seal, &self.options.container)?;
         let name = choose(&places, self.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;
         let outcome = Start {
             request: self.options.request(name, bundle.as_ref(), root, net)?,
-            source: Source::Image(image.path.clone()),
+            source: Source::Image(image.path.clone(), Some(seal)),
             image: Some(image.reference.to_string()),
             detach: self.detach,
             tty: false,
@@ -77,15 +79,25 @@ impl Restore {
     }
 }
 
-/// What a container for this image is like when the options do not say: a tree that was taken by its pid had the caller's
-/// view of the files, and the caller's network if it had none of its own.
-pub fn surroundings(image: &Path) -> Result<(Root, Net), Failure> {
-    Ok(match hidden::glance(image)? {
-        Glance::Container => (Root::Layered, Net::Private),
-        Glance::Tree { own_network: true } => (Root::Caller, Net::Private),
-        Glance::Tree { own_network: false } => (Root::Caller, Net::Host),
-    })
+/// What a container for this image is like when the options do not say. A tree that was taken by its pid had a user's own
+/// view of the files, and that user's network if it had none of its own. It gets the caller's without being asked
+/// only where the caller took the image here: an image may not say by itself that it is to see the caller's files.
+pub fn surroundings(
+    places: &Places,
+    glance: Glance,
+    seal: Digest,
+    options: &ContainerOptions,
+) -> Result<(Root, Net), Failure> {
+    let own = places.took_tree(seal);
+    match glance {
+        Glance::Container => Ok((Root::Layered, Net::Private)),
+        Glance::Tree { .. } if !own && !options.names_root() => Err(Failure::Denied(FOREIGN_TREE.into())),
+        Glance::Tree { own_network } => Ok((Root::Caller, if own && !own_network { Net::Host } else { Net::Private })),
+    }
 }
+
+const FOREIGN_TREE: &str = "the image is of a process tree that was not taken here by this user, and needs a file system: \
+                            give it one with --rootfs DIR; --rootfs / lets it see, and change, what you can";
 
 /// The name of the container: as asked; else that of the image, if it is free; else any.
 fn choose(places: &Places, asked: Option<&str>, image: &Image) -> Result<String, Failure> {
