@@ -7,12 +7,18 @@
 
 mod account;
 mod binary;
+mod fault;
+mod image;
+mod orphan;
 mod survive;
 mod task;
 mod yendor;
 
 pub use account::{Account, Flavour, skipped};
 pub use binary::{probe, yendor_binary};
+pub use fault::{Fault, Traced, with_fault};
+pub use image::{at, copy_image, forge};
+pub use orphan::{Orphans, Random, rounds};
 pub use survive::{Via, generations, probe_survives, tick_gap};
-pub use task::{Started, marked, wait_until};
+pub use task::{Started, kill, marked, wait_until};
 pub use yendor::{Outcome, PATIENCE, Yendor};

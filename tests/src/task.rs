@@ -43,6 +43,18 @@ impl Started {
         status
     }
 
+    /// Kills it, if it has not ended yet, and waits.
+    pub fn kill(&mut self) -> ExitStatus {
+        // An error means that it has ended already.
+        let _ = self.0.kill();
+        self.0.wait().expect("a child of ours can be waited for")
+    }
+
+    /// Somebody else has waited for it.
+    pub(crate) fn forget(self) {
+        std::mem::forget(self);
+    }
+
     /// Exit code, or 128 and the signal as a shell would say.
     pub fn code(status: ExitStatus) -> i32 {
         status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
@@ -55,6 +67,12 @@ impl Drop for Started {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// SIGKILL for a process that this test has started, directly or not.
+pub fn kill(pid: libc::pid_t) {
+    // SAFETY: takes no pointer.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
 /// Ids of living processes whose environment has this line.

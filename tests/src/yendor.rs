@@ -93,7 +93,10 @@ impl Yendor {
 
     /// Any program with the account's rights and surroundings; stdin is /dev/null.
     pub fn program(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
+        self.surrounded(Command::new(program))
+    }
+
+    fn surrounded(&self, mut command: Command) -> Command {
         let (key, value) = self.mark.split_once('=').unwrap_or(("", ""));
         command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env(key, value);
         let places =
@@ -112,11 +115,46 @@ impl Yendor {
         command
     }
 
+    /// The same for [`with_fault`](crate::with_fault).
+    pub fn traced(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(yendor_binary());
+        crate::fault::traced(&mut command);
+        let mut command = self.surrounded(command);
+        command.args(arguments);
+        command
+    }
+
     /// Runs `yendor ARGUMENTS` to its end. Output goes through files: a container that keeps a descriptor open must
     /// not keep the test waiting.
     #[track_caller]
     pub fn call(&self, arguments: &[&str]) -> Outcome {
-        self.to_its_end(self.command(arguments), format!("yendor {}", arguments.join(" ")))
+        self.call_with(arguments, &[])
+    }
+
+    /// The same with more in its environment.
+    #[track_caller]
+    pub fn call_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
+        let mut command = self.command(arguments);
+        command.envs(environment.iter().copied());
+        self.to_its_end(command, format!("yendor {}", arguments.join(" ")))
+    }
+
+    /// `yendor ARGUMENTS` in a mount namespace of its own, between two scripts that run as root there. `None`, and said so,
+    /// when we are not root.
+    #[track_caller]
+    pub fn call_between(&self, before: &str, arguments: &[&str], after: &str) -> Option<Outcome> {
+        Account::of(&Flavour::Root).or_else(|| {
+            skipped(before);
+            None
+        })?;
+        let plain = self.command(arguments);
+        let mut command = Command::new("unshare");
+        command.env_clear().envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let account = self.account.setpriv().join(" ");
+        let script = format!("set -e\n{before}\nset +e\n{account} \"$0\" \"$@\"\ncode=$?\n{after}\nexit $code");
+        command.args(["--mount", "--", "/bin/sh", "-c", &script]).arg(plain.get_program()).args(arguments);
+        command.current_dir(&self.place).stdin(Stdio::null());
+        Some(self.to_its_end(command, format!("{before}; yendor {}", arguments.join(" "))))
     }
 
     /// Runs any command to its end; `shown` is what messages call it.

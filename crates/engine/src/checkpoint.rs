@@ -110,6 +110,13 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
     }
     let harm = |e: Error| Error { broken: touched, ..e };
     writer.records(&snapshot).at(Step::Store).map_err(harm)?;
+    // Whatever can fail still, before there is an image.
+    let marker = match target {
+        Target::Container(_, directory) if !options.leave_running && !options.leave_stopped => {
+            Some(Marker::make(directory).at(Step::Store).map_err(harm)?)
+        }
+        _ => None,
+    };
     let manifest = writer.commit(SystemTime::now()).at(Step::Store).map_err(harm)?;
     summary.seal = Some(manifest.seal(Version::NEWEST).at(Step::Store).map_err(harm)?);
     summary.bytes = manifest.files.iter().map(|f| f.bytes).sum();
@@ -118,7 +125,33 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
         summary.stopped_us = us(begin);
         end(target, tree, options)?;
     }
+    drop(marker);
     Ok(summary)
+}
+
+/// Says to the keeper why its container ends. It counts for as long as its maker holds the lock on it: if that dies before it
+/// has ended the container, the container runs on and its later end has nothing to do with us.
+struct Marker {
+    path: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl Marker {
+    fn make(directory: &Path) -> std::result::Result<Marker, Cause> {
+        let path = directory.join(CHECKPOINTED);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).named("open", || CHECKPOINTED.into())?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .named("flock", || CHECKPOINTED.into())?;
+        Ok(Marker { path, _lock: lock })
+    }
+}
+
+impl Drop for Marker {
+    fn drop(&mut self) {
+        // The keeper has read it, or the container runs on and it was for nothing.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 /// The image is safe: the tasks end, or stay stopped.
@@ -132,13 +165,27 @@ fn end(target: &Target, tree: FrozenTree, options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    if let Target::Container(_, directory) = target {
-        // The keeper looks for it when its container ends.
-        std::fs::write(directory.join(CHECKPOINTED), b"")
-            .map_err(|e| SysError::io("open", CHECKPOINTED, &e))
-            .at(Step::Thaw)?;
-    }
-    tree.kill().map_err(|e| Error { broken: true, ..Error::new(Step::Thaw, e) })
+    let broken = |e| Error { broken: true, ..Error::new(Step::Thaw, e) };
+    let Target::Container(state, _) = target else { return tree.kill().map_err(broken) };
+    // With its pid 1 a container ends as one: if we die now, nothing of it is left over.
+    let process = |pid| {
+        let open = rustix::process::Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH);
+        open.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()))
+            .named("pidfd_open", || format!("{pid}"))
+    };
+    let keeper = process(state.keeper).at(Step::Thaw)?;
+    process(state.init)
+        .and_then(|init| {
+            rustix::process::pidfd_send_signal(&init, rustix::process::Signal::KILL)
+                .named("pidfd_send_signal", || format!("{}, SIGKILL", state.init))
+        })
+        .at(Step::Thaw)?;
+    tree.kill().map_err(broken)?;
+    // Until the keeper knows why; one that hangs is not waited for.
+    let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+    let mut fds = [rustix::event::PollFd::new(&keeper, rustix::event::PollFlags::IN)];
+    let _ = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit)));
+    Ok(())
 }
 
 fn open_directory(path: &str) -> std::result::Result<OwnedFd, SysError> {

@@ -1,8 +1,8 @@
 //! The caller's side: ask whether there may be a container, hand everything to its keeper, hear what became of it.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use yendor_image::Digest;
@@ -11,12 +11,13 @@ use yendor_policy::host::Verb;
 use yendor_sys::SysError;
 
 use crate::admit::{self, Admitted, admit};
+use crate::claim::Claim;
 use crate::contain::Given;
 use crate::control::Control;
-use crate::error::{At, Error, Result, Step, With};
+use crate::error::{At, Error, Result, Step};
 pub use crate::keeper::keeper_main;
 use crate::request::Request;
-use crate::state::Places;
+use crate::state::{self, Places};
 use crate::wire::{Report, Startup};
 pub use crate::wire::{Spec, Stdio};
 
@@ -33,8 +34,6 @@ pub struct Launch {
     pub places: Places,
     /// The image's name, for the record.
     pub image_ref: Option<String>,
-    /// Whether the caller stays until it ends.
-    pub attended: bool,
 }
 
 /// What runs in a container.
@@ -92,23 +91,26 @@ pub fn launch(what: &Launch) -> Result<Started> {
     };
     let admitted = admit(&what.request, verb)?;
     let admitted_us = us(begin);
-    let path = what.places.container(&what.request.name);
     let pid = admitted.pid;
-    if let Err(e) = claim(&path) {
-        drop(admitted);
-        admit::gone(pid);
-        return Err(e);
-    }
-    let result = hand_over(what, &path, admitted);
-    match result {
+    let claim = match Claim::make(&what.places.container(&what.request.name)) {
+        Ok(claim) => claim,
+        Err(e) => {
+            drop(admitted);
+            admit::gone(pid);
+            return Err(e);
+        }
+    };
+    match hand_over(what, &claim, admitted) {
         Ok(mut started) => {
             started.timings.insert(0, ("admit".into(), admitted_us));
             Ok(started)
         }
         Err(e) => {
-            // The keeper cleans up behind itself; the directory is ours.
+            // Its tasks have been told to end with it. It cleans up behind itself, if it could; what stays without a state is
+            // known for what it is.
             admit::gone(pid);
-            let _ = crate::state::remove(&path);
+            let _ = std::fs::remove_file(claim.path().join(state::FILE));
+            let _ = state::remove(claim.path());
             Err(e)
         }
     }
@@ -118,29 +120,14 @@ fn us(since: std::time::Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Makes a container's directory; that it did not exist is what makes the name ours.
-fn claim(path: &Path) -> Result<()> {
-    let named = |call| move |e| SysError::io(call, path.display().to_string(), &e);
-    let mut private = DirBuilder::new();
-    private.mode(0o700);
-    if let Some(parent) = path.parent() {
-        private.recursive(true).create(parent).map_err(named("mkdir")).at(Step::Admit)?;
-    }
-    private
-        .recursive(false)
-        .create(path)
-        .map_err(named("mkdir"))
-        .at(Step::Admit)
-        .kind("container", path.display().to_string())
-}
-
 fn open_directory(path: &Path) -> std::result::Result<OwnedFd, SysError> {
     use rustix::fs::{Mode, OFlags, open};
     open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .named("open", || path.display().to_string())
 }
 
-fn hand_over(what: &Launch, directory: &Path, admitted: Admitted) -> Result<Started> {
+fn hand_over(what: &Launch, claim: &Claim, admitted: Admitted) -> Result<Started> {
+    let directory = claim.path();
     let Admitted { control, handed, granted, .. } = admitted;
     let mut descriptors: Vec<OwnedFd> = Vec::new();
     let (stdin, log) = match what.stdio {
@@ -165,7 +152,8 @@ fn hand_over(what: &Launch, directory: &Path, admitted: Admitted) -> Result<Star
         }
     };
     let given = Given::new(handed, directory)?;
-    let mut all: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    let mut all: Vec<BorrowedFd<'_>> = claim.descriptors().into();
+    all.extend(descriptors.iter().map(AsFd::as_fd));
     all.extend(given.descriptors());
     // Where the caller has set no limit, the host's holds.
     let request = Request { memory: granted.memory, pids: granted.pids, ..what.request.clone() };
@@ -176,7 +164,6 @@ fn hand_over(what: &Launch, directory: &Path, admitted: Admitted) -> Result<Star
         stdio: what.stdio,
         image: what.image_ref.clone(),
         seal: if let Source::Image(_, seal) = what.source { seal } else { None },
-        attended: what.attended,
     };
     control.send(&startup, &all).at(Step::Contain)?;
     match control.receive::<Report>().at(Step::Contain)? {

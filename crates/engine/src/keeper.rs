@@ -16,15 +16,16 @@ use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
+use crate::claim;
 use crate::compose;
 use crate::console::{Console, Door};
 use crate::contain::{self, Contained, Given};
 use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
 use crate::hole;
-use crate::rebuild::{Materials, Running, rebuild};
+use crate::rebuild::{Materials, Rebuilt, Running, rebuild};
 use crate::request::{Mount, Request, Root};
-use crate::state::{Standard, State, Status};
+use crate::state::{self, Standard, State, Status};
 use crate::wire::{Failure, Report, Started, Startup, Stdio};
 
 /// Phases and how long they took.
@@ -52,21 +53,21 @@ pub fn keeper_main() -> ! {
 }
 
 fn live(control: Control) -> i32 {
-    let Ok(Some((startup, descriptors))) = control.receive::<Startup>() else { return 1 };
+    let Ok(Some((startup, mut claim))) = control.receive::<Startup>() else { return 1 };
+    let descriptors = claim.split_off(claim.len().min(2));
+    let [directory, parent] = claim.as_slice() else { return 1 };
     // Signals of the caller's terminal are for the front, which forwards them.
     let _ = rustix::process::setsid();
-    match start(&startup, descriptors) {
+    match start(&startup, descriptors, &control) {
         Err(e) => {
+            claim::discard(&startup.request.name, directory, parent);
             // If the front is gone, nobody wants to know.
             let _ = control.send(&Report::Failed(Failure::from(&e)), &[]);
             1
         }
         Ok((mut kept, started)) => {
-            let told = control.send(&Report::Started(started), &[]);
-            if told.is_err() && startup.attended {
-                // The caller died in between: nobody waits for this container any more.
-                kept.kill();
-            }
+            // If the front has died since its tasks run: as if it had died a moment later, the container goes on.
+            let _ = control.send(&Report::Started(started), &[]);
             kept.watch(&control);
             0
         }
@@ -85,7 +86,19 @@ struct Kept {
     _open: Vec<OwnedFd>,
 }
 
-fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)> {
+/// Whether somebody waits for this container still: a start whose front has died is undone.
+fn front_lives(control: &Control) -> std::result::Result<(), Cause> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(control, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut fds, Some(&now)).named("poll", || "control".into())? {
+        0 => Ok(()),
+        _ => Err(Cause::Reported { message: "the caller has died".into(), code: 1 }),
+    }
+}
+
+/// Everything up to the point where the tasks run; whatever fails, fails before that.
+fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Result<(Kept, Started)> {
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
     let mut descriptors = descriptors.into_iter();
     let mut next = || {
@@ -106,6 +119,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
     };
     let directory = contained.state.try_clone().map_err(|e| SysError::io("dup", "state", &e)).at(Step::Contain)?;
     clock.mark("contain");
+    front_lives(control).at(Step::Contain)?;
     let reader = image.map(Reader::open).transpose().at(Step::Load)?;
     check_seal(reader.as_ref(), startup.seal).at(Step::Load)?;
     let snapshot = match (&startup.spec, &reader) {
@@ -127,19 +141,24 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>) -> Result<(Kept, Started)
             ipc::rebuild(record, contained.host_proc.as_fd(), reader).at(Step::Rebuild).kind("namespace", "ipc")?;
         }
         clock.mark("layers");
+        front_lives(control).at(Step::Rebuild)?;
     }
-    let running = build(&snapshot, reader.as_ref(), &startup.request, contained, clocks, &stdio, &mut clock)?;
-    let mut state = state(startup, request, &running, generation, keeper_start);
+    let rebuilt = build(&snapshot, reader.as_ref(), &startup.request, contained, clocks, &stdio)?;
+    let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
     let kinds = [Standard::Stdin, Standard::Stdout, Standard::Stderr];
     // A terminal of the container's own is known by its master, which no task has.
     let stdio_kept = if console.is_some() { &[][..] } else { &stdio[..] };
     state.standard = stdio_kept.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
     state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
     write_state(&directory, &state).at(Step::Thaw)?;
-    let started =
-        Started { main: running.main, init: running.init, notes: running.notes.clone(), timings: clock.phases };
     let open = stdio.into_iter().chain(layers.into_iter().map(|(_, fd)| fd)).collect();
     let door = Door::open(&directory).at(Step::Thaw)?;
+    clock.mark("rebuild");
+    front_lives(control).at(Step::Thaw)?;
+    let running = rebuilt.thaw()?;
+    clock.mark("thaw");
+    let started =
+        Started { main: running.main, init: running.init, notes: running.notes.clone(), timings: clock.phases };
     Ok((Kept { running, directory, state, door: Some(door), console, log, _open: open }, started))
 }
 
@@ -150,8 +169,7 @@ fn build(
     contained: Contained,
     clocks: Clocks,
     stdio: &[OwnedFd; 3],
-    clock: &mut Clock,
-) -> Result<Running> {
+) -> Result<Rebuilt> {
     let [stdin, stdout, stderr] = stdio;
     let dup = |fd: &OwnedFd| fd.try_clone().map(Some).map_err(|e| SysError::io("dup", "", &e)).at(Step::Rebuild);
     // The container's terminal, or the caller's where the caller sits at one.
@@ -169,10 +187,7 @@ fn build(
     if let Some(record) = &snapshot.container.ipc {
         ipc::finish(record, finishing.as_fd()).at(Step::Thaw).kind("namespace", "ipc")?;
     }
-    clock.mark("rebuild");
-    let running = rebuilt.thaw()?;
-    clock.mark("thaw");
-    Ok(running)
+    Ok(rebuilt)
 }
 
 /// The caller chose the container's surroundings for an image that it looked at: it must be that one still.
@@ -271,7 +286,7 @@ fn own_start(contained: &Contained) -> std::result::Result<u64, Cause> {
     Ok(yendor_proc::stat::parse(&text)?.starttime)
 }
 
-fn state(startup: &Startup, request: Request, running: &Running, generation: u64, keeper_start: u64) -> State {
+fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generation: u64, keeper_start: u64) -> State {
     let keeper = rustix::process::getpid().as_raw_nonzero().get();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     State {
@@ -279,8 +294,8 @@ fn state(startup: &Startup, request: Request, running: &Running, generation: u64
         status: Status::Running,
         keeper,
         keeper_start,
-        init: running.init,
-        main: running.main,
+        init,
+        main,
         started,
         request,
         image: startup.image.clone(),
@@ -301,19 +316,12 @@ fn write_state(directory: &OwnedFd, state: &State) -> std::result::Result<(), Ca
         .named("openat", || "state.json.new".into())?;
     let mut file = std::fs::File::from(file);
     std::io::Write::write_all(&mut file, &text).map_err(|e| SysError::io("write", "state.json.new", &e))?;
-    rustix::fs::renameat(directory, "state.json.new", directory, "state.json")
+    rustix::fs::renameat(directory, "state.json.new", directory, state::FILE)
         .named("renameat", || "state.json".into())?;
     Ok(())
 }
 
 impl Kept {
-    fn kill(&mut self) {
-        if let Some(init) = rustix::process::Pid::from_raw(self.running.init) {
-            // Our own child, not reaped yet.
-            let _ = rustix::process::kill_process(init, rustix::process::Signal::KILL);
-        }
-    }
-
     /// Waits for the end and tells everybody.
     fn watch(&mut self, control: &Control) {
         const SIGKILL: i32 = 9;
@@ -323,20 +331,22 @@ impl Kept {
             door.serve(end.as_fd(), self.console.as_ref(), Some(&self.log));
         }
         let status = self.running.wait().ok().flatten().unwrap_or(SIGKILL);
-        let checkpointed = rustix::fs::accessat(
-            &self.directory,
-            CHECKPOINTED,
-            rustix::fs::Access::EXISTS,
-            rustix::fs::AtFlags::empty(),
-        );
-        self.state.status = if checkpointed.is_ok() { Status::Checkpointed } else { Status::Exited(status) };
+        self.state.status = if self.is_checkpointed() { Status::Checkpointed } else { Status::Exited(status) };
         // The directory may be gone with its container (`rm -f`).
         let _ = write_state(&self.directory, &self.state);
         let _ = control.send(&Report::Ended(status), &[]);
     }
+
+    /// Whether somebody holds the lock that says so; what one has left who died before does not count.
+    fn is_checkpointed(&self) -> bool {
+        use rustix::fs::{FlockOperation, flock, openat};
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(file) = openat(&self.directory, CHECKPOINTED, flags, Mode::empty()) else { return false };
+        flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+    }
 }
 
-/// A checkpoint that ends a container leaves this file in its directory, so that the keeper knows why it ended.
+/// A checkpoint that ends a container holds a lock on this file of its directory, so that the keeper knows why it ended.
 pub const CHECKPOINTED: &str = "checkpointed";
 
 /// The file of a container that is composed with a terminal.

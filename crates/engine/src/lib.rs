@@ -3,6 +3,7 @@
 pub mod admit;
 pub mod bundle;
 pub mod checkpoint;
+pub mod claim;
 pub mod collect;
 mod compose;
 mod confine;

@@ -12,6 +12,9 @@ pub use yendor_kinds::file::external::Record as Standard;
 
 use crate::request::Request;
 
+/// The file of a container's directory that holds its [`State`].
+pub const FILE: &str = "state.json";
+
 /// Where state lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
@@ -122,7 +125,7 @@ impl Places {
 /// # Errors
 /// `NotFound` when there is none of that name; `InvalidData` for one that cannot be read.
 pub fn read(container: &Path) -> io::Result<State> {
-    let text = std::fs::read(container.join("state.json"))?;
+    let text = std::fs::read(container.join(FILE))?;
     serde_json::from_slice(&text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
@@ -177,5 +180,21 @@ impl State {
             .ok()
             .and_then(|text| yendor_proc::stat::parse(&text).ok())
             .is_some_and(|stat| stat.starttime == self.keeper_start && !matches!(stat.state, b'Z' | b'X'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_directories_without_any_mode_are_removed() {
+        use std::os::unix::fs::PermissionsExt;
+        let top = std::env::temp_dir().join(format!("yendor-state-remove-{}", std::process::id()));
+        std::fs::create_dir_all(top.join("work/work/inner")).expect("mkdir");
+        std::fs::set_permissions(top.join("work/work"), PermissionsExt::from_mode(0o0)).expect("chmod");
+        remove(&top).expect("remove");
+        assert!(!top.exists());
+        remove(&top).expect("nothing to remove");
     }
 }

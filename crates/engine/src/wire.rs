@@ -9,8 +9,8 @@ use yendor_sys::{Errno, SysError};
 use crate::error::{Error, Place, Step};
 use crate::request::Request;
 
-/// The front's first and only message. Descriptors: the container's directory, then for an image its directory, then what
-/// the volumes need.
+/// The front's first and only message. Descriptors: the container's directory with its lock and the one it lies in; standard
+/// input, output and error; for an image its directory; then what the request needs (see [`crate::contain::Given`]).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Startup {
     /// What the caller wants.
@@ -25,8 +25,6 @@ pub struct Startup {
     pub image: Option<String>,
     /// Which image it is, by content, where the caller has looked.
     pub seal: Option<Digest>,
-    /// Whether the front stays.
-    pub attended: bool,
 }
 
 /// A program to start.

@@ -4,7 +4,7 @@ use crate::reader::HASH_BYTES;
 use crate::upgrade::{NEWEST_LINE, Version};
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
 use crate::{cbor, is_file_name};
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -21,7 +21,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// An image that is being written, in a hidden directory next to its final place.
 ///
 /// [`Writer::commit`] makes it visible; to drop the writer removes it. All work goes through descriptors that are
-/// opened at the beginning, so the process may change its directory and root.
+/// opened at the beginning, so the process may change its directory and root. The hidden directory is locked (flock(2))
+/// for as long as its writer lives: one without a holder is what a killed writer has left, and goes when the next image of
+/// the same name is begun.
 #[derive(Debug)]
 pub struct Writer {
     parent: OwnedFd,
@@ -62,11 +64,8 @@ impl Writer {
         let refused = |op| move |errno: Errno| Error::io(&parent.to_string_lossy(), op, errno);
         let parent_fd = openat(CWD, parent, flags, Mode::empty()).map_err(refused("open"))?;
         check_vacant(&parent_fd, name, &shown)?;
-        let partial = make_partial(&parent_fd, name).map_err(refused("mkdir"))?;
-        let dir = openat(&parent_fd, &partial, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| {
-            let _ = unlinkat(&parent_fd, &partial, AtFlags::REMOVEDIR);
-            Error::io(&shown, "open", errno)
-        })?;
+        sweep(&parent_fd, name);
+        let (partial, dir) = make_partial(&parent_fd, name).map_err(refused("mkdir"))?;
         Ok(Writer {
             parent: parent_fd,
             dir,
@@ -228,10 +227,7 @@ impl Drop for Writer {
         if self.partial.is_empty() {
             return;
         }
-        for entry in Dir::read_from(&self.dir).into_iter().flatten().flatten() {
-            let _ = unlinkat(&self.dir, entry.file_name(), AtFlags::empty());
-        }
-        let _ = unlinkat(&self.parent, &self.partial, AtFlags::REMOVEDIR);
+        remove(&self.parent, &self.partial, &self.dir);
     }
 }
 
@@ -314,23 +310,70 @@ fn check_vacant(parent: &OwnedFd, name: &OsStr, shown: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes the hidden directory. A name that is taken is another writer's, or a dead one's whose pid came round again.
-fn make_partial(parent: &OwnedFd, name: &OsStr) -> Result<OsString, Errno> {
-    let mut first = OsString::from(".");
-    first.push(name);
-    first.push(format!(".partial-{}", std::process::id()));
+/// Makes the hidden directory and locks it. A name that is taken is another writer's.
+fn make_partial(parent: &OwnedFd, name: &OsStr) -> Result<(OsString, OwnedFd), Errno> {
+    let mut first = partial_prefix(name);
+    first.push(std::process::id().to_string());
     for attempt in 0..100 {
         let mut partial = first.clone();
         if attempt > 0 {
             partial.push(format!("-{attempt}"));
         }
         match mkdirat(parent.as_fd(), &partial, Mode::RWXU) {
-            Ok(()) => return Ok(partial),
-            Err(Errno::EXIST) => {}
+            Ok(()) => {}
+            Err(Errno::EXIST) => continue,
             Err(errno) => return Err(errno),
+        }
+        // Between the two calls another writer may have taken it for a dead one's.
+        match lock(parent, &partial) {
+            Ok(Some(dir)) => return Ok((partial, dir)),
+            Ok(None) | Err(Errno::NOENT) => {}
+            Err(errno) => {
+                let _ = unlinkat(parent, &partial, AtFlags::REMOVEDIR);
+                return Err(errno);
+            }
         }
     }
     Err(Errno::EXIST)
+}
+
+fn partial_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(OsStr::from_bytes(PARTIAL));
+    prefix
+}
+
+/// A directory and its lock; `None` when somebody else holds it or it is gone meanwhile.
+fn lock(parent: &OwnedFd, name: &OsStr) -> Result<Option<OwnedFd>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = openat(parent, name, flags, Mode::empty())?;
+    match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok((rustix::fs::fstat(&dir)?.st_nlink > 0).then_some(dir)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Removes what killed writers of an image of this name have left. Errors have nowhere to go: the next one tries again.
+fn sweep(parent: &OwnedFd, name: &OsStr) {
+    let prefix = partial_prefix(name);
+    for entry in Dir::read_from(parent).into_iter().flatten().flatten() {
+        let found = OsStr::from_bytes(entry.file_name().to_bytes());
+        if found.as_bytes().starts_with(prefix.as_bytes())
+            && let Ok(Some(dir)) = lock(parent, found)
+        {
+            remove(parent, found, &dir);
+        }
+    }
+}
+
+/// Removes a directory of an image, as far as it goes: the name that remains is not an image's.
+fn remove(parent: &OwnedFd, name: &OsStr, dir: &OwnedFd) {
+    for entry in Dir::read_from(dir).into_iter().flatten().flatten() {
+        let _ = unlinkat(dir, entry.file_name(), AtFlags::empty());
+    }
+    let _ = unlinkat(parent, name, AtFlags::REMOVEDIR);
 }
 
 fn hash(file: &File) -> io::Result<(u64, Digest)> {

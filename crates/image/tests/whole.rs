@@ -95,10 +95,32 @@ fn what_a_killed_writer_leaves_is_no_image_and_in_nobodys_way() {
     assert!(is_partial(left.as_ref()) && !is_partial("image".as_ref()));
     assert!(matches!(Reader::open(&scratch.0.join(left)), Err(Error::Missing { .. })));
     assert!(matches!(Reader::open(&scratch.image()), Err(Error::Missing { .. })));
-    // The same pid again.
+    // Its lock is held still: it may be alive, and the next one has another name.
     write(&scratch.image());
     read(&scratch.image()).unwrap();
     assert_eq!(scratch.names().len(), 2);
+}
+
+#[test]
+fn what_a_killed_writer_leaves_goes_with_the_next_image_of_that_name() {
+    let scratch = Scratch::new();
+    for left in [".image.partial-1", ".image.partial-99-3", ".other.partial-1"] {
+        std::fs::create_dir(scratch.0.join(left)).unwrap();
+        std::fs::write(scratch.0.join(left).join("records.cbor"), b"half").unwrap();
+    }
+    let first = Writer::create(&scratch.image()).unwrap();
+    assert_eq!(scratch.names().len(), 2, "{:?}", scratch.names());
+    // A writer that lives is let be.
+    let second = Writer::create(&scratch.image()).unwrap();
+    assert_eq!(scratch.names().len(), 3, "{:?}", scratch.names());
+    for writer in [&first, &second] {
+        writer.records(&records()).unwrap();
+    }
+    second.commit(SystemTime::now()).unwrap();
+    assert!(matches!(first.commit(SystemTime::now()), Err(Error::Exists { .. })));
+    let mut names = scratch.names();
+    names.sort();
+    assert_eq!(names, [".other.partial-1", "image"]);
 }
 
 #[test]

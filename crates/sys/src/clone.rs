@@ -1,5 +1,7 @@
 //! A stub: a copy of this process that runs no code of ours, only waits to be taken over (clone(2)).
 
+use std::os::fd::AsRawFd;
+
 use rustix::io::Errno;
 
 use crate::namespace::Namespaces;
@@ -85,28 +87,50 @@ pub fn trial(user: bool, others: Namespaces) -> Result<()> {
     Err(SysError::new("unshare", names(), errno))
 }
 
-/// Forks a child that sleeps in `pause` for ever; `flags` as for clone3. Its pid as the caller sees it.
+/// Forks a child that runs none of our code and ends with us: it asks for SIGKILL at the death of its parent, then waits
+/// for exactly that until it is taken over. `flags` as for clone3. Its pid as the caller sees it.
 ///
 /// # Errors
-/// What clone3 says: `EAGAIN` at a limit, `EPERM`, `ENOMEM`.
+/// What clone3 says: `EAGAIN` at a limit, `EPERM`, `ENOMEM`; `EMFILE` for the descriptor of ourselves.
 pub fn stub(flags: u64) -> Result<i32> {
+    use rustix::process::{PidfdFlags, getpid, pidfd_open};
+    // The signal alone could be asked for too late; and inside a new pid namespace nobody can be asked who the parent is.
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(|e| SysError::new("pidfd_open", "self", e))?;
+    let own = libc::pollfd { fd: own.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let args = CloneArgs { flags, exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()), ..CloneArgs::default() };
     let size = std::mem::size_of::<CloneArgs>();
     let ret: i64;
-    // SAFETY: without CLONE_VM the child gets its own copy of memory; it never returns into Rust but loops on
-    // pause(2) until it is killed or taken over. The parent goes on after the asm with only rax, rcx, r11 changed.
+    // SAFETY: without CLONE_VM the child gets its own copy of memory, this frame with `own` in it; it never returns into
+    // Rust but makes system calls until it exits, is killed or taken over. The parent goes on after the asm with only rax,
+    // rcx, r11 changed; it jumps over all else.
     unsafe {
         std::arch::asm!(
             "syscall",
             "test rax, rax",
             "jnz 3f",
-            "2: mov eax, 34",
+            // prctl(PR_SET_PDEATHSIG, SIGKILL)
+            "mov eax, 157",
+            "mov edi, 1",
+            "mov esi, 9",
             "syscall",
-            "jmp 2b",
+            // poll(own, 1, -1) until it says 1
+            "2: mov eax, 7",
+            "mov rdi, {own}",
+            "mov esi, 1",
+            "mov rdx, -1",
+            "syscall",
+            "cmp eax, 1",
+            "jne 2b",
+            // exit_group(1)
+            "mov eax, 231",
+            "mov edi, 1",
+            "syscall",
             "3:",
+            own = in(reg) &raw const own,
             inlateout("rax") libc::SYS_clone3 => ret,
-            in("rdi") &raw const args,
-            in("rsi") size,
+            inlateout("rdi") &raw const args => _,
+            inlateout("rsi") size => _,
+            out("rdx") _,
             out("rcx") _,
             out("r11") _,
         );

@@ -10,6 +10,7 @@ use yendor_sys::mapping::Mapping;
 use yendor_sys::wait::{self, Event};
 use yendor_sys::{Errno, SysError};
 
+use crate::fault;
 use crate::gadget::{CODE, FLAGS, record, slot};
 use crate::regs::Regs;
 use crate::script::{Arg, Call, Done, Memory, Script, Want};
@@ -258,7 +259,7 @@ impl Arena {
     fn record(&self, index: usize, call: &Call, image: &mut Vec<u8>) -> [u64; 10] {
         let origin = self.slot_address(index) + slot::RECORDS as u64;
         let mut words = [0u64; 10];
-        words[0] = call.nr.raw();
+        words[0] = fault::number(call.nr.raw(), call.want);
         for (word, arg) in words[1..7].iter_mut().zip(&call.args) {
             *word = match arg {
                 Arg::Value(v) => *v,

@@ -5,6 +5,7 @@
 //! rule ([`live`]): at every instant the task survives our death.
 
 pub mod arena;
+pub mod fault;
 pub mod gadget;
 pub mod live;
 pub mod nr;

@@ -184,6 +184,10 @@ impl FrozenTree {
     pub fn kill(mut self) -> Result<(), SysError> {
         use rustix::process::{Pid, Signal, kill_process};
         let processes = std::mem::take(&mut self.processes);
+        for thread in processes.values().flatten() {
+            // If we die in the middle, the rest dies with us: half a tree is nobody's. Those that are gone are gone.
+            let _ = ptrace::set_options(thread.tid(), ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL);
+        }
         for pid in processes.keys() {
             let Some(raw) = Pid::from_raw(*pid) else { continue };
             match kill_process(raw, Signal::KILL) {

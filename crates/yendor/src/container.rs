@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use yendor_engine::claim;
 use yendor_engine::state::{self, Places, State, Status};
 
 use crate::failure::Failure;
@@ -208,8 +209,9 @@ pub fn find_running(places: &Places, container: &str) -> Result<Found, Failure> 
     }
 }
 
-/// All containers of which there is a state, by name.
+/// All containers of which there is a state, by name. What killed commands have left is cleared up on the way.
 pub fn all(places: &Places) -> Result<Vec<Found>, Failure> {
+    claim::sweep(&places.run);
     let entries = match std::fs::read_dir(&places.run) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -266,16 +268,5 @@ mod tests {
         for bad in ["../etc", "", "a/b", "self"] {
             assert_eq!(find(&places, bad).unwrap_err().exit_code(), 1, "{bad}");
         }
-    }
-
-    #[test]
-    fn work_directories_without_any_mode_are_removed() {
-        use std::os::unix::fs::PermissionsExt;
-        let top = std::env::temp_dir().join(format!("yendor-cli-remove-{}", std::process::id()));
-        std::fs::create_dir_all(top.join("work/work/inner")).unwrap();
-        std::fs::set_permissions(top.join("work/work"), PermissionsExt::from_mode(0o0)).unwrap();
-        remove(&top).unwrap();
-        assert!(!top.exists());
-        remove(&top).unwrap();
     }
 }

@@ -19,6 +19,8 @@ use crate::error::{At, Result, Step, With};
 const MREMAP_MAYMOVE_FIXED: u32 = 3;
 const TASK_END: u64 = 0x7fff_ffff_f000;
 const RSEQ_UNREGISTER: u32 = 1;
+const PR_SET_PDEATHSIG: u32 = 1;
+const SIGKILL: u32 = 9;
 
 /// Takes the stub over and prepares it.
 pub fn start(site: &mut Site<'_>, tid: i32, mounts: &[LateMount]) -> Result<Task> {
@@ -32,6 +34,8 @@ pub fn start(site: &mut Site<'_>, tid: i32, mounts: &[LateMount]) -> Result<Task
     stopped.resume().at(Step::Rebuild)?;
     mount_all(site, &task, mounts)?;
     let mut script = Script::new();
+    // Taken over before it could ask for that itself; it must end with the keeper when it is nobody's tracee any more.
+    script.call(Nr::PRCTL, args![PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0]);
     if rseq.area != 0 {
         script.call(Nr::RSEQ, args![rseq.area, rseq.size, RSEQ_UNREGISTER, rseq.signature]);
     }

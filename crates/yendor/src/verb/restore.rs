@@ -1,10 +1,12 @@
 //! `yendor restore`: an image runs on in a new container.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use clap::Args;
 use yendor_engine::admit;
 use yendor_engine::bundle::Bundle;
+use yendor_engine::claim;
 use yendor_engine::front::Source;
 use yendor_engine::request::{Net, Root};
 use yendor_engine::state::Places;
@@ -121,7 +123,14 @@ fn may_replace(places: &Places, name: &str) -> bool {
 
 /// The directory of a container that was checkpointed, out of the way until its successor runs.
 struct Aside {
-    moved: Option<(PathBuf, PathBuf)>,
+    moved: Option<Moved>,
+}
+
+struct Moved {
+    aside: PathBuf,
+    place: PathBuf,
+    /// Shows everybody that somebody will settle this.
+    _lock: OwnedFd,
 }
 
 impl Aside {
@@ -130,16 +139,16 @@ impl Aside {
             start::check_free(places, name)?;
             return Ok(Aside { moved: None });
         }
-        let from = places.container(name);
-        // With a dot in front: no container has such a name.
-        let to = places.run.join(format!(".{name}.{}", std::process::id()));
-        std::fs::rename(&from, &to).map_err(|e| Failure::io("rename", &from, &e))?;
-        Ok(Aside { moved: Some((to, from)) })
+        let place = places.container(name);
+        let aside = claim::aside(&places.run, name);
+        let Some(lock) = claim::lock_soon(&place) else { return Err(start::in_use(name)) };
+        std::fs::rename(&place, &aside).map_err(|e| Failure::io("rename", &place, &e))?;
+        Ok(Aside { moved: Some(Moved { aside, place, _lock: lock }) })
     }
 
     /// Puts it back if nobody has taken its place; else it is of no use any more.
     fn settle(self) {
-        let Some((aside, place)) = self.moved else { return };
+        let Some(Moved { aside, place, _lock }) = self.moved else { return };
         let settled = if place.exists() {
             container::remove(&aside)
         } else {

@@ -1,9 +1,11 @@
 //! `yendor rm`: a container and all that is kept of it goes.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use yendor_engine::state::Places;
+use yendor_engine::claim;
+use yendor_engine::state::{self, Places};
 
 use crate::container::{self, Found, Now};
 use crate::failure::{Failure, Outcome};
@@ -31,11 +33,7 @@ impl Rm {
         let places = Places::from_environment();
         let found = match container::find(&places, &self.container) {
             Ok(found) => found,
-            // A start that was killed may leave a directory without a state.
-            Err(_) if self.force && name::is_valid(&self.container) && places.container(&self.container).exists() => {
-                container::remove(&places.container(&self.container))?;
-                return Ok(0);
-            }
+            Err(e) if name::is_valid(&self.container) => return self.clear_up(&places.container(&self.container), e),
             Err(e) => return Err(e),
         };
         if found.now() == Now::Running && !self.force {
@@ -45,6 +43,20 @@ impl Rm {
         end(&found)?;
         container::remove(&found.directory)?;
         Ok(0)
+    }
+
+    /// A directory of a container without a state that can be read.
+    fn clear_up(&self, directory: &Path, why: Failure) -> Outcome {
+        let stateless = directory.exists() && !directory.join(state::FILE).exists();
+        if stateless && !claim::is_left_over(directory) {
+            return Err(Failure::Failed(format!("container {} is being started", self.container)));
+        }
+        // What a killed start has left goes; with force also what nobody understands.
+        if stateless || self.force && directory.exists() {
+            container::remove(directory)?;
+            return Ok(0);
+        }
+        Err(why)
     }
 }
 

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use serde_json::{Value, json};
+use yendor_engine::claim;
 use yendor_engine::front::{Launch, Source, Started, Stdio, launch};
 use yendor_engine::request::Request;
 use yendor_engine::state::Places;
@@ -54,7 +55,6 @@ impl Start {
             stdio,
             places: places.clone(),
             image_ref: self.image.clone(),
-            attended: !self.detach,
         };
         let hidden = if self.detach { Some(Hidden::hide()?) } else { None };
         let launched = launch(&what);
@@ -204,7 +204,8 @@ fn explain(error: yendor_engine::Error, name: &str, source: &Source) -> Failure 
     error.into()
 }
 
-fn in_use(name: &str) -> Failure {
+/// The name of another container.
+pub fn in_use(name: &str) -> Failure {
     Failure::Failed(format!(
         "the name {name} is in use by another container\n  hint: choose another with --name, or: yendor rm {name}"
     ))
@@ -212,7 +213,9 @@ fn in_use(name: &str) -> Failure {
 
 /// Makes sure that a name is free.
 pub fn check_free(places: &Places, name: &str) -> Result<(), Failure> {
-    if std::fs::symlink_metadata(places.container(name)).is_ok() { Err(in_use(name)) } else { Ok(()) }
+    let path = places.container(name);
+    let taken = std::fs::symlink_metadata(&path).is_ok() && !claim::is_left_over(&path);
+    if taken { Err(in_use(name)) } else { Ok(()) }
 }
 
 /// An absolute path for a file that must be writable later.

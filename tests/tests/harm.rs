@@ -1,0 +1,458 @@
+//! Yendor dies, or a call of its own fails, at any instant: a checkpoint harms nobody, a restore leaves nothing.
+//!
+//! Rounds are few here and many with `YENDOR_SOAK`; seeds are printed. A kill by time hits where it is slow, a kill by the
+//! number of the system call everywhere alike.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use yendor_tests::{
+    Fault, Flavour, Orphans, PATIENCE, Random, Started, Yendor, kill, probe, rounds, tick_gap, wait_until, with_fault,
+};
+
+/// Seconds that dying takes at most on a busy machine.
+const DYING: Duration = Duration::from_secs(20);
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are UTF-8")
+}
+
+fn program(name: &str) -> String {
+    text(&probe(name)).to_owned()
+}
+
+fn start(yendor: &Yendor, name: &str) -> String {
+    let container = yendor.fresh(name);
+    yendor.run_detached_with(&container, &["-e", "PROBE_SET_NAMES=1"], &[&program(name)]).exits(0);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    container
+}
+
+fn ticks(yendor: &Yendor, container: &str) -> usize {
+    let log = yendor.logs(container);
+    assert!(!log.contains("FAIL:"), "{container}:\n{log}");
+    log.lines().filter(|line| line.starts_with("tick ")).count()
+}
+
+/// The application counts on, and has found no harm.
+fn goes_on(yendor: &Yendor, container: &str) {
+    let before = ticks(yendor, container);
+    let on = wait_until(PATIENCE, || ticks(yendor, container) > before + 1);
+    assert!(on, "{container} does not go on after {before} ticks");
+}
+
+/// The application looks at everything a last time; its whole log.
+fn finish(yendor: &Yendor, container: &str) -> String {
+    yendor.kill(container, "USR1");
+    let code = yendor.wait(container);
+    let log = yendor.logs(container);
+    assert_eq!(code, 0, "{container}:\n{log}");
+    assert!(log.lines().any(|line| line == "ok"), "{container}:\n{log}");
+    log
+}
+
+/// What `ps -a` says about a container.
+fn state(yendor: &Yendor, container: &str) -> Option<String> {
+    let all = yendor.call(&["ps", "-a", "--json"]).exits(0).json();
+    let all = all.as_array().cloned().unwrap_or_default();
+    let of = all.iter().find(|one| one["name"] == container)?;
+    of["state"].as_str().map(str::to_owned)
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let all = fs::read_dir(directory).into_iter().flatten().flatten();
+    all.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// An image is there as a whole or not at all; then it goes. Whether it was there.
+fn whole_or_nothing(yendor: &Yendor, image: &Path) -> bool {
+    if image.exists() {
+        yendor.call(&["inspect", text(image)]).exits(0);
+        fs::remove_dir_all(image).expect("remove an image of our own");
+        return true;
+    }
+    false
+}
+
+/// Nothing of a container is left, not even for `ps` to clear up.
+fn nothing_left(yendor: &Yendor, orphans: &Orphans, container: &str, cleared: bool) {
+    let left = orphans.left(container, DYING);
+    assert!(left.is_empty(), "{container}: processes are left: {left:?}");
+    if cleared {
+        assert_eq!(state(yendor, container), None);
+    }
+    let left: Vec<_> = entries(&yendor.path("state/run")).into_iter().filter(|name| name.contains(container)).collect();
+    assert!(left.is_empty(), "state is left: {left:?}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("own mounts");
+    let place = yendor.path("");
+    assert!(!mounts.contains(text(&place)), "mounts are left: {mounts}");
+}
+
+/// SIGKILL for `checkpoint --leave-running` at any instant.
+fn checkpoint_killed(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let container = start(&yendor, "ticker");
+    let image = yendor.path("image");
+    let arguments = ["checkpoint", &container, "--leave-running", "-o", text(&image)];
+    let begin = Instant::now();
+    yendor.call(&arguments).exits(0);
+    let duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
+    assert!(whole_or_nothing(&yendor, &image));
+    let calls = with_fault(yendor.traced(&arguments), 0, Fault::None, PATIENCE).calls;
+    assert!(whole_or_nothing(&yendor, &image) && calls > 100, "{calls} calls");
+    let (mut killed, mut done) = (0, 0);
+    for round in 0..rounds(30, 200) {
+        if round % 2 == 0 {
+            let mut command = yendor.command(&arguments);
+            let mut started = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
+            std::thread::sleep(Duration::from_micros(random.below(duration)));
+            started.kill();
+        } else {
+            let nth = 1 + random.below(calls);
+            let traced = with_fault(yendor.traced(&arguments), nth, Fault::Kill, PATIENCE);
+            assert!(traced.code == 137 || traced.hit.is_none(), "{traced:?}");
+        }
+        if whole_or_nothing(&yendor, &image) {
+            done += 1
+        } else {
+            killed += 1
+        }
+        goes_on(&yendor, &container);
+    }
+    println!("{calls} calls, {duration} us; {killed} without an image, {done} with one");
+    // What the killed have left beside the image goes with the next one.
+    yendor.call(&arguments).exits(0);
+    let left: Vec<_> = entries(&yendor.path("")).into_iter().filter(|name| name.contains("partial")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(tick_gap(&finish(&yendor, &container)), None);
+}
+
+/// SIGKILL for a checkpoint that ends its container: that runs on, or its image is whole and goes on in its place.
+fn ending_checkpoint_killed(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let container = start(&yendor, "ticker");
+    let image = yendor.path("image");
+    let command = |container: &str| yendor.traced(&["checkpoint", container, "-o", text(&image)]);
+    let calls = with_fault(command(&container), 0, Fault::None, PATIENCE).calls;
+    let (mut container, mut log) = (yendor.fresh("ticker"), String::new());
+    let mut ended = 0;
+    yendor.restore(&image, &container);
+    for _ in 0..rounds(6, 80) {
+        fs::remove_dir_all(&image).expect("remove an image of our own");
+        goes_on(&yendor, &container);
+        // The end, where all is decided, more often than the rest.
+        let last = random.below(2) * calls * 9 / 10;
+        let nth = 1 + last + random.below(calls - last);
+        let traced = with_fault(command(&container), nth, Fault::Kill, PATIENCE);
+        let running = wait_until(Duration::from_secs(2), || state(&yendor, &container).as_deref() != Some("running"));
+        if !running {
+            goes_on(&yendor, &container);
+            if !image.exists() {
+                yendor.call(&["checkpoint", &container, "-o", text(&image)]).exits(0);
+            } else {
+                yendor.call(&["inspect", text(&image)]).exits(0);
+                // It may have ticked since: this image is behind.
+                fs::remove_dir_all(&image).expect("remove an image of our own");
+                yendor.checkpoint(&container, &image);
+            }
+        } else {
+            ended += 1;
+            let state = state(&yendor, &container);
+            assert!(matches!(state.as_deref(), Some("checkpointed" | "exited")), "{state:?} {traced:?}");
+        }
+        log.push_str(&yendor.logs(&container));
+        yendor.call(&["rm", &container]).exits(0);
+        container = yendor.fresh("ticker");
+        yendor.restore(&image, &container);
+    }
+    println!("{calls} calls; the container ended in {ended} rounds");
+    log.push_str(&finish(&yendor, &container));
+    assert_eq!(tick_gap(&log), None);
+}
+
+/// One restore of which a call goes wrong: it is all or nothing. Whether it was all.
+fn restore_with(yendor: &Yendor, orphans: &Orphans, image: &Path, nth: u64, fault: Fault) -> bool {
+    let container = yendor.fresh("again");
+    let mut arguments = vec!["restore", "-d", "--name", &container];
+    arguments.extend(yendor.flavour().options());
+    arguments.push(text(image));
+    let errors = yendor.path(&format!("errors-{container}"));
+    let mut command = yendor.traced(&arguments);
+    command.stdout(Stdio::null()).stderr(fs::File::create(&errors).expect("a file of our own"));
+    let traced = with_fault(command, nth, fault, PATIENCE);
+    let said = fs::read_to_string(&errors).unwrap_or_default();
+    let case = format!("{fault:?} {nth}: {traced:?}: {said}");
+    println!("{case}");
+    let state = || state(yendor, &container);
+    if traced.code == 0 || fault == Fault::Kill && state().as_deref() == Some("running") {
+        if state().as_deref() == Some("running") {
+            finish(yendor, &container);
+            yendor.call(&["rm", "-f", &container]).exits(0);
+            return true;
+        }
+        // Its keeper was hit when all was done.
+        assert!(fault == Fault::Kill && state().as_deref() == Some("lost"), "{:?} {case}", state());
+        yendor.call(&["rm", &container]).exits(0);
+    } else if let Fault::Errno(_) = fault {
+        assert!(matches!(traced.code, 1 | 3 | 4 | 5), "{case}");
+        assert!(said.starts_with("yendor: "), "{case}");
+    }
+    nothing_left(yendor, orphans, &container, fault == Fault::Kill);
+    false
+}
+
+fn small_image(yendor: &Yendor) -> std::path::PathBuf {
+    let container = start(yendor, "eventfd");
+    let image = yendor.path("image");
+    yendor.checkpoint(&container, &image);
+    yendor.call(&["rm", &container]).exits(0);
+    image
+}
+
+fn count(yendor: &Yendor, image: &Path) -> u64 {
+    let container = yendor.fresh("count");
+    let mut arguments = vec!["restore", "-d", "--name", &container];
+    arguments.extend(yendor.flavour().options());
+    arguments.push(text(image));
+    let traced = with_fault(yendor.traced(&arguments), 0, Fault::None, PATIENCE);
+    assert!(traced.code == 0 && traced.calls > 300, "{traced:?}");
+    finish(yendor, &container);
+    yendor.call(&["rm", "-f", &container]).exits(0);
+    traced.calls
+}
+
+/// SIGKILL for the front or the keeper, whoever makes the call, at any call of a restore.
+fn restore_killed(flavour: Flavour) {
+    let orphans = Orphans::adopt();
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let image = small_image(&yendor);
+    let calls = count(&yendor, &image);
+    let mut all = 0;
+    for _ in 0..rounds(15, 200) {
+        all += u64::from(restore_with(&yendor, &orphans, &image, 1 + random.below(calls), Fault::Kill));
+    }
+    println!("{calls} calls; {all} containers ran");
+}
+
+/// SIGKILL for the front, then for the keeper, at any time of a restore.
+fn restore_killed_by_time(flavour: Flavour) {
+    let orphans = Orphans::adopt();
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let image = small_image(&yendor);
+    let begin = Instant::now();
+    let container = yendor.fresh("time");
+    yendor.restore(&image, &container);
+    let duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
+    finish(&yendor, &container);
+    for round in 0..rounds(10, 200) {
+        let container = yendor.fresh("again");
+        let mut arguments = vec!["restore", "-d", "--name", &container];
+        arguments.extend(yendor.flavour().options());
+        arguments.push(text(&image));
+        let mut command = yendor.command(&arguments);
+        let mut started = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        std::thread::sleep(Duration::from_micros(random.below(duration)));
+        if round % 2 == 0 {
+            started.kill();
+        } else {
+            for keeper in keepers_of(started.pid()) {
+                kill(keeper);
+            }
+            started.ended(PATIENCE).expect("the front notices");
+        }
+        let ended = wait_until(DYING, || orphans.left(&container, Duration::ZERO).is_empty());
+        match state(&yendor, &container).as_deref() {
+            Some("running") => drop(finish(&yendor, &container)),
+            // The keeper was hit when all was done.
+            Some("lost") if round % 2 == 1 => {}
+            None => assert!(ended, "{:?}", orphans.left(&container, Duration::ZERO)),
+            other => panic!("{other:?}"),
+        }
+        if state(&yendor, &container).is_some() {
+            yendor.call(&["rm", &container]).exits(0);
+        }
+        nothing_left(&yendor, &orphans, &container, true);
+    }
+}
+
+fn keepers_of(front: libc::pid_t) -> Vec<libc::pid_t> {
+    let children = fs::read_to_string(format!("/proc/{front}/task/{front}/children")).unwrap_or_default();
+    let line = |pid: libc::pid_t| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let all = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    all.filter(|pid| line(*pid).split(|byte| *byte == 0).nth(1) == Some(b"keeper")).collect()
+}
+
+/// Every call of front and keeper fails once.
+fn restore_fails(flavour: Flavour) {
+    let orphans = Orphans::adopt();
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let image = small_image(&yendor);
+    let calls = count(&yendor, &image);
+    let errors = [libc::EPERM, libc::ENOMEM, libc::EIO, libc::ENOSPC];
+    let step = (calls / rounds(15, calls)).max(1);
+    let mut nth = 1 + random.below(step);
+    let (mut failed, mut all) = (0, 0);
+    while nth <= calls {
+        let errno = errors[usize::try_from(random.below(4)).expect("small")];
+        let ran = restore_with(&yendor, &orphans, &image, nth, Fault::Errno(errno));
+        *(if ran { &mut all } else { &mut failed }) += 1;
+        nth += step;
+    }
+    println!("{calls} calls; {failed} restores failed, {all} did without");
+}
+
+/// Every call of the tasks' scripts fails once.
+fn script_fails(flavour: Flavour) {
+    let orphans = Orphans::adopt();
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let image = small_image(&yendor);
+    // Whether the call was reached.
+    let attempt = |nth: u64| {
+        let container = yendor.fresh("again");
+        let mut arguments = vec!["restore", "-d", "--name", &container];
+        arguments.extend(yendor.flavour().options());
+        arguments.push(text(&image));
+        let outcome = yendor.call_with(&arguments, &[("YENDOR_FAULT_CALL", &nth.to_string())]);
+        if outcome.code == 0 {
+            finish(&yendor, &container);
+            yendor.call(&["rm", "-f", &container]).exits(0);
+            return false;
+        }
+        assert!(outcome.stderr.contains("Function not implemented") && outcome.code == 1, "{nth}: {outcome:?}");
+        nothing_left(&yendor, &orphans, &container, false);
+        true
+    };
+    // How many there are: twice as many until there are fewer, then halves.
+    let (mut reached, mut beyond) = (0, 64);
+    while attempt(beyond) {
+        (reached, beyond) = (beyond, beyond * 2);
+    }
+    while beyond - reached > 1 {
+        let middle = reached.midpoint(beyond);
+        *(if attempt(middle) { &mut reached } else { &mut beyond }) = middle;
+    }
+    assert!(reached > 50, "{reached} calls in all scripts");
+    let step = (reached / rounds(10, reached)).max(1);
+    let mut nth = 1 + random.below(step);
+    while nth <= reached {
+        assert!(attempt(nth), "call {nth} does not matter");
+        nth += step;
+    }
+    println!("{reached} calls in scripts");
+}
+
+/// Every call of a checkpoint fails once: the application runs on, and there is a whole image or none.
+fn checkpoint_fails(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let container = start(&yendor, "ticker");
+    let image = yendor.path("image");
+    let arguments = ["checkpoint", &container, "--leave-running", "-o", text(&image)];
+    let calls = with_fault(yendor.traced(&arguments), 0, Fault::None, PATIENCE).calls;
+    assert!(whole_or_nothing(&yendor, &image));
+    let errors = [libc::EPERM, libc::ENOMEM, libc::EIO, libc::ENOSPC];
+    let step = (calls / rounds(20, calls)).max(1);
+    let mut nth = 1 + random.below(step);
+    let (mut failed, mut done) = (0, 0);
+    while nth <= calls {
+        let errno = errors[usize::try_from(random.below(4)).expect("small")];
+        let said = yendor.path("said");
+        let mut command = yendor.traced(&arguments);
+        command.stdout(Stdio::null()).stderr(fs::File::create(&said).expect("a file of our own"));
+        let traced = with_fault(command, nth, Fault::Errno(errno), PATIENCE);
+        let said = fs::read_to_string(&said).unwrap_or_default();
+        let case = format!("{errno} {nth}: {traced:?}: {said}");
+        println!("{case}");
+        if traced.code == 0 {
+            assert!(whole_or_nothing(&yendor, &image), "{case}");
+            done += 1;
+        } else {
+            assert!(matches!(traced.code, 1 | 3 | 5), "{case}");
+            assert!(!image.exists(), "{case}");
+            failed += 1;
+        }
+        goes_on(&yendor, &container);
+        nth += step;
+    }
+    let left: Vec<_> = entries(&yendor.path("")).into_iter().filter(|name| name.contains("partial")).collect();
+    assert!(left.len() <= 2, "{left:?}");
+    println!("{calls} calls; {failed} checkpoints failed, {done} did without; {left:?} left");
+    assert_eq!(tick_gap(&finish(&yendor, &container)), None);
+}
+
+/// The keeper of a running container is killed: its container ends with it, and everybody is told.
+fn keeper_killed(flavour: Flavour) {
+    let orphans = Orphans::adopt();
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = start(&yendor, "tree");
+    let state_file = fs::read(yendor.path("state/run").join(&container).join("state.json")).expect("state");
+    let keeper = serde_json::from_slice::<Value>(&state_file).expect("json")["keeper"].as_i64().expect("a pid");
+    kill(libc::pid_t::try_from(keeper).expect("a pid"));
+    assert!(wait_until(DYING, || yendor.tasks_left().is_empty()), "{:?}", yendor.tasks_left());
+    assert_eq!(state(&yendor, &container).as_deref(), Some("lost"));
+    let said = yendor.call(&["wait", &container]).exits(1).stderr;
+    assert!(said.contains("lost its keeper"), "{said}");
+    yendor.call(&["exec", &container, "--", "true"]).exits(1);
+    let said = yendor.call(&["run", "-d", "--name", &container, "--", "true"]).exits(1).stderr;
+    assert!(said.contains("in use") && said.contains("yendor rm"), "{said}");
+    assert!(yendor.logs(&container).contains("ready"));
+    yendor.call(&["rm", &container]).exits(0);
+    nothing_left(&yendor, &orphans, &container, true);
+}
+
+/// A start that was killed before it had a state is nobody's: `ps` clears up, and its name can be had again.
+fn a_killed_start_is_cleared_up(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let run = yendor.path("state/run");
+    let make = |name: &str| {
+        let made = yendor.program(Path::new("/bin/mkdir")).arg("-p").arg(run.join(name).join("work/work")).status();
+        assert!(made.is_ok_and(|status| status.success()));
+    };
+    make("dead");
+    yendor.call(&["ps"]).exits(0);
+    assert!(!run.join("dead").exists());
+    make("dead");
+    yendor.call(&["rm", "dead"]).exits(0);
+    assert!(!run.join("dead").exists());
+    make("dead");
+    yendor.run_detached("dead", &["/bin/true"]);
+    assert_eq!(yendor.wait("dead"), 0);
+    // One that has ended is somebody's.
+    yendor.call(&["ps"]).exits(0);
+    assert!(run.join("dead").exists());
+}
+
+macro_rules! flavours {
+    ($($name:ident)*) => {
+        $(mod $name {
+            use super::*;
+            #[test]
+            fn root() { super::$name(Flavour::Root) }
+            #[test]
+            fn userns() { super::$name(Flavour::RootUserns) }
+            #[test]
+            fn user() { super::$name(Flavour::user()) }
+        })*
+    };
+}
+
+flavours! {
+    checkpoint_killed
+    ending_checkpoint_killed
+    restore_killed
+    restore_killed_by_time
+    restore_fails
+    script_fails
+    checkpoint_fails
+    keeper_killed
+    a_killed_start_is_cleared_up
+}
