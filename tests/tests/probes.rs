@@ -55,14 +55,18 @@ probes! {
         eventfd "eventfd": root userns user tree_root tree_user three_generations_root three_generations_user;
         file_map "file-map": root userns user tree_root tree_user three_generations_root three_generations_user;
         inet_listen "inet-listen": root userns user tree_root tree_user three_generations_root three_generations_user;
+        inotify "inotify": root userns user tree_root tree_user three_generations_root three_generations_user;
         itimers "itimers": root userns user tree_root tree_user three_generations_root three_generations_user;
+        kernel_files "kernel-files": root userns user tree_root tree_user three_generations_root three_generations_user;
         leaderless "leaderless": root userns user tree_root tree_user three_generations_root three_generations_user;
+        locks "locks": root userns user tree_root tree_user three_generations_root three_generations_user;
         many_fds "many-fds": root userns user tree_root tree_user three_generations_root three_generations_user;
         many_maps "many-maps": root userns user tree_root tree_user three_generations_root three_generations_user;
         many_tasks "many-tasks": root userns user tree_root tree_user three_generations_root three_generations_user;
         many_threads "many-threads": root userns user tree_root tree_user three_generations_root three_generations_user;
         misc_prctl "misc-prctl": root userns user tree_root tree_user three_generations_root three_generations_user;
         orphan "orphan": root userns user three_generations_root three_generations_user;
+        pidfds "pidfds": root userns user tree_root tree_user three_generations_root three_generations_user;
         pipes "pipes": root userns user tree_root tree_user three_generations_root three_generations_user;
         posix_timers "posix-timers": root userns user tree_root tree_user three_generations_root three_generations_user;
         regs "regs": root userns user tree_root tree_user three_generations_root three_generations_user;
@@ -71,6 +75,7 @@ probes! {
         sched "sched": root userns user tree_root tree_user three_generations_root three_generations_user;
         shared_memory "shared-memory": root userns user tree_root tree_user three_generations_root three_generations_user;
         sigactions "sigactions": root userns user tree_root tree_user three_generations_root three_generations_user;
+        sigio "sigio": root userns user tree_root tree_user three_generations_root three_generations_user;
         signalfd "signalfd": root userns user tree_root tree_user three_generations_root three_generations_user;
         sigqueue "sigqueue": root userns user tree_root tree_user three_generations_root three_generations_user;
         syscalls_interrupted "syscalls-interrupted": root userns user tree_root tree_user three_generations_root three_generations_user;
@@ -79,11 +84,11 @@ probes! {
         timerfd "timerfd": root userns user tree_root tree_user three_generations_root three_generations_user;
         tree "tree": root userns user tree_root tree_user three_generations_root three_generations_user;
         tty "tty": root userns user tree_root tree_user three_generations_root three_generations_user;
+        unix_sockets "unix-sockets": root userns user tree_root tree_user three_generations_root three_generations_user;
         uts_time "uts-time": root userns user tree_root tree_user three_generations_root three_generations_user;
         vdso "vdso": root userns user tree_root tree_user three_generations_root three_generations_user;
     }
     pending {
-        unix_sockets "unix-sockets": root userns user tree_root tree_user three_generations_root three_generations_user;
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here depends on the crates it looks after, so that it builds when they do not.
 
 pub mod bench;
+pub mod docs;
 pub mod host;
 pub mod lab;
 pub mod layers;

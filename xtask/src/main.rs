@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use xtask::{Outcome, bench, lab, soak, suite};
+use xtask::{Outcome, bench, docs, lab, soak, suite};
 
 /// Chores of the Yendor workspace.
 #[derive(Parser)]
@@ -18,6 +18,8 @@ enum Verb {
     Test(suite::Options),
     /// Measure Yendor against yardsticks taken in the same run; writes docs/bench.md
     Bench(bench::Options),
+    /// Write the pages that are made from the code, such as docs/resources.md
+    Docs,
     /// Boot virtual machines with security modules that this kernel does not have, and test there
     Lab(lab::Options),
     /// Run the sweeps of the tests at full length
@@ -44,6 +46,7 @@ fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Test(options) => suite::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Docs => docs::run(),
         Verb::Lab(options) => lab::run(&options),
         Verb::Soak(options) => soak::run(&options),
         Verb::Yardstick { yardstick } => yardstick.run(),

@@ -198,7 +198,7 @@ fn listening_sockets_and_what_they_accepted() {
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     let image = collect(&borrowed);
     let Record::Unix(record) = &image.entries[3].record else { panic!("no unix socket") };
-    let client = |i: usize| Client { socket: Some(image.ids[i]), queue: Vec::new() };
+    let client = |i: usize| Client { socket: Some(image.ids[i]), queue: Vec::new(), who: None };
     assert_eq!(record.state, State::Listening { backlog: 7, waiting: [6, 2].map(client).to_vec() });
     drop(fds);
     let made = again(&image);

@@ -1,6 +1,6 @@
 //! A stub: a copy of this process that runs no code of ours, only waits to be taken over (clone(2)).
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -139,6 +139,75 @@ pub fn stub(flags: u64) -> Result<i32> {
         let errno = i32::try_from(-ret).unwrap_or(libc::EIO);
         SysError::new("clone3", format!("flags={flags:#x}"), Errno::from_raw_os_error(errno))
     })
+}
+
+/// Who a child of [`as_process`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Who {
+    /// Its pid in the namespace of our children; 0 for any.
+    pub pid: i32,
+    /// Its user, in our user namespace.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// Runs `make` in a short-lived child that is somebody else and shares our descriptor table. The descriptors that it
+/// returns, and the child's pid as we saw it. `make` must own no descriptor: dropping one would close ours.
+///
+/// # Errors
+/// `make`'s own; what clone3, setresgid and setresuid say.
+pub fn as_process(who: Who, make: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<(Vec<OwnedFd>, i32)> {
+    const CLONE_FILES: u64 = 0x400;
+    let shown = || format!("as process {} of user {}", who.pid, who.uid);
+    let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)
+        .map_err(|e| SysError::new("pipe2", "", e))?;
+    let args = CloneArgs {
+        flags: CLONE_FILES,
+        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        set_tid: if who.pid == 0 { 0 } else { (&raw const who.pid) as u64 },
+        set_tid_size: u64::from(who.pid != 0),
+        ..CloneArgs::default()
+    };
+    // SAFETY: no CLONE_VM: the child has its own memory and never returns from this block. We have no other thread that
+    // could hold a lock when memory was copied.
+    let pid = unsafe {
+        match libc::syscall(libc::SYS_clone3, &raw const args, std::mem::size_of::<CloneArgs>()) {
+            0 => {
+                let answer = become_and_make(who, make);
+                let _ = rustix::io::write(&tell, &answer);
+                libc::syscall(libc::SYS_exit_group, 0);
+                std::hint::unreachable_unchecked()
+            }
+            pid => pid,
+        }
+    };
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or_else(|| SysError::last("clone3", shown()))?;
+    crate::wait::wait(Some(pid), true)?;
+    let mut answer = [0u8; 64];
+    let n = rustix::io::read(&told, &mut answer[..]).map_err(|e| SysError::new("read", shown(), e))?;
+    let mut words = answer[..n].chunks_exact(4).filter_map(|w| w.try_into().ok()).map(i32::from_ne_bytes);
+    match words.next() {
+        // SAFETY: the child has just made these in the table that we share, and is gone.
+        Some(0) => Ok((words.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect(), pid)),
+        Some(errno) => Err(SysError::new("clone3", shown(), Errno::from_raw_os_error(errno))),
+        None => Err(SysError::new("clone3", shown(), Errno::CHILD)),
+    }
+}
+
+/// In the child: 0 and the numbers of what was made, or the errno.
+fn become_and_make(who: Who, make: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Vec<u8> {
+    // SAFETY: takes no pointers, changes this process only.
+    let changed = unsafe {
+        libc::syscall(libc::SYS_setresgid, who.gid, who.gid, who.gid) == 0
+            && libc::syscall(libc::SYS_setresuid, who.uid, who.uid, who.uid) == 0
+    };
+    let made = if changed { make() } else { Err(SysError::last("setresuid", who.uid.to_string())) };
+    let words: Vec<i32> = match made {
+        Ok(fds) => std::iter::once(0).chain(fds.into_iter().map(IntoRawFd::into_raw_fd)).collect(),
+        Err(e) => vec![e.errno.raw_os_error()],
+    };
+    words.into_iter().flat_map(i32::to_ne_bytes).collect()
 }
 
 #[cfg(test)]

@@ -132,6 +132,18 @@ pub fn timerfd_set_ticks(fd: &impl AsFd, ticks: u64) -> Result<()> {
     if ret < 0 { Err(SysError::last("ioctl", format!("{raw}, TFD_IOC_SET_TICKS, {ticks}"))) } else { Ok(()) }
 }
 
+/// The number of the next watch of an inotify (`INOTIFY_IOC_SETNEXTWD`, linux/inotify.h).
+///
+/// # Errors
+/// `EINVAL` for a number below 1, `ENOTTY` from a kernel without CONFIG_CHECKPOINT_RESTORE.
+pub fn next_watch(inotify: BorrowedFd<'_>, number: i32) -> Result<()> {
+    const INOTIFY_IOC_SETNEXTWD: u64 = 0x4004_4900;
+    let raw = inotify.as_raw_fd();
+    // SAFETY: takes a number, no pointer.
+    let ret = unsafe { libc::ioctl(raw, INOTIFY_IOC_SETNEXTWD, number) };
+    if ret < 0 { Err(SysError::last("ioctl", format!("{raw}, INOTIFY_IOC_SETNEXTWD, {number}"))) } else { Ok(()) }
+}
+
 fn owned(ret: i64, call: &'static str, args: impl FnOnce() -> String) -> Result<OwnedFd> {
     match RawFd::try_from(ret) {
         // SAFETY: the kernel has just made this descriptor; nobody else knows it.

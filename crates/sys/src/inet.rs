@@ -14,7 +14,7 @@ fn is_plain(level: i32, option: i32) -> bool {
         libc::SOL_IP => option < 64,
         libc::SOL_IPV6 => ![64, 65].contains(&option),
         libc::SOL_TCP => option != libc::TCP_ZEROCOPY_RECEIVE,
-        libc::SOL_UDP => true,
+        libc::SOL_UDP | libc::SOL_NETLINK => true,
         _ => false,
     }
 }

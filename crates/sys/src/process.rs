@@ -103,6 +103,30 @@ pub fn lead_session(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(prepare) }
 }
 
+/// A pidfd of a process that has ended and was waited for.
+///
+/// # Errors
+/// What fork, pidfd_open and waitpid say.
+pub fn ended() -> Result<OwnedFd> {
+    // SAFETY: the child makes one system call, on nobody's memory.
+    let pid = match unsafe { libc::fork() } {
+        -1 => return Err(SysError::last("fork", "")),
+        // SAFETY: ends the child without running anything of ours.
+        0 => unsafe { libc::_exit(0) },
+        pid => pid,
+    };
+    // SAFETY: takes no pointer; the child cannot be reaped before the call below.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let opened = match i32::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor; nobody else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(SysError::last("pidfd_open", format!("{pid}"))),
+    };
+    // SAFETY: a null pointer asks for no status.
+    let waited = unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    if waited < 0 { Err(SysError::last("wait4", format!("{pid}"))) } else { opened }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

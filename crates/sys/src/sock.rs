@@ -331,3 +331,57 @@ fn address(name: &[u8]) -> Result<(libc::sockaddr_un, libc::socklen_t)> {
 pub fn peer(fd: &impl AsFd) -> Result<[i32; 3]> {
     options::<3>(fd.as_fd(), libc::SO_PEERCRED)
 }
+
+/// The port and the first 32 groups of a netlink socket (netlink(7)).
+///
+/// # Errors
+/// What getsockname(2) says.
+pub fn netlink_name(fd: BorrowedFd<'_>) -> Result<(u32, u32)> {
+    let mut address = netlink_address(0);
+    let mut len = length(size_of::<libc::sockaddr_nl>());
+    let raw = fd.as_raw_fd();
+    // SAFETY: the kernel writes at most `len` bytes into `address`; both outlive the call.
+    let ret = unsafe { libc::getsockname(raw, (&raw mut address).cast(), &raw mut len) };
+    if ret < 0 {
+        return Err(SysError::last("getsockname", format!("{raw}")));
+    }
+    Ok((address.nl_pid, address.nl_groups))
+}
+
+/// The port and groups that a netlink socket is connected to; zero for the kernel, as for one that is not connected.
+///
+/// # Errors
+/// What getpeername(2) says.
+pub fn netlink_peer(fd: BorrowedFd<'_>) -> Result<Option<(u32, u32)>> {
+    let mut address = netlink_address(0);
+    let mut len = length(size_of::<libc::sockaddr_nl>());
+    let raw = fd.as_raw_fd();
+    // SAFETY: the kernel writes at most `len` bytes into `address`; both outlive the call.
+    let ret = unsafe { libc::getpeername(raw, (&raw mut address).cast(), &raw mut len) };
+    match SysError::last("getpeername", format!("{raw}")) {
+        _ if ret == 0 => Ok(Some((address.nl_pid, address.nl_groups))),
+        e if e.errno == Errno::NOTCONN => Ok(None),
+        e => Err(e),
+    }
+}
+
+/// Gives a netlink socket a port.
+///
+/// # Errors
+/// `EADDRINUSE`.
+pub fn netlink_bind(fd: BorrowedFd<'_>, port: u32) -> Result<()> {
+    let address = netlink_address(port);
+    let len = length(size_of::<libc::sockaddr_nl>());
+    let raw = fd.as_raw_fd();
+    // SAFETY: `address` is as long as `len` says and outlives the call.
+    let ret = unsafe { libc::bind(raw, (&raw const address).cast(), len) };
+    if ret < 0 { Err(SysError::last("bind", format!("{raw}, netlink port {port}"))) } else { Ok(()) }
+}
+
+fn netlink_address(port: u32) -> libc::sockaddr_nl {
+    // SAFETY: all zeroes is a valid sockaddr_nl.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = family(libc::AF_NETLINK);
+    address.nl_pid = port;
+    address
+}

@@ -5,7 +5,7 @@ mod links;
 mod machine;
 mod rust;
 
-use crate::{Outcome, workspace};
+use crate::{Outcome, docs, workspace};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +45,11 @@ pub const RULES: &[Rule] = &[
         name: "every kind says what it reads, makes and loses",
         why: "the reader of a kind checks it against these lines, and docs/resources.md is made from them",
         find: |tree| Ok(rust::kinds_without_head(tree)),
+    },
+    Rule {
+        name: "pages that are made from the code are fresh",
+        why: "a page that says what was is worse than none",
+        find: docs::stale,
     },
     Rule {
         name: "no paths of a machine",
@@ -106,7 +111,13 @@ impl Tree {
         self.files.iter().filter(matching).map(|(path, text)| (path.as_path(), text.as_str()))
     }
 
-    fn get(&self, wanted: &str) -> Option<&str> {
+    /// The files below a directory, by path.
+    pub(crate) fn below(&self, directory: &Path) -> impl Iterator<Item = (&Path, &str)> {
+        let found = self.files.iter().filter(move |(path, _)| path.starts_with(directory));
+        found.map(|(path, text)| (path.as_path(), text.as_str()))
+    }
+
+    pub(crate) fn get(&self, wanted: &str) -> Option<&str> {
         let found = self.files.iter().find(|(path, _)| path == Path::new(wanted));
         found.map(|(_, text)| text.as_str())
     }

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use yendor_image::{FdNum, FileId, NsPid, Writer};
 use yendor_kinds::file::{Descriptor, Gather};
-use yendor_kinds::process::{Record, State, Terminal};
+use yendor_kinds::process::{Record, State, Terminal, lock};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
 use yendor_kinds::{Cause, Named, memory};
 use yendor_policy::lsm::Here;
@@ -87,7 +87,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
         let state = match tree.processes.get(&facts.pid) {
             None => State::Zombie(facts.stat.exit_code),
             Some(threads) => {
-                let held = descriptors.remove(&facts.pid).unwrap_or_default();
+                let (held, locks) = descriptors.remove(&facts.pid).unwrap_or_default();
                 let parent = parent_of(facts, &order, &processes);
                 let terminal = terminal(facts, &terminals, gather).at(Step::Collect).task(inside.0)?;
                 let stopped_children = stopped_children(tree, &order, facts.pid);
@@ -103,7 +103,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
                     modules: &modules,
                     memory: &mut memory,
                 };
-                let alive = one.collect(held, &mut robust).at(Step::Collect).task(inside.0)?;
+                let alive = one.collect(held, locks, &mut robust).at(Step::Collect).task(inside.0)?;
                 State::Alive(Box::new(alive))
             }
         };
@@ -225,11 +225,12 @@ fn refuse_shared(order: &[Facts]) -> std::result::Result<(), Cause> {
     Ok(())
 }
 
-fn collect_descriptors(gather: &mut Gather<'_>, pid: i32) -> Result<Vec<Descriptor>> {
+fn collect_descriptors(gather: &mut Gather<'_>, pid: i32) -> Result<(Vec<Descriptor>, Vec<lock::Record>)> {
     let raw = Pid::from_raw(pid).ok_or_else(|| Error::new(Step::Collect, Cause::unsupported("process 0")))?;
     let pidfd = pidfd_open(raw, PidfdFlags::empty()).named("pidfd_open", || format!("{pid}")).at(Step::Collect)?;
     let numbers = descriptor_numbers(gather, pid).at(Step::Collect)?;
     let mut out = Vec::with_capacity(numbers.len());
+    let mut locked = Vec::new();
     for number in numbers {
         let shown = format!("descriptor {number}");
         let file = gather.descriptor(pid, &pidfd, number).at(Step::Collect).kind("file", shown)?;
@@ -237,8 +238,15 @@ fn collect_descriptors(gather: &mut Gather<'_>, pid: i32) -> Result<Vec<Descript
         let info = yendor_proc::fdinfo::parse(&info).at(Step::Collect)?;
         let cloexec = info.flags & rustix::fs::OFlags::CLOEXEC.bits() != 0;
         out.push(Descriptor { number, cloexec, file });
+        if !info.locks.is_empty() {
+            let stat = rustix::fs::fstat(gather.ours(file).at(Step::Collect)?);
+            let stat = stat.named("fstat", || format!("{pid}, {number}")).at(Step::Collect)?;
+            let first = gather.locked.insert(file);
+            locked.push(lock::Held { number, info, inode: (stat.st_dev, stat.st_ino), first });
+        }
     }
-    Ok(out)
+    let locks = lock::collect(&locked).at(Step::Collect)?;
+    Ok((out, locks))
 }
 
 fn descriptor_numbers(gather: &Gather<'_>, pid: i32) -> std::result::Result<Vec<FdNum>, Cause> {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use yendor_image::{Bytes, Tid};
 use yendor_kinds::file::{Descriptor, Gather};
 use yendor_kinds::process::{
-    Alive, Inquiry, Question, Stop, Terminal, Thread, attribute, credential, directory, half_at, itimer, label,
+    Alive, Inquiry, Question, Stop, Terminal, Thread, attribute, credential, directory, half_at, itimer, label, lock,
     posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named, Result, memory};
@@ -97,11 +97,16 @@ impl Collecting<'_, '_, '_> {
         Ok(read_proc(self.proc.as_fd(), &format!("{}/{name}", self.facts.pid))?)
     }
 
-    /// Collects everything but its descriptors, which are `held`.
+    /// Collects everything but its descriptors, which are `held`, and its file locks.
     ///
     /// # Errors
     /// What cannot be captured.
-    pub fn collect(&mut self, held: Vec<Descriptor>, robust: &mut RobustList) -> Result<Alive> {
+    pub fn collect(
+        &mut self,
+        held: Vec<Descriptor>,
+        locks: Vec<lock::Record>,
+        robust: &mut RobustList,
+    ) -> Result<Alive> {
         refuse_filtered(&self.facts.status)?;
         let pid = self.facts.pid;
         let timers = timers::parse(&self.file("timers")?)?;
@@ -162,6 +167,7 @@ impl Collecting<'_, '_, '_> {
             pending: shared_pending,
             terminal: self.terminal,
             descriptors: held,
+            locks,
             attributes,
             threads,
         })

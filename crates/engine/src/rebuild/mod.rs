@@ -8,6 +8,7 @@
 mod birth;
 mod filter;
 mod init;
+mod late;
 mod memory;
 pub mod plan;
 mod process;
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use yendor_image::{FileId, Reader, ShmId};
-use yendor_kinds::file::Workshop;
+use yendor_kinds::file::{Entry, Record, Workshop};
 use yendor_kinds::memory::shared;
 use yendor_kinds::memory::vma::Backing;
 use yendor_kinds::process::{State, credential, rlimit, sched};
@@ -32,7 +33,7 @@ use self::memory::Memories;
 use crate::confine::Confine;
 use crate::contain::Contained;
 use crate::error::{At, Result, Step, With};
-use crate::request::Request;
+use crate::request::{Enforce, Request};
 
 /// Bytes of a task's slot.
 const SLOT: usize = 64 * 1024;
@@ -71,6 +72,8 @@ struct Site<'a> {
     snapshot: &'a Snapshot,
     /// Descriptor numbers, the same in the keeper and in every stub, of each file.
     files: BTreeMap<FileId, i32>,
+    /// Numbers in the keeper of those files that exist only since all tasks are born.
+    late: late::Files,
     /// And of each shared object.
     objects: BTreeMap<ShmId, i32>,
     /// And of each pages file.
@@ -82,7 +85,7 @@ struct Site<'a> {
     /// The container's policy.
     confine: Confine<'a>,
     /// Keeps the descriptors open until the tasks have theirs.
-    _held: Vec<OwnedFd>,
+    held: Vec<OwnedFd>,
 }
 
 /// What a stub inherits from the keeper.
@@ -155,8 +158,16 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let mut held = Vec::new();
     let confine = Confine::prepare(request, |fd| lift(fd, above, &mut held))?;
     let mut making = None;
+    // Sockets tell who made them, so they are made by processes with the right pids, which takes a pid 1. Those would
+    // escape the policy that is tried on the keeper.
+    let sockets_later = request.policy.enforce == Enforce::Late;
+    let later = |e: &Entry| e.record.is_late() || sockets_later && matches!(e.record, Record::Unix(_));
     let files = confine.early(request, &own_places(reader, &proc)?, || {
-        make_files(&mut workshop, snapshot, above, &mut held, &mut making)
+        let files = make_files(&mut workshop, snapshot, above, &mut held, &mut making, &|e| !later(e))?;
+        if !sockets_later {
+            finish(&mut workshop)?;
+        }
+        Ok(files)
     });
     let files = files.map_err(|e| confine.blame(e, || making.is_some_and(|id| workshop.fd(id).is_ok())))?;
     let objects = make_objects(snapshot, reader, above, &mut held)?;
@@ -169,16 +180,28 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let arena = Arena::new(memory, base, SLOT, 0);
     let now = Now::read(&proc)?;
     contained.begin()?;
+    let late = late::Files::before(snapshot, request, above, &mut held).at(Step::Rebuild)?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
     drop(placed);
-    let mut site = Site { arena, proc, snapshot, files, objects, pages, parked: Vec::new(), now, confine, _held: held };
+    let mut site = Site { arena, proc, snapshot, files, late, objects, pages, parked: Vec::new(), now, confine, held };
     let built = (|| {
         let init = init::start(&mut site, init, &contained.late_mounts)?;
         contained.seal()?;
         site.confine.allow()?;
         site.confine.everybody(|script| site.run(&init, script).map(drop))?;
+        if sockets_later {
+            workshop.impersonates = true;
+            let unix = |e: &Entry| matches!(e.record, Record::Unix(_));
+            let made = make_files(&mut workshop, snapshot, above, &mut site.held, &mut making, &unix)?;
+            site.late.add(made);
+            finish(&mut workshop)?;
+        }
         let mut memories = Memories::default();
         let tasks = birth::all(&site, &plan, &mut memories, &init)?;
+        site.late
+            .make(&mut workshop, &tasks, &mut site.held)
+            .at(Step::Rebuild)
+            .kind("file", "files that need processes")?;
         let ready = process::all(&site, &plan, &tasks, &mut memories, &init)?;
         workshop.seal().at(Step::Rebuild)?;
         Ok(ready)
@@ -326,9 +349,10 @@ fn make_files(
     above: i32,
     held: &mut Vec<OwnedFd>,
     making: &mut Option<FileId>,
+    wanted: &dyn Fn(&Entry) -> bool,
 ) -> Result<BTreeMap<FileId, i32>> {
     let mut out = BTreeMap::new();
-    for entry in &snapshot.files {
+    for entry in snapshot.files.iter().filter(|e| wanted(e)) {
         *making = Some(entry.id);
         let shown = format!("file {}", entry.id);
         let made = (|| {
@@ -338,8 +362,11 @@ fn make_files(
         out.insert(entry.id, made.at(Step::Rebuild).kind(entry.record.kind(), shown)?);
     }
     *making = None;
-    workshop.finish().at(Step::Rebuild).kind("file", "relations between files")?;
     Ok(out)
+}
+
+fn finish(workshop: &mut Workshop<'_>) -> Result<()> {
+    workshop.finish().at(Step::Rebuild).kind("file", "relations between files")
 }
 
 fn make_objects(

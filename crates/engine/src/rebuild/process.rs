@@ -1,11 +1,13 @@
 //! What a born task becomes: memory, descriptors, threads, credentials, registers. Nothing runs until thaw.
 
+use std::collections::BTreeMap;
+
 use rustix::fs::{Mode, OFlags, openat};
-use yendor_image::Tid;
+use yendor_image::{FileId, Tid};
 use yendor_kinds::file::Descriptor;
 use yendor_kinds::process::{
-    Alive, Exec, State, Stop, Thread, attribute, credential, directory, itimer, posix_timer, regs, rlimit, rseq, sched,
-    sigaction, signal,
+    Alive, Exec, State, Stop, Thread, attribute, credential, directory, itimer, lock, posix_timer, regs, rlimit, rseq,
+    sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named};
 use yendor_sys::ptrace;
@@ -18,7 +20,7 @@ use super::birth::{self, Tasks};
 use super::filter::{self, Calls};
 use super::memory::Memories;
 use super::plan::Plan;
-use super::{Site, Task};
+use super::{Site, Task, late};
 use crate::error::{At, Error, Result, Step, With};
 
 /// A thread that is ready.
@@ -140,11 +142,16 @@ pub fn stop_cause(e: StopError) -> Cause {
 }
 
 /// Descriptors move from the workshop's numbers to their own; all others are closed.
-fn descriptors(site: &Site<'_>, list: &[Descriptor], script: &mut Script) -> std::result::Result<(), Cause> {
+fn descriptors(
+    site: &Site<'_>,
+    list: &[Descriptor],
+    late: &BTreeMap<FileId, i32>,
+    script: &mut Script,
+) -> std::result::Result<(), Cause> {
     const O_CLOEXEC: u32 = 0o2_000_000;
     let mut free = 0;
     for d in list {
-        let Some(from) = site.files.get(&d.file) else {
+        let Some(from) = late.get(&d.file).or_else(|| site.files.get(&d.file)) else {
             return Err(Cause::corrupt(format!("descriptor {}: no file {}", d.number, d.file)));
         };
         let n = d.number.0;
@@ -194,12 +201,13 @@ impl Building<'_, '_> {
     fn prepare(&mut self, memories: &mut Memories, first_slot: usize) -> Result<()> {
         let (site, alive) = (self.site, self.alive);
         memories.fill(site, self.task, self.pid, alive).at(Step::Rebuild)?;
+        let late = late::fetch(site, self.task, &alive.descriptors).at(Step::Rebuild)?;
         let mut script = Script::new();
         if let Some((terminal, fd)) = alive.terminal.and_then(|t| Some((t, site.files.get(&t.file)?))) {
             terminal.bring_forward(*fd, &mut script);
         }
         directory::rebuild(&alive.directory, &gone_place(&alive.directory), &mut script);
-        descriptors(site, &alive.descriptors, &mut script).at(Step::Rebuild)?;
+        descriptors(site, &alive.descriptors, &late, &mut script).at(Step::Rebuild)?;
         sigaction::rebuild(&alive.actions, &mut script);
         attribute::rebuild_process(&alive.attributes, &mut script);
         site.run(self.task, &script).at(Step::Rebuild)?;
@@ -269,9 +277,26 @@ impl Building<'_, '_> {
             site.run(task, &script).at(Step::Confine)?;
         }
         let mut script = Script::new();
+        lock::rebuild(&alive.locks, &mut script);
+        self.own_files(&mut script);
         posix_timer::arm(&alive.posix_timers, &mut script);
         itimer::rebuild(&alive.itimers, &mut script);
         site.run(self.task, &script).at(Step::Confine).map(drop)
+    }
+
+    /// Who gets the signals of files: set by the first process that holds each.
+    fn own_files(&self, script: &mut Script) {
+        let snapshot = self.site.snapshot;
+        for entry in snapshot.files.iter().filter(|e| e.signals()) {
+            let holds = |state: &State| match state {
+                State::Alive(alive) => alive.descriptors.iter().find(|d| d.file == entry.id).map(|d| d.number),
+                _ => None,
+            };
+            let first = snapshot.processes.iter().find_map(|p| Some((p.pid, holds(&p.state)?)));
+            if let Some((_, number)) = first.filter(|(pid, _)| pid.0 == self.pid) {
+                entry.own(number, script);
+            }
+        }
     }
 
     /// Timers that had expired do so again.
@@ -360,7 +385,7 @@ impl Building<'_, '_> {
 fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
     let mut script = Script::new();
     directory::rebuild(&exec.directory, &gone_place(&exec.directory), &mut script);
-    descriptors(site, &exec.descriptors, &mut script).at(Step::Rebuild)?;
+    descriptors(site, &exec.descriptors, &BTreeMap::new(), &mut script).at(Step::Rebuild)?;
     if let Some(limits) = &exec.limits {
         rlimit::rebuild(limits, &site.now.limits, &mut script);
     }

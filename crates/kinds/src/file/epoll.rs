@@ -99,16 +99,19 @@ fn find(gather: &Gather<'_>, epoll: FileId, target: &EpollTarget, index: u32) ->
     )))
 }
 
-/// Registers the targets of every epoll; all descriptions exist by now.
+/// Registers the targets of every epoll that exist by now: the late ones, or all others.
 ///
 /// # Errors
 /// What epoll_ctl says; `Corrupt` for targets that it takes for impossible.
-pub fn register_all(workshop: &Workshop<'_>) -> Result<()> {
+pub fn register_all(workshop: &Workshop<'_>, late: bool) -> Result<()> {
     for entry in workshop.entries() {
         let super::Record::Epoll(Record { targets }) = &entry.record else { continue };
         let epoll = workshop.existing(entry.id)?;
         let mut interests = Vec::with_capacity(targets.len());
         for Target { number, file, events, data } in targets {
+            if workshop.entry(*file)?.record.is_late() != late {
+                continue;
+            }
             let target = workshop.existing(*file)?;
             let spent = events & !PRIVATE == 0 && events & ONESHOT != 0;
             interests.push(Interest { target, number: number.0, events: *events, data: *data, spent });

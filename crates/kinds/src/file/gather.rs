@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use yendor_image::{Bytes, FdNum, FileId, NsPid, Writer};
-use yendor_proc::fdinfo::{EpollTarget, FdInfo};
+use yendor_proc::fdinfo::{EpollTarget, FdInfo, InotifyWatch};
 use yendor_sys::kcmp::{self, What};
 use yendor_sys::{Errno, SysError};
 
@@ -39,6 +39,12 @@ pub struct Gather<'a> {
     pub ends_tree: bool,
     /// Listening unix sockets for that last look.
     pub(super) backlogs: Vec<FileId>,
+    /// A process that holds each description.
+    pub(super) holders: BTreeMap<FileId, i32>,
+    /// Descriptions whose locks belong to a process that was looked at.
+    pub locked: BTreeSet<FileId>,
+    /// What each inotify watches, until `finish` finds the paths.
+    pub(super) inotifies: BTreeMap<FileId, Vec<InotifyWatch>>,
     /// What each epoll watches, until `finish` finds the descriptions.
     pub(super) epolls: BTreeMap<FileId, Vec<EpollTarget>>,
     /// The first description of each object behind several (a pipe has two ends), by (kind, device, inode).
@@ -66,6 +72,9 @@ impl<'a> Gather<'a> {
             clocks: super::timerfd::Clocks::default(),
             ends_tree: false,
             backlogs: Vec::new(),
+            inotifies: BTreeMap::new(),
+            locked: BTreeSet::new(),
+            holders: BTreeMap::new(),
             epolls: BTreeMap::new(),
             firsts: BTreeMap::new(),
             ours: BTreeMap::new(),
@@ -106,6 +115,7 @@ impl<'a> Gather<'a> {
             Err(place) => place,
         };
         let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
+        self.holders.extend(holder.map(|(pid, _)| (id, pid)));
         let seen = Seen { id, fd, link, info: yendor_proc::fdinfo::parse(info)?, stat, holder };
         if let Some(line) = seen.info.leftover.first() {
             let line = line.escape_ascii();
@@ -182,6 +192,7 @@ impl<'a> Gather<'a> {
         super::inet::finish(self)?;
         super::ptmx::finish(self)?;
         super::tty::finish(self)?;
+        super::inotify::finish(self)?;
         super::epoll::finish(self)
     }
 
@@ -279,6 +290,10 @@ fn owner_of(seen: &Seen, pids: &BTreeMap<i32, NsPid>) -> Result<Option<Owner>> {
         return Ok(None);
     }
     let Some((kind, pid, signal)) = yendor_sys::fd::owner(&seen.fd)? else { return Ok(None) };
+    // Only the signal was chosen.
+    if pid == 0 {
+        return Ok(Some(Owner { kind, id: NsPid(0), signal }));
+    }
     let id = pids.get(&pid).copied();
     let id = id.ok_or_else(|| Cause::unsupported(format!("{}: its signals go to {pid}, outside", seen.link)))?;
     Ok(Some(Owner { kind, id, signal }))

@@ -17,10 +17,16 @@ pub mod external;
 pub mod fifo;
 pub mod gather;
 pub mod inet;
+pub mod inotify;
 pub mod memfd;
+pub mod netlink;
+pub mod nsfd;
+pub mod pidfd;
 pub mod pipe;
+pub mod procfs;
 pub mod ptmx;
 pub mod pts;
+pub mod refused;
 pub mod regular;
 pub mod signalfd;
 pub mod terminal;
@@ -34,7 +40,8 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, FdNum, FileId, NsPid};
 use yendor_proc::fdinfo::FdInfo;
-use yendor_task::Script;
+use yendor_task::script::bytes;
+use yendor_task::{Nr, Script, args};
 
 pub use gather::Gather;
 pub use workshop::Workshop;
@@ -101,6 +108,9 @@ pub trait FileKind: Sized {
     /// The kernel's word for it.
     const NAME: &'static str;
 
+    /// Whether it can be made only when all processes are born; the keeper has it then, and those that hold it fetch it.
+    const LATE: bool = false;
+
     /// Whether a description is of this kind.
     fn claims(seen: &Seen) -> bool;
 
@@ -120,6 +130,35 @@ pub trait FileKind: Sized {
     fn finish(&self, _number: FdNum, _script: &mut Script) {}
 }
 
+impl Entry {
+    /// Whether it tells by signals that it is ready (`O_ASYNC`), or has somebody to tell.
+    #[must_use]
+    pub fn signals(&self) -> bool {
+        self.owner.is_some() || self.flags & O_ASYNC != 0
+    }
+
+    /// A holder, with its own credentials, names the receiver of the signals of its descriptor `number`.
+    pub fn own(&self, number: FdNum, script: &mut Script) {
+        if let Some(Owner { kind, id, signal }) = self.owner {
+            script.call(Nr::FCNTL, args![number.0, F_SETSIG, signal]);
+            if id.0 != 0 {
+                let owner = [kind.to_ne_bytes(), id.0.to_ne_bytes()].concat();
+                script.call(Nr::FCNTL, args![number.0, F_SETOWN_EX, bytes(owner)]);
+            }
+        }
+        if self.flags & O_ASYNC != 0 {
+            script.call(Nr::FCNTL, args![number.0, F_SETFL, self.flags & SETTABLE]);
+        }
+    }
+}
+
+const O_ASYNC: u32 = 0o20_000;
+/// `O_APPEND`, `O_NONBLOCK`, `O_ASYNC`, `O_DIRECT`, `O_NOATIME`: what `F_SETFL` sets.
+const SETTABLE: u32 = 0o2000 | 0o4000 | O_ASYNC | 0o40_000 | 0o1_000_000;
+const F_SETFL: u32 = 4;
+const F_SETSIG: u32 = 10;
+const F_SETOWN_EX: u32 = 15;
+
 /// Every kind, once: the enum, and who does what. A kind that lacks an arm does not compile.
 macro_rules! registry {
     ($($variant:ident $module:ident,)*) => {
@@ -136,11 +175,18 @@ macro_rules! registry {
                 match self { $(Record::$variant(_) => $module::Record::NAME,)* }
             }
 
+            /// See [`FileKind::LATE`].
+            #[must_use]
+            pub fn is_late(&self) -> bool {
+                match self { $(Record::$variant(_) => $module::Record::LATE,)* }
+            }
+
             /// The first kind that claims the description collects it.
             ///
             /// # Errors
             /// The kind's own, or `Unsupported` naming a description that nobody claims.
             pub fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<Record> {
+                refused::check(seen)?;
                 $(if $module::Record::claims(seen) {
                     return $module::Record::collect(seen, gather).map(Record::$variant);
                 })*
@@ -176,6 +222,11 @@ registry! {
     Timerfd timerfd,
     Signalfd signalfd,
     Memfd memfd,
+    Inotify inotify,
+    Pidfd pidfd,
+    Namespace nsfd,
+    Netlink netlink,
+    Proc procfs,
     Unix unix,
     Inet inet,
     Ptmx ptmx,

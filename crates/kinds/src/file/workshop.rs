@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use yendor_image::{FileId, Reader};
+use yendor_image::{FileId, NsPid, Reader};
 use yendor_sys::SysError;
 
 use super::Entry;
@@ -25,6 +25,10 @@ pub struct Workshop<'a> {
     pub clocks: super::timerfd::Clocks,
     /// Unix sockets on their way.
     pub(super) unix: super::unix::Bench,
+    /// The tasks that are born: their pids inside, and as we see them.
+    pub tasks: BTreeMap<NsPid, i32>,
+    /// Whether unix sockets are made in processes with their makers' pids and users: possible once pid 1 is there.
+    pub impersonates: bool,
     /// All entries of the image.
     entries: BTreeMap<FileId, &'a Entry>,
     /// Descriptions that exist.
@@ -62,6 +66,8 @@ impl<'a> Workshop<'a> {
             filled,
             clocks,
             unix: super::unix::Bench::default(),
+            tasks: BTreeMap::new(),
+            impersonates: false,
             entries: map,
             made: BTreeMap::new(),
             making: BTreeSet::new(),
@@ -126,28 +132,51 @@ impl<'a> Workshop<'a> {
         parts.ok_or_else(|| Cause::corrupt(format!("{} {} was never made", key.0, key.1)))
     }
 
-    /// To be called once all tasks have their descriptors and mappings, before they run: what can only be done when every
-    /// description exists. Afterwards the workshop must go, or its ends of pipes and sockets would keep them alive.
+    /// A task that is born, as we see it.
+    ///
+    /// # Errors
+    /// `Corrupt` for one that is not in the image.
+    pub fn born(&self, process: NsPid) -> Result<i32> {
+        let pid = self.tasks.get(&process).copied();
+        pid.ok_or_else(|| Cause::corrupt(format!("a file of process {process}, which is not in the image")))
+    }
+
+    /// To be called once all tasks are born: the descriptions that need them. Their ids.
+    ///
+    /// # Errors
+    /// Their kinds'.
+    pub fn finish_late(&mut self) -> Result<Vec<FileId>> {
+        let late: Vec<FileId> = self.entries.values().filter(|e| e.record.is_late()).map(|e| e.id).collect();
+        for id in &late {
+            self.fd(*id)?;
+        }
+        super::epoll::register_all(self, true)?;
+        Ok(late)
+    }
+
+    /// To be called when all descriptions exist but the late ones: what can only be done then. Afterwards the workshop must go, or its ends of pipes and sockets would keep them alive.
     ///
     /// # Errors
     /// The kernel's.
     pub fn finish(&mut self) -> Result<()> {
-        let all: Vec<FileId> = self.entries.keys().copied().collect();
-        for id in all {
+        let early: Vec<FileId> = self.entries.values().filter(|e| !e.record.is_late()).map(|e| e.id).collect();
+        for id in early {
             self.fd(id)?;
         }
         super::unix::connect_all(self)?;
         super::inet::finish_all(self)?;
         super::ptmx::fill_all(self)?;
-        super::epoll::register_all(self)
+        super::epoll::register_all(self, false)
     }
 
-    /// To be called when the tasks have their mappings: a seal against writing forbids to map.
+    /// To be called when the tasks have their mappings: a seal against writing forbids to map, and from here on no file is
+    /// touched any more.
     ///
     /// # Errors
     /// The kernel's.
     pub fn seal(&mut self) -> Result<()> {
-        super::memfd::seal_all(self)
+        super::memfd::seal_all(self)?;
+        super::inotify::watch_all(self)
     }
 
     /// Opens a path beneath the container's root.

@@ -150,6 +150,10 @@ pub fn collect(smap: &Smap, file: &mut impl FnMut(&Smap) -> Result<Backing>) -> 
         if let Some((_, what)) = REFUSED.iter().find(|(flag, _)| flags.has(*flag)) {
             return Err(Cause::unsupported(format!("{}: {what}", place())));
         }
+        // A key that stands for "execute only" comes with the protection.
+        if smap.detail.protection_key.is_some_and(|key| key != 0) && (map.perms.read || map.perms.write) {
+            return Err(Cause::unsupported(format!("{}: a protection key (pkey_mprotect)", place())));
+        }
         if !flags.leftover.is_empty() {
             let names: Vec<_> = flags.leftover.iter().map(|f| f.escape_ascii().to_string()).collect();
             return Err(Cause::unsupported(format!("{}: unknown flags {}", place(), names.join(" "))));

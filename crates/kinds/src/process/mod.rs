@@ -10,6 +10,7 @@ pub mod directory;
 pub mod itimer;
 pub mod label;
 pub mod landlock;
+pub mod lock;
 pub mod posix_timer;
 pub mod regs;
 pub mod rlimit;
@@ -64,6 +65,8 @@ pub struct Alive {
     pub memory: memory::Record,
     /// Its descriptors, by number.
     pub descriptors: Vec<Descriptor>,
+    /// Its file locks.
+    pub locks: Vec<lock::Record>,
     /// Working directory, root, umask.
     pub directory: directory::Record,
     /// Signal actions.

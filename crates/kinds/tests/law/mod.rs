@@ -82,11 +82,14 @@ impl Image {
     pub fn try_rebuild(&self, filled: Filled) -> Result<Vec<OwnedFd>, Cause> {
         let mut workshop =
             Workshop::new(Some(&self.reader), directory("/"), directory("/proc"), filled, &self.entries)?;
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        workshop.tasks.insert(yendor_image::NsPid(me), me);
         let mut made = Vec::new();
         for entry in &self.entries {
             made.push(twin(workshop.fd(entry.id)?));
         }
         workshop.finish()?;
+        workshop.finish_late()?;
         workshop.seal()?;
         Ok(made)
     }

@@ -65,7 +65,8 @@ pub struct FanotifyMark {
 
 pub(super) fn inotify(mut line: Line<'_>) -> Result<InotifyWatch> {
     line.tag("inotify wd:")?;
-    let wd = line.dec("wd")?;
+    // proc_pid_fdinfo(5) says decimal; the kernel prints hexadecimal.
+    let wd = line.hex("wd")?;
     let ino = tagged(&mut line, "ino:")?;
     let dev = Dev::from_kernel(tagged(&mut line, "sdev:")?);
     let mask = tagged(&mut line, "mask:")?;

@@ -15,7 +15,7 @@ use yendor_proc::fdinfo::Detail;
 
 use super::diag::{self, Info};
 use super::queue::{self, Message};
-use super::{Entry, Gather, Record, State, option};
+use super::{Entry, Gather, Record, State, option, peer};
 use crate::file;
 use crate::{Cause, Named, Result};
 
@@ -27,6 +27,8 @@ pub struct Client {
     pub socket: Option<FileId>,
     /// What it has sent.
     pub queue: Vec<Message>,
+    /// Who it is, as whoever accepts it is told; none if that is not known.
+    pub who: Option<peer::Record>,
 }
 
 /// Whether a listening socket's clients may have sent something: the kernel counts what waits of each, but not of one
@@ -77,9 +79,9 @@ pub fn look(gather: &mut Gather<'_>, entries: &mut [Entry]) -> std::result::Resu
                 let accepted =
                     accept_with(listening, SocketFlags::CLOEXEC).named("accept4", || format!("file {id}"))?;
                 touched = true;
-                queue::collect(accepted.as_fd(), kind, gather)
+                Ok((peer::collect(accepted.as_fd(), gather)?, queue::collect(accepted.as_fd(), kind, gather)?))
             })();
-            client.queue = seen.map_err(|e| (touched, e))?;
+            (client.who, client.queue) = seen.map_err(|e| (touched, e))?;
         }
     }
     Ok(touched)
@@ -96,14 +98,14 @@ pub fn rebuild(id: FileId, record: &Record, waiting: &[Client], workshop: &super
             _ => Err(Cause::corrupt(format!("clients of socket {id}, which has no name"))),
         };
     };
-    for Client { socket, queue } in waiting {
+    for Client { socket, queue, who } in waiting {
         let gone = if socket.is_none() { Some(record.kind.new_socket()?) } else { None };
         let client = match (socket, &gone) {
             (_, Some(gone)) => gone.as_fd(),
             (Some(socket), None) => waits(workshop, *socket)?,
             (None, None) => continue,
         };
-        name.connect(client, &workshop.root)?;
+        peer::make_as(*who, workshop, || name.connect(client, &workshop.root).map(|()| Vec::new()))?;
         option::make_room(client)?;
         for Message { data, from: _, files } in queue {
             let files = files.iter().map(|f| workshop.existing(*f)).collect::<Result<Vec<_>>>()?;

@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, Shutdown, SocketFlags, accept_with, listen, shu
 use yendor_image::{Bytes, FileId};
 use yendor_sys::{Errno, SysError, sock};
 
-use super::{Entry, Kind, Record, State, Workshop, backlog, name, option};
+use super::{Entry, Kind, Record, State, Workshop, backlog, name, option, peer};
 use crate::{Cause, Named, Result};
 
 /// Sockets on their way.
@@ -57,7 +57,8 @@ pub fn make(record: &Record, id: FileId, workshop: &mut Workshop<'_>) -> Result<
         State::Listening { backlog, waiting: _ } => {
             let fd = single(record, workshop)?;
             let backlog = i32::try_from(*backlog).unwrap_or(i32::MAX);
-            listen(&fd, backlog).named("listen", || backlog.to_string())?;
+            let listens = || listen(&fd, backlog).named("listen", || backlog.to_string()).map(|()| Vec::new());
+            peer::make_as(record.peer, workshop, listens)?;
             Ok(fd)
         }
         State::Widowed { .. } => {
@@ -112,15 +113,26 @@ fn connection(a: &Record, b: Option<&Record>, workshop: &mut Workshop<'_>) -> Re
     let b_name = b.and_then(|b| b.name.as_ref());
     if a.kind != Kind::Dgram {
         // A name that others have too was lent by the socket that accepted.
-        if let Some(lent) = b_name.filter(|n| is_shared(n, workshop)) {
-            return accepted(a.kind, a.name.as_ref(), lent, workshop);
+        // So was one whose end was made by somebody else than the other.
+        let differ = workshop.impersonates && b.is_some_and(|b| b.peer != a.peer);
+        let peers = (a.peer, b.and_then(|b| b.peer));
+        if let Some(lent) = b_name.filter(|n| differ || is_shared(n, workshop)) {
+            return accepted(a.kind, a.name.as_ref(), lent, peers, workshop);
         }
-        if let Some(lent) = a.name.as_ref().filter(|n| is_shared(n, workshop)) {
-            return accepted(a.kind, b_name, lent, workshop).map(|(client, server)| (server, client));
+        if let Some(lent) = a.name.as_ref().filter(|n| differ || is_shared(n, workshop)) {
+            let made = accepted(a.kind, b_name, lent, (peers.1, peers.0), workshop);
+            return made.map(|(client, server)| (server, client));
         }
     }
-    let (one, two) = socketpair(AddressFamily::UNIX, a.kind.raw(), SocketFlags::CLOEXEC, None)
-        .named("socketpair", || format!("AF_UNIX, {:?}", a.kind))?;
+    let pair = || {
+        let (one, two) = socketpair(AddressFamily::UNIX, a.kind.raw(), SocketFlags::CLOEXEC, None)
+            .named("socketpair", || format!("AF_UNIX, {:?}", a.kind))?;
+        Ok(vec![one, two])
+    };
+    let (made, _) = peer::make_as(a.peer, workshop, pair)?;
+    let Ok([one, two]) = <[OwnedFd; 2]>::try_from(made) else {
+        return Err(SysError::new("socketpair", "two sockets", Errno::PROTO).into());
+    };
     for (fd, name) in [(&one, a.name.as_ref()), (&two, b_name)] {
         bind(fd.as_fd(), a.kind, name, workshop)?;
     }
@@ -132,11 +144,12 @@ fn is_shared(name: &name::Record, workshop: &Workshop<'_>) -> bool {
     sockets(workshop).iter().filter(|(_, r)| same(r)).count() > 1
 }
 
-/// A client and the socket that was accepted for it under the name `lent`.
+/// A client and the socket that was accepted for it under the name `lent`; and whom each is told as the other.
 fn accepted(
     kind: Kind,
     client_name: Option<&name::Record>,
     lent: &name::Record,
+    (of_client, of_server): (Option<peer::Record>, Option<peer::Record>),
     workshop: &mut Workshop<'_>,
 ) -> Result<(OwnedFd, OwnedFd)> {
     let client = kind.new_socket()?;
@@ -147,12 +160,12 @@ fn accepted(
     let listener = sockets(workshop).into_iter().find(|(_, r)| listens(r)).map(|(id, _)| id);
     let listener = match listener {
         Some(id) => workshop.fd(id)?.try_clone_to_owned().map_err(|e| SysError::io("dup", id.to_string(), &e))?,
-        None => lender(kind, lent, workshop)?,
+        None => lender(kind, lent, of_client, workshop)?,
     };
-    lent.connect(client.as_fd(), &workshop.root)?;
+    let connect = || lent.connect(client.as_fd(), &workshop.root).map(|()| Vec::new());
+    let (_, me) = peer::make_as(of_server, workshop, connect)?;
     let server = accept_with(&listener, SocketFlags::CLOEXEC).named("accept4", || format!("{}", lent.address))?;
     // Where others can reach the name, theirs may be the connection.
-    let me = rustix::process::getpid().as_raw_nonzero().get();
     let [pid, ..] = sock::peer(&server)?;
     if pid != me {
         let what = format!("{}: somebody else connects to it", lent.address);
@@ -162,11 +175,12 @@ fn accepted(
 }
 
 /// A listening socket with a name whose owner has gone.
-fn lender(kind: Kind, lent: &name::Record, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
+fn lender(kind: Kind, lent: &name::Record, who: Option<peer::Record>, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
     if !workshop.unix.lenders.contains_key(&lent.address) {
         let fd = kind.new_socket()?;
         bind(fd.as_fd(), kind, Some(lent), workshop)?;
-        listen(&fd, 1).named("listen", || "1".into())?;
+        let listens = || listen(&fd, 1).named("listen", || "1".into()).map(|()| Vec::new());
+        peer::make_as(who, workshop, listens)?;
         workshop.unix.lenders.insert(lent.address.clone(), fd);
     }
     let fd = &workshop.unix.lenders[&lent.address];
@@ -218,7 +232,7 @@ pub fn finish(workshop: &mut Workshop<'_>) -> Result<()> {
 }
 
 fn send_queue(id: FileId, record: &Record, workshop: &Workshop<'_>) -> Result<()> {
-    let Record { kind, name: _, state, shutdown: _, queue, options: _ } = record;
+    let Record { kind, name: _, state, shutdown: _, queue, options: _, peer: _ } = record;
     for message in queue {
         let mut files = Vec::with_capacity(message.files.len());
         for file in &message.files {
@@ -296,7 +310,7 @@ fn connect_datagrams(all: &[(FileId, &Record)], workshop: &Workshop<'_>) -> Resu
         let name = other(workshop, peer)?.name.as_ref();
         let name = name.ok_or_else(|| Cause::corrupt(format!("socket {peer} has no name to connect to")))?;
         let connected = name.connect(workshop.existing(id)?, &workshop.root);
-        if connected.as_ref().is_err_and(|e| e.sys().is_some_and(|e| e.errno == Errno::PERM)) {
+        if connected.as_ref().is_err_and(|e| e.errno == Errno::PERM) {
             return Err(Cause::corrupt(format!("datagram sockets {id} and {peer} cannot be connected")));
         }
         connected?;

@@ -2,14 +2,14 @@
 //! *Read from:* sock_diag(7) for who is connected to whom, getsockopt, `MSG_PEEK` for what waits to be read; what waits
 //! behind a connection that nobody has accepted, by accepting it (see [`backlog`]).
 //! *Made again by:* socketpair, or bind, connect and accept where a name demands it; what waited is sent again.
-//! *Lost:* `SO_PEERCRED` tells the maker of the connection, which is the keeper; the time stamps of messages; a pending
-//! error of a datagram socket.
+//! *Lost:* the time stamps of messages; a pending error of a datagram socket.
 
 pub mod backlog;
 pub mod diag;
 mod make;
 pub mod name;
 pub mod option;
+pub mod peer;
 pub mod queue;
 
 use std::collections::BTreeMap;
@@ -79,6 +79,8 @@ pub struct Record {
     pub queue: Vec<queue::Message>,
     /// Its options.
     pub options: option::Record,
+    /// Who is at the other end (of a listening socket: who listens).
+    pub peer: Option<peer::Record>,
 }
 
 impl FileKind for Record {
@@ -103,8 +105,9 @@ impl FileKind for Record {
         let queue = if listens { Vec::new() } else { queue::collect(fd, kind, gather)? };
         let name = name::collect(seen, gather)?;
         let options = option::collect(fd, kind.new_socket()?.as_fd())?;
+        let peer = peer::collect(fd, gather)?;
         // The rest follows in `finish`: the peers may not be collected yet.
-        Ok(Record { kind, name, state: State::Plain, shutdown: 0, queue, options })
+        Ok(Record { kind, name, state: State::Plain, shutdown: 0, queue, options, peer })
     }
 
     fn rebuild(&self, entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
@@ -149,6 +152,11 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
         let info = info.ok_or_else(|| Cause::unsupported(format!("socket:[{inode}]: it lives in another network")))?;
         let known = |peer: u32| gather.with_inode(stat.st_dev, u64::from(peer)).first().copied();
         record.state = state(inode, info, table, record.kind, &known, ours)?;
+        if let State::Listening { waiting, .. } = &mut record.state {
+            for client in waiting {
+                client.who = client.socket.and_then(|id| peer::of_holder(*gather.holders.get(&id)?, gather));
+            }
+        }
         if let State::Listening { waiting, .. } = &record.state
             && backlog::must_look(info, table)
         {
@@ -192,8 +200,8 @@ fn state(
         let mut waiting = Vec::with_capacity(info.waiting.len());
         for client in &info.waiting {
             match known(*client) {
-                Some(id) => waiting.push(backlog::Client { socket: Some(id), queue: Vec::new() }),
-                None if *client == 0 => waiting.push(backlog::Client { socket: None, queue: Vec::new() }),
+                Some(id) => waiting.push(backlog::Client { socket: Some(id), queue: Vec::new(), who: None }),
+                None if *client == 0 => waiting.push(backlog::Client { socket: None, queue: Vec::new(), who: None }),
                 None => return refuse("a connection from outside the tree waits to be accepted".into()),
             }
         }

@@ -112,11 +112,11 @@ impl Record {
     ///
     /// # Errors
     /// What connect says.
-    pub fn connect(&self, fd: BorrowedFd<'_>, root: &OwnedFd) -> Result<()> {
+    pub fn connect(&self, fd: BorrowedFd<'_>, root: &OwnedFd) -> std::result::Result<(), SysError> {
         if !self.is_path() {
-            return Ok(sock::connect(fd, Some(&self.address.0))?);
+            return sock::connect(fd, Some(&self.address.0));
         }
-        Ok(self.inside(&self.directory, root, || sock::connect(fd, Some(&self.address.0)))?)
+        self.inside(&self.directory, root, || sock::connect(fd, Some(&self.address.0)))
     }
 
     /// Sends a datagram to this address.

@@ -54,6 +54,9 @@ pub fn collect(fd: BorrowedFd<'_>, kind: Kind, gather: &mut Gather<'_>) -> Resul
     let mut messages = Vec::with_capacity(raw.len());
     for Peeked { data, truncated: _, files, from } in raw {
         let files = files.into_iter().map(|f| gather.own(f)).collect::<Result<Vec<_>>>()?;
+        if let Some(late) = gather.entries.iter().find(|e| files.contains(&e.id) && e.record.is_late()) {
+            return Err(Cause::unsupported(format!("a {} in flight in a unix socket", late.record.kind())));
+        }
         let from = if kind == Kind::Dgram { Bytes(from) } else { Bytes::default() };
         messages.push(Message { data: Bytes(data), from, files });
     }

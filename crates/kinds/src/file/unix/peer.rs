@@ -1,0 +1,67 @@
+//! Who made a connection, as the other end is told (`SO_PEERCRED`).
+//! *Read from:* getsockopt.
+//! *Made again by:* making the connection in a short-lived process with that pid, user and group.
+//! *Lost:* the pid of a process that is no more; which process it is (`SO_PEERPIDFD`), its further groups and label.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+use yendor_image::NsPid;
+use yendor_sys::clone::{Who, as_process};
+use yendor_sys::sock;
+
+use super::{Gather, Workshop};
+use crate::Result;
+
+/// A process, when it made a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Its pid; 0 for one that is not of the tree.
+    pub pid: NsPid,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+}
+
+/// Who is at the other end; none for a socket that never had one.
+///
+/// # Errors
+/// What getsockopt says.
+pub fn collect(fd: BorrowedFd<'_>, gather: &Gather<'_>) -> Result<Option<Record>> {
+    let [pid, uid, gid] = sock::peer(&fd)?;
+    if uid == -1 && pid == 0 {
+        return Ok(None);
+    }
+    let pid = gather.pids.get(&pid).copied().unwrap_or(NsPid(0));
+    Ok(Some(Record { pid, uid: uid.cast_unsigned(), gid: gid.cast_unsigned() }))
+}
+
+/// Runs `make` as `peer`, where processes can be made already; else as ourselves. What it made, and the pid that
+/// `SO_PEERCRED` will tell us.
+///
+/// # Errors
+/// `make`'s own.
+pub fn make_as(
+    peer: Option<Record>,
+    workshop: &Workshop<'_>,
+    make: impl FnOnce() -> std::result::Result<Vec<OwnedFd>, yendor_sys::SysError>,
+) -> Result<(Vec<OwnedFd>, i32)> {
+    match peer.filter(|_| workshop.impersonates) {
+        Some(Record { pid, uid, gid }) => {
+            // Pid 1 is there already.
+            let pid = if pid.0 > 1 { pid.0 } else { 0 };
+            Ok(as_process(Who { pid, uid, gid }, make)?)
+        }
+        None => Ok((make()?, rustix::process::getpid().as_raw_nonzero().get())),
+    }
+}
+
+/// The credentials of whoever holds the socket now, for one whose connection nobody has accepted.
+#[must_use]
+pub fn of_holder(pid: i32, gather: &Gather<'_>) -> Option<Record> {
+    let status = yendor_proc::status::parse(&gather.read(&format!("{pid}/status")).ok()?).ok()?;
+    let inside = gather.pids.get(&pid).copied().unwrap_or(NsPid(0));
+    Some(Record { pid: inside, uid: status.uid[1], gid: status.gid[1] })
+}

@@ -1,0 +1,45 @@
+//! `cargo xtask docs`: pages that are made from the code. A house rule holds that they are fresh.
+
+mod resources;
+
+use crate::tidy::Tree;
+use crate::{Outcome, workspace};
+
+/// A page: where it lies, and how it is made.
+struct Page {
+    path: &'static str,
+    make: fn(&Tree) -> Outcome<String>,
+}
+
+const PAGES: &[Page] = &[Page { path: "docs/resources.md", make: resources::page }];
+
+/// Writes all of them.
+///
+/// # Errors
+/// A page cannot be made or written.
+pub fn run() -> Outcome {
+    let root = workspace::root();
+    let tree = Tree::read(&root)?;
+    for page in PAGES {
+        std::fs::write(root.join(page.path), (page.make)(&tree)?)?;
+        println!("{}", page.path);
+    }
+    Ok(())
+}
+
+/// Those that the code would make otherwise now.
+///
+/// # Errors
+/// A page cannot be made.
+pub fn stale(tree: &Tree) -> Outcome<Vec<String>> {
+    let mut out = Vec::new();
+    for page in PAGES {
+        let now = (page.make)(tree)?;
+        let written = tree.get(page.path).unwrap_or_default();
+        if written != now {
+            let line = written.lines().zip(now.lines()).take_while(|(old, new)| old == new).count() + 1;
+            out.push(format!("{}:{line}: run `cargo xtask docs`", page.path));
+        }
+    }
+    Ok(out)
+}
