@@ -1,4 +1,5 @@
-//! What prctl(2) and its relatives keep for a process: comm, subreaper, parent's death, THP, dumps, personality, umask.
+//! What prctl(2) and its relatives keep for a process: comm, subreaper, parent's death, THP, dumps, personality, umask,
+//! membarrier registrations, memory policy.
 #![allow(unsafe_code)]
 
 use probe::{Board, Dir, child, expect, ok, read_file, succeeded};
@@ -16,6 +17,15 @@ struct Own {
     dump: String,
     personality: i32,
     umask: String,
+    barriers: i64,
+    memory: (i32, u64),
+}
+
+/// Mode and nodes; a kernel without NUMA has none.
+fn memory_policy() -> (i32, u64) {
+    let (mut mode, mut nodes) = (0_i32, [0_u64; 16]);
+    unsafe { libc::syscall(libc::SYS_get_mempolicy, &mut mode, &mut nodes, 1024, 0, 0) };
+    (mode, nodes[0])
 }
 
 fn own() -> Own {
@@ -26,7 +36,9 @@ fn own() -> Own {
         ok("prctl", libc::prctl(libc::PR_GET_NAME, comm.as_mut_ptr()));
         let huge = ok("prctl", libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0));
         let (dump, umask) = (read_file("/proc/self/coredump_filter"), probe::status("Umask"));
-        Own { comm, subreaper, death, huge, dump, personality: libc::personality(0xffff_ffff), umask }
+        let barriers = libc::syscall(libc::SYS_membarrier, 1 << 9, 0, 0);
+        let (personality, memory) = (libc::personality(0xffff_ffff), memory_policy());
+        Own { comm, subreaper, death, huge, dump, personality, umask, barriers, memory }
     }
 }
 
@@ -38,6 +50,11 @@ fn become_awkward() {
         ok("prctl", libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0));
         ok("personality", libc::personality((libc::ADDR_NO_RANDOMIZE | libc::SHORT_INODE) as _));
         libc::umask(0o153);
+        // Private expedited, and the one that serialises cores.
+        ok("membarrier", libc::syscall(libc::SYS_membarrier, 1 << 4, 0, 0));
+        ok("membarrier", libc::syscall(libc::SYS_membarrier, 1 << 6, 0, 0));
+        // Interleave over node 0; ENOSYS without NUMA.
+        libc::syscall(libc::SYS_set_mempolicy, 3, &1_u64, 64);
     }
     let filter = std::fs::write("/proc/self/coredump_filter", "0x15d");
     expect("coredump_filter", filter.is_ok(), true);

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use yendor_image::{Bytes, Tid};
 use yendor_kinds::file::{Descriptor, Gather};
 use yendor_kinds::process::{
-    Alive, Inquiry, Question, Stop, Terminal, Thread, attribute, credential, directory, half_at, itimer, label, lock,
-    posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
+    Alive, Inquiry, Question, Stop, Terminal, Thread, attribute, credential, directory, half_at, hidden, itimer, label,
+    lock, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_policy::lsm::Here;
@@ -54,6 +54,7 @@ struct AskedThread {
     sched: sched::Asked,
     securebits: Question,
     attributes: Question,
+    hidden: hidden::Asked,
 }
 
 /// Questions to the leader about the process.
@@ -82,7 +83,8 @@ impl AskedThread {
         let sched = sched::ask(&mut inquiry);
         let securebits = credential::ask(&mut inquiry);
         let attributes = attribute::ask_thread(&mut inquiry);
-        AskedThread { inquiry, stack, tid_address, sched, securebits, attributes }
+        let hidden = hidden::ask(&mut inquiry);
+        AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, hidden }
     }
 }
 
@@ -226,7 +228,8 @@ impl Collecting<'_, '_, '_> {
         if ptrace::user_dispatch(tid)?.mode != 0 {
             return Err(Cause::unsupported(format!("task {tid} uses syscall user dispatch")));
         }
-        let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes } = asked;
+        let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, hidden } = asked;
+        hidden::check(inquiry, *hidden, tid)?;
         let signals = signal::collect(tid, ptrace::sigmask(tid)?, inquiry, *stack)?;
         let pending = (signals.pending.mask() | shared_pending) & !signals.mask != 0;
         let comm = self.file(&format!("task/{tid}/comm"))?;

@@ -1,4 +1,4 @@
-//! Small settings: names, personality, and what prctl(2) keeps.
+//! Small settings: names, personality, what prctl(2) keeps, membarrier(2) registrations.
 //! *Read from:* /proc/PID/{comm,personality,coredump_filter,oom_score_adj}; prctl in the task.
 //! *Made again by:* prctl and personality in the task; /proc by the keeper.
 //! *Lost:* nothing.
@@ -25,6 +25,8 @@ pub struct Process {
     pub coredump_filter: u32,
     /// /proc/PID/oom_score_adj.
     pub oom_score_adj: i32,
+    /// `MEMBARRIER_CMD_REGISTER_*` that it has made.
+    pub membarrier: u64,
 }
 
 /// Of a thread.
@@ -39,6 +41,7 @@ pub struct Thread {
     pub death_signal: u32,
 }
 
+const MEMBARRIER_GET_REGISTRATIONS: u32 = 1 << 9;
 const PR_SET_PDEATHSIG: u32 = 1;
 const PR_GET_PDEATHSIG: u32 = 2;
 const PR_GET_DUMPABLE: u32 = 3;
@@ -51,7 +54,7 @@ const PR_GET_THP_DISABLE: u32 = 42;
 
 /// Questions to a process.
 #[derive(Debug, Clone, Copy)]
-pub struct AskedProcess([Question; 3]);
+pub struct AskedProcess([Question; 4]);
 
 /// Asks for a process's.
 pub fn ask_process(inquiry: &mut Inquiry) -> AskedProcess {
@@ -59,6 +62,7 @@ pub fn ask_process(inquiry: &mut Inquiry) -> AskedProcess {
         inquiry.ask(Nr::PRCTL, args![PR_GET_DUMPABLE, 0, 0, 0, 0]),
         inquiry.ask(Nr::PRCTL, args![PR_GET_CHILD_SUBREAPER, out(8), 0, 0, 0]),
         inquiry.ask(Nr::PRCTL, args![PR_GET_THP_DISABLE, 0, 0, 0, 0]),
+        inquiry.ask(Nr::MEMBARRIER, args![MEMBARRIER_GET_REGISTRATIONS, 0, 0]),
     ])
 }
 
@@ -77,13 +81,15 @@ pub fn collect_process(
     coredump_filter: u32,
     oom_score_adj: i32,
 ) -> Result<Process> {
-    let AskedProcess([dumpable, subreaper, thp]) = asked;
+    let AskedProcess([dumpable, subreaper, thp, membarrier]) = asked;
     Ok(Process {
         dumpable: inquiry.value(dumpable)?,
         subreaper: half_at(inquiry.bytes(subreaper)?, 0) != 0,
         thp_disable: inquiry.value(thp)?,
         coredump_filter,
         oom_score_adj,
+        // Linux 6.3; before, nobody can tell.
+        membarrier: inquiry.value(membarrier).unwrap_or(0),
     })
 }
 
@@ -97,7 +103,10 @@ pub fn collect_thread(inquiry: &Inquiry, asked: Question, name: Bytes, personali
 
 /// Sets a process's, but for `dumpable`, which comes after the credentials.
 pub fn rebuild_process(record: &Process, script: &mut Script) {
-    let Process { dumpable: _, subreaper, thp_disable, coredump_filter: _, oom_score_adj: _ } = record;
+    let Process { dumpable: _, subreaper, thp_disable, coredump_filter: _, oom_score_adj: _, membarrier } = record;
+    for command in (0..u64::BITS).map(|bit| 1u64 << bit).filter(|command| membarrier & command != 0) {
+        script.call(Nr::MEMBARRIER, args![command, 0, 0]);
+    }
     if *subreaper {
         script.call(Nr::PRCTL, args![PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0]);
     }

@@ -7,6 +7,7 @@
 pub mod attribute;
 pub mod credential;
 pub mod directory;
+pub mod hidden;
 pub mod itimer;
 pub mod label;
 pub mod landlock;
@@ -220,6 +221,12 @@ impl Inquiry {
     pub fn bytes(&self, q: Question) -> crate::Result<&[u8]> {
         self.value(q)?;
         Ok(self.done.get(q.0).and_then(|d| d.out.first()).map_or(&[][..], Vec::as_slice))
+    }
+
+    /// The bytes that the call filled in second; nothing if it failed.
+    #[must_use]
+    pub fn second(&self, q: Question) -> &[u8] {
+        self.done.get(q.0).and_then(|d| d.out.get(1)).map_or(&[][..], Vec::as_slice)
     }
 
     /// The `index`th 64-bit word that the call filled in.

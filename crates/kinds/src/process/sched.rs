@@ -1,5 +1,5 @@
-//! How a thread is scheduled: policy, nice, CPU affinity, I/O priority, timer slack.
-//! *Read from:* sched_getattr, sched_getaffinity, ioprio_get and prctl in the task.
+//! How a thread is scheduled: policy, nice, CPU affinity, I/O priority, timer slack, utilisation clamps, memory policy.
+//! *Read from:* sched_getattr, sched_getaffinity, ioprio_get, get_mempolicy and prctl in the task.
 //! *Made again by:* their counterparts, where the value differs from the one that the new task has already.
 //! *Lost:* CPUs in the affinity that this machine does not have.
 
@@ -8,7 +8,7 @@ use yendor_image::Bytes;
 use yendor_task::script::{bytes, out};
 use yendor_task::{Nr, Script, args};
 
-use super::{Inquiry, Question};
+use super::{Inquiry, Question, half_at};
 use crate::Result;
 
 /// The settings.
@@ -23,16 +23,20 @@ pub struct Record {
     pub io_priority: u64,
     /// Nanoseconds.
     pub timer_slack: u64,
+    /// `MPOL_*` and the mask of its nodes (set_mempolicy(2)); `MPOL_DEFAULT` is 0.
+    pub memory: (u32, Bytes),
 }
 
 /// The questions.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked([Question; 4]);
+pub struct Asked([Question; 5]);
 
 const PR_SET_TIMERSLACK: u32 = 29;
 const PR_GET_TIMERSLACK: u32 = 30;
 const ATTR: usize = 56;
 const MASK: usize = 128;
+/// As many nodes as any kernel knows.
+const NODES: usize = 1024;
 
 /// Asks.
 pub fn ask(inquiry: &mut Inquiry) -> Asked {
@@ -41,6 +45,7 @@ pub fn ask(inquiry: &mut Inquiry) -> Asked {
         inquiry.ask(Nr::SCHED_GETAFFINITY, args![0, MASK, out(MASK)]),
         inquiry.ask(Nr::IOPRIO_GET, args![1, 0]),
         inquiry.ask(Nr::PRCTL, args![PR_GET_TIMERSLACK, 0, 0, 0, 0]),
+        inquiry.ask(Nr::GET_MEMPOLICY, args![out(8), out(NODES / 8), NODES, 0, 0]),
     ])
 }
 
@@ -49,21 +54,43 @@ pub fn ask(inquiry: &mut Inquiry) -> Asked {
 /// # Errors
 /// A call's own.
 pub fn collect(inquiry: &Inquiry, asked: Asked) -> Result<Record> {
-    let Asked([attributes, affinity, io, slack]) = asked;
+    let Asked([attributes, affinity, io, slack, memory]) = asked;
     let size = usize::try_from(inquiry.value(affinity)?).unwrap_or(0).min(MASK);
     Ok(Record {
         attributes: Bytes(inquiry.bytes(attributes)?.to_vec()),
         affinity: Bytes(inquiry.bytes(affinity)?.get(..size).unwrap_or_default().to_vec()),
         io_priority: inquiry.value(io)?,
         timer_slack: inquiry.value(slack)?,
+        memory: memory_policy(inquiry, memory),
     })
+}
+
+/// Of a kernel without NUMA: the default.
+fn memory_policy(inquiry: &Inquiry, asked: Question) -> (u32, Bytes) {
+    let policy = inquiry.bytes(asked).map_or(0, |bytes| half_at(bytes, 0));
+    let nodes = if policy == 0 { &[][..] } else { inquiry.second(asked) };
+    (policy, Bytes(nodes.to_vec()))
+}
+
+/// The attributes as sched_setattr wants them: it takes utilisation clamps only when told so.
+fn settable(attributes: &Bytes, now: &Bytes) -> Vec<u8> {
+    const FLAGS: usize = 8;
+    const CLAMPS: std::ops::Range<usize> = 48..56;
+    const CLAMP_MIN_MAX: u8 = 0x60;
+    let mut out = attributes.0.clone();
+    if out.get(CLAMPS) != now.0.get(CLAMPS)
+        && let Some(flags) = out.get_mut(FLAGS)
+    {
+        *flags |= CLAMP_MIN_MAX;
+    }
+    out
 }
 
 /// Sets what differs from `now`, which a fresh task has.
 pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
-    let Record { attributes, affinity, io_priority, timer_slack } = record;
+    let Record { attributes, affinity, io_priority, timer_slack, memory } = record;
     if *attributes != now.attributes {
-        script.call(Nr::SCHED_SETATTR, args![0, bytes(attributes.0.clone()), 0]);
+        script.call(Nr::SCHED_SETATTR, args![0, bytes(settable(attributes, &now.attributes)), 0]);
     }
     if *affinity != now.affinity {
         script.call(Nr::SCHED_SETAFFINITY, args![0, affinity.0.len(), bytes(affinity.0.clone())]);
@@ -73,5 +100,9 @@ pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
     }
     if *timer_slack != now.timer_slack {
         script.call(Nr::PRCTL, args![PR_SET_TIMERSLACK, *timer_slack, 0, 0, 0]);
+    }
+    let (policy, nodes) = memory;
+    if *policy != 0 {
+        script.call(Nr::SET_MEMPOLICY, args![*policy, bytes(nodes.0.clone()), nodes.0.len() * 8]);
     }
 }
