@@ -51,6 +51,7 @@ pub struct Yendor {
     account: Account,
     place: PathBuf,
     mark: String,
+    through: Vec<String>,
     started: RefCell<Vec<String>>,
     count: AtomicU32,
 }
@@ -72,7 +73,20 @@ impl Yendor {
             account.owns(&path);
         }
         let (started, count) = (RefCell::new(Vec::new()), AtomicU32::new(0));
-        Some(Self { flavour, account, place, mark: format!("YENDOR_TEST_MARK={id}"), started, count })
+        Some(Self {
+            flavour,
+            account,
+            place,
+            mark: format!("YENDOR_TEST_MARK={id}"),
+            through: Vec::new(),
+            started,
+            count,
+        })
+    }
+
+    /// From now on the command is started through another one, which is given its path and arguments.
+    pub fn start_through(&mut self, words: &[&str]) {
+        self.through = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// The flavour.
@@ -110,8 +124,13 @@ impl Yendor {
 
     /// The command, not yet started; its output goes nowhere unless somebody says where.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.program(&yendor_binary());
-        command.args(arguments);
+        let Some((first, words)) = self.through.split_first() else {
+            let mut command = self.program(&yendor_binary());
+            command.args(arguments);
+            return command;
+        };
+        let mut command = self.program(Path::new(first));
+        command.args(words).arg(yendor_binary()).args(arguments);
         command
     }
 

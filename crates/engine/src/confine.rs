@@ -97,12 +97,13 @@ impl<'a> Confine<'a> {
 
     /// Says that it was the policy, if what was denied under it is possible without it.
     #[must_use]
-    pub fn blame(&self, mut error: Error, possible: impl FnOnce() -> bool) -> Error {
-        if error.cause.is_denied() && possible() {
-            let policy = match (self.domain.is_some(), self.dropped != 0) {
-                (true, false) => "Landlock: the container's --landlock rules",
-                (false, _) => "capabilities: the container's --cap-drop",
-                (true, true) => "the container's --landlock rules or --cap-drop",
+    pub fn blame(&self, mut error: Error, labelled: bool, possible: impl FnOnce() -> bool) -> Error {
+        if error.cause.is_denied() && error.by.is_none() && possible() {
+            let policy = match (self.domain.is_some(), self.dropped != 0, labelled) {
+                (true, false, false) => "Landlock: the container's --landlock rules",
+                (false, true, false) => "capabilities: the container's --cap-drop",
+                (false, false, _) => "security module: the container's --lsm-profile",
+                (..) => "the container's --landlock rules, --cap-drop or --lsm-profile",
             };
             error.by = Some(format!("{policy}, in force from the start (--enforce early)"));
         }

@@ -125,9 +125,16 @@ impl Error {
             Cause::Image(e) if e.is_damage() => 4,
             Cause::Parse(_) => 3,
             Cause::Reported { code, .. } => *code,
-            cause if cause.is_denied() => 5,
+            cause if cause.is_denied() || self.is_unmapped() => 5,
             _ => 1,
         }
+    }
+
+    /// Whether a task was to have an id that the container does not have: what the kernel calls invalid is a right that
+    /// the caller lacks.
+    fn is_unmapped(&self) -> bool {
+        let takes_ids = |e: &SysError| matches!(e.call, "setresuid" | "setresgid" | "setgroups");
+        self.place.step == Step::Confine && self.cause.sys().is_some_and(|e| takes_ids(e) && e.errno == Errno::INVAL)
     }
 
     /// What to do about it, where it is known.

@@ -23,6 +23,7 @@ use crate::contain::{self, Contained, Given};
 use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
 use crate::hole;
+use crate::label::Labels;
 use crate::rebuild::{Materials, Rebuilt, Running, rebuild};
 use crate::request::{Mount, Request, Root};
 use crate::state::{self, Standard, State, Status};
@@ -106,6 +107,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     };
     let stdio = [next().at(Step::Contain)?, next().at(Step::Contain)?, next().at(Step::Contain)?];
     let image = if startup.spec.is_none() { Some(next().at(Step::Load)?) } else { None };
+    let mut labels = Labels::look(&startup.request, image.as_ref())?;
     let given = Given::received(&startup.request, &mut descriptors)?;
     raise_descriptor_limit();
     let mut contained = contain::prepare(&startup.request, given)?;
@@ -127,6 +129,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
         (None, Some(reader)) => reader.records::<Snapshot>().at(Step::Load)?,
         (None, None) => return Err(Error::new(Step::Load, Cause::corrupt("neither a program nor an image"))),
     };
+    labels.admit(&snapshot, &startup.granted)?;
     clock.mark("load");
     let keeper_start = own_start(&contained).at(Step::Contain)?;
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation);
@@ -143,7 +146,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
         clock.mark("layers");
         front_lives(control).at(Step::Rebuild)?;
     }
-    let rebuilt = build(&snapshot, reader.as_ref(), &startup.request, contained, clocks, &stdio)?;
+    let rebuilt = build(&snapshot, reader.as_ref(), &startup.request, &mut labels, contained, clocks, &stdio)?;
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
     let kinds = [Standard::Stdin, Standard::Stdout, Standard::Stderr];
     // A terminal of the container's own is known by its master, which no task has.
@@ -166,6 +169,7 @@ fn build(
     snapshot: &Snapshot,
     reader: Option<&Reader>,
     request: &Request,
+    labels: &mut Labels,
     contained: Contained,
     clocks: Clocks,
     stdio: &[OwnedFd; 3],
@@ -183,7 +187,7 @@ fn build(
     workshop.clocks = clocks;
     let proc = proc()?;
     let finishing = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Rebuild)?;
-    let rebuilt = rebuild(Materials { snapshot, reader, request, workshop, proc, contained })?;
+    let rebuilt = rebuild(Materials { snapshot, reader, request, labels, workshop, proc, contained })?;
     if let Some(record) = &snapshot.container.ipc {
         ipc::finish(record, finishing.as_fd()).at(Step::Thaw).kind("namespace", "ipc")?;
     }

@@ -14,6 +14,7 @@ pub mod error;
 pub mod front;
 mod hole;
 mod keeper;
+mod label;
 pub mod rebuild;
 pub mod request;
 pub mod state;

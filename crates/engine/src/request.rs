@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 pub use yendor_policy::landlock::Rule;
+pub use yendor_policy::lsm::Profile;
 
 /// A container as its caller wants it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,12 @@ pub struct Policy {
     /// When it is put in force.
     #[serde(default)]
     pub enforce: Enforce,
+    /// Security labels for every task, one for each module at most.
+    #[serde(default)]
+    pub profiles: Vec<Profile>,
+    /// Whether tasks get the labels of the image, where host and kernel permit it.
+    #[serde(default)]
+    pub keep_lsm: bool,
 }
 
 /// A seccomp filter of the caller's.

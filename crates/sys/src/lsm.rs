@@ -47,6 +47,17 @@ impl Module {
         }
     }
 
+    /// Its name as its people write it.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Module::AppArmor => "AppArmor",
+            Module::SELinux => "SELinux",
+            Module::Smack => "Smack",
+            Module::Tomoyo => "TOMOYO",
+        }
+    }
+
     /// The module of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Module> {
@@ -61,6 +72,16 @@ impl Module {
             Module::Smack => 102,
             Module::Tomoyo => 103,
             Module::AppArmor => 104,
+        }
+    }
+
+    /// Where it has an attribute, below /proc/PID/attr.
+    #[must_use]
+    pub fn file(self, attribute: Attribute) -> String {
+        match self {
+            // The first module that uses the old names has them.
+            Module::SELinux => attribute.name().to_owned(),
+            other => format!("{}/{}", other.name(), attribute.name()),
         }
     }
 
@@ -149,6 +170,24 @@ pub fn active() -> Result<Vec<String>> {
 #[must_use]
 pub fn has_calls() -> bool {
     active().is_ok()
+}
+
+/// Sets an attribute of the calling thread: `text` is what the module wants to be written.
+///
+/// # Errors
+/// The module's: `EACCES` or `EPERM` when it forbids it, `ENOENT` or `EINVAL` for a label that there is not.
+pub fn set_self(module: Module, attribute: Attribute, text: &[u8]) -> Result<()> {
+    const LSM_SET_SELF_ATTR: libc::c_long = 460;
+    let shown = || format!("{}, {}", attribute.name(), text.escape_ascii());
+    if !has_calls() {
+        let path = format!("/proc/thread-self/attr/{}", module.file(attribute));
+        return std::fs::write(&path, text).map_err(|e| SysError::io("write", format!("{path}, {}", shown()), &e));
+    }
+    let context = context(module, text);
+    let size = u32::try_from(context.len()).map_err(|_| SysError::new("lsm_set_self_attr", shown(), Errno::TOOBIG))?;
+    // SAFETY: the context says its own lengths, which are those of the vector, and outlives the call.
+    let done = unsafe { libc::syscall(LSM_SET_SELF_ATTR, attribute.id(), context.as_ptr(), size, 0) };
+    if done == 0 { Ok(()) } else { Err(SysError::last("lsm_set_self_attr", shown())) }
 }
 
 /// What `lsm_set_self_attr` takes (struct lsm_ctx): id, flags, length of all, length of the text, text.

@@ -1,12 +1,14 @@
 //! Freezing a process tree: every task seized and stopped, and let go again when the [`FrozenTree`] is dropped.
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use yendor_sys::ptrace;
 use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
+use crate::live;
+use crate::nr::Nr;
 use crate::stop::{StopError, Stopped};
 
 /// A frozen tree: processes by their id, each with its stopped threads, leader first.
@@ -188,11 +190,15 @@ impl FrozenTree {
             // If we die in the middle, the rest dies with us: half a tree is nobody's. Those that are gone are gone.
             let _ = ptrace::set_options(thread.tid(), ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL);
         }
-        for pid in processes.keys() {
+        for (pid, threads) in &processes {
             let Some(raw) = Pid::from_raw(*pid) else { continue };
-            match kill_process(raw, Signal::KILL) {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(e) => return Err(SysError::new("kill", format!("{pid}, SIGKILL"), e)),
+            match (kill_process(raw, Signal::KILL), threads.first()) {
+                (Ok(()) | Err(Errno::SRCH), _) => {}
+                // A security module may forbid signals to whom it lets be traced.
+                (Err(e @ (Errno::PERM | Errno::ACCESS)), Some(leader)) => {
+                    exit(leader).map_err(|_| SysError::new("kill", format!("{pid}, SIGKILL"), e))?
+                }
+                (Err(e), _) => return Err(SysError::new("kill", format!("{pid}, SIGKILL"), e)),
             }
         }
         // As their tracer we are told of every end; until we have listened, their parents are not.
@@ -212,6 +218,22 @@ impl FrozenTree {
     pub fn threads(&self) -> impl Iterator<Item = &Stopped> {
         self.processes.values().flatten()
     }
+}
+
+/// Has a stopped process end itself, as if SIGKILL had ended it in the eyes of a shell.
+fn exit(leader: &Stopped) -> Result<(), SysError> {
+    use rustix::fs::{Mode, OFlags};
+    const KILLED: u64 = 128 + 9;
+    let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| SysError::new("open", "/proc", e))?;
+    let regions = live::regions(proc.as_fd(), leader.tid())?;
+    let mut regs = leader.regs()?;
+    regs.rip = live::find_plain_syscall(leader.tid(), &regions)?;
+    regs.rax = Nr::EXIT_GROUP.raw();
+    regs.orig_rax = u64::MAX;
+    regs.rdi = KILLED;
+    leader.set_regs(&regs)?;
+    ptrace::cont(leader.tid(), 0)
 }
 
 fn ask(tid: i32) -> Result<(), SysError> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use yendor_engine::bundle::{self, Bundle};
-use yendor_engine::request::{self, Net, Policy, Request, Root, Rule, Seccomp, Userns, Volume};
+use yendor_engine::request::{self, Net, Policy, Profile, Request, Root, Rule, Seccomp, Userns, Volume};
 use yendor_image::Bytes;
 use yendor_policy::seccomp;
 
@@ -56,8 +56,8 @@ pub struct ContainerOptions {
     #[arg(long, value_name = "CAP", value_parser = parse::capability)]
     pub cap_drop: Vec<String>,
     /// Security label of the container's tasks
-    #[arg(long, value_name = "LSM:LABEL")]
-    pub lsm_profile: Vec<String>,
+    #[arg(long, value_name = "LSM:LABEL", value_parser = Profile::parse)]
+    pub lsm_profile: Vec<Profile>,
     /// Landlock rule for the container: ro:PATH, rw:PATH, exec:PATH, connect:PORT, bind:PORT, scope:abstract-unix,
     /// scope:signal. What rules of a sort do not allow is forbidden
     #[arg(long, value_name = "RULE", value_parser = str::parse::<Rule>)]
@@ -74,11 +74,6 @@ pub struct ContainerOptions {
 }
 
 impl ContainerOptions {
-    /// Refuses by name what the engine cannot do yet.
-    pub fn refuse(&self) -> Result<(), Failure> {
-        refuse(&[("--lsm-profile", !self.lsm_profile.is_empty())])
-    }
-
     /// The bundle, read.
     pub fn bundle(&self) -> Result<Option<Bundle>, Failure> {
         let read = |dir: &PathBuf| bundle::read(&parse::absolute(dir), self.userns());
@@ -136,6 +131,8 @@ impl ContainerOptions {
                 landlock: self.landlock.clone(),
                 seccomp: self.seccomp.as_deref().map(profile).transpose()?,
                 enforce: request::Enforce::Late,
+                profiles: profiles(&self.lsm_profile)?,
+                keep_lsm: false,
             },
         };
         if let Some(bundle) = bundle {
@@ -143,6 +140,16 @@ impl ContainerOptions {
         }
         Ok(request)
     }
+}
+
+/// One label for each module.
+fn profiles(asked: &[Profile]) -> Result<Vec<Profile>, Failure> {
+    for (i, profile) in asked.iter().enumerate() {
+        if asked.iter().take(i).any(|other| other.module == profile.module) {
+            return Err(Failure::Usage(format!("--lsm-profile: two labels of {}", profile.module)));
+        }
+    }
+    Ok(asked.to_vec())
 }
 
 /// A seccomp profile from its file, compiled.
@@ -186,13 +193,8 @@ impl RestoreOptions {
             Enforce::Late => request::Enforce::Late,
             Enforce::Early => request::Enforce::Early,
         };
+        request.policy.keep_lsm = self.keep_lsm;
         Ok(request)
-    }
-
-    /// Refuses by name what the engine cannot do yet.
-    pub fn refuse(&self) -> Result<(), Failure> {
-        self.container.refuse()?;
-        refuse(&[("--keep-lsm", self.keep_lsm)])
     }
 }
 

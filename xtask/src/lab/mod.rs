@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Options of `cargo xtask lab`.
@@ -96,30 +97,26 @@ fn all(options: &Options) -> Outcome<Vec<String>> {
     let target = workspace::target_directory()?;
     let lab = Lab { qemu, busybox, cache: target.join("lab"), programs: target.join("debug") };
     let (mut skipped, mut failed) = (Vec::new(), Vec::new());
-    let mut kernels: BTreeMap<&str, Option<(Kernel, PathBuf)>> = BTreeMap::new();
-    for config in CONFIGS {
-        let name = format!("{} {}", config.series, config.name);
-        if options.machine.as_ref().is_some_and(|wanted| *wanted != name && !name.split(' ').any(|word| word == wanted))
-        {
-            continue;
-        }
+    let mut kernels: BTreeMap<&str, (Kernel, PathBuf)> = BTreeMap::new();
+    let mut machines = Vec::new();
+    for config in CONFIGS.iter().filter(|config| config.is_wanted(options)) {
         if !kernels.contains_key(config.series) {
-            let kernel = match parts::kernel(&lab.cache, config.series)? {
+            match parts::kernel(&lab.cache, config.series)? {
                 Ok(kernel) => {
-                    Some((lab.initramfs(&kernel, &mut skipped)?, kernel)).map(|(path, kernel)| (kernel, path))
+                    let initramfs = lab.initramfs(&kernel, &mut skipped)?;
+                    kernels.insert(config.series, (kernel, initramfs));
                 }
                 Err(Missing(why)) => {
-                    skipped.push(format!("machines with Linux {}: {why}", config.series));
-                    None
+                    skipped.push(format!("machine {}: {why}", config.full_name()));
+                    continue;
                 }
-            };
-            kernels.insert(config.series, kernel);
+            }
         }
-        if let Some(Some((kernel, initramfs))) = kernels.get(config.series) {
-            let report = lab.one(config, kernel, initramfs, options)?;
-            skipped.extend(report.skipped.into_iter().map(|what| format!("{name}: {what}")));
-            failed.extend(report.failed.into_iter().map(|what| format!("{name}: {what}")));
-        }
+        machines.push(config);
+    }
+    for (name, report) in lab.boot_all(&machines, &kernels, options)? {
+        skipped.extend(report.skipped.into_iter().map(|what| format!("{name}: {what}")));
+        failed.extend(report.failed.into_iter().map(|what| format!("{name}: {what}")));
     }
     if failed.is_empty() { Ok(skipped) } else { Err(failed.join("\n").into()) }
 }
@@ -139,7 +136,45 @@ struct Report {
     skipped: Vec<String>,
 }
 
+impl Config {
+    fn full_name(&self) -> String {
+        format!("{} {}", self.series, self.name)
+    }
+
+    fn is_wanted(&self, options: &Options) -> bool {
+        let name = self.full_name();
+        options.machine.as_ref().is_none_or(|wanted| *wanted == name || name.split(' ').any(|word| word == wanted))
+    }
+}
+
 impl Lab {
+    /// Two at a time: a guest is busy with one thing at a time, mostly.
+    fn boot_all(
+        &self,
+        machines: &[&Config],
+        kernels: &BTreeMap<&str, (Kernel, PathBuf)>,
+        options: &Options,
+    ) -> Outcome<Vec<(String, Report)>> {
+        let waiting = Mutex::new(machines.iter());
+        let done = Mutex::new(Vec::new());
+        let work = || -> Result<(), String> {
+            loop {
+                let next = waiting.lock().map_err(|e| e.to_string())?.next();
+                let Some((config, (kernel, initramfs))) = next.and_then(|c| Some((c, kernels.get(c.series)?))) else {
+                    return Ok(());
+                };
+                let report = self.one(config, kernel, initramfs, options).map_err(|e| e.to_string())?;
+                done.lock().map_err(|e| e.to_string())?.push((config.full_name(), report));
+            }
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(work);
+            work()?;
+            other.join().map_err(|_| "a thread of the lab panicked".to_owned())?
+        })?;
+        Ok(done.into_inner()?)
+    }
+
     fn one(&self, config: &Config, kernel: &Kernel, initramfs: &Path, options: &Options) -> Outcome<Report> {
         let begin = Instant::now();
         let log = self.cache.join(format!("{}-{}.log", config.series, config.name));
@@ -160,7 +195,7 @@ impl Lab {
         }
         println!(
             "{:<24} {:>3} passed {:>3} failed {:>3} skipped {:>6.1} s   Linux {}",
-            format!("{} {}", config.series, config.name),
+            config.full_name(),
             report.passed,
             report.failed.len(),
             report.skipped.len(),

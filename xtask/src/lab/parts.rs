@@ -160,7 +160,11 @@ pub fn policy(source: &Path, into: &Path) -> Outcome<Result<Vec<u8>, Missing>> {
     let mut command = Command::new(tool);
     if apparmor {
         // Neither loaded here nor cached: the kernel that it is for is another.
-        command.args(["--quiet", "--skip-kernel-load", "--skip-cache", "--ofile"]).arg(&target);
+        command.args(["--quiet", "--skip-kernel-load", "--skip-cache"]);
+        // What this kernel mediates says nothing of the guest's.
+        let features = "/etc/apparmor.d/abi/3.0";
+        command.arg(format!("--policy-features={features}")).arg(format!("--kernel-features={features}"));
+        command.arg("--ofile").arg(&target);
     } else {
         // What the policy does not speak of is allowed: it need not repeat the kernel's whole list of permissions.
         command.args(["-U", "allow", "-c", "33", "-o"]).arg(&target);

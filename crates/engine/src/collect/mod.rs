@@ -27,6 +27,7 @@ use yendor_task::tree::{FrozenTree, read_proc};
 use crate::error::{At, Error, Result, Step, With};
 
 pub use address_space::Memory;
+pub use security::labels as labels_of;
 
 /// What is known of a process before anything is asked.
 #[derive(Debug)]

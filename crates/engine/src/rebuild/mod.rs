@@ -33,6 +33,7 @@ use self::memory::Memories;
 use crate::confine::Confine;
 use crate::contain::Contained;
 use crate::error::{At, Result, Step, With};
+use crate::label::Labels;
 use crate::request::{Enforce, Request};
 
 /// Bytes of a task's slot.
@@ -48,6 +49,8 @@ pub struct Materials<'a> {
     pub reader: Option<&'a Reader>,
     /// What the caller wants: the container's policy.
     pub request: &'a Request,
+    /// The labels of tasks.
+    pub labels: &'a mut Labels,
     /// The makers of files.
     pub workshop: Workshop<'a>,
     /// /proc of the pid namespace that the keeper lives in.
@@ -84,6 +87,8 @@ struct Site<'a> {
     now: Now,
     /// The container's policy.
     confine: Confine<'a>,
+    /// The labels of tasks.
+    labels: &'a Labels,
     /// Keeps the descriptors open until the tasks have theirs.
     held: Vec<OwnedFd>,
 }
@@ -151,25 +156,31 @@ fn notice(tid: i32) -> std::result::Result<(), SysError> {
 /// # Errors
 /// The first thing that could not be made; everything made so far is gone.
 pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
-    let Materials { snapshot, reader, request, mut workshop, proc, mut contained } = materials;
+    let Materials { snapshot, reader, request, labels, mut workshop, proc, mut contained } = materials;
     let plan = plan::plan(&snapshot.processes).at(Step::Load)?;
     let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
     let above = highest(snapshot) + 1;
     let mut held = Vec::new();
     let confine = Confine::prepare(request, |fd| lift(fd, above, &mut held))?;
+    labels.lift(|fd| lift(fd, above, &mut held)).at(Step::Confine)?;
+    let labels: &Labels = labels;
     let mut making = None;
     // Sockets tell who made them, so they are made by processes with the right pids, which takes a pid 1. Those would
     // escape the policy that is tried on the keeper.
     let sockets_later = request.policy.enforce == Enforce::Late;
     let later = |e: &Entry| e.record.is_late() || sockets_later && matches!(e.record, Record::Unix(_));
     let files = confine.early(request, &own_places(reader, &proc)?, || {
+        if request.policy.enforce == Enforce::Early {
+            labels.enter()?;
+        }
         let files = make_files(&mut workshop, snapshot, above, &mut held, &mut making, &|e| !later(e))?;
         if !sockets_later {
             finish(&mut workshop)?;
         }
         Ok(files)
     });
-    let files = files.map_err(|e| confine.blame(e, || making.is_some_and(|id| workshop.fd(id).is_ok())))?;
+    let files = files
+        .map_err(|e| confine.blame(e, labels.has_profiles(), || making.is_some_and(|id| workshop.fd(id).is_ok())))?;
     let objects = make_objects(snapshot, reader, above, &mut held)?;
     let pages = open_pages(reader, above, &mut held)?;
     let slots = 1 + plan.births.len() + threads(snapshot);
@@ -183,7 +194,8 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let late = late::Files::before(snapshot, request, above, &mut held).at(Step::Rebuild)?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
     drop(placed);
-    let mut site = Site { arena, proc, snapshot, files, late, objects, pages, parked: Vec::new(), now, confine, held };
+    let mut site =
+        Site { arena, proc, snapshot, files, late, objects, pages, parked: Vec::new(), now, confine, labels, held };
     let built = (|| {
         let init = init::start(&mut site, init, &contained.late_mounts)?;
         contained.seal()?;

@@ -22,6 +22,7 @@ use super::memory::Memories;
 use super::plan::Plan;
 use super::{Site, Task, late};
 use crate::error::{At, Error, Result, Step, With};
+use crate::label::{self, Set};
 
 /// A thread that is ready.
 pub struct Ready {
@@ -54,7 +55,8 @@ pub fn all(
                 living.push(Ready { tid: task.tid, inside: birth.pid });
             }
             State::Alive(alive) => {
-                let mut one = Building { site, alive, task, pid: birth.pid, threads: Vec::new() };
+                let mut one =
+                    Building { site, alive, task, pid: birth.pid, threads: Vec::new(), has: site.labels.now() };
                 one.prepare(memories, next_slot).task(birth.pid)?;
                 next_slot += one.threads.len();
                 building.push((one, birth.parent));
@@ -187,6 +189,14 @@ fn set(site: &Site<'_>, task: &Task, name: &str, value: &str) -> std::result::Re
     Ok(())
 }
 
+/// Gives a task its labels, one by one; `free` is the lowest descriptor number that it does not use.
+pub fn label(site: &Site<'_>, task: &Task, sets: &[Set], free: i32) -> Result<()> {
+    sets.iter().try_for_each(|set| {
+        let set_it = site.run(task, &site.labels.script(set, free));
+        set_it.map(drop).map_err(|cause| set.failed(cause))
+    })
+}
+
 struct Building<'a, 's> {
     site: &'a Site<'s>,
     alive: &'a Alive,
@@ -194,6 +204,8 @@ struct Building<'a, 's> {
     pid: i32,
     /// Threads beside the leader.
     threads: Vec<Task>,
+    /// The labels that a thread of it is born with.
+    has: Vec<Set>,
 }
 
 impl Building<'_, '_> {
@@ -206,12 +218,16 @@ impl Building<'_, '_> {
         if let Some((terminal, fd)) = alive.terminal.and_then(|t| Some((t, site.files.get(&t.file)?))) {
             terminal.bring_forward(*fd, &mut script);
         }
+        self.label_leader(Set::wants_door)?;
         directory::rebuild(&alive.directory, &gone_place(&alive.directory), &mut script);
         descriptors(site, &alive.descriptors, &late, &mut script).at(Step::Rebuild)?;
         sigaction::rebuild(&alive.actions, &mut script);
         attribute::rebuild_process(&alive.attributes, &mut script);
         site.run(self.task, &script).at(Step::Rebuild)?;
         self.proc_files().at(Step::Rebuild)?;
+        if alive.threads.len() > 1 {
+            self.label_leader(Set::wants_one_thread)?;
+        }
         let tids: Vec<i32> = alive.threads.iter().skip(1).map(|t| t.tid.0).collect();
         if alive.threads.first().map(|t| t.tid) != Some(Tid(self.pid)) {
             return Err(Error::new(Step::Load, Cause::corrupt("the first thread is not the leader")));
@@ -228,6 +244,20 @@ impl Building<'_, '_> {
             site.run(task, &script).at(Step::Rebuild)?;
         }
         Ok(())
+    }
+
+    /// Gives the leader those of its labels that cannot wait; threads that are born later inherit them.
+    fn label_leader(&mut self, which: fn(&Set) -> bool) -> Result<()> {
+        let Some(leader) = self.alive.threads.first() else { return Ok(()) };
+        let mut sets = self.site.labels.of_thread(leader, &self.has).at(Step::Confine)?;
+        sets.retain(which);
+        label(self.site, self.task, &sets, self.free())?;
+        label::remember(&mut self.has, sets);
+        Ok(())
+    }
+
+    fn free(&self) -> i32 {
+        label::free_number(self.alive.descriptors.iter().map(|d| d.number.0))
     }
 
     fn each(&self) -> impl Iterator<Item = (&Task, &Thread)> {
@@ -267,7 +297,16 @@ impl Building<'_, '_> {
             if i == 0 && site.confine.filter().is_some() {
                 credentials = filter::able(&credentials);
             }
+            let sets = site.labels.of_thread(thread, &self.has).at(Step::Confine)?;
+            let (first, sets): (Vec<Set>, Vec<Set>) = sets.into_iter().partition(Set::wants_capabilities);
+            label(site, task, &first, self.free())?;
             credential::rebuild(&credentials, &site.now.credentials, &mut script);
+            if !sets.is_empty() {
+                site.run(task, &script).at(Step::Confine)?;
+                script = Script::new();
+                label(site, task, &sets, self.free())?;
+            }
+            credential::lock(&credentials, &mut script);
             let process = (i == 0).then_some(&alive.attributes);
             attribute::after_credentials(process, &thread.attributes, &mut script);
             if i + 1 == alive.threads.len() && i > 0 {
@@ -383,6 +422,8 @@ impl Building<'_, '_> {
 
 /// The task starts a program: descriptors, directory, credentials, execve. It stops as the new program.
 fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
+    let (door, sets): (Vec<Set>, Vec<Set>) = site.labels.of_program().into_iter().partition(Set::wants_door);
+    label(site, task, &door, 0)?;
     let mut script = Script::new();
     directory::rebuild(&exec.directory, &gone_place(&exec.directory), &mut script);
     descriptors(site, &exec.descriptors, &BTreeMap::new(), &mut script).at(Step::Rebuild)?;
@@ -399,7 +440,14 @@ fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
         // What it has too much is gone after execve: the capabilities of a new program come from its user and the bounding set.
         credentials = filter::able(&credentials);
     }
+    let free = label::free_number(exec.descriptors.iter().map(|d| d.number.0));
+    let (first, sets): (Vec<Set>, Vec<Set>) = sets.into_iter().partition(Set::wants_capabilities);
+    label(site, task, &first, free)?;
     credential::rebuild(&credentials, &site.now.credentials, &mut script);
+    site.run(task, &script).at(Step::Confine)?;
+    label(site, task, &sets, free)?;
+    let mut script = Script::new();
+    credential::lock(&credentials, &mut script);
     site.run(task, &script).at(Step::Confine)?;
     let stopped = Stopped::interrupt(task.tid).map_err(stop_cause).at(Step::Thaw)?;
     ptrace::set_options(task.tid, ptrace::O_EXITKILL | ptrace::O_TRACESYSGOOD | ptrace::O_TRACEEXEC).at(Step::Thaw)?;

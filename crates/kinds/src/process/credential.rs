@@ -59,9 +59,9 @@ pub fn collect(status: &Status, inquiry: &Inquiry, asked: Question) -> Result<Re
     })
 }
 
-/// Becomes it. `now`: what a task of the container has before (container root).
+/// Becomes it but for [`lock`]. `now`: what a task of the container has before (container root).
 pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
-    let Record { uids, gids, groups, capabilities, securebits, no_new_privs } = record;
+    let Record { uids, gids, groups, capabilities, securebits, no_new_privs: _ } = record;
     let [inheritable, permitted, effective, bounding, ambient] = *capabilities;
     // Where the caller has a single id, setgroups is forbidden for ever: then only "as it is" can be had.
     if *groups != now.groups {
@@ -88,7 +88,11 @@ pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
         }
     }
     self::capabilities(record, script);
-    if *no_new_privs {
+}
+
+/// `no_new_privs`, with which security modules refuse changes of labels: after those, and before filters.
+pub fn lock(record: &Record, script: &mut Script) {
+    if record.no_new_privs {
         script.call(Nr::PRCTL, args![PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0]);
     }
 }

@@ -53,7 +53,7 @@ pub fn collect(
         for attribute in module.attributes() {
             let label = match module {
                 Module::Tomoyo => Some(domain(tid)),
-                _ => read(proc.as_fd(), &format!("{pid}/task/{tid}/attr/{}", file(*module, *attribute)))?,
+                _ => read(proc.as_fd(), &format!("{pid}/task/{tid}/attr/{}", module.file(*attribute)))?,
             };
             let Some(label) = label else { continue };
             let label = label.map(|text| Bytes(plain(*module, &text).to_vec()));
@@ -81,7 +81,7 @@ pub fn set(module: Module, attribute: Attribute, text: &[u8], way: Way, door: Op
             script.call(Nr::LSM_SET_SELF_ATTR, args![attribute.id(), bytes(context), len, 0]);
         }
         Way::Proc(free) => {
-            let path = format!("/proc/thread-self/attr/{}", file(module, attribute));
+            let path = format!("/proc/thread-self/attr/{}", module.file(attribute));
             let open = args![AT_FDCWD, cstr(path.as_bytes()), O_WRONLY_CLOEXEC, 0];
             script.call_wanting(Nr::OPENAT, open, Want::Exactly(u64::from(free.unsigned_abs())));
             script.call_wanting(Nr::WRITE, args![free, bytes(text), text.len()], exactly(text.len()));
@@ -92,15 +92,6 @@ pub fn set(module: Module, attribute: Attribute, text: &[u8], way: Way, door: Op
 
 fn exactly(len: usize) -> Want {
     Want::Exactly(u64::try_from(len).unwrap_or(u64::MAX))
-}
-
-/// The file below `attr` that is this module's own.
-fn file(module: Module, attribute: Attribute) -> String {
-    match module {
-        // The first module that uses the old names has them.
-        Module::SELinux => attribute.name().to_owned(),
-        other => format!("{}/{}", other.name(), attribute.name()),
-    }
 }
 
 /// A label by its file: `None` when there is none, `Some(None)` when there is one and it may not be read.

@@ -5,6 +5,7 @@
 //! the kernel permits each.
 
 mod apparmor;
+mod entry;
 mod keep;
 mod selinux;
 mod smack;
@@ -16,8 +17,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
+pub use yendor_sys::SysError;
 pub use yendor_sys::lsm::{Attribute, MODULES, Module};
 
+pub use entry::Entry;
 pub use keep::{Refusal, compare};
 
 /// What is known of the security modules of this kernel. Made before a mount namespace is left: it keeps what it needs of
@@ -99,12 +102,25 @@ impl Here {
         tomoyo::domain(self.security.as_ref()?, tid)
     }
 
+    /// The domain of the caller under TOMOYO.
+    #[must_use]
+    pub fn tomoyo_own(&self) -> Option<Vec<u8>> {
+        read_bytes(self.security.as_ref()?, "tomoyo/self_domain")
+    }
+
     /// A descriptor through which a task sets its own domain under TOMOYO.
     ///
     /// # Errors
     /// `ENOENT` where the caller sees no securityfs, else the call's own.
     pub fn tomoyo_door(&self) -> yendor_sys::Result<OwnedFd> {
         tomoyo::door(self.security.as_ref())
+    }
+
+    /// Whether the caller may read which policy a module has.
+    #[must_use]
+    pub fn can_compare(&self, module: Module) -> bool {
+        // A label that is surely no profile: all profiles are looked through.
+        self.identity(module, &[b"?"]).parts.is_some()
     }
 
     /// Whether a file with the label `file` is an entry point of the SELinux domain `domain`: an image that may not be

@@ -11,6 +11,7 @@ use yendor_engine::admit;
 use yendor_engine::contain::userns::Caller;
 use yendor_engine::request::{Net, Request, Root, Userns};
 use yendor_policy::host::{self, Person, Policy, Verb};
+use yendor_policy::lsm::{Here, Module};
 
 use crate::failure::Outcome;
 use crate::{caller, print};
@@ -274,8 +275,20 @@ fn policy() -> Finding {
 }
 
 fn lsm() -> Finding {
-    let active = read("/sys/kernel/security/lsm").unwrap_or_else(|| "unknown (no securityfs here)".into());
-    fact("security modules", active, "")
+    let here = Here::look();
+    if here.active.is_empty() {
+        return fact("security modules", "unknown", "Linux before 6.8, and no securityfs here");
+    }
+    let say = |module: Module| {
+        let compare = if here.can_compare(module) {
+            "--keep-lsm compares its policy with the image's"
+        } else {
+            "you may not read its policy: --keep-lsm works only while it is the same load since the same boot"
+        };
+        format!("{} labels tasks (--lsm-profile {}:LABEL); {compare}", module.name(), module.name())
+    };
+    let meaning: Vec<String> = here.modules().into_iter().map(say).collect();
+    fact("security modules", here.active.join(", "), meaning.join("\n"))
 }
 
 fn hard_limits() -> Finding {

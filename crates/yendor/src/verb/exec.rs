@@ -14,6 +14,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::thread::{ThreadNameSpaceType as Ns, move_into_thread_name_spaces};
 use yendor_engine::process::lead_session;
 use yendor_engine::state::{Places, State};
+use yendor_policy::lsm::Entry;
 
 use crate::failure::{Failure, Outcome};
 use crate::terminal::Relay;
@@ -52,7 +53,11 @@ impl Exec {
         let gone = || Failure::Failed(format!("container {} has ended", self.container));
         let init = found.init()?.ok_or_else(gone)?;
         join_cgroup(&found.state)?;
+        let denied = |e: yendor_policy::lsm::SysError| Failure::Denied(format!("the container's label: {e}"));
+        let profiles = &found.state.request.policy.profiles;
+        let labels: Vec<Entry> = profiles.iter().map(Entry::new).collect::<Result<_, _>>().map_err(denied)?;
         enter(&init, found.state.init)?;
+        labels.iter().try_for_each(Entry::enter).map_err(denied)?;
         std::env::set_current_dir(&self.workdir).map_err(|e| Failure::io("chdir", &self.workdir, &e))?;
         let mut command = self.command()?;
         let signals = foreground::block_signals(if self.tty { &[signal::WINCH] } else { &[] })?;

@@ -38,7 +38,6 @@ struct Line {
 impl Plan {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        self.options.refuse()?;
         let places = Places::from_environment();
         let image = reference::resolve(&places, &self.image)?;
         // The bundle is the caller's own; the image may be anybody's.
@@ -110,6 +109,20 @@ fn before(request: &Request, reader: &Reader, snapshot: &Snapshot) -> Vec<Line> 
     for (what, limit) in [("memory", request.memory), ("pids", request.pids)] {
         lines.extend(limit.map(|n| line("contain", format!("limit of {what}: {n}"), "asked for")));
     }
+    for profile in &request.policy.profiles {
+        lines.push(line(
+            "confine",
+            format!("label of every task: {profile}"),
+            "given by the caller, whatever the image had",
+        ));
+    }
+    let labels = if request.policy.keep_lsm { "those of the image" } else { "the caller's own" };
+    let why = if request.policy.keep_lsm {
+        "asked for; if modules and policy are the same, and host and kernel permit each"
+    } else {
+        "a task gets what the caller's tasks get"
+    };
+    lines.push(line("confine", format!("other labels: {labels}"), why));
     let (files, bytes) = (reader.manifest().files.len(), print::bytes(reader.manifest().bytes()));
     lines.push(line(
         "load",

@@ -64,7 +64,6 @@ impl Run {
             ("--rm with --detach", self.rm && self.detach),
             ("--interactive with --detach", self.interactive && self.detach && !self.tty),
         ])?;
-        self.container.refuse()?;
         let mut bundle = self.container.bundle()?;
         let home = if self.user.is_none_or(|(uid, _)| uid == 0) { "/root" } else { "/" };
         let spec = Spec {

@@ -6,8 +6,10 @@
 //! Other uses: `lab-guest run` runs the tests; `lab-guest enter MODULE LABEL COMMAND...` starts a command with a label.
 #![allow(unsafe_code)]
 
+mod apparmor;
 mod enter;
 mod init;
+mod labels;
 mod place;
 mod table;
 

@@ -29,4 +29,9 @@ impl Place {
             kernel: (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)),
         }
     }
+
+    /// Whether the module is active.
+    pub fn has(&self, module: &str) -> bool {
+        self.modules.iter().any(|one| one == module)
+    }
 }

@@ -1,5 +1,7 @@
 //! The tests of the lab: one table, one runner.
 
+use crate::apparmor;
+use crate::labels::user;
 use crate::place::Place;
 use std::panic;
 use std::process::ExitCode;
@@ -24,13 +26,15 @@ pub enum On {
     Checkpoints,
     /// Those without.
     NoCheckpoints,
+    /// Those with checkpoints and this module.
+    Module(&'static str),
 }
 
 /// Linux with PAGEMAP_SCAN.
 const CHECKPOINTS: (u32, u32) = (6, 7);
 
-/// All of them.
-pub const TESTS: &[Test] = &[
+/// What every machine shows; modules have their own tables.
+const TESTS: &[Test] = &[
     Test { name: "run as root", on: On::Any, test: || runs(Flavour::RootUserns) },
     Test { name: "run as root on the host", on: On::Any, test: || runs(Flavour::Root) },
     Test { name: "run as a user", on: On::Any, test: || runs(user()) },
@@ -38,10 +42,6 @@ pub const TESTS: &[Test] = &[
     Test { name: "a probe survives as a user", on: On::Checkpoints, test: || survives(user()) },
     Test { name: "a checkpoint is refused by name", on: On::NoCheckpoints, test: refused },
 ];
-
-fn user() -> Flavour {
-    Flavour::User("yendor-test".into())
-}
 
 fn runs(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { panic!("the guest is root") };
@@ -67,12 +67,13 @@ pub fn run() -> ExitCode {
     let place = Place::read();
     println!("lab: machine {} with {}", place.machine, place.modules.join(","));
     let mut failed = 0;
-    for test in TESTS {
+    for test in TESTS.iter().chain(apparmor::TESTS) {
         let wanted = place.only.as_ref().is_none_or(|word| test.name.contains(word.as_str()));
         let here = match test.on {
             On::Any => true,
             On::Checkpoints => place.kernel >= CHECKPOINTS,
             On::NoCheckpoints => place.kernel < CHECKPOINTS,
+            On::Module(name) => place.kernel >= CHECKPOINTS && place.has(name),
         };
         if !wanted || !here {
             continue;

@@ -275,7 +275,39 @@ pub fn security(snapshot: &Snapshot) -> String {
             State::Zombie(_) => {}
         }
     }
-    table(&rows)
+    let labels = labels(snapshot);
+    [table(&rows), labels].join("\n\n")
+}
+
+/// The security modules of the checkpoint's machine, and the labels that its threads had.
+fn labels(snapshot: &Snapshot) -> String {
+    let security = &snapshot.machine.security;
+    if security.active.is_empty() {
+        return "security modules: not known".to_owned();
+    }
+    let mut out = format!("security modules: {}", safe(&security.active.join(", ")));
+    for policy in &security.policies {
+        let parts = match &policy.parts {
+            None => "could not be read".to_owned(),
+            Some(parts) if parts.is_empty() => "no label needs any of it".to_owned(),
+            Some(parts) => {
+                parts.iter().map(|(what, digest)| format!("{what} ({digest})")).collect::<Vec<_>>().join(", ")
+            }
+        };
+        let load = policy.load.as_ref().map(|load| format!("; load {load}")).unwrap_or_default();
+        let _ = write!(out, "\npolicy of {}: {}", safe(&policy.module), safe(&(parts + &load)));
+    }
+    let mut rows = vec![head(&["TID", "MODULE", "OF", "LABEL"])];
+    for (_, a) in alive(snapshot) {
+        for (thread, label) in a.threads.iter().flat_map(|t| t.labels.iter().map(move |l| (t, l))) {
+            let text = label.label.as_ref().map_or_else(|| "(could not be read)".to_owned(), ToString::to_string);
+            rows.push(row(&[&thread.tid, &safe(&label.module), &safe(&label.attribute), &text]));
+        }
+    }
+    if rows.len() > 1 {
+        let _ = write!(out, "\n{}", table(&rows));
+    }
+    out
 }
 
 /// What the checkpoint was allowed to lose.

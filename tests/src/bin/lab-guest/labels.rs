@@ -1,0 +1,103 @@
+//! What the tests of all modules do: take images, restore them with and without labels, and look at every thread.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use yendor_tests::{Flavour, Outcome, PATIENCE, Yendor, probe};
+
+/// The account without rights.
+pub fn user() -> Flavour {
+    Flavour::User("yendor-test".into())
+}
+
+/// Root and an account without rights, each in a user namespace of its own.
+pub fn both(test: fn(Flavour)) {
+    test(Flavour::RootUserns);
+    test(user());
+}
+
+/// The command with this flavour.
+pub fn yendor(flavour: Flavour) -> Yendor {
+    Yendor::new(flavour).expect("the guest is root")
+}
+
+/// Commands get this label from now on, as if their caller had it; none: the guest's own.
+pub fn become_caller(yendor: &mut Yendor, label: Option<(&str, &str)>) {
+    match label {
+        Some((module, label)) => yendor.start_through(&["/lab/lab-guest", "enter", module, label]),
+        None => yendor.start_through(&[]),
+    }
+}
+
+/// Starts a probe in a container and waits until it is ready: the container's name.
+pub fn start(yendor: &Yendor, name: &str, options: &[&str]) -> String {
+    let container = yendor.fresh(name);
+    let program = probe(name);
+    let options = [&["-e", "PROBE_LABELS=show"], options].concat();
+    yendor.run_detached_with(&container, &options, &[program.to_str().expect("UTF-8")]).exits(0);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    container
+}
+
+/// Takes an image of a container.
+pub fn take(yendor: &Yendor, container: &str) -> PathBuf {
+    let image = yendor.path(&format!("image-{container}"));
+    yendor.checkpoint(container, &image);
+    image
+}
+
+/// Restores an image, looks at what file `attr` says of every thread, pid 1 first, and ends the container. The probe
+/// must have found everything else unchanged.
+#[track_caller]
+pub fn restored(yendor: &Yendor, image: &Path, options: &[&str], attr: &str) -> (String, BTreeSet<String>) {
+    let container = yendor.fresh("restored");
+    yendor.restore_with(image, &container, options).exits(0);
+    let seen = seen(yendor, &container, attr);
+    end(yendor, &container);
+    seen
+}
+
+/// What file `attr` says of pid 1 of a container, and of all threads of its first process.
+#[track_caller]
+pub fn seen(yendor: &Yendor, container: &str, attr: &str) -> (String, BTreeSet<String>) {
+    let state = yendor.path("state/run").join(container).join("state.json");
+    let state = fs::read_to_string(&state).unwrap_or_else(|error| panic!("{}: {error}", state.display()));
+    let state: serde_json::Value = serde_json::from_str(&state).expect("the state is JSON");
+    let read = |path: PathBuf| {
+        let text = fs::read(&path).unwrap_or_default();
+        String::from_utf8_lossy(&text).trim_end_matches(['\0', '\n']).to_owned()
+    };
+    let init = read(PathBuf::from(format!("/proc/{}/attr/{attr}", state["init"])));
+    let threads = fs::read_dir(format!("/proc/{}/task", state["main"])).expect("the container runs");
+    (init, threads.flatten().map(|thread| read(thread.path().join("attr").join(attr))).collect())
+}
+
+/// Ends a probe, which must have nothing to complain of.
+#[track_caller]
+pub fn end(yendor: &Yendor, container: &str) {
+    yendor.kill(container, "USR1");
+    let code = yendor.wait(container);
+    let log = yendor.logs(container);
+    assert_eq!(code, 0, "{log}");
+}
+
+/// Restores an image, which must be denied in these words, and leave nothing.
+#[track_caller]
+pub fn denied(yendor: &Yendor, image: &Path, options: &[&str], words: &[&str]) {
+    let container = yendor.fresh("denied");
+    let said = yendor.restore_with(image, &container, options);
+    refused(yendor, &container, said, words);
+}
+
+/// What was said must be a denial in these words, and nothing may be left of the container.
+#[track_caller]
+pub fn refused(yendor: &Yendor, container: &str, said: Outcome, words: &[&str]) {
+    let said = said.exits(5).stderr;
+    for word in words {
+        assert!(said.contains(word), "no `{word}` in: {said}");
+    }
+    let left = yendor.tasks_left();
+    assert!(left.is_empty(), "{left:?} are left after: {said}");
+    let directory = yendor.path("state/run").join(container);
+    assert!(!directory.exists(), "{} is left after: {said}", directory.display());
+}
