@@ -1,6 +1,6 @@
 //! Security labels of a process and its threads, as each sees its own. They must be the same afterwards unless
-//! `PROBE_LABELS=show`: then they are told, line by line. `PROBE_LABELS_THREAD` is written to the current label of one
-//! thread, `PROBE_NO_NEW_PRIVS` sets what it says.
+//! `PROBE_LABELS=show`: then they are told, line by line. `PROBE_LABELS_THREAD=FILE TEXT` is what one thread writes
+//! to its own, `PROBE_NO_NEW_PRIVS` sets what it says.
 #![allow(unsafe_code)]
 
 use probe::{expect, say};
@@ -34,7 +34,8 @@ fn thread(label: Option<String>) -> Thread {
     let work = move || {
         probe::block_all();
         if let Some(label) = label {
-            let written = std::fs::write("/proc/thread-self/attr/apparmor/current", label);
+            let (file, text) = label.split_once(' ').unwrap_or((&label, ""));
+            let written = std::fs::write(format!("/proc/thread-self/attr/{file}"), text);
             expect("label of a thread", written.map_err(|error| error.to_string()), Ok(()));
         }
         // Nobody else sends.

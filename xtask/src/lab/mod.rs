@@ -34,6 +34,8 @@ pub struct Options {
 
 /// One machine.
 struct Config {
+    /// What comes in a later wave finds on the disk what an earlier one has left there.
+    wave: u32,
     /// The kernel's series.
     series: &'static str,
     /// What it is called, and what the tests of the guest look at.
@@ -43,13 +45,17 @@ struct Config {
 }
 
 const CONFIGS: &[Config] = &[
-    Config { series: "6.12", name: "plain", words: "lsm=landlock,yama" },
-    Config { series: "6.1", name: "plain", words: "lsm=landlock,yama" },
-    Config { series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf" },
+    Config { wave: 1, series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf" },
+    Config { wave: 1, series: "6.12", name: "plain", words: "lsm=landlock,yama" },
+    Config { wave: 1, series: "6.1", name: "plain", words: "lsm=landlock,yama" },
+    Config { wave: 2, series: "6.12", name: "selinux", words: "lsm=landlock,lockdown,yama,selinux,bpf enforcing=1" },
 ];
 
 /// For how long a machine may run. Emulated, on a busy host.
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// Bytes of the disk by which one machine hands an image to another.
+const DISK: u64 = 64 << 20;
 
 /// What the guest is given beside the command: all of them built by `cargo build --workspace --bins`.
 const GUEST: &str = "lab-guest";
@@ -114,9 +120,13 @@ fn all(options: &Options) -> Outcome<Vec<String>> {
         }
         machines.push(config);
     }
-    for (name, report) in lab.boot_all(&machines, &kernels, options)? {
-        skipped.extend(report.skipped.into_iter().map(|what| format!("{name}: {what}")));
-        failed.extend(report.failed.into_iter().map(|what| format!("{name}: {what}")));
+    fs::File::create(lab.disk())?.set_len(DISK)?;
+    for wave in 1..=2 {
+        let these: Vec<&Config> = machines.iter().copied().filter(|config| config.wave == wave).collect();
+        for (name, report) in lab.boot_all(&these, &kernels, options)? {
+            skipped.extend(report.skipped.into_iter().map(|what| format!("{name}: {what}")));
+            failed.extend(report.failed.into_iter().map(|what| format!("{name}: {what}")));
+        }
     }
     if failed.is_empty() { Ok(skipped) } else { Err(failed.join("\n").into()) }
 }
@@ -182,7 +192,14 @@ impl Lab {
         if let Some(test) = &options.test {
             words.push_str(&format!(" lab.test={test}"));
         }
-        let boot = machine::boot(&self.qemu, kernel, initramfs, &words, &log, LIMIT)?;
+        let parts = machine::Parts {
+            qemu: &self.qemu,
+            kernel,
+            initramfs,
+            disk: &self.disk(),
+            snapshot: config.name != "apparmor",
+        };
+        let boot = machine::boot(&parts, &words, &log, LIMIT)?;
         let mut report = read_report(&boot.log);
         match boot.code {
             Some(0) if report.failed.is_empty() => {}
@@ -203,6 +220,10 @@ impl Lab {
             kernel.release,
         );
         Ok(report)
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.cache.join("disk")
     }
 
     fn initramfs(&self, kernel: &Kernel, skipped: &mut Vec<String>) -> Outcome<PathBuf> {

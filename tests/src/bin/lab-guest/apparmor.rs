@@ -1,6 +1,6 @@
 //! AppArmor: profiles, stacks, hats, plans for the next program; and what a profile of the caller's denies.
 
-use crate::labels::{become_caller, both, denied, end, refused, restored, seen, start, take, yendor};
+use crate::labels::{become_caller, both, denied, end, hand_on, refused, restored, seen, start, take, yendor};
 use crate::table::{On, Test};
 use std::fs;
 use yendor_tests::{Flavour, PATIENCE, probe};
@@ -94,6 +94,7 @@ fn kept(flavour: Flavour) {
     load(1);
     let yendor = yendor(flavour);
     let image = take(&yendor, &start(&yendor, "labels", &["--lsm-profile", "apparmor:other"]));
+    hand_on(&image);
     // Pid 1 is not of the image.
     assert_eq!(restored(&yendor, &image, KEEP, CURRENT), (enforced("unconfined"), [enforced("other")].into()));
 }
@@ -143,7 +144,7 @@ fn plan(flavour: Flavour) {
 fn threads(flavour: Flavour) {
     load(1);
     let yendor = yendor(flavour);
-    let container = start(&yendor, "labels", &["-e", "PROBE_LABELS_THREAD=changeprofile other"]);
+    let container = start(&yendor, "labels", &["-e", "PROBE_LABELS_THREAD=apparmor/current changeprofile other"]);
     let (_, before) = seen(&yendor, &container, CURRENT);
     assert_eq!(before, [enforced("other"), enforced("unconfined")].into());
     let image = take(&yendor, &container);

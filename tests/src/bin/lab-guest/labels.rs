@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use yendor_tests::{Flavour, Outcome, PATIENCE, Yendor, probe};
+use std::process::Command;
+use yendor_tests::{Account, Flavour, Outcome, PATIENCE, Yendor, probe};
 
 /// The account without rights.
 pub fn user() -> Flavour {
@@ -70,6 +72,32 @@ pub fn seen(yendor: &Yendor, container: &str, attr: &str) -> (String, BTreeSet<S
     let init = read(PathBuf::from(format!("/proc/{}/attr/{attr}", state["init"])));
     let threads = fs::read_dir(format!("/proc/{}/task", state["main"])).expect("the container runs");
     (init, threads.flatten().map(|thread| read(thread.path().join("attr").join(attr))).collect())
+}
+
+/// Where machines put images for each other: a disk that outlives them.
+const DISK: &str = "/dev/nvme0n1";
+
+/// Gives an image to the machines that come later.
+#[track_caller]
+pub fn hand_on(image: &Path) {
+    let tar = Command::new("/bin/busybox").args(["tar", "-c", "-f", DISK, "-C"]).arg(image).arg(".").status();
+    assert!(tar.expect("busybox").success());
+    // SAFETY: no arguments.
+    unsafe { libc::sync() };
+}
+
+/// The image that an earlier machine has handed on.
+#[track_caller]
+pub fn fetched(yendor: &Yendor) -> PathBuf {
+    let image = yendor.path("fetched");
+    fs::create_dir(&image).expect("a directory of our own");
+    let tar = Command::new("/bin/busybox").args(["tar", "-x", "-f", DISK, "-C"]).arg(&image).status();
+    assert!(tar.expect("busybox").success());
+    let account = Account::of(yendor.flavour()).expect("the guest is root");
+    account.owns(&image);
+    fs::read_dir(&image).expect("a directory of our own").flatten().for_each(|file| account.owns(&file.path()));
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o700)).expect("chmod of our own");
+    image
 }
 
 /// Ends a probe, which must have nothing to complain of.

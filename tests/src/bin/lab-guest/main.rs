@@ -11,6 +11,7 @@ mod enter;
 mod init;
 mod labels;
 mod place;
+mod selinux;
 mod table;
 
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["run"] => table::run(),
+        ["hold-udp"] => hold_udp(),
         ["enter", module, label, command @ ..] => enter::enter(module, label, command),
         ["second"] => init::second(),
         _ if std::process::id() == 1 => init::first(),
@@ -28,4 +30,12 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// A program with a connected socket.
+fn hold_udp() -> ExitCode {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| s.connect("127.0.0.1:9").map(|()| s));
+    println!("{}", if socket.is_ok() { "ready" } else { "no socket" });
+    std::thread::sleep(std::time::Duration::from_secs(1000));
+    ExitCode::SUCCESS
 }

@@ -1,0 +1,231 @@
+//! SELinux, enforcing: domains, what is planned for files, sockets, keys and programs, and the image as an entry point.
+
+use crate::labels::{become_caller, both, denied, end, fetched, refused, restored, seen, start, take, yendor};
+use crate::table::{On, Test};
+use std::ffi::CString;
+use std::fs;
+use std::path::Path;
+use yendor_tests::{Flavour, PATIENCE, Yendor};
+
+const CURRENT: &str = "current";
+const TASK: &[&str] = &["--lsm-profile", "selinux:u:r:task_t"];
+const KEEP: &[&str] = &["--keep-lsm"];
+
+/// Tests for machines with SELinux.
+pub const TESTS: &[Test] = &[
+    test("selinux: a container's domain holds for all its tasks", || both(profile)),
+    test("selinux: a label is not taken from the image unless asked", || both(not_kept)),
+    test("selinux: labels are kept, also of what is to come", || both(kept)),
+    test("selinux: threads in bounded domains keep them", || both(threads)),
+    test("selinux: labels are not kept under another policy", || both(changed)),
+    test("selinux: a domain that the caller may not enter", || both(forbidden)),
+    test("selinux: a domain that the image is no entry point of", || both(entrypoint)),
+    test("selinux: an image of a machine with AppArmor", || both(foreign)),
+    test("selinux: exec joins the container's domain", || both(exec)),
+    test("selinux: no label for one thread of a restore", || both(early)),
+    test("selinux: denied socket", || both(|f| denies(f, &["inet-listen"], &[("no_socket_t", "socket(")]))),
+    test("selinux: denied connect", || both(connect)),
+    test("selinux: denied mount and ptrace", || {
+        both(|f| denies(f, &["labels"], &[("no_mount_t", "mount"), ("no_ptrace_t", "ptrace(")]));
+    }),
+];
+
+const fn test(name: &'static str, test: fn()) -> Test {
+    Test { name, on: On::Module("selinux"), test }
+}
+
+/// Loads one of the two policies.
+fn load(number: u32) {
+    let policy = fs::read(format!("/lab/policy/selinux-{number}.bin")).expect("the policy was compiled");
+    fs::write("/sys/fs/selinux/load", policy).expect("the policy is accepted");
+    assert_eq!(fs::read_to_string("/sys/fs/selinux/enforce").expect("selinuxfs").trim(), "1");
+}
+
+fn domain(name: &str) -> String {
+    format!("u:r:{name}")
+}
+
+fn profile(flavour: Flavour) {
+    load(1);
+    let yendor = yendor(flavour);
+    let container = start(&yendor, "labels", TASK);
+    assert_eq!(seen(&yendor, &container, CURRENT), (domain("kernel_t"), [domain("task_t")].into()));
+    let image = take(&yendor, &container);
+    assert_eq!(restored(&yendor, &image, TASK, CURRENT), (domain("kernel_t"), [domain("task_t")].into()));
+    let said = yendor.call(&["inspect", "--security", image.to_str().expect("UTF-8")]).exits(0).stdout;
+    assert!(said.contains("u:r:task_t"), "{said}");
+}
+
+fn not_kept(flavour: Flavour) {
+    load(1);
+    let mut yendor = yendor(flavour);
+    let image = take(&yendor, &start(&yendor, "labels", TASK));
+    become_caller(&mut yendor, Some(("selinux", "u:r:caller_t")));
+    assert_eq!(restored(&yendor, &image, &[], CURRENT), (domain("caller_t"), [domain("caller_t")].into()));
+    become_caller(&mut yendor, None);
+}
+
+/// A shell plans labels for everything that can have one.
+fn kept(flavour: Flavour) {
+    load(1);
+    let yendor = yendor(flavour);
+    let image = take(&yendor, &start(&yendor, "labels", TASK));
+    assert_eq!(restored(&yendor, &image, KEEP, CURRENT), (domain("kernel_t"), [domain("task_t")].into()));
+    let name = yendor.fresh("planner");
+    let words = "cd /proc/self/attr && echo u:object_r:data_t >fscreate && echo u:r:task_t >sockcreate &&
+        echo u:object_r:image_t >keycreate && echo u:r:task_t >exec && echo ready;
+        while :; do read -t 1 x; done </dev/zero";
+    yendor.run_detached_with(&name, TASK, &["sh", "-c", words]).exits(0);
+    yendor.wait_for_log(&name, "ready", PATIENCE);
+    let image = take(&yendor, &name);
+    let wanted = [
+        ("current", domain("task_t")),
+        ("exec", domain("task_t")),
+        ("fscreate", "u:object_r:data_t".to_owned()),
+        ("keycreate", "u:object_r:image_t".to_owned()),
+        ("sockcreate", domain("task_t")),
+    ];
+    for (keep, options) in [(true, KEEP), (false, &[][..])] {
+        let container = yendor.fresh("restored");
+        yendor.restore_with(&image, &container, options).exits(0);
+        for (attribute, label) in &wanted {
+            let (_, found) = seen(&yendor, &container, attribute);
+            let is = found.contains(label);
+            assert_eq!(is, keep, "{attribute}: {found:?}");
+        }
+        yendor.call(&["rm", "-f", &container]).exits(0);
+    }
+}
+
+/// One thread of the probe is in a domain that its process's domain bounds.
+fn threads(flavour: Flavour) {
+    load(1);
+    let yendor = yendor(flavour);
+    let options = [TASK, &["-e", "PROBE_LABELS_THREAD=current u:r:other_t"]].concat();
+    let container = start(&yendor, "labels", &options);
+    let (_, before) = seen(&yendor, &container, CURRENT);
+    assert_eq!(before, [domain("other_t"), domain("task_t")].into());
+    let image = take(&yendor, &container);
+    assert_eq!(restored(&yendor, &image, KEEP, CURRENT).1, before);
+}
+
+/// Root compares the policies; to others the kernel says only that another was loaded.
+fn changed(flavour: Flavour) {
+    load(1);
+    let root = flavour == Flavour::RootUserns;
+    let yendor = yendor(flavour);
+    let image = take(&yendor, &start(&yendor, "labels", TASK));
+    load(1);
+    if root {
+        assert_eq!(restored(&yendor, &image, KEEP, CURRENT).1, [domain("task_t")].into());
+    } else {
+        denied(&yendor, &image, KEEP, &["confine", "selinux", "could not read it"]);
+    }
+    load(2);
+    denied(
+        &yendor,
+        &image,
+        KEEP,
+        &["confine", "selinux", if root { "policy has changed" } else { "could not read it" }],
+    );
+    restored(&yendor, &image, &[], CURRENT);
+    load(1);
+}
+
+fn forbidden(flavour: Flavour) {
+    load(1);
+    let mut yendor = yendor(flavour);
+    let secret = take(&yendor, &start(&yendor, "labels", &["--lsm-profile", "selinux:u:r:secret_t"]));
+    let task = take(&yendor, &start(&yendor, "labels", TASK));
+    become_caller(&mut yendor, Some(("selinux", "u:r:caller_t")));
+    denied(&yendor, &secret, KEEP, &["confine", "label selinux:u:r:secret_t", "EACCES", "SELinux"]);
+    assert_eq!(restored(&yendor, &task, KEEP, CURRENT).1, [domain("task_t")].into());
+    let name = yendor.fresh("denied");
+    let said = yendor.run_detached_with(&name, &["--lsm-profile", "selinux:u:r:secret_t"], &["sleep", "100"]);
+    refused(&yendor, &name, said, &["EACCES"]);
+    let said = yendor.run_detached_with(&name, &["--lsm-profile", "selinux:no:such:context"], &["sleep", "100"]);
+    refused(&yendor, &name, said, &["selinux:no:such:context", "EINVAL"]);
+    become_caller(&mut yendor, None);
+}
+
+fn entrypoint(flavour: Flavour) {
+    load(1);
+    let yendor = yendor(flavour);
+    let image = take(&yendor, &start(&yendor, "labels", TASK));
+    for (label, may) in [("u:object_r:image_t", true), ("u:object_r:data_t", false)] {
+        for file in fs::read_dir(&image).expect("an image is a directory").flatten() {
+            relabel(&file.path(), label);
+        }
+        if may {
+            assert_eq!(restored(&yendor, &image, KEEP, CURRENT).1, [domain("task_t")].into());
+        } else {
+            denied(&yendor, &image, KEEP, &["confine", "label selinux:u:r:task_t", label, "no entry point"]);
+        }
+    }
+    restored(&yendor, &image, &[], CURRENT);
+}
+
+fn relabel(file: &Path, label: &str) {
+    let path = CString::new(file.to_str().expect("UTF-8")).expect("no NUL");
+    let name = c"security.selinux";
+    // SAFETY: strings with their zeros, and a buffer with its length.
+    let done = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), label.as_ptr().cast(), label.len(), 0) };
+    assert_eq!(done, 0, "{}: {}", file.display(), std::io::Error::last_os_error());
+}
+
+/// It was made by the machine with AppArmor.
+fn foreign(flavour: Flavour) {
+    load(1);
+    let yendor = yendor(flavour);
+    let image = fetched(&yendor);
+    denied(&yendor, &image, KEEP, &["apparmor", "selinux", "labels cannot be kept"]);
+    assert_eq!(restored(&yendor, &image, &[], CURRENT).1, [domain("kernel_t")].into());
+    assert_eq!(restored(&yendor, &image, TASK, CURRENT).1, [domain("task_t")].into());
+}
+
+fn exec(flavour: Flavour) {
+    load(1);
+    let yendor = yendor(flavour);
+    let container = start(&yendor, "labels", TASK);
+    let said = yendor.call(&["exec", &container, "--", "cat", "/proc/self/attr/current"]).exits(0).stdout;
+    assert_eq!(said.trim_end_matches(['\0', '\n']), domain("task_t"));
+    end(&yendor, &container);
+}
+
+fn early(flavour: Flavour) {
+    load(1);
+    let yendor = yendor(flavour);
+    let image = take(&yendor, &start(&yendor, "labels", &[]));
+    let container = yendor.fresh("refused");
+    let said = yendor.restore_with(&image, &container, &[TASK, &["--enforce", "early"]].concat()).exits(3).stderr;
+    assert!(said.contains("--enforce early") && yendor.tasks_left().is_empty(), "{said}");
+}
+
+/// An image that nobody hinders from being taken cannot be restored by callers who may not do this or that.
+fn denies(flavour: Flavour, program: &[&str], callers: &[(&str, &str)]) {
+    load(1);
+    let mut yendor = yendor(flavour);
+    let image = match program {
+        [probe] => take(&yendor, &start(&yendor, probe, &[])),
+        words => take(&yendor, &ready(&yendor, words)),
+    };
+    for (caller, word) in callers {
+        become_caller(&mut yendor, Some(("selinux", &domain(caller))));
+        denied(&yendor, &image, &[], &[word, "EACCES"]);
+    }
+    become_caller(&mut yendor, None);
+    let container = yendor.fresh("restored");
+    yendor.restore_with(&image, &container, &[]).exits(0);
+    yendor.call(&["rm", "-f", &container]).exits(0);
+}
+
+fn ready(yendor: &Yendor, words: &[&str]) -> String {
+    let container = yendor.fresh("holder");
+    yendor.run_detached_with(&container, &[], words).exits(0);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    container
+}
+
+fn connect(flavour: Flavour) {
+    denies(flavour, &["/lab/lab-guest", "hold-udp"], &[("no_connect_t", "connect(")]);
+}
