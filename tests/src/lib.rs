@@ -12,6 +12,7 @@ mod image;
 mod orphan;
 mod survive;
 mod task;
+mod terminal;
 mod yendor;
 
 pub use account::{Account, Flavour, skipped};
@@ -21,4 +22,5 @@ pub use image::{at, copy_image, forge};
 pub use orphan::{Orphans, Random, rounds};
 pub use survive::{Via, generations, probe_survives, tick_gap};
 pub use task::{Started, kill, marked, wait_until};
+pub use terminal::Terminal;
 pub use yendor::{Outcome, PATIENCE, Yendor};

@@ -40,6 +40,16 @@ impl Console {
 }
 
 impl Console {
+    /// Gives it this many rows and columns.
+    ///
+    /// # Errors
+    /// The ioctl's.
+    pub fn resize(&self, (ws_row, ws_col): (u16, u16)) -> Result<(), Cause> {
+        let size = rustix::termios::Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.slave, size).named("ioctl", || "TIOCSWINSZ".into())?;
+        Ok(())
+    }
+
     /// The container's side for standard input, output and error.
     ///
     /// # Errors

@@ -34,6 +34,8 @@ pub struct Launch {
     pub places: Places,
     /// The image's name, for the record.
     pub image_ref: Option<String>,
+    /// Whether its keeper removes its directory when it has ended.
+    pub remove: bool,
 }
 
 /// What runs in a container.
@@ -56,6 +58,8 @@ pub struct Started {
     pub notes: Vec<String>,
     /// Phases and their microseconds.
     pub timings: Vec<(String, u64)>,
+    /// Whether it has a terminal that nobody asked for: the image had one.
+    pub terminal: bool,
     control: Control,
 }
 
@@ -164,15 +168,28 @@ fn hand_over(what: &Launch, claim: &Claim, admitted: Admitted) -> Result<Started
         stdio: what.stdio,
         image: what.image_ref.clone(),
         seal: if let Source::Image(_, seal) = what.source { seal } else { None },
+        remove: what.remove,
+        window: window(),
     };
     control.send(&startup, &all).at(Step::Contain)?;
     match control.receive::<Report>().at(Step::Contain)? {
-        Some((Report::Started(s), _)) => {
-            Ok(Started { main: s.main, init: s.init, notes: s.notes, timings: s.timings, control })
-        }
+        Some((Report::Started(s), _)) => Ok(Started {
+            main: s.main,
+            init: s.init,
+            notes: s.notes,
+            timings: s.timings,
+            terminal: s.terminal,
+            control,
+        }),
         Some((Report::Failed(failure), _)) => Err(failure.into()),
         Some((Report::Ended(_), _)) | None => Err(keeper_gone(Step::Contain)),
     }
+}
+
+fn window() -> Option<(u16, u16)> {
+    let stdin = std::io::stdin();
+    let size = rustix::termios::tcgetwinsize(stdin.as_fd()).ok()?;
+    Some((size.ws_row, size.ws_col)).filter(|size| *size != (0, 0))
 }
 
 /// A missing image is a damaged one (exit 4), not a failed call.

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use yendor_image::{Bytes, Digest, FileId, Reader};
 use yendor_kinds::file::external::Filled;
 use yendor_kinds::file::timerfd::Clocks;
-use yendor_kinds::file::{Entry, Workshop};
+use yendor_kinds::file::{Entry, Record, Workshop};
 use yendor_kinds::namespace::{ipc, layer};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
@@ -75,6 +75,9 @@ fn live(control: Control) -> i32 {
     }
 }
 
+/// Rows and columns of a terminal that nobody looks at.
+const USUAL_SIZE: (u16, u16) = (24, 80);
+
 /// A running container and what the keeper needs to see it to its end.
 struct Kept {
     running: Running,
@@ -83,6 +86,8 @@ struct Kept {
     door: Option<Door>,
     console: Option<Console>,
     log: OwnedFd,
+    /// Whether its directory goes with it.
+    remove: bool,
     /// Kept open: checkpoints compare with them, and reach the container's layer through them.
     _open: Vec<OwnedFd>,
 }
@@ -131,6 +136,13 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     };
     labels.admit(&snapshot, &startup.granted)?;
     clock.mark("load");
+    // A terminal that the image had is made again, asked for or not: its tasks sit at it.
+    let late = console.is_none() && snapshot.files.iter().any(|f| matches!(f.record, Record::Console(_)));
+    let console = if late { Some(Console::open().at(Step::Contain)?) } else { console };
+    if let (Some(console), Some(size)) = (&console, startup.window.or(startup.spec.as_ref().map(|_| USUAL_SIZE))) {
+        console.resize(size).at(Step::Contain)?;
+    }
+    let log = if late { open_log(&directory).at(Step::Contain)? } else { log };
     let keeper_start = own_start(&contained).at(Step::Contain)?;
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation);
     let mut clocks = Clocks::default();
@@ -146,11 +158,15 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
         clock.mark("layers");
         front_lives(control).at(Step::Rebuild)?;
     }
-    let rebuilt = build(&snapshot, reader.as_ref(), &startup.request, &mut labels, contained, clocks, &stdio)?;
+    let slave = console.as_ref().map(|c| &c.slave);
+    let outside = Outside { stdio: &stdio, console: slave };
+    let rebuilt = build(&snapshot, reader.as_ref(), &startup.request, &mut labels, contained, clocks, &outside)?;
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
+    state.terminal = console.is_some();
+    state.cgroups = rebuilt.cgroups();
     let kinds = [Standard::Stdin, Standard::Stdout, Standard::Stderr];
     // A terminal of the container's own is known by its master, which no task has.
-    let stdio_kept = if console.is_some() { &[][..] } else { &stdio[..] };
+    let stdio_kept = if console.is_some() && !late { &[][..] } else { &stdio[..] };
     state.standard = stdio_kept.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
     state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
     write_state(&directory, &state).at(Step::Thaw)?;
@@ -160,9 +176,30 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     front_lives(control).at(Step::Thaw)?;
     let running = rebuilt.thaw()?;
     clock.mark("thaw");
-    let started =
-        Started { main: running.main, init: running.init, notes: running.notes.clone(), timings: clock.phases };
-    Ok((Kept { running, directory, state, door: Some(door), console, log, _open: open }, started))
+    let started = Started {
+        main: running.main,
+        init: running.init,
+        notes: running.notes.clone(),
+        timings: clock.phases,
+        terminal: late,
+    };
+    Ok((
+        Kept { running, directory, state, door: Some(door), console, log, remove: startup.remove, _open: open },
+        started,
+    ))
+}
+
+/// What the container has of the world outside.
+struct Outside<'a> {
+    stdio: &'a [OwnedFd; 3],
+    /// Its side of its terminal.
+    console: Option<&'a OwnedFd>,
+}
+
+/// The container's log, where the front made none.
+fn open_log(directory: &OwnedFd) -> std::result::Result<OwnedFd, SysError> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, "log", flags, Mode::RUSR | Mode::WUSR).named("openat", || "log".into())
 }
 
 fn build(
@@ -172,12 +209,11 @@ fn build(
     labels: &mut Labels,
     contained: Contained,
     clocks: Clocks,
-    stdio: &[OwnedFd; 3],
+    outside: &Outside<'_>,
 ) -> Result<Rebuilt> {
-    let [stdin, stdout, stderr] = stdio;
+    let [stdin, stdout, stderr] = outside.stdio;
     let dup = |fd: &OwnedFd| fd.try_clone().map(Some).map_err(|e| SysError::io("dup", "", &e)).at(Step::Rebuild);
-    // The container's terminal, or the caller's where the caller sits at one.
-    let console = if rustix::termios::isatty(stdin) { dup(stdin)? } else { None };
+    let console = outside.console.map(dup).transpose()?.flatten();
     let filled = Filled { stdin: dup(stdin)?, stdout: dup(stdout)?, stderr: dup(stderr)?, console };
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .named("open", || "/".into())
@@ -304,10 +340,11 @@ fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generati
         request,
         image: startup.image.clone(),
         logged: startup.stdio == Stdio::Log,
-        terminal: startup.stdio == Stdio::Terminal,
+        terminal: false,
         standard: Vec::new(),
         layers: Vec::new(),
         generation,
+        cgroups: Vec::new(),
     }
 }
 
@@ -336,8 +373,14 @@ impl Kept {
         }
         let status = self.running.wait().ok().flatten().unwrap_or(SIGKILL);
         self.state.status = if self.is_checkpointed() { Status::Checkpointed } else { Status::Exited(status) };
+        // Empty now.
+        drop(self.running.cgroup.take());
         // The directory may be gone with its container (`rm -f`).
         let _ = write_state(&self.directory, &self.state);
+        if self.remove {
+            // What cannot be removed stays to be seen by `ps -a`, and `rm` says why.
+            let _ = crate::state::remove_open(&self.directory, &self.state.name);
+        }
         let _ = control.send(&Report::Ended(status), &[]);
     }
 
@@ -355,14 +398,14 @@ pub const CHECKPOINTED: &str = "checkpointed";
 
 /// The file of a container that is composed with a terminal.
 pub(crate) fn terminal_file() -> Entry {
-    use yendor_kinds::file::{Record, console};
+    use yendor_kinds::file::console;
     const O_RDWR: u32 = 2;
     Entry { id: FileId(0), flags: O_RDWR, owner: None, record: Record::Console(console::Record { terminal: None }) }
 }
 
 /// The files of a container that is composed: the three standard ones.
 pub(crate) fn standard_files() -> Vec<Entry> {
-    use yendor_kinds::file::{Record, external};
+    use yendor_kinds::file::external;
     let kinds = [external::Record::Stdin, external::Record::Stdout, external::Record::Stderr];
     let entry = |(i, record): (usize, external::Record)| Entry {
         id: FileId(u32::try_from(i).unwrap_or(0)),

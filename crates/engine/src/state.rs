@@ -2,9 +2,14 @@
 //!
 //! `state.json` of a container is written by its keeper alone, by rename, so that a reader never sees half of it.
 
+use std::ffi::CStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 
 use yendor_image::{Bytes, Digest};
@@ -59,6 +64,9 @@ pub struct State {
     pub layers: Vec<(Bytes, i32)>,
     /// How many checkpoints lie behind it: 0 for a new one, else the image's.
     pub generation: u64,
+    /// The cgroups that were made for it. Its keeper removes them; who removes a container that has lost its keeper does.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
 }
 
 /// What a container is doing.
@@ -170,6 +178,54 @@ fn remove_mapped(directory: &Path) -> io::Result<()> {
         Err(e) => format!("unshare: {e}"),
     };
     Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("files of subordinate ids are left ({said})")))
+}
+
+/// Removes a container's directory from within: its descriptor is all that its keeper has of the host.
+pub(crate) fn remove_open(directory: &OwnedFd, name: &str) -> Result<(), Errno> {
+    let above = openat(directory, "..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    clear(directory, b"", 0)?;
+    unlinkat(above, name, AtFlags::REMOVEDIR)
+}
+
+fn clear(directory: &OwnedFd, path: &[u8], depth: u32) -> Result<(), Errno> {
+    // Deeper than any path can be opened; what is made stepwise below that stays.
+    const DEEPEST: u32 = 1024;
+    if depth > DEEPEST {
+        return Err(Errno::NAMETOOLONG);
+    }
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let name = entry?.file_name().to_owned();
+        if name.to_bytes() != b"." && name.to_bytes() != b".." {
+            names.push(name);
+        }
+    }
+    for name in names {
+        let path = [path, b"/", name.to_bytes()].concat();
+        match unlink(directory, &name, &path, AtFlags::empty()) {
+            Err(Errno::ISDIR) => {}
+            other => {
+                other?;
+                continue;
+            }
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        clear(&openat(directory, &name, flags, Mode::empty())?, &path, depth + 1)?;
+        unlink(directory, &name, &path, AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
+}
+
+/// A place in the layer on which the container still has something mounted is freed of it first.
+fn unlink(directory: &OwnedFd, name: &CStr, path: &[u8], flags: AtFlags) -> Result<(), Errno> {
+    match unlinkat(directory, name, flags) {
+        Err(Errno::BUSY) => {
+            let inside = path.strip_prefix(b"/upper").ok_or(Errno::BUSY)?;
+            unmount(inside, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+            unlinkat(directory, name, flags)
+        }
+        other => other,
+    }
 }
 
 impl State {

@@ -25,6 +25,10 @@ pub struct Startup {
     pub image: Option<String>,
     /// Which image it is, by content, where the caller has looked.
     pub seal: Option<Digest>,
+    /// Rows and columns of the caller's terminal, where there is one.
+    pub window: Option<(u16, u16)>,
+    /// Whether the container's directory goes when it has ended.
+    pub remove: bool,
 }
 
 /// A program to start.
@@ -86,6 +90,8 @@ pub struct Started {
     pub notes: Vec<String>,
     /// Phases and their microseconds.
     pub timings: Vec<(String, u64)>,
+    /// Whether it has a terminal that nobody asked for: the image had one.
+    pub terminal: bool,
 }
 
 /// An [`Error`] as a message.

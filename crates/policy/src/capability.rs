@@ -32,6 +32,14 @@ pub fn one(name: &str) -> Result<u64, Unknown> {
     Ok(1 << number)
 }
 
+/// The names of a mask, as [`one`] reads them.
+pub fn names(mask: u64) -> impl Iterator<Item = String> {
+    let of = move |(number, name): (usize, &&str)| {
+        (mask & 1 << number != 0).then(|| format!("CAP_{}", name.to_ascii_uppercase()))
+    };
+    NAMES.iter().enumerate().filter_map(of)
+}
+
 /// By number.
 const NAMES: [&str; 41] = [
     "chown",

@@ -88,6 +88,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Engine(e) => e.fmt(f),
+            Failure::Image(yendor_image::Error::Missing { file }) if file.starts_with('/') => {
+                write!(f, "there is no image at {file}")
+            }
             Failure::Image(e) => e.fmt(f),
             Failure::NotYet(what) => write!(f, "not supported yet: {what}"),
             Failure::Usage(what) | Failure::Failed(what) | Failure::Denied(what) | Failure::Said { what, .. } => {

@@ -17,6 +17,11 @@ fn loudness() -> i8 {
     LOUDNESS.get().copied().unwrap_or(0)
 }
 
+/// A number of things: `1 task`, `2 tasks`.
+pub fn count(n: usize, thing: &str) -> String {
+    if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
+}
+
 /// Data, to standard output. A reader that has gone away is no failure of ours.
 pub fn out(text: &str) {
     let mut stdout = std::io::stdout().lock();
@@ -143,6 +148,11 @@ mod tests {
         let dates = [0, 951_827_696, 1_795_500_000].map(date);
         assert_eq!(dates, ["1970-01-01 00:00:00 UTC", "2000-02-29 12:34:56 UTC", "2026-11-24 06:00:00 UTC"]);
         assert_eq!([5, 65, 3700, 90_000].map(seconds), ["5s", "1m05s", "1h01m", "1d01h"]);
+    }
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        assert_eq!([0, 1, 2].map(|n| count(n, "task")), ["0 tasks", "1 task", "2 tasks"]);
     }
 
     #[test]

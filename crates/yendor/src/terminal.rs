@@ -187,7 +187,7 @@ fn show(master: &OwnedFd, output: BorrowedFd<'_>) -> Result<bool, Failure> {
 }
 
 /// Gives the other side the size of the caller's terminal, if there is one.
-fn resize(from: BorrowedFd<'_>, master: &OwnedFd) {
+pub fn resize(from: BorrowedFd<'_>, master: &OwnedFd) {
     if let Ok(size) = tcgetwinsize(from) {
         // The other side may be closing; then its size is of no interest.
         let _ = tcsetwinsize(master, size);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime;
 use yendor_image::Bytes;
 use yendor_kinds::Cause;
-use yendor_policy::seccomp;
+use yendor_policy::{capability, seccomp};
 use yendor_sys::SysError;
 
 use crate::error::{At, Result, Step, With};
@@ -125,6 +125,9 @@ impl Bundle {
         request.layout = Some(self.layout.clone());
         request.memory = request.memory.or(self.memory);
         request.pids = request.pids.or(self.pids);
+        if let Some([_, _, _, bounding, _]) = self.spec.as_ref().and_then(|spec| spec.capabilities) {
+            request.cap_drop.extend(capability::names(capability::ALL & !bounding));
+        }
         request.policy.seccomp = request.policy.seccomp.take().or_else(|| self.seccomp.clone());
         for volume in &self.volumes {
             match request.volumes.iter_mut().find(|own| own.name == volume.name) {

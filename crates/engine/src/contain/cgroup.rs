@@ -27,6 +27,8 @@ struct Made {
     name: String,
     path: PathBuf,
     fd: OwnedFd,
+    /// Whether it is not for the container.
+    aside: bool,
 }
 
 impl Cgroup {
@@ -57,13 +59,22 @@ impl Cgroup {
         let (parent, v2) = hierarchy(controller, mounts, own)
             .ok_or(Errno::NODEV)
             .named("open", || format!("a cgroup with the {controller} controller"))?;
-        let name = format!("yendor-{}-{}", request.name, rustix::process::getpid().as_raw_nonzero());
+        let pid = rustix::process::getpid().as_raw_nonzero();
+        let name = format!("yendor-{}-{pid}", request.name);
         let path = parent.join(&name);
         if !self.made.iter().any(|m| m.path == path) {
             self.made.push(make(&parent, name, path.clone())?);
         }
         if v2 {
-            hand_down(&parent, controller)?;
+            match hand_down(&parent, controller) {
+                Err(Cause::Sys(e)) if e.errno == Errno::BUSY => {
+                    // Limits can be handed down only where no task sits (cgroups(7), no internal processes).
+                    let aside = format!("yendor-front-{pid}");
+                    self.made.push(step_aside(&parent, aside)?);
+                    hand_down(&parent, controller)?;
+                }
+                other => other?,
+            }
         }
         let file = match (controller, v2) {
             ("memory", true) => "memory.max",
@@ -71,7 +82,19 @@ impl Cgroup {
             _ => "pids.max",
         };
         let made = self.made.iter().find(|m| m.path == path).ok_or(Errno::NOENT).named("open", String::new)?;
-        write(&made.fd, &made.path, file, &limit.to_string())
+        // Pid 1 is ours, not the caller's: the limit of tasks does not count it.
+        let limit = if controller == "pids" { limit.saturating_add(1) } else { limit };
+        write(&made.fd, &made.path, file, &limit.to_string())?;
+        if controller == "memory" {
+            without_swap(made, v2, limit)?;
+        }
+        Ok(())
+    }
+
+    /// Where they are, but for the one of the front and the keeper.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.made.iter().map(|m| m.path.clone()).collect()
     }
 
     /// Moves a task into them, the container's first one before it has any child. By its pid as the keeper sees it.
@@ -79,7 +102,7 @@ impl Cgroup {
     /// # Errors
     /// `EACCES` where moving is not delegated.
     pub fn adopt(&self, pid: i32) -> Result<()> {
-        for made in &self.made {
+        for made in self.made.iter().filter(|m| !m.aside) {
             write(&made.fd, &made.path, "cgroup.procs", &pid.to_string())
                 .map_err(|cause| explain("", cause))
                 .at(Step::Contain)?;
@@ -88,9 +111,22 @@ impl Cgroup {
     }
 }
 
+/// Where a cgroup with a limit of `memory` or `pids` would be made, if there is a hierarchy for it at all.
+///
+/// # Errors
+/// What /proc says.
+pub fn place(controller: &str) -> Result<Option<PathBuf>> {
+    let mounts = read("/proc/self/mountinfo").and_then(|text| Ok(mountinfo::parse(&text)?)).at(Step::Admit)?;
+    let own = read("/proc/self/cgroup").and_then(|text| Ok(cgroup::parse(&text)?)).at(Step::Admit)?;
+    Ok(hierarchy(controller, &mounts, &own).map(|(path, _)| path))
+}
+
 impl Drop for Cgroup {
     fn drop(&mut self) {
         for made in &self.made {
+            if made.aside {
+                step_back(made);
+            }
             // Busy for a moment after the last task has ended; bounded, as nobody waits for it longer.
             for _ in 0..50 {
                 match unlinkat(&made.parent, made.name.as_str(), AtFlags::REMOVEDIR) {
@@ -143,7 +179,51 @@ fn make(parent: &Path, name: String, path: PathBuf) -> Caused<Made> {
     let above = openat(CWD, parent, directory, Mode::empty()).named("open", || format!("{parent:?}"))?;
     mkdirat(&above, name.as_str(), Mode::from_raw_mode(0o755)).named("mkdir", || format!("{path:?}"))?;
     let fd = openat(&above, name.as_str(), directory, Mode::empty()).named("open", || format!("{path:?}"))?;
-    Ok(Made { parent: above, name, path, fd })
+    Ok(Made { parent: above, name, path, fd, aside: false })
+}
+
+/// The limit holds for memory and swap together, where swap is counted.
+fn without_swap(made: &Made, v2: bool, limit: u64) -> Caused<()> {
+    let (file, value) = if v2 { ("memory.swap.max", 0) } else { ("memory.memsw.limit_in_bytes", limit) };
+    match write(&made.fd, &made.path, file, &value.to_string()) {
+        Err(Cause::Sys(e)) if e.errno == Errno::NOENT => Ok(()),
+        other => other,
+    }
+}
+
+/// Moves the keeper and the front, if they are alone in the caller's cgroup, into one below it. Other tasks there are not
+/// ours to move.
+fn step_aside(parent: &Path, name: String) -> Caused<Made> {
+    let file = parent.join("cgroup.procs");
+    let text = std::fs::read_to_string(&file).map_err(|e| SysError::io("read", file.display().to_string(), &e))?;
+    let ours = [
+        rustix::process::Pid::as_raw(Some(rustix::process::getpid())),
+        rustix::process::Pid::as_raw(rustix::process::getppid()),
+    ];
+    let there: Vec<i32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    if let Some(stranger) = there.iter().find(|pid| !ours.contains(pid)) {
+        let shown = format!("{file:?}: process {stranger} sits there beside ours");
+        return Err(SysError::new("write", shown, Errno::BUSY).into());
+    }
+    let path = parent.join(&name);
+    let made = Made { aside: true, ..make(parent, name, path)? };
+    for pid in there {
+        write(&made.fd, &made.path, "cgroup.procs", &pid.to_string())?;
+    }
+    Ok(made)
+}
+
+/// Moves the keeper, and the front if it is still there, back. Where that is refused, the cgroup is left to whoever has
+/// delegated the one above.
+fn step_back(made: &Made) {
+    for controller in ["-memory", "-pids"] {
+        let _ = write(&made.parent, &made.path, "cgroup.subtree_control", controller);
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(procs) = openat(&made.fd, "cgroup.procs", flags, Mode::empty()) else { return };
+    for pid in std::io::read_to_string(std::fs::File::from(procs)).unwrap_or_default().lines() {
+        let _ = write(&made.parent, &made.path, "cgroup.procs", pid);
+    }
 }
 
 /// Lets children of the caller's cgroup use a controller (v2 only).
@@ -166,4 +246,34 @@ fn write(fd: &OwnedFd, path: &Path, file: &str, text: &str) -> Caused<()> {
 
 fn read(path: &'static str) -> Caused<Vec<u8>> {
     std::fs::read(path).map_err(|e| SysError::io("open", path, &e).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who sits in the caller's cgroup beside us is not ours to move: the limit is refused, by the name of the process.
+    #[test]
+    fn strangers_are_not_moved_out_of_the_way() {
+        let top = Path::new("/sys/fs/cgroup/unified");
+        let top = if top.exists() { top } else { Path::new("/sys/fs/cgroup") };
+        let parent = top.join(format!("yendor-unit-{}", std::process::id()));
+        if std::fs::create_dir(&parent).is_err() || !parent.join("cgroup.procs").exists() {
+            eprintln!("skipped: no cgroup 2 can be made here");
+            return;
+        }
+        let mut stranger = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let moved = std::fs::write(parent.join("cgroup.procs"), stranger.id().to_string());
+        let refused = step_aside(&parent, "yendor-front".into());
+        stranger.kill().and_then(|()| stranger.wait()).expect("a child of ours");
+        let empty = step_aside(&parent, "yendor-front".into()).map(|_| parent.join("yendor-front"));
+        if let Ok(path) = &empty {
+            std::fs::remove_dir(path).expect("rmdir");
+        }
+        std::fs::remove_dir(&parent).expect("rmdir");
+        moved.expect("a child of ours can be moved");
+        let said = refused.expect_err("moved a stranger").to_string();
+        assert!(said.contains(&format!("process {}", stranger.id())), "{said}");
+        assert!(empty.is_ok(), "{empty:?}");
+    }
 }

@@ -15,6 +15,7 @@ mod process;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use yendor_image::{FileId, Reader, ShmId};
 use yendor_kinds::file::{Entry, Record, Workshop};
@@ -31,7 +32,7 @@ use yendor_task::{Arena, Script, gadget};
 
 use self::memory::Memories;
 use crate::confine::Confine;
-use crate::contain::Contained;
+use crate::contain::{Cgroup, Contained};
 use crate::error::{At, Result, Step, With};
 use crate::label::Labels;
 use crate::request::{Enforce, Request};
@@ -112,6 +113,8 @@ pub struct Rebuilt {
     threads: Vec<i32>,
     /// Warnings: what could not be had in full.
     pub notes: Vec<String>,
+    /// Its limits.
+    cgroup: Option<Cgroup>,
     done: bool,
 }
 
@@ -197,6 +200,8 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let mut site =
         Site { arena, proc, snapshot, files, late, objects, pages, parked: Vec::new(), now, confine, labels, held };
     let built = (|| {
+        // Before it has any child: all of them are born into the limits.
+        contained.cgroup.iter().try_for_each(|cgroup| cgroup.adopt(init))?;
         let init = init::start(&mut site, init, &contained.late_mounts)?;
         contained.seal()?;
         site.confine.allow()?;
@@ -227,12 +232,18 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     };
     let main = threads.iter().find(|t| t.inside == root).map_or(init, |t| t.tid);
     let threads = threads.iter().map(|t| t.tid).collect();
-    let rebuilt = Rebuilt { init, main, arena: site.arena, threads, notes, done: false };
+    let cgroup = contained.cgroup.take();
+    let rebuilt = Rebuilt { init, main, arena: site.arena, threads, notes, cgroup, done: false };
     init::become_init(&rebuilt, root).at(Step::Rebuild)?;
     Ok(rebuilt)
 }
 
 impl Rebuilt {
+    /// Where its limits are.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        self.cgroup.as_ref().map(Cgroup::paths).unwrap_or_default()
+    }
+
     /// thaw: every task runs, at once or not at all.
     ///
     /// # Errors
@@ -257,6 +268,7 @@ impl Rebuilt {
             main: self.main,
             memory: memory.at(Step::Thaw)?,
             notes: std::mem::take(&mut self.notes),
+            cgroup: self.cgroup.take(),
         })
     }
 }
@@ -270,6 +282,8 @@ pub struct Running {
     pub main: i32,
     /// What could not be had in full.
     pub notes: Vec<String>,
+    /// Its limits; they go when this is dropped.
+    pub cgroup: Option<Cgroup>,
     memory: Mapping,
 }
 

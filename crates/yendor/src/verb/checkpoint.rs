@@ -117,7 +117,11 @@ impl Checkpoint {
         }
         let (size, time, stopped) = (print::bytes(*bytes), print::micros(total), print::micros(*stopped_us));
         let phases = print::phases(timings);
-        print::note(&format!("{tasks} tasks, {files} open files, {size} in {time} ({phases}; stopped {stopped})"));
+        print::note(&format!(
+            "{}, {}, {size} in {time} ({phases}; stopped {stopped})",
+            print::count(*tasks, "task"),
+            print::count(*files, "file")
+        ));
         print::out(&image.reference.to_string());
     }
 }

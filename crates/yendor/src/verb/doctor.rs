@@ -8,6 +8,7 @@ use clap::Args;
 use rustix::fs::{Access, access};
 use serde_json::json;
 use yendor_engine::admit;
+use yendor_engine::contain::cgroup;
 use yendor_engine::contain::userns::Caller;
 use yendor_engine::request::{Net, Request, Root, Userns};
 use yendor_policy::host::{self, Person, Policy, Verb};
@@ -238,24 +239,23 @@ fn children() -> Finding {
 
 fn cgroup() -> Finding {
     const WHAT: &str = "cgroups";
-    let own = read("/proc/self/cgroup").unwrap_or_default();
-    let meaning = "--memory and --pids are refused; everything else works.\n\
+    let meaning = "--memory and --pids are refused where it says no; everything else works.\n\
                    With systemd: systemd-run --user --scope -p Delegate=yes yendor ...";
-    let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::")) else {
-        return fact(WHAT, "no cgroup version 2", meaning);
+    let of = |(controller, option): (&str, &str)| {
+        let path = cgroup::place(controller).ok().flatten();
+        let writable = |p: &PathBuf| {
+            access(p, Access::WRITE_OK).is_ok() && access(p.join("cgroup.procs"), Access::WRITE_OK).is_ok()
+        };
+        match &path {
+            None => (false, format!("{option}: no, no hierarchy has the controller")),
+            Some(path) if writable(path) => (true, format!("{option}: yes, {}", path.display())),
+            Some(path) => (false, format!("{option}: no, {} is not delegated to this user", path.display())),
+        }
     };
-    let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-    let directory = roots.iter().map(|r| PathBuf::from(format!("{r}{path}"))).find(|d| d.join("cgroup.procs").exists());
-    let Some(directory) = directory else { return fact(WHAT, "version 2 is not mounted", meaning) };
-    let controllers = std::fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
-    let writable = access(&directory, Access::WRITE_OK).is_ok()
-        && access(directory.join("cgroup.procs"), Access::WRITE_OK).is_ok();
-    let has = |name: &str| controllers.split_whitespace().any(|c| c == name);
-    match (writable, has("memory") && has("pids")) {
-        (true, true) => yes(WHAT, format!("{} is delegated", directory.display())),
-        (true, false) => fact(WHAT, format!("{} has no memory and pids controllers", directory.display()), meaning),
-        (false, _) => fact(WHAT, format!("{} is not delegated to this user", directory.display()), meaning),
-    }
+    let (good, lines): (Vec<bool>, Vec<String>) =
+        [("memory", "--memory"), ("pids", "--pids")].map(of).into_iter().unzip();
+    let value = lines.join("; ");
+    if good.iter().all(|g| *g) { yes(WHAT, value) } else { fact(WHAT, value, meaning) }
 }
 
 fn policy() -> Finding {

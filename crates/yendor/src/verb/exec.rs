@@ -11,13 +11,15 @@ use std::process::{Command, Stdio};
 use clap::Args;
 use rustix::process::DumpableBehavior;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::thread::{ThreadNameSpaceType as Ns, move_into_thread_name_spaces};
+use rustix::thread::{CapabilitySet, ThreadNameSpaceType as Ns, move_into_thread_name_spaces};
 use yendor_engine::process::lead_session;
 use yendor_engine::state::{Places, State};
 use yendor_policy::lsm::Entry;
 
+use yendor_policy::capability;
+
 use crate::failure::{Failure, Outcome};
-use crate::terminal::Relay;
+use crate::terminal::{Relay, resize};
 use crate::{container, foreground, parse, signal};
 
 /// Run a command in a running container, beside what runs there
@@ -59,6 +61,7 @@ impl Exec {
         enter(&init, found.state.init)?;
         labels.iter().try_for_each(Entry::enter).map_err(denied)?;
         std::env::set_current_dir(&self.workdir).map_err(|e| Failure::io("chdir", &self.workdir, &e))?;
+        drop_capabilities(&found.state.request.cap_drop)?;
         let mut command = self.command()?;
         let signals = foreground::block_signals(if self.tty { &[signal::WINCH] } else { &[] })?;
         if !self.tty {
@@ -66,6 +69,7 @@ impl Exec {
             return foreground::see_child(&signals, child);
         }
         let (master, peer) = terminal()?;
+        resize(std::io::stdin().as_fd(), &master);
         for (number, stdio) in [Command::stdin, Command::stdout, Command::stderr].into_iter().zip(copies(&peer)?) {
             number(&mut command, stdio);
         }
@@ -150,6 +154,16 @@ fn enter(init: &OwnedFd, pid: i32) -> Result<(), Failure> {
         let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
         rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed("setresgid"))?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed("setresuid"))?;
+    }
+    Ok(())
+}
+
+/// What nobody in the container gets, this command does not get: no program that it starts can.
+fn drop_capabilities(names: &[String]) -> Result<(), Failure> {
+    let mask = capability::mask(names).map_err(|e| Failure::Failed(e.to_string()))?;
+    for one in CapabilitySet::from_bits_retain(mask).iter() {
+        rustix::thread::remove_capability_from_bounding_set(one)
+            .map_err(|e| Failure::Failed(format!("prctl(PR_CAPBSET_DROP): {e}")))?;
     }
     Ok(())
 }

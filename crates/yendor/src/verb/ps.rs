@@ -59,7 +59,8 @@ impl Row {
         if now == Now::Running {
             for pid in container::descendants(state.init) {
                 let Some(stat) = Stat::of(pid) else { continue };
-                tasks += stat.threads;
+                // Pid 1 is ours, not the container's own.
+                tasks += if pid == state.init && pid != state.main { 0 } else { stat.threads };
                 memory += proportional(pid).unwrap_or(stat.resident.saturating_mul(4096));
             }
             let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());

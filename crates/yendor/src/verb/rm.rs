@@ -1,7 +1,8 @@
 //! `yendor rm`: a container and all that is kept of it goes.
 
+use std::io::ErrorKind;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use yendor_engine::claim;
@@ -13,6 +14,7 @@ use crate::name;
 use crate::verb::start;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(1);
 
 /// Remove a container that has ended, with its private files and its log
 ///
@@ -41,6 +43,9 @@ impl Rm {
             return Err(Failure::Failed(what));
         }
         end(&found)?;
+        for path in &found.state.cgroups {
+            forget_cgroup(path)?;
+        }
         container::remove(&found.directory)?;
         Ok(0)
     }
@@ -57,6 +62,25 @@ impl Rm {
             return Ok(0);
         }
         Err(why)
+    }
+}
+
+/// Removes a cgroup that its keeper has left behind. Never one that is not Yendor's, nor one that somebody is in.
+fn forget_cgroup(path: &Path) -> Result<(), Failure> {
+    let ours = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("yendor-"));
+    if !ours {
+        return Ok(());
+    }
+    let begin = Instant::now();
+    loop {
+        match std::fs::remove_dir(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            // Its last task may not be quite gone.
+            Err(e) if e.kind() == ErrorKind::ResourceBusy && begin.elapsed() < BUSY => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other.map_err(|e| Failure::io("rmdir", path, &e)),
+        }
     }
 }
 

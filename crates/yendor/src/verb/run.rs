@@ -60,10 +60,7 @@ pub struct Run {
 impl Run {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        refuse(&[
-            ("--rm with --detach", self.rm && self.detach),
-            ("--interactive with --detach", self.interactive && self.detach && !self.tty),
-        ])?;
+        refuse(&[("--interactive with --detach", self.interactive && self.detach && !self.tty)])?;
         let mut bundle = self.container.bundle()?;
         let home = if self.user.is_none_or(|(uid, _)| uid == 0) { "/root" } else { "/" };
         let spec = Spec {

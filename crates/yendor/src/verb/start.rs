@@ -55,6 +55,7 @@ impl Start {
             stdio,
             places: places.clone(),
             image_ref: self.image.clone(),
+            remove: self.remove && self.detach,
         };
         let hidden = if self.detach { Some(Hidden::hide()?) } else { None };
         let launched = launch(&what);
@@ -77,11 +78,12 @@ impl Start {
         let sentence =
             format!("{} {name} in {} ({})", self.done, print::micros(total), print::phases(&started.timings));
         if !self.detach {
+            let tty = self.tty || started.terminal;
             return stay(
                 started,
                 &places,
                 &name,
-                &Stay { tty: self.tty, remove: self.remove, json: self.json, sentence },
+                &Stay { tty, remove: self.remove, json: self.json, sentence },
                 summary,
             );
         }

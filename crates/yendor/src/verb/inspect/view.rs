@@ -130,6 +130,9 @@ pub fn tree(snapshot: &Snapshot) -> String {
 pub fn describe(record: &Record) -> String {
     let value = serde_json::to_value(record).unwrap_or_default();
     // {"kind": {fields}}
+    if matches!(record, Record::Console(_)) {
+        return "console the container's terminal".to_owned();
+    }
     let inner = value.as_object().and_then(|o| o.values().next()).cloned().unwrap_or(value);
     format!("{} {}", record.kind(), shortened(&inner)).trim_end().to_owned()
 }
