@@ -1,10 +1,8 @@
-#!/usr/bin/python3
 """CPython with threads, asyncio and a subprocess that talks through pipes."""
-import asyncio, signal, subprocess, sys, threading, time
+import asyncio
 
 counts = [0] * 8
 stop = threading.Event()
-asked = threading.Event()
 
 
 def work(i):
@@ -33,17 +31,17 @@ async def main():
     loop.add_signal_handler(signal.SIGUSR1, asked.set)
     queue = asyncio.Queue()
     task = asyncio.create_task(ticker(queue))
-    print("ready", flush=True)
+    say("ready")
     last = 0
     while (n := await queue.get()) is not None:
         if n != last + 1:
-            sys.exit("FAIL: tick %d after %d" % (n, last))
+            fail("tick %d after %d" % (n, last))
         last = n
         line = b"line %d\n" % n
         cat.stdin.write(line)
         cat.stdin.flush()
         if cat.stdout.readline() != line:
-            sys.exit("FAIL: cat lost a line")
+            fail("cat lost a line")
     await task
 
 
@@ -51,11 +49,10 @@ asyncio.run(main())
 before = list(counts)
 time.sleep(0.2)
 if any(a >= b for a, b in zip(before, counts)):
-    sys.exit("FAIL: a thread stands still: %r %r" % (before, counts))
+    fail("a thread stands still: %r %r" % (before, counts))
 stop.set()
 for t in threads:
     t.join()
 cat.stdin.close()
-if cat.wait(5) != 0:
-    sys.exit("FAIL: cat ended with %r" % cat.returncode)
-print("ok", flush=True)
+end(cat)
+say("ok")

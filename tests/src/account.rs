@@ -109,5 +109,5 @@ static SKIPPED: AtomicU32 = AtomicU32::new(0);
 pub fn skipped(what: &str) {
     let count = SKIPPED.fetch_add(1, Relaxed) + 1;
     // Nobody can be told when even stderr is closed.
-    let _ = writeln!(std::io::stderr(), "skipped: needs root: {what} ({count} skipped so far)");
+    let _ = writeln!(std::io::stderr(), "skipped: {what} ({count} skipped so far)");
 }

@@ -21,6 +21,6 @@ pub use fault::{Fault, Traced, with_fault};
 pub use image::{at, copy_image, forge};
 pub use orphan::{Orphans, Random, rounds};
 pub use survive::{Via, generations, probe_survives, tick_gap};
-pub use task::{Started, kill, marked, wait_until};
+pub use task::{Started, kill, lead_a_session, marked, wait_until};
 pub use terminal::Terminal;
 pub use yendor::{Outcome, PATIENCE, Yendor};

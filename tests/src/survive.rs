@@ -2,10 +2,9 @@
 
 use crate::account::Flavour;
 use crate::binary::probe;
-use crate::task::{Started, wait_until};
+use crate::task::{Started, lead_a_session, wait_until};
 use crate::yendor::{PATIENCE, Yendor};
 use std::fs;
-use std::os::unix::process::CommandExt;
 
 /// What is checkpointed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,13 +60,7 @@ fn checkpoint_tree(yendor: &Yendor, name: &str) {
     let mut command = yendor.program(&probe(name));
     // In a container it uses the container's /tmp; here nothing of it may stay.
     command.env("TMPDIR", yendor.path("tmp")).stdout(yendor.output("output")).stderr(yendor.output("errors"));
-    // SAFETY: one system call.
-    unsafe {
-        command.pre_exec(|| match libc::setsid() {
-            -1 => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
-        });
-    }
+    lead_a_session(&mut command);
     let mut started = Started::new(&mut command);
     let output = || fs::read_to_string(yendor.path("output")).unwrap_or_default();
     assert!(wait_until(PATIENCE, || output().lines().any(|line| line == "ready")), "probe {name}: {}", output());

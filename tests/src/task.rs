@@ -1,7 +1,7 @@
 //! Processes that a test starts, and those that carry its mark.
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,17 @@ impl Drop for Started {
 pub fn kill(pid: libc::pid_t) {
     // SAFETY: takes no pointer.
     unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// Makes a command begin a session of its own, as a daemon does.
+pub fn lead_a_session(command: &mut Command) {
+    // SAFETY: one system call.
+    unsafe {
+        command.pre_exec(|| match libc::setsid() {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
 }
 
 /// Ids of living processes whose environment has this line.

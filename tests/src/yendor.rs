@@ -61,7 +61,7 @@ impl Yendor {
     pub fn new(flavour: Flavour) -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let Some(account) = Account::of(&flavour) else {
-            skipped(std::thread::current().name().unwrap_or("a test"));
+            skipped(&format!("needs root: {}", std::thread::current().name().unwrap_or("a test")));
             return None;
         };
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));

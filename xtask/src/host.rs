@@ -26,6 +26,11 @@ const PACKAGES: &[Package] = &[
     Package { names: &["vim", "vim-nox"], why: "a real program with work unsaved" },
     Package { names: &["tmux"], why: "terminals whose screen can be read back" },
     Package { names: &["python3"], why: "a real program with threads and subprocesses" },
+    Package { names: &["nodejs"], why: "a real program with timers and worker threads" },
+    Package {
+        names: &["openjdk-17-jdk-headless", "default-jdk-headless"],
+        why: "a real program with fifty threads, and its compiler",
+    },
     Package { names: &["uidmap"], why: "newuidmap and newgidmap, for subordinate ids" },
     Package { names: &["busybox-static"], why: "a root file system of one program" },
     Package { names: &["bubblewrap"], why: "containers that Yendor did not start" },
