@@ -19,7 +19,7 @@ def until(holds, what, limit=60):
     end = time.monotonic() + limit
     while not (got := holds()):
         if time.monotonic() > end:
-            fail("%s: not in %d s" % (what, limit))
+            fail("%s: not in %d s" % (what() if callable(what) else what, limit))
         time.sleep(0.02)
     return got
 

@@ -29,7 +29,7 @@ def screen(name):
 
 
 def shows(name, text, limit=30):
-    until(lambda: text in screen(name), "%r on the screen of %s" % (text, name), limit)
+    until(lambda: text in screen(name), lambda: "%r on the screen of %s:\n%s" % (text, name, screen(name)), limit)
 
 
 server = start("tmux", "-S", SOCKET, "-f", "/dev/null", "-D")

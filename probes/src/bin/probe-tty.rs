@@ -100,6 +100,16 @@ struct State {
     raw: (OwnedFd, OwnedFd),
     lines: (OwnedFd, OwnedFd),
     before: [String; 2],
+    kept: [OwnedFd; 2],
+}
+
+/// One description, a descriptor that is closed on exec and one that is not. Opened like this the description itself
+/// has O_CLOEXEC, which /proc then shows for both.
+fn kept_on_exec(master: &OwnedFd) -> [OwnedFd; 2] {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let closed = own("TIOCGPTPEER", unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) });
+    let kept = own("dup", unsafe { libc::dup(closed.as_raw_fd()) });
+    [closed, kept]
 }
 
 fn setup() -> State {
@@ -119,11 +129,14 @@ fn setup() -> State {
     let (line_master, line_slave, _) = open_pty();
     transfer(&line_master, b"whole\npart");
     let before = [about(&master, &slave), about(&line_master, &line_slave)];
-    State { board, leader, raw: (master, slave), lines: (line_master, line_slave), before }
+    let kept = kept_on_exec(&line_master);
+    State { board, leader, raw: (master, slave), lines: (line_master, line_slave), before, kept }
 }
 
 fn check(state: State) {
     expect("terminals", [about(&state.raw.0, &state.raw.1), about(&state.lines.0, &state.lines.1)], state.before);
+    let on_exec = state.kept.each_ref().map(|fd| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) });
+    expect("closed on exec, or kept", on_exec, [libc::FD_CLOEXEC, 0]);
     expect("printed bytes", read_at_once(&state.raw.0, 100), Some(b"printed\n".to_vec()));
     expect("nothing more is printed", read_at_once(&state.raw.0, 100), None);
     expect("echo", read_at_once(&state.lines.0, 100), Some(b"whole\r\npart".to_vec()));

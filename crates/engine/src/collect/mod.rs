@@ -4,6 +4,7 @@
 //! what only it knows, give it back, and copy its memory. Nothing of the tree is changed at the end.
 
 mod address_space;
+mod descriptor;
 mod ghost;
 pub mod ipc;
 mod process;
@@ -12,10 +13,9 @@ mod security;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use yendor_image::{FdNum, FileId, NsPid, Writer};
-use yendor_kinds::file::{Descriptor, Gather};
-use yendor_kinds::process::{Record, State, Terminal, lock};
+use yendor_image::{FileId, NsPid, Writer};
+use yendor_kinds::file::Gather;
+use yendor_kinds::process::{Record, State, Terminal};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
 use yendor_kinds::{Cause, Named, memory};
 use yendor_policy::lsm::Here;
@@ -24,7 +24,7 @@ use yendor_sys::SysError;
 use yendor_sys::futex::RobustList;
 use yendor_task::tree::{FrozenTree, read_proc};
 
-use crate::error::{At, Error, Result, Step, With};
+use crate::error::{At, Result, Step, With};
 
 pub use address_space::Memory;
 pub use security::labels as labels_of;
@@ -74,7 +74,7 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
     refuse_shared(&order).at(Step::Collect)?;
     let mut descriptors = BTreeMap::new();
     for facts in order.iter().filter(|f| tree.processes.contains_key(&f.pid)) {
-        let all = collect_descriptors(gather, facts.pid).task(facts.inside().0)?;
+        let all = descriptor::collect(gather, facts.pid).task(facts.inside().0)?;
         descriptors.insert(facts.pid, all);
     }
     let terminals = terminals(gather).at(Step::Collect)?;
@@ -224,44 +224,6 @@ fn refuse_shared(order: &[Facts]) -> std::result::Result<(), Cause> {
         }
     }
     Ok(())
-}
-
-fn collect_descriptors(gather: &mut Gather<'_>, pid: i32) -> Result<(Vec<Descriptor>, Vec<lock::Record>)> {
-    let raw = Pid::from_raw(pid).ok_or_else(|| Error::new(Step::Collect, Cause::unsupported("process 0")))?;
-    let pidfd = pidfd_open(raw, PidfdFlags::empty()).named("pidfd_open", || format!("{pid}")).at(Step::Collect)?;
-    let numbers = descriptor_numbers(gather, pid).at(Step::Collect)?;
-    let mut out = Vec::with_capacity(numbers.len());
-    let mut locked = Vec::new();
-    for number in numbers {
-        let shown = format!("descriptor {number}");
-        let file = gather.descriptor(pid, &pidfd, number).at(Step::Collect).kind("file", shown)?;
-        let info = gather.read(&format!("{pid}/fdinfo/{number}")).at(Step::Collect)?;
-        let info = yendor_proc::fdinfo::parse(&info).at(Step::Collect)?;
-        let cloexec = info.flags & rustix::fs::OFlags::CLOEXEC.bits() != 0;
-        out.push(Descriptor { number, cloexec, file });
-        if !info.locks.is_empty() {
-            let stat = rustix::fs::fstat(gather.ours(file).at(Step::Collect)?);
-            let stat = stat.named("fstat", || format!("{pid}, {number}")).at(Step::Collect)?;
-            let first = gather.locked.insert(file);
-            locked.push(lock::Held { number, info, inode: (stat.st_dev, stat.st_ino), first });
-        }
-    }
-    let locks = lock::collect(&locked).at(Step::Collect)?;
-    Ok((out, locks))
-}
-
-fn descriptor_numbers(gather: &Gather<'_>, pid: i32) -> std::result::Result<Vec<FdNum>, Cause> {
-    use rustix::fs::{Dir, Mode, OFlags, openat};
-    let path = format!("{pid}/fd");
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = openat(&gather.proc, path.as_str(), flags, Mode::empty()).named("openat", || format!("/proc/{path}"))?;
-    let entries = Dir::new(fd).named("getdents64", || format!("/proc/{path}"))?;
-    let mut numbers: Vec<FdNum> = entries
-        .filter_map(std::result::Result::ok)
-        .filter_map(|e| Some(FdNum(e.file_name().to_str().ok()?.parse().ok()?)))
-        .collect();
-    numbers.sort_unstable();
-    Ok(numbers)
 }
 
 /// Pages file number 0: all private memory.

@@ -20,6 +20,7 @@ use yendor_task::script::out;
 use yendor_task::tree::read_proc;
 use yendor_task::{Nr, Stopped, args};
 
+use super::descriptor::Doubts;
 use super::{Facts, Memory};
 
 /// A process that is being collected.
@@ -64,6 +65,7 @@ struct AskedProcess {
     timers: Vec<posix_timer::Asked>,
     attributes: attribute::AskedProcess,
     brk: Question,
+    doubts: Doubts,
     stops: Vec<(i32, Question)>,
 }
 
@@ -105,7 +107,7 @@ impl Collecting<'_, '_, '_> {
     /// What cannot be captured.
     pub fn collect(
         &mut self,
-        held: Vec<Descriptor>,
+        mut held: Vec<Descriptor>,
         locks: Vec<lock::Record>,
         robust: &mut RobustList,
     ) -> Result<Alive> {
@@ -121,6 +123,7 @@ impl Collecting<'_, '_, '_> {
             timers: posix_timer::ask(inquiry, &timers),
             attributes: attribute::ask_process(inquiry),
             brk: inquiry.ask(Nr::BRK, args![0]),
+            doubts: Doubts::ask(&held, self.gather, inquiry)?,
             stops: self.stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
         };
         let smaps = yendor_proc::smaps::parse(&self.file("smaps")?)?;
@@ -137,6 +140,7 @@ impl Collecting<'_, '_, '_> {
             threads.push(thread);
         }
         let leader = &asked[0].inquiry;
+        about.doubts.settle(&mut held, leader)?;
         for (child, question) in &about.stops {
             // si_pid, where anything was to be told.
             if half_at(leader.bytes(*question)?, 16) != 0 {
