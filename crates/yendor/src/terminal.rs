@@ -102,7 +102,7 @@ impl Relay<'_> {
     /// Relays until the other side is closed, or the caller leaves.
     pub fn run(&self, input: BorrowedFd<'_>, output: BorrowedFd<'_>) -> Result<End, Failure> {
         let _raw = Raw::enter(input)?;
-        resize(input, self.master);
+        take_over(input, self.master);
         let mut keys = DetachKeys::default();
         let mut pending: Vec<u8> = Vec::new();
         let mut listening = true;
@@ -184,6 +184,22 @@ fn show(master: &OwnedFd, output: BorrowedFd<'_>) -> Result<bool, Failure> {
         }
     }
     Ok(true)
+}
+
+/// The size for a terminal that is shown from now on. Where it has that size already, as after a restore, it gets another for
+/// a moment: programs draw their screen anew when the size changes.
+fn take_over(from: BorrowedFd<'_>, master: &OwnedFd) {
+    // Long enough for those that look themselves whether it has changed.
+    const MOMENT: Duration = Duration::from_millis(50);
+    if let (Ok(mut size), Ok(now)) = (tcgetwinsize(from), tcgetwinsize(master))
+        && (size.ws_row, size.ws_col) == (now.ws_row, now.ws_col)
+        && size.ws_row > 1
+    {
+        size.ws_row -= 1;
+        let _ = tcsetwinsize(master, size);
+        std::thread::sleep(MOMENT);
+    }
+    resize(from, master);
 }
 
 /// Gives the other side the size of the caller's terminal, if there is one.
