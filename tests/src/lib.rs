@@ -8,6 +8,7 @@
 mod account;
 mod binary;
 mod fault;
+mod forge;
 mod image;
 mod orphan;
 mod survive;
@@ -18,6 +19,7 @@ mod yendor;
 pub use account::{Account, Flavour, skipped};
 pub use binary::{probe, yendor_binary};
 pub use fault::{Fault, Traced, with_fault};
+pub use forge::{FORMAT, Forge, seal};
 pub use image::{at, copy_image, forge};
 pub use orphan::{Orphans, Random, rounds};
 pub use survive::{Via, generations, probe_survives, tick_gap};

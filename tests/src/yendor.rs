@@ -291,6 +291,19 @@ impl Yendor {
         self.account.owns(path);
     }
 
+    /// Gives a directory and the files in it to the account.
+    pub fn give(&self, directory: &Path) {
+        for entry in fs::read_dir(directory).expect("a directory of our own").flatten() {
+            self.account.owns(&entry.path());
+        }
+        self.account.owns(directory);
+    }
+
+    /// A container of this name is removed at the end, if it is there.
+    pub fn will_remove(&self, name: &str) {
+        self.started.borrow_mut().push(name.to_owned());
+    }
+
     /// A file for the output of a process that Yendor does not start, opened to append.
     pub fn output(&self, name: &str) -> File {
         let path = self.place.join(name);

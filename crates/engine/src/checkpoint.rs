@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 use yendor_image::upgrade::Version;
-use yendor_image::{Bytes, Digest, Kind, Reader, Writer};
+use yendor_image::{Bytes, Digest, Kind, Writer};
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Gather, unix};
 use yendor_kinds::namespace::layer;
@@ -373,14 +373,4 @@ fn layers(state: &State, writer: &Writer) -> std::result::Result<Vec<layer::Reco
 fn differs(pid: i32, namespace: &str) -> bool {
     let inode = |p: String| rustix::fs::stat(p.as_str()).map(|s| s.st_ino);
     inode(format!("/proc/{pid}/ns/{namespace}")) != inode(format!("/proc/self/ns/{namespace}"))
-}
-
-/// What an image looks like from outside, for whoever wants to read it.
-///
-/// # Errors
-/// A damaged image.
-pub fn read(image: &Path) -> Result<(Reader, Snapshot)> {
-    let reader = Reader::open(image).at(Step::Load)?;
-    let snapshot = reader.records().at(Step::Load)?;
-    Ok((reader, snapshot))
 }

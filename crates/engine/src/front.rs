@@ -16,6 +16,7 @@ use crate::contain::Given;
 use crate::control::Control;
 use crate::error::{At, Error, Result, Step};
 pub use crate::keeper::keeper_main;
+use crate::load::open_directory;
 use crate::request::Request;
 use crate::state::{self, Places};
 use crate::wire::{Report, Startup};
@@ -124,12 +125,6 @@ fn us(since: std::time::Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn open_directory(path: &Path) -> std::result::Result<OwnedFd, SysError> {
-    use rustix::fs::{Mode, OFlags, open};
-    open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .named("open", || path.display().to_string())
-}
-
 fn hand_over(what: &Launch, claim: &Claim, admitted: Admitted) -> Result<Started> {
     let directory = claim.path();
     let Admitted { control, handed, granted, .. } = admitted;
@@ -151,7 +146,7 @@ fn hand_over(what: &Launch, claim: &Claim, admitted: Admitted) -> Result<Started
     let spec = match &what.source {
         Source::Compose(spec) => Some(spec.clone()),
         Source::Image(path, _) => {
-            descriptors.push(open_directory(path).at(Step::Load).map_err(missing_image)?);
+            descriptors.push(open_directory(path)?);
             None
         }
     };
@@ -190,16 +185,6 @@ fn window() -> Option<(u16, u16)> {
     let stdin = std::io::stdin();
     let size = rustix::termios::tcgetwinsize(stdin.as_fd()).ok()?;
     Some((size.ws_row, size.ws_col)).filter(|size| *size != (0, 0))
-}
-
-/// A missing image is a damaged one (exit 4), not a failed call.
-fn missing_image(e: Error) -> Error {
-    match &*e.cause {
-        Cause::Sys(s) if s.errno == rustix::io::Errno::NOENT || s.errno == rustix::io::Errno::NOTDIR => {
-            Error::new(Step::Load, Cause::corrupt(format!("there is no image at {}", s.args)))
-        }
-        _ => e,
-    }
 }
 
 fn dup(fd: BorrowedFd<'_>) -> Result<OwnedFd> {

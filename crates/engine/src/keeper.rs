@@ -16,6 +16,7 @@ use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
+use crate::blame;
 use crate::claim;
 use crate::compose;
 use crate::console::{Console, Door};
@@ -24,6 +25,7 @@ use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
 use crate::hole;
 use crate::label::Labels;
+use crate::load::Loader;
 use crate::rebuild::{Materials, Rebuilt, Running, rebuild};
 use crate::request::{Mount, Request, Root};
 use crate::state::{self, Standard, State, Status};
@@ -62,6 +64,7 @@ fn live(control: Control) -> i32 {
     match start(&startup, descriptors, &control) {
         Err(e) => {
             claim::discard(&startup.request.name, directory, parent);
+            let e = if startup.spec.is_none() { blame::image(e) } else { e };
             // If the front is gone, nobody wants to know.
             let _ = control.send(&Report::Failed(Failure::from(&e)), &[]);
             1
@@ -114,6 +117,8 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let image = if startup.spec.is_none() { Some(next().at(Step::Load)?) } else { None };
     let mut labels = Labels::look(&startup.request, image.as_ref())?;
     let given = Given::received(&startup.request, &mut descriptors)?;
+    // Now: later children are born into the container's pid namespace. It reads nothing before there is a container.
+    let loader = image.as_ref().map(|image| Loader::start(image.as_fd())).transpose()?;
     raise_descriptor_limit();
     let mut contained = contain::prepare(&startup.request, given)?;
     let mut request = startup.request.clone();
@@ -127,11 +132,13 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let directory = contained.state.try_clone().map_err(|e| SysError::io("dup", "state", &e)).at(Step::Contain)?;
     clock.mark("contain");
     front_lives(control).at(Step::Contain)?;
-    let reader = image.map(Reader::open).transpose().at(Step::Load)?;
-    check_seal(reader.as_ref(), startup.seal).at(Step::Load)?;
-    let snapshot = match (&startup.spec, &reader) {
-        (Some(spec), _) => compose::compose(spec, &startup.request, &contained, console.is_some())?,
-        (None, Some(reader)) => reader.records::<Snapshot>().at(Step::Load)?,
+    let (reader, snapshot) = match (&startup.spec, loader.zip(image)) {
+        (Some(spec), _) => (None, compose::compose(spec, &startup.request, &contained, console.is_some())?),
+        (None, Some((loader, image))) => {
+            let (reader, snapshot) = loader.load()?.open(image)?;
+            check_seal(&reader, startup.seal).at(Step::Load)?;
+            (Some(reader), snapshot)
+        }
         (None, None) => return Err(Error::new(Step::Load, Cause::corrupt("neither a program nor an image"))),
     };
     labels.admit(&snapshot, &startup.granted)?;
@@ -231,8 +238,8 @@ fn build(
 }
 
 /// The caller chose the container's surroundings for an image that it looked at: it must be that one still.
-fn check_seal(reader: Option<&Reader>, wanted: Option<Digest>) -> std::result::Result<(), Cause> {
-    let (Some(reader), Some(wanted)) = (reader, wanted) else { return Ok(()) };
+fn check_seal(reader: &Reader, wanted: Option<Digest>) -> std::result::Result<(), Cause> {
+    let Some(wanted) = wanted else { return Ok(()) };
     if reader.seal()? == wanted { Ok(()) } else { Err(Cause::corrupt("it was changed while it was being restored")) }
 }
 
@@ -298,6 +305,10 @@ fn continue_clocks(contained: &mut Contained, (monotonic, boottime): (u64, u64))
 
 /// The file systems of an image, into those of this container.
 fn fill_layers(snapshot: &Snapshot, request: &Request, reader: &Reader) -> std::result::Result<(), Cause> {
+    if request.root == Root::Caller && !snapshot.container.layers.is_empty() {
+        // The caller's own files are not the image's to change.
+        return Err(Cause::corrupt("a process tree that was taken by its pid has no file system of its own"));
+    }
     let keep = hole::places(request)?;
     let umask = rustix::process::umask(Mode::empty());
     let filled = snapshot.container.layers.iter().try_for_each(|layer| {

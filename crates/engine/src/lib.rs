@@ -1,6 +1,7 @@
 //! The arrows of the house.
 
 pub mod admit;
+mod blame;
 pub mod bundle;
 pub mod checkpoint;
 pub mod claim;
@@ -15,6 +16,7 @@ pub mod front;
 mod hole;
 mod keeper;
 mod label;
+pub mod load;
 pub mod rebuild;
 pub mod request;
 pub mod state;

@@ -23,7 +23,7 @@ pub use id::{Addr, FdNum, FileId, MmId, NsId, NsPid, ShmId, Tid};
 pub use limits::Limits;
 pub use manifest::{FileEntry, Kind, Manifest};
 pub use page::{PAGE_BYTES, PageRun, pages_name};
-pub use reader::{Directory, Reader};
+pub use reader::{Directory, Documents, Reader, Table};
 pub use writer::{FileWriter, Writer, is_partial};
 
 /// Name of the file with the version line.

@@ -84,7 +84,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    fn check(&self, limits: &Limits) -> Result<()> {
+    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
         let wrong = |what: String| Err(Error::format(MANIFEST_FILE, 0, what));
         let count = wide(self.files.len());
         if count > limits.files {

@@ -63,9 +63,13 @@ impl Reader {
             Directory::Fd(fd) => fd,
             Directory::Path(path) => open_directory(&path)?,
         };
-        let version = Version::parse(&read_small(dir.as_fd(), FORMAT_FILE, upgrade::LINE_BYTES)?)?;
-        let document = read_small(dir.as_fd(), MANIFEST_FILE, limits.manifest_bytes)?;
-        let manifest = Manifest::decode(&document, version, &limits)?;
+        let (version, manifest) = Documents::open_table(dir.as_fd())?.read(&limits)?;
+        Reader::assemble(dir, version, manifest, limits)
+    }
+
+    /// An image whose table of contents somebody else has read. Every name and number in it is checked again.
+    pub fn assemble(dir: OwnedFd, version: Version, manifest: Manifest, limits: Limits) -> Result<Reader> {
+        manifest.check(&limits)?;
         let reader = Reader { dir, version, manifest, limits };
         for entry in &reader.manifest.files {
             reader.open_entry(entry)?;
@@ -100,17 +104,8 @@ impl Reader {
 
     /// Reads the records: size, digest, shape, types, spelling, in this order, of the same bytes in memory.
     pub fn records<T: Serialize + DeserializeOwned>(&self) -> Result<T> {
-        let entry = self.entry(RECORDS_FILE)?;
-        let limit = self.limits.records_bytes;
-        if entry.bytes > limit {
-            return Err(Error::TooLarge { file: entry.name.clone(), bytes: entry.bytes, limit });
-        }
-        let document = read_small(self.dir.as_fd(), RECORDS_FILE, limit)?;
-        check_size(entry, u64::try_from(document.len()).unwrap_or(u64::MAX))?;
-        if Digest::of(&document) != entry.blake3 {
-            return Err(Error::Digest { file: entry.name.clone() });
-        }
-        cbor::decode(&upgrade::records(self.version, &document)?, &self.limits)
+        let (file, bytes) = open_regular(self.dir.as_fd(), RECORDS_FILE)?;
+        decode_records(&file, bytes, self.version, &self.manifest, &self.limits)
     }
 
     /// Opens a file for reading; also says its size in bytes, which is the manifest's. The content is not checked: see
@@ -167,6 +162,89 @@ impl Reader {
     }
 }
 
+/// `format` and `manifest.json`, open and not yet read.
+#[derive(Debug)]
+pub struct Table {
+    format: (File, u64),
+    manifest: (File, u64),
+}
+
+/// The documents of an image, open and not yet read: who reads them needs no directory, and no right to open anything.
+#[derive(Debug)]
+pub struct Documents {
+    table: Table,
+    records: (File, u64),
+}
+
+impl Table {
+    /// The descriptors.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.format.0.as_fd(), self.manifest.0.as_fd()]
+    }
+
+    /// Reads them: spelling and version, then size, seal, names, order, spelling.
+    pub fn read(&self, limits: &Limits) -> Result<(Version, Manifest)> {
+        let (file, bytes) = &self.format;
+        let version = Version::parse(&read_small(file, *bytes, FORMAT_FILE, upgrade::LINE_BYTES)?)?;
+        let (file, bytes) = &self.manifest;
+        let document = read_small(file, *bytes, MANIFEST_FILE, limits.manifest_bytes)?;
+        Ok((version, Manifest::decode(&document, version, limits)?))
+    }
+}
+
+impl Documents {
+    /// Opens all three by their names.
+    pub fn open(dir: BorrowedFd<'_>) -> Result<Documents> {
+        Ok(Documents { table: Documents::open_table(dir)?, records: open_regular(dir, RECORDS_FILE)? })
+    }
+
+    /// Opens what says what else there is.
+    pub fn open_table(dir: BorrowedFd<'_>) -> Result<Table> {
+        Ok(Table { format: open_regular(dir, FORMAT_FILE)?, manifest: open_regular(dir, MANIFEST_FILE)? })
+    }
+
+    /// The version and the table of contents.
+    pub fn table(&self, limits: &Limits) -> Result<(Version, Manifest)> {
+        self.table.read(limits)
+    }
+
+    /// The records: size, digest, shape, types, spelling, in this order, of the same bytes in memory.
+    pub fn records<T: Serialize + DeserializeOwned>(
+        &self,
+        version: Version,
+        manifest: &Manifest,
+        limits: &Limits,
+    ) -> Result<T> {
+        decode_records(&self.records.0, self.records.1, version, manifest, limits)
+    }
+
+    /// The descriptors.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        let [format, manifest] = self.table.descriptors();
+        [format, manifest, self.records.0.as_fd()]
+    }
+}
+
+fn decode_records<T: Serialize + DeserializeOwned>(
+    file: &File,
+    bytes: u64,
+    version: Version,
+    manifest: &Manifest,
+    limits: &Limits,
+) -> Result<T> {
+    let entry = manifest.file(RECORDS_FILE).ok_or_else(|| Error::missing(RECORDS_FILE))?;
+    let limit = limits.records_bytes;
+    if entry.bytes > limit {
+        return Err(Error::TooLarge { file: entry.name.clone(), bytes: entry.bytes, limit });
+    }
+    let document = read_small(file, bytes, RECORDS_FILE, limit)?;
+    check_size(entry, u64::try_from(document.len()).unwrap_or(u64::MAX))?;
+    if Digest::of(&document) != entry.blake3 {
+        return Err(Error::Digest { file: entry.name.clone() });
+    }
+    cbor::decode(&upgrade::records(version, &document)?, limits)
+}
+
 /// How much is read and hashed at a time: enough for the widest vectors, small enough for the cache.
 pub(crate) const HASH_BYTES: usize = 256 << 10;
 
@@ -218,18 +296,25 @@ fn open_regular(dir: BorrowedFd<'_>, name: &str) -> Result<(File, u64)> {
     Ok((File::from(file), bytes))
 }
 
-/// Reads a whole file of at most `limit` bytes; memory is taken for the bytes that are there, never for a claim.
-fn read_small(dir: BorrowedFd<'_>, name: &str, limit: u64) -> Result<Vec<u8>> {
-    let (file, bytes) = open_regular(dir, name)?;
-    let mut content = Vec::new();
-    let mut bounded = file.take(limit.saturating_add(1));
+/// Reads a whole file of at most `limit` bytes from its beginning; memory is taken for the bytes that are there, never for a
+/// claim. `bytes` is what its inode says. Nothing but `pread` is called.
+fn read_small(file: &File, bytes: u64, name: &str, limit: u64) -> Result<Vec<u8>> {
     let too_large = |bytes| Error::TooLarge { file: name.to_owned(), bytes, limit };
     if bytes > limit {
         return Err(too_large(bytes));
     }
-    let length = bounded.read_to_end(&mut content).map_err(|source| Error::io(name, "read", source))?;
-    match u64::try_from(length) {
-        Ok(length) if length <= limit => Ok(content),
-        _ => Err(too_large(limit.saturating_add(1))),
+    let mut content = Vec::new();
+    let mut chunk = vec![0; usize::try_from(bytes.saturating_add(1)).unwrap_or(usize::MAX).min(HASH_BYTES)];
+    loop {
+        let offset = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        if offset > limit {
+            return Err(too_large(limit.saturating_add(1)));
+        }
+        match rustix::io::pread(file, &mut *chunk, offset) {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::io(name, "read", errno)),
+            Ok(0) => return Ok(content),
+            Ok(length) => content.extend_from_slice(chunk.get(..length).unwrap_or_default()),
+        }
     }
 }

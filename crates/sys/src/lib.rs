@@ -19,6 +19,7 @@ pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod raw;
+pub mod sandbox;
 pub mod sock;
 pub mod spawn;
 pub mod tty;

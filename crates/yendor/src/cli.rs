@@ -1,12 +1,11 @@
 //! The words of the command line (CLI.md is the contract), and who answers to which.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::failure::Outcome;
-use crate::{hidden, print, verb};
+use crate::{print, verb};
 
 const ABOUT: &str = "Checkpoint and restore containers and process trees, as any user, from images nobody has to trust";
 const EXAMPLE: &str = "\
@@ -52,10 +51,6 @@ enum Verb {
     Rmi(verb::rmi::Rmi),
     Doctor(verb::doctor::Doctor),
     Demo(verb::demo::Demo),
-    #[command(hide = true, name = hidden::PEEK)]
-    Peek {
-        image: PathBuf,
-    },
 }
 
 impl Verb {
@@ -77,7 +72,6 @@ impl Verb {
             Verb::Rmi(v) => v.run(),
             Verb::Doctor(v) => v.run(),
             Verb::Demo(v) => v.run(),
-            Verb::Peek { image } => hidden::peek(&image),
         }
     }
 

@@ -2,8 +2,9 @@
 
 use clap::Args;
 use serde_json::json;
+use yendor_engine::load;
 use yendor_engine::state::Places;
-use yendor_image::{Kind, Reader};
+use yendor_image::Kind;
 
 use crate::failure::Outcome;
 use crate::{caller, print, reference};
@@ -28,9 +29,8 @@ impl Images {
             for number in reference::numbers(&places, &name)? {
                 let full = format!("{name}@{number}");
                 let path = places.images.join(&name).join(number.to_string());
-                match Reader::open(&path) {
-                    Ok(reader) => {
-                        let manifest = reader.manifest();
+                match load::table(&path) {
+                    Ok(manifest) => {
                         let kind = kind(manifest.kind);
                         let (created, bytes) = (print::date(manifest.created), print::bytes(manifest.bytes()));
                         rows.push(vec![full.clone(), created, bytes, manifest.generation.to_string(), kind.into()]);

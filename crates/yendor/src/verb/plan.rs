@@ -2,6 +2,7 @@
 
 use clap::Args;
 use serde_json::{Value, json};
+use yendor_engine::load::{Glance, Look};
 use yendor_engine::rebuild::plan::{Birth, Plan as Births, plan};
 use yendor_engine::request::{Net, Request, Root, Userns};
 use yendor_engine::state::Places;
@@ -10,7 +11,6 @@ use yendor_kinds::process::State;
 use yendor_kinds::snapshot::{self, Snapshot};
 
 use crate::failure::{Failure, Outcome};
-use crate::hidden::Glance;
 use crate::options::RestoreOptions;
 use crate::reference::{self, Reference};
 use crate::verb::restore;
@@ -42,9 +42,9 @@ impl Plan {
         let image = reference::resolve(&places, &self.image)?;
         // The bundle is the caller's own; the image may be anybody's.
         let bundle = self.options.container.bundle()?;
+        let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
-        let reader = Reader::open(&image.path)?;
-        let snapshot: Snapshot = reader.records()?;
+        let (reader, snapshot) = look.end()?;
         let births = plan(&snapshot.processes)
             .map_err(|e| Failure::from(yendor_engine::Error::new(yendor_engine::error::Step::Rebuild, e)))?;
         let glance = Glance::at(reader.manifest().kind, &snapshot);

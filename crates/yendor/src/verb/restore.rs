@@ -8,6 +8,7 @@ use yendor_engine::admit;
 use yendor_engine::bundle::Bundle;
 use yendor_engine::claim;
 use yendor_engine::front::Source;
+use yendor_engine::load::{self, Glance};
 use yendor_engine::request::{Net, Root};
 use yendor_engine::state::Places;
 use yendor_image::Digest;
@@ -15,7 +16,6 @@ use yendor_policy::host::Verb;
 
 use crate::container::{self, Now};
 use crate::failure::{Failure, Outcome};
-use crate::hidden::{self, Glance};
 use crate::options::{ContainerOptions, RestoreOptions};
 use crate::reference::{self, Image, Reference};
 use crate::verb::start::{self, Start};
@@ -51,7 +51,7 @@ impl Restore {
         let image = reference::resolve(&places, &self.image)?;
         let bundle = self.options.container.bundle()?;
         self.ask(bundle.as_ref())?;
-        let (glance, seal) = hidden::glance(&image.path)?;
+        let (glance, seal) = load::glance(&image.path)?;
         let (root, net) = surroundings(&places, glance, seal, &self.options.container)?;
         let name = choose(&places, self.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;

@@ -5,6 +5,7 @@ mod view;
 
 use clap::Args;
 use serde_json::{Value, json};
+use yendor_engine::load::Look;
 use yendor_engine::state::Places;
 use yendor_image::Reader;
 use yendor_kinds::snapshot::Snapshot;
@@ -56,9 +57,9 @@ impl Inspect {
     /// Runs it.
     pub fn run(self) -> Outcome {
         let image = reference::resolve(&Places::from_environment(), &self.image)?;
+        let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
-        let reader = Reader::open(&image.path)?;
-        let snapshot: Snapshot = reader.records()?;
+        let (reader, snapshot) = look.end()?;
         let found = self.strings.as_ref().map(|span| strings::find(&reader, &snapshot, span)).transpose()?;
         if self.json {
             print::out(&whole(&reader, &snapshot, found.as_deref()).to_string());

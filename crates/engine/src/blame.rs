@@ -1,0 +1,53 @@
+//! Whose fault a refused call is, when an image has asked for it.
+
+use yendor_kinds::Cause;
+use yendor_sys::Errno;
+
+use crate::error::{Error, Step};
+
+/// Calls by which a task or a file becomes somebody's: what they refuse is more than the container's root may be.
+const IDENTITY: [&str; 10] =
+    ["setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid", "capset", "chown", "fchown", "fchownat", "lchown"];
+
+/// Values that no kernel takes are the image's fault, and ids that the container does not have are a denial. A call that is
+/// refused for any other reason says nothing about the image.
+pub fn image(e: Error) -> Error {
+    if matches!(e.place.step, Step::Admit | Step::Contain) {
+        return e;
+    }
+    let Some(sys) = e.cause.sys() else { return e };
+    let what = sys.to_string();
+    let cause = match sys.errno {
+        Errno::INVAL if IDENTITY.contains(&sys.call) => {
+            let hint = e.hint().unwrap_or_else(|| "the image asks for an id that this container does not have".into());
+            Cause::Denied { what, hint }
+        }
+        Errno::INVAL
+        | Errno::FAULT
+        | Errno::RANGE
+        | Errno::OVERFLOW
+        | Errno::NAMETOOLONG
+        | Errno::FBIG
+        | Errno::LOOP
+        | Errno::XDEV => Cause::corrupt(format!("it asks for what cannot be: {what}")),
+        Errno::IO if sys.call == "ptrace" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
+        _ => return e,
+    };
+    Error { cause: Box::new(cause), ..e }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use yendor_sys::SysError;
+
+    #[test]
+    fn an_image_is_blamed_for_what_it_asks_and_not_for_the_rest() {
+        let code = |step, call, errno| image(Error::new(step, SysError::new(call, "", errno))).exit_code();
+        assert_eq!(code(Step::Confine, "setresuid", Errno::INVAL), 5);
+        assert_eq!(code(Step::Rebuild, "mmap", Errno::INVAL), 4);
+        assert_eq!(code(Step::Rebuild, "mmap", Errno::NOMEM), 1);
+        assert_eq!(code(Step::Rebuild, "mmap", Errno::PERM), 5);
+        assert_eq!(code(Step::Contain, "mount", Errno::INVAL), 1);
+    }
+}

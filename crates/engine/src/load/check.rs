@@ -1,0 +1,226 @@
+//! What the records claim, checked as a whole before anybody acts on it: ids, numbers, places, sizes.
+//!
+//! Runs in the loader. A kind checks what only it knows when it is made again, and the kernel has the last word; what is
+//! here is what the planner relies on, and what would otherwise be refused late and in words that blame nobody.
+
+use std::collections::BTreeSet;
+
+use yendor_image::{FileId, Manifest, PAGE_BYTES, PageRun, RECORDS_FILE, ShmId, pages_name};
+use yendor_kinds::file::{self, Descriptor};
+use yendor_kinds::memory::vma::{self, Backing};
+use yendor_kinds::memory::{self, layout};
+use yendor_kinds::process::{Alive, State, credential};
+use yendor_kinds::snapshot::Snapshot;
+use yendor_kinds::{Cause, namespace};
+
+use crate::error::{Error, Result, Step};
+use crate::rebuild::plan;
+
+/// Where user space ends on x86_64 with four levels of page tables; an address behind it is the kernel's.
+const USER_END: u64 = 0x7fff_ffff_f000;
+/// The default of /proc/sys/fs/nr_open, which nobody raises by accident.
+const MOST_DESCRIPTORS: i32 = 1 << 20;
+/// More than any address space can hold: no honest object is larger.
+const MOST_BYTES: u64 = 1 << 47;
+/// PID_MAX_LIMIT of the kernel.
+const MOST_PID: i32 = 4 << 20;
+/// The clocks of a time namespace cannot be further ahead (KTIME_MAX / 2).
+const MOST_NANOSECONDS: u64 = 1 << 62;
+/// Checks.
+///
+/// # Errors
+/// `Corrupt` with the record that claims what cannot be.
+pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
+    let Snapshot { machine: _, container, processes, files, objects, lost: _ } = snapshot;
+    for layer in &container.layers {
+        let plain = layer.mount.0.split(|b| *b == b'/').all(|part| part != b".." && part != b".");
+        if !layer.mount.0.starts_with(b"/") || !plain || layer.mount.0.contains(&0) {
+            return Err(wrong("file system", layer.mount.to_string(), "its place is no absolute path"));
+        }
+        let size = |e: &namespace::layer::Entry| match &e.what {
+            namespace::layer::What::File { size, .. } => *size,
+            _ => 0,
+        };
+        if let Some(entry) = layer.entries.iter().find(|e| size(e) > MOST_BYTES) {
+            return Err(wrong("file", entry.path.to_string(), "its size cannot be"));
+        }
+    }
+    if container.clocks.0 > MOST_NANOSECONDS || container.clocks.1 > MOST_NANOSECONDS {
+        return Err(wrong("namespace", "time", "its clocks cannot be"));
+    }
+    if let Some(shm) = container.ipc.iter().flat_map(|ipc| &ipc.shm).find(|s| s.size > MOST_BYTES) {
+        return Err(wrong("shared memory", shm.perm.id.to_string(), "its size cannot be"));
+    }
+    let known = Known {
+        files: unique(files.iter().map(|f| f.id), "file")?,
+        objects: unique(objects.iter().map(|o| o.id), "shared object")?,
+        manifest,
+    };
+    files.iter().try_for_each(check_file)?;
+    for object in objects {
+        let name = object.id.to_string();
+        if object.size > MOST_BYTES {
+            return Err(wrong("shared object", name, "its size cannot be"));
+        }
+        object.pages.iter().try_for_each(|run| known.run(run)).map_err(|e| e.kind("shared object", name))?;
+    }
+    // Ids of processes, parents, and that nobody is his own ancestor.
+    plan::plan(processes).map_err(|e| Error::new(Step::Load, e))?;
+    let mut tids = BTreeSet::new();
+    for process in processes {
+        let pid = process.pid.0;
+        match &process.state {
+            State::Zombie(_) => {}
+            State::Exec(exec) => {
+                known.descriptors(&exec.descriptors).and_then(|()| capabilities(&exec.credentials)).map_err(at(pid))?;
+            }
+            State::Alive(alive) => known.alive(pid, alive, &mut tids).map_err(at(pid))?,
+        }
+    }
+    Ok(())
+}
+
+fn at(pid: i32) -> impl Fn(Error) -> Error {
+    move |e| e.task(pid)
+}
+
+fn wrong(kind: &'static str, object: impl Into<String>, what: &str) -> Error {
+    Error::new(Step::Load, Cause::corrupt(what)).kind(kind, object)
+}
+
+fn unique<T: Ord + Copy + std::fmt::Display>(ids: impl Iterator<Item = T>, kind: &'static str) -> Result<BTreeSet<T>> {
+    let mut seen = BTreeSet::new();
+    for id in ids {
+        if !seen.insert(id) {
+            return Err(wrong(kind, id.to_string(), "its id is another one's too"));
+        }
+    }
+    Ok(seen)
+}
+
+fn check_file(entry: &file::Entry) -> Result<()> {
+    let (size, position) = match &entry.record {
+        file::Record::Memfd(m) => (m.size, m.position),
+        file::Record::Regular(r) => (r.size, r.position),
+        _ => (0, 0),
+    };
+    // A position may lie behind the end, but not where no file has bytes.
+    if size > MOST_BYTES || i64::try_from(position).is_err() {
+        return Err(wrong(entry.record.kind(), format!("file {}", entry.id), "its size or position cannot be"));
+    }
+    Ok(())
+}
+
+/// Capabilities that no kernel has are not left out in silence.
+fn capabilities(record: &credential::Record) -> Result<()> {
+    const KNOWN: u64 = (1 << 41) - 1;
+    match record.capabilities.iter().fold(0, |all, set| all | set) & !KNOWN {
+        0 => Ok(()),
+        more => Err(Error::new(
+            Step::Load,
+            Cause::Denied {
+                what: format!("capabilities {more:#x}, which are more than the container's root has"),
+                hint: "the image is not one that yendor wrote".into(),
+            },
+        )
+        .kind("credentials", "capabilities")),
+    }
+}
+
+struct Known<'a> {
+    files: BTreeSet<FileId>,
+    objects: BTreeSet<ShmId>,
+    manifest: &'a Manifest,
+}
+
+impl Known<'_> {
+    fn alive(&self, pid: i32, alive: &Alive, tids: &mut BTreeSet<i32>) -> Result<()> {
+        if alive.threads.first().map(|t| t.tid.0) != Some(pid) {
+            return Err(wrong("thread", pid.to_string(), "the first thread is not the leader"));
+        }
+        for thread in &alive.threads {
+            let tid = thread.tid.0;
+            if !(2..=MOST_PID).contains(&tid) || !tids.insert(tid) {
+                return Err(wrong("thread", tid.to_string(), "its id is another one's too, or none"));
+            }
+            capabilities(&thread.credentials)?;
+        }
+        self.descriptors(&alive.descriptors)?;
+        if alive.terminal.is_some_and(|t| !self.files.contains(&t.file)) {
+            return Err(wrong("terminal", "", "no file has its id"));
+        }
+        self.memory(&alive.memory)
+    }
+
+    fn descriptors(&self, list: &[Descriptor]) -> Result<()> {
+        let mut next = 0;
+        for d in list {
+            let n = d.number.0;
+            if !(next..MOST_DESCRIPTORS).contains(&n) {
+                return Err(wrong("descriptor", n.to_string(), "its number is out of order or out of range"));
+            }
+            if !self.files.contains(&d.file) {
+                return Err(wrong("descriptor", n.to_string(), &format!("no file has the id {}", d.file)));
+            }
+            next = n + 1;
+        }
+        Ok(())
+    }
+
+    fn memory(&self, memory: &memory::Record) -> Result<()> {
+        let mut last = 0;
+        for area in &memory.areas {
+            let (start, end) = (area.start.0, area.end.0);
+            let name = || format!("{start:#x}-{end:#x}");
+            let aligned = start % PAGE_BYTES == 0 && end % PAGE_BYTES == 0;
+            if start < last || end <= start || end > USER_END || !aligned || area.protection > 7 {
+                return Err(wrong("mapping", name(), "it overlaps, is out of order, or is where no task has memory"));
+            }
+            self.behind(area).map_err(|e| e.kind("mapping", name()))?;
+            last = end;
+        }
+        for run in &memory.pages {
+            self.run(run)?;
+        }
+        layout(&memory.layout)?;
+        match memory.layout.exe {
+            Some(id) if !self.files.contains(&id) => Err(wrong("program", id.to_string(), "no file has its id")),
+            _ => Ok(()),
+        }
+    }
+
+    fn behind(&self, area: &vma::Record) -> Result<()> {
+        let (there, offset) = match &area.backing {
+            Backing::File(id, offset) => (self.files.contains(id), *offset),
+            Backing::Object(id, offset) => (self.objects.contains(id), *offset),
+            Backing::Sysv { offset, .. } => (true, *offset),
+            Backing::Anonymous | Backing::Vdso | Backing::Vvar | Backing::VvarClock => (true, 0),
+        };
+        let end = offset.checked_add(area.end.0 - area.start.0).and_then(|end| i64::try_from(end).ok());
+        if !there || end.is_none() || offset % PAGE_BYTES != 0 {
+            return Err(Error::new(Step::Load, Cause::corrupt("what is behind it does not exist, or not so far")));
+        }
+        Ok(())
+    }
+
+    /// Within a pages file of the image.
+    fn run(&self, run: &PageRun) -> Result<()> {
+        let name = pages_name(run.file);
+        let entry = self.manifest.file(&name).ok_or(yendor_image::Error::Missing { file: name });
+        entry
+            .and_then(|entry| run.check(entry.bytes))
+            .map_err(|e| Error::new(Step::Load, e).kind("pages", RECORDS_FILE))
+    }
+}
+
+/// What `PR_SET_MM_MAP` would refuse without saying why.
+fn layout(record: &layout::Record) -> Result<()> {
+    let layout::Record { code, data, brk, stack, arguments, environment, auxv, exe: _ } = record;
+    let ranges = [code, data, brk, arguments, environment];
+    let outside = ranges.iter().flat_map(|r| [r.0, r.1]).chain([*stack]).any(|a| a > USER_END);
+    let reversed = [code, data, arguments, environment, brk].iter().any(|r| r.0 > r.1);
+    if outside || reversed || auxv.0.len() > 1024 {
+        return Err(wrong("memory", "layout", "its addresses cannot be"));
+    }
+    Ok(())
+}

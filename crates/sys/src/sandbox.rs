@@ -1,0 +1,317 @@
+//! A copy of this process that can read what it was given, compute, answer, and nothing else (seccomp(2)).
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::namespace::{self, Namespaces};
+use crate::wait::{self, Event};
+use crate::{Errno, Result, SysError};
+
+/// The user and group that own nothing.
+const NOBODY: u32 = 65534;
+
+/// The copy; killed when it is dropped before it has ended.
+#[derive(Debug)]
+pub struct Copy {
+    pid: i32,
+    ended: bool,
+}
+
+/// Runs `body` in a copy of this process that has no descriptor but `keep`, and exits with what it returns.
+///
+/// To be called while this process has a single thread: locks that others hold stay locked in the copy.
+///
+/// # Errors
+/// `EAGAIN` at a limit of tasks, `ENOMEM`.
+pub fn fork(keep: &[BorrowedFd<'_>], body: impl FnOnce() -> i32) -> Result<Copy> {
+    let mut keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.sort_unstable();
+    // SAFETY: takes no pointer. The copy never returns from here: it runs the body, whose memory is its own, and ends by
+    // _exit, so nothing of the parent's is dropped or flushed twice.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = catch_unwind(AssertUnwindSafe(|| match close_others(&keep) {
+                Ok(()) => body(),
+                Err(_) => 1,
+            }));
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(code.unwrap_or(101)) }
+        }
+        pid if pid > 0 => Ok(Copy { pid, ended: false }),
+        _ => Err(SysError::last("fork", "")),
+    }
+}
+
+impl Copy {
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// `ECHILD` when somebody else has waited for it.
+    pub fn wait(mut self) -> Result<Event> {
+        self.ended = true;
+        match wait::wait(Some(self.pid), true)? {
+            Some((_, event)) => Ok(event),
+            None => Err(SysError::new("waitpid", self.pid.to_string(), Errno::CHILD)),
+        }
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if !self.ended {
+            // SAFETY: takes no pointer; the pid is our own child's, which nobody has waited for.
+            unsafe { libc::kill(self.pid, libc::SIGKILL) };
+            let _ = wait::wait(Some(self.pid), true);
+        }
+    }
+}
+
+/// Closes every descriptor but these, which are ascending.
+fn close_others(keep: &[i32]) -> Result<()> {
+    let mut from = 0;
+    for number in keep.iter().copied().chain([i32::MAX]) {
+        if from < number {
+            let (first, last) = (from.cast_unsigned(), (number - 1).cast_unsigned());
+            // SAFETY: takes numbers. What owned those descriptors is never used again in this process.
+            if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+                return Err(SysError::last("close_range", format!("{first}, {last}")));
+            }
+        }
+        from = number.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// Gives up everything that can be given up: groups, ids, capabilities in every set, and every system call but those that
+/// read and write open descriptors and manage own memory. Any other call ends the process at once.
+///
+/// `user_namespace`: first into one of its own, where the kernel permits that.
+///
+/// # Errors
+/// What was refused; the caller must then end.
+pub fn give_up_everything(user_namespace: bool) -> Result<()> {
+    // Not the parent's name: whoever looks for what hangs should find this one.
+    rustix::thread::set_name(c"yendor-load").map_err(|e| SysError::new("prctl", "PR_SET_NAME", e))?;
+    become_nobody()?;
+    if user_namespace {
+        // Where it is refused there is nothing more to give up.
+        let _ = namespace::unshare(Namespaces::NEWUSER);
+    }
+    let number = |n: u32| CapabilitySet::from_bits_retain(1_u64 << n);
+    for capability in (0..64).map(number) {
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // Past the last one, or not ours to drop: without an exec the bounding set decides nothing.
+            Err(Errno::INVAL | Errno::PERM) => break,
+            Err(e) => return Err(SysError::new("prctl", "PR_CAPBSET_DROP", e)),
+        }
+    }
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    rustix::thread::set_capabilities(None, sets).map_err(|e| SysError::new("capset", "no capability", e))?;
+    let nothing = Rlimit { current: Some(0), maximum: Some(0) };
+    for resource in [Resource::Core, Resource::Nofile, Resource::Nproc] {
+        rustix::process::setrlimit(resource, nothing).map_err(|e| SysError::new("setrlimit", "0", e))?;
+    }
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| SysError::new("prctl", "PR_SET_PDEATHSIG", e))?;
+    rustix::thread::set_no_new_privs(true).map_err(|e| SysError::new("prctl", "PR_SET_NO_NEW_PRIVS", e))?;
+    filter()
+}
+
+/// Where the ids exist and may be taken; where not, the process stays who it is.
+fn become_nobody() -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let groups: &[Gid] = &[];
+    let steps = [
+        ("setgroups", rustix::thread::set_thread_groups(groups)),
+        ("setresgid", rustix::thread::set_thread_res_gid(gid, gid, gid)),
+        ("setresuid", rustix::thread::set_thread_res_uid(uid, uid, uid)),
+    ];
+    for (call, done) in steps {
+        match done {
+            Ok(()) | Err(Errno::PERM | Errno::INVAL) => {}
+            Err(e) => return Err(SysError::new(call, NOBODY.to_string(), e)),
+        }
+    }
+    Ok(())
+}
+
+/// Calls that are allowed whatever their arguments.
+const ALLOWED: [i64; 21] = [
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_close,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_clock_gettime,
+    libc::SYS_getrandom,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+fn statement(code: u32, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: u16::try_from(code).unwrap_or(0), jt: 0, jf: 0, k }
+}
+
+fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { jt, jf, ..statement(code, k) }
+}
+
+/// The program (seccomp(2); `struct seccomp_data`: nr at 0, arch at 4, arguments from 16, eight bytes each).
+fn program() -> Vec<libc::sock_filter> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const ANY: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+    const PROT_EXEC: u32 = 4;
+    const ARGUMENT_2: u32 = 16 + 2 * 8;
+    const ARGUMENT_4: u32 = 16 + 4 * 8;
+    let number = |call: i64| u32::try_from(call).unwrap_or(u32::MAX);
+    let (allow, kill) =
+        (|| statement(RETURN, libc::SECCOMP_RET_ALLOW), || statement(RETURN, libc::SECCOMP_RET_KILL_PROCESS));
+    let mut out = vec![statement(LOAD, 4), jump(EQUAL, AUDIT_ARCH_X86_64, 1, 0), kill(), statement(LOAD, 0)];
+    for call in ALLOWED {
+        out.extend([jump(EQUAL, number(call), 0, 1), allow()]);
+    }
+    // Memory, but none that can be executed.
+    out.extend([
+        jump(EQUAL, number(libc::SYS_mprotect), 0, 4),
+        statement(LOAD, ARGUMENT_2),
+        jump(ANY, PROT_EXEC, 0, 1),
+        kill(),
+        allow(),
+    ]);
+    // The same, and none that is a file's: the descriptor is -1.
+    out.extend([
+        jump(EQUAL, number(libc::SYS_mmap), 0, 5),
+        statement(LOAD, ARGUMENT_2),
+        jump(ANY, PROT_EXEC, 3, 0),
+        statement(LOAD, ARGUMENT_4),
+        jump(EQUAL, u32::MAX, 0, 1),
+        allow(),
+        kill(),
+    ]);
+    out
+}
+
+fn filter() -> Result<()> {
+    let mut program = program();
+    let length = u16::try_from(program.len()).map_err(|_| SysError::new("seccomp", "program", Errno::TOOBIG))?;
+    let description = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+    // SAFETY: the description and the program outlive the call; the kernel copies them.
+    let ret = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const description) };
+    if ret < 0 { Err(SysError::last("seccomp", "SECCOMP_SET_MODE_FILTER")) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    /// How a copy ends that has given everything up and then does this. Tests have threads: the bodies take no lock.
+    fn ends(body: impl FnOnce() -> i32) -> Event {
+        let (_keep, write) = rustix::pipe::pipe().unwrap();
+        let copy = fork(&[write.as_fd()], || {
+            if give_up_everything(false).is_err() {
+                return 99;
+            }
+            body()
+        });
+        copy.unwrap().wait().unwrap()
+    }
+
+    fn raw(number: i64, arguments: [i64; 6]) -> i64 {
+        let [a, b, c, d, e, f] = arguments;
+        // SAFETY: the tests pass numbers that are no pointers, or null.
+        unsafe { libc::syscall(number, a, b, c, d, e, f) }
+    }
+
+    #[test]
+    fn it_can_compute_and_answer() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let copy = fork(&[write.as_fd()], || {
+            if give_up_everything(false).is_err() {
+                return 99;
+            }
+            let written = rustix::io::write(&write, &[42]);
+            i32::from(written.is_err()) * 3 + 7
+        });
+        let copy = copy.unwrap();
+        let mut byte = [0];
+        assert_eq!((rustix::io::read(&read, &mut byte), byte), (Ok(1), [42]));
+        assert_eq!(copy.wait().unwrap(), Event::Exited(7));
+    }
+
+    #[test]
+    fn every_other_call_ends_it() {
+        const SIGSYS: i32 = libc::SIGSYS;
+        for call in [
+            libc::SYS_openat,
+            libc::SYS_open,
+            libc::SYS_openat2,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_execve,
+            libc::SYS_fork,
+            libc::SYS_clone3,
+            libc::SYS_kill,
+            libc::SYS_tgkill,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_prctl,
+            libc::SYS_ioctl,
+            libc::SYS_sendmsg,
+            libc::SYS_io_uring_setup,
+            libc::SYS_bpf,
+            libc::SYS_getpid,
+            // The x32 form of read.
+            0x4000_0000,
+        ] {
+            assert_eq!(ends(|| i32::from(raw(call, [0; 6]) == 0)), Event::Killed(SIGSYS), "call {call}");
+        }
+        let map = |protection: i64, fd: i64| raw(libc::SYS_mmap, [0, 4096, protection, 0x22, fd, 0]);
+        assert_eq!(ends(|| i32::from(map(3, -1) < 0)), Event::Exited(0));
+        assert_eq!(ends(|| i32::from(map(7, -1) < 0)), Event::Killed(SIGSYS));
+        assert_eq!(ends(|| i32::from(map(1, 3) < 0)), Event::Killed(SIGSYS));
+        assert_eq!(ends(|| i32::from(raw(libc::SYS_mprotect, [0, 0, 4, 0, 0, 0]) < 0)), Event::Killed(SIGSYS));
+    }
+
+    #[test]
+    fn a_dropped_copy_is_gone() {
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        let copy = fork(&[read.as_fd()], || {
+            let _ = rustix::io::read(&read, &mut [0]);
+            0
+        });
+        let copy = copy.unwrap();
+        let pid = copy.pid();
+        drop(copy);
+        assert!(wait::wait(Some(pid), false).is_err());
+    }
+}

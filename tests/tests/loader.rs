@@ -1,0 +1,161 @@
+//! What reads an image can do nothing else: seen from outside, while it reads.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use ciborium::Value;
+use yendor_tests::{Flavour, Forge, PATIENCE, Started, Yendor, skipped, wait_until};
+
+const SHORT: Duration = Duration::from_secs(20);
+
+/// A good image with much to read.
+fn long_image(yendor: &Yendor) -> std::path::PathBuf {
+    let name = yendor.fresh("long");
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    let image = yendor.path("image");
+    yendor.checkpoint(&name, &image);
+    let mut forge = Forge::open(&image);
+    let entry = || Value::Array(vec!["nothing".into(), "x".repeat(200).into()]);
+    forge.list("lost").extend(std::iter::repeat_with(entry).take(100_000));
+    let long = yendor.path("long");
+    forge.write(&long);
+    yendor.give(&long);
+    long
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn field(status: &str, name: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_default().trim().to_owned()
+}
+
+/// The process of this test that reads an image, stopped while it does; its parent is the front or it is not.
+fn stopped_loader(yendor: &Yendor, front: i32, of_the_front: bool) -> i32 {
+    let mut found = None;
+    let caught = wait_until(SHORT, || {
+        let is_loader = |pid: &i32| {
+            let status = text(&format!("/proc/{pid}/status"));
+            // With its filter, so that it is past what it does before the first byte.
+            let parent = (field(&status, "PPid") == front.to_string()) == of_the_front;
+            field(&status, "Name") == "yendor-load" && field(&status, "Seccomp") == "2" && parent
+        };
+        found = yendor.tasks_left().into_iter().find(is_loader);
+        found.is_some()
+    });
+    assert!(caught, "no loader in {SHORT:?}");
+    let pid = found.expect("just found");
+    // SAFETY: a process of this test.
+    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    let stopped = wait_until(SHORT, || field(&text(&format!("/proc/{pid}/status")), "State").starts_with('T'));
+    assert!(stopped, "{}", text(&format!("/proc/{pid}/status")));
+    pid
+}
+
+fn go_on(pid: i32) {
+    // SAFETY: a process of this test.
+    unsafe { libc::kill(pid, libc::SIGCONT) };
+}
+
+/// No right, no descriptor but three files of the image and two pipes, and the filter.
+fn has_nothing(pid: i32, image: &Path, userns: bool) {
+    let status = text(&format!("/proc/{pid}/status"));
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(field(&status, set), "0000000000000000", "{set}\n{status}");
+    }
+    assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), ("1".into(), "2".into()), "{status}");
+    let ids = field(&status, "Uid");
+    assert!(ids.split_whitespace().all(|id| id != "0"), "root's id: {status}");
+    let mut open: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("fd")
+        .flatten()
+        .map(|fd| fs::read_link(fd.path()).expect("readlink").to_string_lossy().into_owned())
+        .collect();
+    open.sort_unstable();
+    let (pipes, files): (Vec<_>, Vec<_>) = open.into_iter().partition(|link| link.starts_with("pipe:"));
+    let expected = ["format", "manifest.json", "records.cbor"].map(|f| image.join(f).to_string_lossy().into_owned());
+    assert_eq!((files.as_slice(), pipes.len()), (&expected[..], 2));
+    let own = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).expect("ns/user");
+    assert_eq!(own(&pid.to_string()) != own("self"), userns, "user namespace");
+}
+
+fn flavours() -> Vec<Yendor> {
+    // SAFETY: no arguments, cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        skipped("a look at a process that is not dumpable");
+        return Vec::new();
+    }
+    [Flavour::Root, Flavour::RootUserns, Flavour::user()].into_iter().filter_map(Yendor::new).collect()
+}
+
+#[test]
+fn the_loader_of_a_restore_has_nothing_but_the_image() {
+    for yendor in flavours() {
+        let image = long_image(&yendor);
+        let name = yendor.fresh("restored");
+        let words = ["restore", "-d", "--name", &name, image.to_str().expect("UTF-8")];
+        let words = [&words[..1], yendor.flavour().options(), &words[1..]].concat();
+        let mut command = yendor.command(&words);
+        let errors = yendor.output("errors");
+        let mut restore = Started::new(command.stdout(Stdio::null()).stderr(errors));
+        yendor.will_remove(&name);
+        let loader = stopped_loader(&yendor, restore.pid(), false);
+        has_nothing(loader, &image, *yendor.flavour() != Flavour::Root);
+        let keeper = field(&text(&format!("/proc/{loader}/status")), "PPid").parse().expect("a pid");
+        let user = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/user")).expect("ns/user");
+        assert_eq!(user(loader), user(keeper), "the container's user namespace");
+        go_on(loader);
+        let status = restore.ended(PATIENCE).expect("it ends");
+        assert!(status.success(), "{}", fs::read_to_string(yendor.path("errors")).unwrap_or_default());
+        yendor.call(&["rm", "--force", &name]).exits(0);
+    }
+}
+
+#[test]
+fn whoever_only_looks_reads_in_the_same_way() {
+    for yendor in flavours().into_iter().filter(|y| *y.flavour() != Flavour::Root) {
+        let image = long_image(&yendor);
+        // A tree is read by the front, too: it decides about root and network.
+        let tree = yendor.path("tree");
+        Forge { kind: "tree".into(), ..Forge::open(&image) }.write(&tree);
+        yendor.give(&tree);
+        for (verb, image) in [("inspect", &image), ("plan", &image), ("restore", &tree)] {
+            let mut command = yendor.command(&[verb, image.to_str().expect("UTF-8")]);
+            let mut looks = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
+            let loader = stopped_loader(&yendor, looks.pid(), true);
+            has_nothing(loader, image, true);
+            go_on(loader);
+            if verb == "restore" {
+                // What becomes of it is another matter: the records are those of a container.
+                drop(looks);
+                continue;
+            }
+            assert!(looks.ended(PATIENCE).expect("it ends").success(), "{verb}");
+        }
+    }
+}
+
+/// Whoever stops it, kills it: nothing is restored, and the image is to blame.
+#[test]
+fn a_loader_that_dies_ends_the_restore() {
+    for yendor in flavours() {
+        let image = long_image(&yendor);
+        let words = ["restore", "-d", image.to_str().expect("UTF-8")];
+        let words = [&words[..1], yendor.flavour().options(), &words[1..]].concat();
+        let mut command = yendor.command(&words);
+        let mut restore = Started::new(command.stdout(Stdio::null()).stderr(yendor.output("errors")));
+        let loader = stopped_loader(&yendor, restore.pid(), false);
+        // SAFETY: a process of this test.
+        unsafe { libc::kill(loader, libc::SIGKILL) };
+        let code = Started::code(restore.ended(PATIENCE).expect("it ends"));
+        let said = fs::read_to_string(yendor.path("errors")).unwrap_or_default();
+        assert_eq!(code, 4, "{said}");
+        assert!(said.contains("its reader could not go on"), "{said}");
+        assert_eq!(yendor.tasks_left(), [] as [i32; 0]);
+    }
+}
