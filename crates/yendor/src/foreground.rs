@@ -70,7 +70,8 @@ pub fn see_child(signals: &Signals, mut child: std::process::Child) -> Outcome {
 }
 
 /// Shows a container's terminal in the caller's until it ends or is left; `from_start`: with what was written before.
-pub fn show_terminal(places: &Places, name: &str, from_start: bool) -> Result<terminal::End, Failure> {
+/// `drawn`: programs have drawn on it before it is shown here, and are to do so again.
+pub fn show_terminal(places: &Places, name: &str, from_start: bool, drawn: bool) -> Result<terminal::End, Failure> {
     let found = container::find(places, name)?;
     let path = found.directory.join("log");
     if found.now() != Now::Running {
@@ -91,7 +92,7 @@ pub fn show_terminal(places: &Places, name: &str, from_start: bool) -> Result<te
     let end = match (found.main()?, found.keeper()?) {
         (Some(main), Some(keeper)) => {
             let (master, signals) = (&lent.master, &signals);
-            let relay = terminal::Relay { master, signals, target: &main, ended: &keeper, detachable: true };
+            let relay = terminal::Relay { master, signals, target: &main, ended: &keeper, detachable: true, drawn };
             relay.run(std::io::stdin().as_fd(), std::io::stdout().as_fd())?
         }
         (None, Some(keeper)) => {

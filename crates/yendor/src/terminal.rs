@@ -96,13 +96,15 @@ pub struct Relay<'a> {
     pub ended: &'a OwnedFd,
     /// Whether ctrl-p ctrl-q leaves.
     pub detachable: bool,
+    /// Whether programs have drawn on it already.
+    pub drawn: bool,
 }
 
 impl Relay<'_> {
     /// Relays until the other side is closed, or the caller leaves.
     pub fn run(&self, input: BorrowedFd<'_>, output: BorrowedFd<'_>) -> Result<End, Failure> {
         let _raw = Raw::enter(input)?;
-        take_over(input, self.master);
+        take_over(input, self.master, self.drawn);
         let mut keys = DetachKeys::default();
         let mut pending: Vec<u8> = Vec::new();
         let mut listening = true;
@@ -188,10 +190,10 @@ fn show(master: &OwnedFd, output: BorrowedFd<'_>) -> Result<bool, Failure> {
 
 /// The size for a terminal that is shown from now on. Where it has that size already, as after a restore, it gets another for
 /// a moment: programs draw their screen anew when the size changes.
-fn take_over(from: BorrowedFd<'_>, master: &OwnedFd) {
+fn take_over(from: BorrowedFd<'_>, master: &OwnedFd, drawn: bool) {
     // Long enough for those that look themselves whether it has changed.
     const MOMENT: Duration = Duration::from_millis(50);
-    if let (Ok(mut size), Ok(now)) = (tcgetwinsize(from), tcgetwinsize(master))
+    if let (true, Ok(mut size), Ok(now)) = (drawn, tcgetwinsize(from), tcgetwinsize(master))
         && (size.ws_row, size.ws_col) == (now.ws_row, now.ws_col)
         && size.ws_row > 1
     {

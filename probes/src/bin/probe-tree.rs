@@ -72,13 +72,14 @@ fn setup() -> State {
     for (pid, state) in [(exited, "Z"), (killed, "Z"), (stopped[0], "T"), (stopped[1], "T")] {
         probe::wait_until("state of a child", || state_of(pid) == state);
     }
-    // A tree that lived outside of a container has another parent now: the container's init.
-    let ids = [ids()[0], 1, ids()[2], ids()[3]];
-    State { board, ids, living: vec![session, group, plain], exited, killed, stopped }
+    State { board, ids: ids(), living: vec![session, group, plain], exited, killed, stopped }
 }
 
 fn check(state: State) {
-    expect("ids of the parent", ids(), state.ids);
+    let [pid, parent, group, session] = ids();
+    expect("ids", [pid, group, session], [state.ids[0], state.ids[2], state.ids[3]]);
+    // A tree that lived outside of a container has another parent now: the container's init.
+    expect_that("parent", [state.ids[1], 1].contains(&parent), parent);
     for pid in state.stopped {
         expect("state of a stopped child", state_of(pid), "T".into());
     }

@@ -146,7 +146,7 @@ mod tests {
         set(Module::Smack, Attribute::Current, b"a", Way::Call, None, &mut script);
         assert_eq!(
             script.to_string(),
-            "openat(-100, \"/proc/thread-self/attr/fscreate\", 524289, 0) = 3\n\
+            "openat(-100, \"/proc/thread-self/attr/fscreate\", 0x80001, 0) = 3\n\
              write(3, <753a723a74>, 5) = 5\n\
              close(3)\n\
              write(9, <3c6b65726e656c3e202f61>, 11) = 11\n\

@@ -79,7 +79,14 @@ impl Exec {
         let pid = rustix::process::Pid::from_child(&child);
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
         let pidfd = pidfd.map_err(|e| Failure::Failed(format!("pidfd_open: {e}")))?;
-        let relay = Relay { master: &master, signals: &signals, target: &pidfd, ended: &pidfd, detachable: false };
+        let relay = Relay {
+            master: &master,
+            signals: &signals,
+            target: &pidfd,
+            ended: &pidfd,
+            detachable: false,
+            drawn: false,
+        };
         relay.run(std::io::stdin().as_fd(), std::io::stdout().as_fd())?;
         foreground::see_child(&signals, child)
     }

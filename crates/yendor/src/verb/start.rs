@@ -83,7 +83,7 @@ impl Start {
                 started,
                 &places,
                 &name,
-                &Stay { tty, remove: self.remove, json: self.json, sentence },
+                &Stay { tty, remove: self.remove, json: self.json, drawn: self.image.is_some(), sentence },
                 summary,
             );
         }
@@ -136,6 +136,8 @@ struct Stay {
     tty: bool,
     remove: bool,
     json: bool,
+    /// Whether its programs ran before: what they have drawn is to be seen again.
+    drawn: bool,
     sentence: String,
 }
 
@@ -147,7 +149,7 @@ fn stay(started: Started, places: &Places, name: &str, how: &Stay, summary: Valu
         print::detail(&how.sentence);
     }
     let code = if how.tty {
-        match foreground::show_terminal(places, name, true) {
+        match foreground::show_terminal(places, name, true, how.drawn) {
             Ok(End::Closed) => container::exit_code(started.wait()?),
             Ok(End::Detached) => {
                 print::note(&format!("\ndetached from {name}; come back with: yendor attach {name}"));
