@@ -121,6 +121,7 @@ probes! {
     file_map "file-map";
     inet_listen "inet-listen";
     itimers "itimers";
+    labels "labels";
     leaderless "leaderless";
     many_fds "many-fds";
     many_maps "many-maps";
