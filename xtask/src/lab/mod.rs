@@ -48,6 +48,7 @@ const CONFIGS: &[Config] = &[
     Config { wave: 1, series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf" },
     Config { wave: 1, series: "6.12", name: "plain", words: "lsm=landlock,yama" },
     Config { wave: 1, series: "6.1", name: "plain", words: "lsm=landlock,yama" },
+    Config { wave: 2, series: "6.12", name: "selinux", words: "lsm=landlock,lockdown,yama,selinux,bpf enforcing=1" },
 ];
 
 /// For how long a machine may run. Emulated, on a busy host.
