@@ -59,6 +59,7 @@ probes! {
         inotify "inotify": root userns user tree_root tree_user three_generations_root three_generations_user;
         itimers "itimers": root userns user tree_root tree_user three_generations_root three_generations_user;
         kernel_files "kernel-files": root userns user tree_root tree_user three_generations_root three_generations_user;
+        late_accept "late-accept": root userns user tree_root tree_user three_generations_root three_generations_user;
         leaderless "leaderless": root userns user tree_root tree_user three_generations_root three_generations_user;
         locks "locks": root userns user tree_root tree_user three_generations_root three_generations_user;
         many_fds "many-fds": root userns user tree_root tree_user three_generations_root three_generations_user;
@@ -74,6 +75,7 @@ probes! {
         regular "regular": root userns user tree_root tree_user three_generations_root three_generations_user;
         rlimits "rlimits": root userns user tree_root tree_user three_generations_root three_generations_user;
         sched "sched": root userns user tree_root tree_user three_generations_root three_generations_user;
+        sealed "sealed": root userns user tree_root tree_user three_generations_root three_generations_user;
         shared_memory "shared-memory": root userns user tree_root tree_user three_generations_root three_generations_user;
         sigactions "sigactions": root userns user tree_root tree_user three_generations_root three_generations_user;
         sigio "sigio": root userns user tree_root tree_user three_generations_root three_generations_user;

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 use yendor_image::upgrade::Version;
@@ -67,6 +67,9 @@ pub struct Summary {
     pub seal: Option<Digest>,
 }
 
+/// For how long what passes by itself is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 fn us(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
@@ -80,6 +83,26 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
     let proc = open_directory("/proc").at(Step::Freeze)?;
     refuse_old_kernel(&proc).at(Step::Freeze)?;
     raise_descriptor_limit();
+    // Fails early where nothing can be written.
+    let mut writer = new_writer(target, output)?;
+    if let Target::Container(state, _) = target {
+        join(state).at(Step::Freeze)?;
+    }
+    let begin = Instant::now();
+    let mut pause = Duration::from_millis(5);
+    loop {
+        match attempt(target, &proc, writer, options) {
+            Err(e) if matches!(*e.cause, Cause::Passing { .. }) && !e.broken && begin.elapsed() < PATIENCE => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(100));
+                writer = new_writer(target, output)?;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn new_writer(target: &Target, output: &Path) -> Result<Writer> {
     let mut writer = Writer::create(output).at(Step::Store)?;
     match target {
         Target::Container(state, _) => writer.generation(state.generation.saturating_add(1)),
@@ -88,16 +111,18 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
             writer.generation(1);
         }
     }
+    Ok(writer)
+}
+
+/// One attempt; whatever hinders it, the tree runs on and nothing is left.
+fn attempt(target: &Target, proc: &OwnedFd, writer: Writer, options: &Options) -> Result<Summary> {
     let begin = Instant::now();
-    if let Target::Container(state, _) = target {
-        join(state).at(Step::Freeze)?;
-    }
-    let (roots, root) = roots(target, &proc)?;
+    let (roots, root) = roots(target, proc)?;
     let tree = FrozenTree::freeze(proc.as_fd(), &roots, root).at(Step::Freeze)?;
     let mut summary = Summary { tasks: tree.processes.len() + tree.zombies.len(), ..Summary::default() };
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
-    let (snapshot, touched) = gather(target, &tree, &proc, &writer, options)?;
+    let (snapshot, touched) = gather(target, &tree, proc, &writer, options)?;
     summary.timings.push(("collect".into(), us(collecting)));
     let storing = Instant::now();
     summary.files = snapshot.files.len();

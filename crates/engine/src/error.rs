@@ -120,7 +120,7 @@ impl Error {
             return 6;
         }
         match &*self.cause {
-            Cause::Unsupported { .. } => 3,
+            Cause::Unsupported { .. } | Cause::Passing { .. } => 3,
             Cause::Corrupt { .. } => 4,
             Cause::Image(e) if e.is_damage() => 4,
             Cause::Parse(_) => 3,

@@ -118,7 +118,7 @@ enum Why {
 impl From<&Error> for Failure {
     fn from(e: &Error) -> Failure {
         let why = match &*e.cause {
-            Cause::Unsupported { what } => Why::Unsupported(what.clone()),
+            Cause::Unsupported { what } | Cause::Passing { what } => Why::Unsupported(what.clone()),
             Cause::Corrupt { what } => Why::Corrupt(what.clone()),
             Cause::Denied { what, hint } => Why::Denied { what: what.clone(), hint: hint.clone() },
             Cause::Hole { what, option } => Why::Hole { what: what.clone(), option: option.clone() },

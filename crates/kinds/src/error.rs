@@ -29,6 +29,13 @@ pub enum Cause {
         /// What it is, with its values.
         what: String,
     },
+    /// Something that cannot be captured now, but will soon be another thing by itself: a connection that is about to be
+    /// accepted. The tree is let run for a moment, and then looked at again.
+    #[error("not supported: {what}")]
+    Passing {
+        /// What it is, with its values.
+        what: String,
+    },
     /// The image claims something impossible.
     #[error("the image is damaged: {what}")]
     Corrupt {
@@ -68,6 +75,11 @@ impl Cause {
     /// `Unsupported` in one word.
     pub fn unsupported(what: impl Into<String>) -> Self {
         Cause::Unsupported { what: what.into() }
+    }
+
+    /// `Passing` in one word.
+    pub fn passing(what: impl Into<String>) -> Self {
+        Cause::Passing { what: what.into() }
     }
 
     /// `Corrupt` in one word.

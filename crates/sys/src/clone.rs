@@ -197,12 +197,14 @@ pub fn as_process(who: Who, make: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Resu
 
 /// In the child: 0 and the numbers of what was made, or the errno.
 fn become_and_make(who: Who, make: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Vec<u8> {
-    // SAFETY: takes no pointers, changes this process only.
-    let changed = unsafe {
-        libc::syscall(libc::SYS_setresgid, who.gid, who.gid, who.gid) == 0
-            && libc::syscall(libc::SYS_setresuid, who.uid, who.uid, who.uid) == 0
+    /// What user namespaces show of ids that are not mapped (kernel.overflowuid): those cannot be had here either.
+    const NOBODY: u32 = 65_534;
+    let set = |call: i64, id: u32| {
+        // SAFETY: takes no pointers, changes this process only.
+        let done = unsafe { libc::syscall(call, id, id, id) == 0 };
+        if done || id == NOBODY { Ok(()) } else { Err(SysError::last("setresuid", id.to_string())) }
     };
-    let made = if changed { make() } else { Err(SysError::last("setresuid", who.uid.to_string())) };
+    let made = set(libc::SYS_setresgid, who.gid).and_then(|()| set(libc::SYS_setresuid, who.uid)).and_then(|()| make());
     let words: Vec<i32> = match made {
         Ok(fds) => std::iter::once(0).chain(fds.into_iter().map(IntoRawFd::into_raw_fd)).collect(),
         Err(e) => vec![e.errno.raw_os_error()],

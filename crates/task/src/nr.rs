@@ -204,4 +204,5 @@ calls! {
     446 LANDLOCK_RESTRICT_SELF "landlock_restrict_self",
     449 FUTEX_WAITV "futex_waitv",
     460 LSM_SET_SELF_ATTR "lsm_set_self_attr",
+    462 MSEAL "mseal",
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::{FileId, Tid};
 use yendor_kinds::file::Descriptor;
+use yendor_kinds::memory::vma;
 use yendor_kinds::process::{
     Alive, Exec, State, Stop, Thread, attribute, credential, directory, itimer, lock, posix_timer, regs, rlimit, rseq,
     sched, sigaction, signal,
@@ -317,6 +318,7 @@ impl Building<'_, '_> {
         }
         let mut script = Script::new();
         lock::rebuild(&alive.locks, &mut script);
+        vma::seal(&alive.memory.areas, &mut script);
         self.own_files(&mut script);
         posix_timer::arm(&alive.posix_timers, &mut script);
         itimer::rebuild(&alive.itimers, &mut script);

@@ -28,6 +28,7 @@ pub mod ptmx;
 pub mod pts;
 pub mod refused;
 pub mod regular;
+pub mod search;
 pub mod signalfd;
 pub mod terminal;
 pub mod timerfd;

@@ -58,7 +58,7 @@ impl FileKind for Record {
         let protocol = u32::try_from(inet::number(fd, SOCKET, SO_PROTOCOL)?).unwrap_or(0);
         let refuse = |what: &str| Err(Cause::unsupported(format!("{}: a netlink socket {what}", seen.link)));
         if queue::ready(fd)?.intersects(PollFlags::IN | PollFlags::ERR) {
-            return refuse("with unread messages");
+            return Err(Cause::passing(format!("{}: a netlink socket with unread messages", seen.link)));
         }
         if sock::netlink_peer(fd)?.is_some_and(|peer| peer != (0, 0)) {
             return refuse("that is connected to another one");

@@ -1,7 +1,7 @@
 //! A regular file or a directory, opened by its name; also anything opened with `O_PATH`.
 //! *Read from:* the link in /proc/PID/fd, fdinfo, fstat; a deleted file's content through the description itself.
 //! *Made again by:* openat2 beneath the container's root; a deleted file is written anew and unlinked.
-//! *Lost:* the inode number of a deleted file; a position in a directory that changed meanwhile means what it means then.
+//! *Lost:* the inode number of a deleted file, and that a name was removed while the file has others: it is opened by one; a position in a directory that changed meanwhile means what it means then.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -56,6 +56,8 @@ impl FileKind for Record {
     fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<Self> {
         let (path, ghost) = if gather.leads_to(&seen.link.0, &seen.stat) {
             (seen.link.0.clone(), None)
+        } else if let Some(other) = linked_elsewhere(seen, gather)? {
+            (other, None)
         } else if seen.stat.st_nlink > 0 && !is_deleted(&seen.link.0) {
             return Err(Cause::unsupported(format!("{}: another file lies at this path now", seen.link)));
         } else {
@@ -112,6 +114,15 @@ pub(super) fn reopen_flags(flags: u32) -> OFlags {
         flags &= !OFlags::TMPFILE;
     }
     flags | OFlags::NOCTTY
+}
+
+/// Another name of a file whose name was removed, if it has any.
+fn linked_elsewhere(seen: &Seen, gather: &Gather<'_>) -> Result<Option<Vec<u8>>> {
+    let Some(gone) = seen.link.0.strip_suffix(b" (deleted)") else { return Ok(None) };
+    if seen.stat.st_nlink == 0 || FileType::from_raw_mode(seen.stat.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    super::search::other_name(gather, gone, &seen.stat)
 }
 
 fn is_deleted(link: &[u8]) -> bool {

@@ -89,6 +89,8 @@ pub enum Flag {
     Random,
     /// `MAP_DROPPABLE`.
     Droppable,
+    /// mseal(2).
+    Sealed,
 }
 
 const PLAIN: &[(VmFlag, Flag)] = &[
@@ -103,12 +105,12 @@ const PLAIN: &[(VmFlag, Flag)] = &[
     (VmFlag::SeqRead, Flag::Sequential),
     (VmFlag::RandRead, Flag::Random),
     (VmFlag::Droppable, Flag::Droppable),
+    (VmFlag::Sealed, Flag::Sealed),
 ];
 
 const REFUSED: &[(VmFlag, &str)] = &[
     (VmFlag::HugeTlb, "hugetlb pages"),
     (VmFlag::ShadowStack, "a shadow stack"),
-    (VmFlag::Sealed, "a sealed mapping (mseal)"),
     (VmFlag::UffdMissing, "a userfaultfd"),
     (VmFlag::UffdWp, "a userfaultfd"),
     (VmFlag::UffdMinor, "a userfaultfd"),
@@ -313,5 +315,12 @@ impl Record {
         if self.has(Flag::LockedOnFault) {
             script.call(Nr::MLOCK2, args![start, len, MLOCK_ONFAULT]);
         }
+    }
+}
+
+/// The task seals what was sealed, when nothing of it changes any more.
+pub fn seal(areas: &[Record], script: &mut Script) {
+    for area in areas.iter().filter(|a| a.has(Flag::Sealed)) {
+        script.call(Nr::MSEAL, args![area.start.0, area.end.0 - area.start.0, 0]);
     }
 }

@@ -138,9 +138,10 @@ pub(super) fn info(fd: BorrowedFd<'_>) -> Result<Info> {
 pub fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<State> {
     let fd = seen.fd.as_fd();
     let refuse = |what: String| Err(Cause::unsupported(format!("{}: {what}", seen.link)));
+    let passing = |what: String| Err(Cause::passing(format!("{}: {what}", seen.link)));
     let info = info(fd)?;
     match info.state {
-        LISTEN if info.waiting > 0 => refuse(format!("{} TCP connections that wait to be accepted", info.waiting)),
+        LISTEN if info.waiting > 0 => passing(format!("{} TCP connections that wait to be accepted", info.waiting)),
         LISTEN => Ok(State::TcpListening { backlog: info.most }),
         CLOSE if !events(fd, PollFlags::RDHUP)?.contains(PollFlags::RDHUP) => Ok(State::TcpIdle),
         CLOSE => {
@@ -158,7 +159,7 @@ pub fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<State> {
             let Some(peer) = peer(fd)? else { return refuse("a TCP connection without a peer".into()) };
             Ok(State::TcpConnected(Box::new(Connection::new(peer))))
         }
-        other => refuse(format!("a TCP connection that is being made (state {other})")),
+        other => passing(format!("a TCP connection that is being made (state {other})")),
     }
 }
 

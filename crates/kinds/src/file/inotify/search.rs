@@ -3,27 +3,21 @@
 //! *Made again by:* nothing here; see the parent module.
 //! *Lost:* nothing; a watch on something without a path is refused.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use rustix::fs::inotify::{self, CreateFlags};
-use rustix::fs::{Dir, FileType, OFlags, fstatfs};
 use yendor_image::Bytes;
 use yendor_proc::Dev;
 use yendor_proc::fdinfo::{Detail, InotifyWatch};
 
-use super::super::{Gather, Record as AnyRecord};
+use super::super::{Gather, Record as AnyRecord, search};
 use super::{Record, Watch, add};
 use crate::{Cause, Named, Result};
 
-/// How long the file system is searched for.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// `IN_ATTRIB`: any event will do to be told an inode's number.
 const ANY: u32 = 4;
-/// `PROC_SUPER_MAGIC`, `SYSFS_MAGIC`: endless, and nothing that is watched.
-const SKIPPED: &[i64] = &[0x9fa0, 0x6265_6572];
-
 type Key = (u64, u32, u32);
 
 fn key(ino: u64, dev: Dev) -> Key {
@@ -108,39 +102,16 @@ impl Search {
         Ok(())
     }
 
-    /// Breadth first: what is watched lies seldom deep.
     fn everywhere(&mut self, gather: &Gather<'_>) -> Result<()> {
-        let begin = Instant::now();
-        let mut places = VecDeque::from([Vec::new()]);
-        while let Some(place) = places.pop_front() {
-            if self.missing.is_empty() || begin.elapsed() > PATIENCE {
-                break;
-            }
-            let shown = if place.is_empty() { &b"/"[..] } else { &place };
-            let Ok(fd) = gather.open_inside(shown, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW) else {
-                continue;
-            };
-            if fstatfs(&fd).is_ok_and(|s| SKIPPED.contains(&s.f_type)) {
-                continue;
-            }
-            // A mount's own inode differs from what its place is listed as.
-            self.look_at(shown, gather)?;
-            let Ok(entries) = Dir::new(fd) else { continue };
-            for entry in entries.flatten() {
-                let name = entry.file_name().to_bytes();
-                if name == b"." || name == b".." {
-                    continue;
-                }
-                let path = [&place, &b"/"[..], name].concat();
-                if self.inodes.contains(&entry.ino()) && entry.file_type() != FileType::Directory {
-                    self.look_at(&path, gather)?;
-                }
-                if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
-                    places.push_back(path);
-                }
-            }
+        if self.missing.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        search::everywhere(gather, b"/", &mut |path, ino| {
+            if ino == 0 || self.inodes.contains(&ino) {
+                self.look_at(path, gather)?;
+            }
+            Ok(self.missing.is_empty())
+        })
     }
 }
 

@@ -42,11 +42,11 @@ pub fn must_look(listening: &Info, table: &BTreeMap<u32, Info>) -> bool {
 /// Refuses what could not be made again, before anything is accepted.
 ///
 /// # Errors
-/// `Unsupported`, by name.
+/// `Passing`, by name: whoever listens will accept them.
 pub fn may_look(gather: &Gather<'_>, id: FileId, listening: BorrowedFd<'_>, clients: usize) -> Result<()> {
     let refuse = |what: &str| {
         let link = gather.link_of(listening).unwrap_or_default();
-        Err(Cause::unsupported(format!("{link} (file {id}): {clients} connections, not accepted yet, with {what}")))
+        Err(Cause::passing(format!("{link} (file {id}): {clients} connections, not accepted yet, with {what}")))
     };
     if !gather.ends_tree {
         return refuse("unread data, in a checkpoint that lets the tree live");

@@ -45,7 +45,7 @@ pub fn collect(fd: BorrowedFd<'_>, kind: Kind, gather: &mut Gather<'_>) -> Resul
         return Err(Cause::unsupported("a unix socket with messages and a pending error"));
     }
     if option::tells_sender(fd)? {
-        return Err(Cause::unsupported("unread messages with credentials (SO_PASSCRED) in a unix socket"));
+        return Err(Cause::passing("unread messages with credentials (SO_PASSCRED) in a unix socket"));
     }
     let raw = match kind {
         Kind::Stream => stream(fd, waiting)?,
@@ -55,7 +55,7 @@ pub fn collect(fd: BorrowedFd<'_>, kind: Kind, gather: &mut Gather<'_>) -> Resul
     for Peeked { data, truncated: _, files, from } in raw {
         let files = files.into_iter().map(|f| gather.own(f)).collect::<Result<Vec<_>>>()?;
         if let Some(late) = gather.entries.iter().find(|e| files.contains(&e.id) && e.record.is_late()) {
-            return Err(Cause::unsupported(format!("a {} in flight in a unix socket", late.record.kind())));
+            return Err(Cause::passing(format!("a {} in flight in a unix socket", late.record.kind())));
         }
         let from = if kind == Kind::Dgram { Bytes(from) } else { Bytes::default() };
         messages.push(Message { data: Bytes(data), from, files });
