@@ -21,7 +21,7 @@ pub use binary::{probe, yendor_binary};
 pub use fault::{Fault, Traced, with_fault};
 pub use forge::{FORMAT, Forge, seal};
 pub use image::{at, copy_image, forge};
-pub use orphan::{Orphans, Random, rounds};
+pub use orphan::{Orphans, Random, cgroups, rounds};
 pub use survive::{Via, generations, probe_survives, tick_gap};
 pub use task::{Started, kill, lead_a_session, marked, wait_until};
 pub use terminal::Terminal;

@@ -1,6 +1,7 @@
 //! What killed commands leave: their children become ours (`PR_SET_CHILD_SUBREAPER`, prctl(2)), so that none is overlooked.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::task::wait_until;
@@ -60,6 +61,22 @@ fn orphans() -> Vec<(libc::pid_t, String)> {
 fn own_session() -> String {
     // SAFETY: takes no pointer, cannot fail for ourselves.
     unsafe { libc::getsid(0) }.to_string()
+}
+
+/// The cgroups of a container, in every hierarchy.
+pub fn cgroups(container: &str) -> Vec<PathBuf> {
+    fn below(directory: &Path, name: &str, depth: u32, found: &mut Vec<PathBuf>) {
+        let all = fs::read_dir(directory).into_iter().flatten().flatten();
+        for entry in all.filter(|entry| depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            if entry.file_name().to_string_lossy().starts_with(name) {
+                found.push(entry.path());
+            }
+            below(&entry.path(), name, depth - 1, found);
+        }
+    }
+    let mut found = Vec::new();
+    below(Path::new("/sys/fs/cgroup"), &format!("yendor-{container}-"), 6, &mut found);
+    found
 }
 
 /// How many rounds of a sweep are made: `few`, or `many` when there is time (`cargo xtask soak`).

@@ -143,6 +143,7 @@ pub fn read(container: &Path) -> io::Result<State> {
 /// # Errors
 /// What is left, and why.
 pub fn remove(container: &Path) -> io::Result<()> {
+    crate::contain::cgroup::remove_noted(container);
     open_up(container);
     match std::fs::remove_dir_all(container) {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => remove_mapped(container),

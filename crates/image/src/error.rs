@@ -33,10 +33,12 @@ pub enum Error {
         offset: u64,
     },
     /// A file's content is not what was written.
-    #[error("{file}: digest differs, content is damaged")]
+    #[error("{file}: byte 0 to {bytes}: digest differs, content is damaged")]
     Digest {
         /// The file.
         file: String,
+        /// How many bytes the digest is of; it does not tell where among them.
+        bytes: u64,
     },
     /// A file's content is not of the format.
     #[error("{file}: byte {offset}: {what}")]

@@ -146,7 +146,7 @@ fn unseal(version: Version, document: &[u8]) -> Result<&[u8]> {
         .and_then(Digest::parse)
         .ok_or_else(|| Error::format(MANIFEST_FILE, wide(body.len()), "expected the seal"))?;
     if digest != seal_of(version, body) {
-        return Err(Error::Digest { file: MANIFEST_FILE.to_owned() });
+        return Err(Error::Digest { file: MANIFEST_FILE.to_owned(), bytes: wide(body.len()) });
     }
     Ok(body)
 }

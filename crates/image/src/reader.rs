@@ -136,7 +136,7 @@ impl Reader {
         }
         check_size(entry, bytes)?;
         if Digest::from(hasher.finalize()) != entry.blake3 {
-            return Err(Error::Digest { file: entry.name.clone() });
+            return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
         }
         Ok(())
     }
@@ -240,7 +240,7 @@ fn decode_records<T: Serialize + DeserializeOwned>(
     let document = read_small(file, bytes, RECORDS_FILE, limit)?;
     check_size(entry, u64::try_from(document.len()).unwrap_or(u64::MAX))?;
     if Digest::of(&document) != entry.blake3 {
-        return Err(Error::Digest { file: entry.name.clone() });
+        return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
     }
     cbor::decode(&upgrade::records(version, &document)?, limits)
 }

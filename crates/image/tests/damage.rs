@@ -99,7 +99,7 @@ fn two_files_that_changed_places() {
     write(&other.image());
     forge(&other.image(), "pages-1", &sample::page(9));
     fs::copy(other.image().join("pages-1"), scratch.image().join("pages-1")).unwrap();
-    assert!(matches!(damaged(&scratch.image(), "swapped"), Error::Digest { file } if file == "pages-1"));
+    assert!(matches!(damaged(&scratch.image(), "swapped"), Error::Digest { file, .. } if file == "pages-1"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Limits of a container, where the host has delegated a cgroup to the caller (cgroups(7), v1 and v2).
 //!
-//! Only cgroups that were made here are ever written to or removed.
+//! Only cgroups that were made here are ever written to or removed. Their paths stand in the file [`LIST`] of the container's
+//! directory before they are made: whoever clears up behind a keeper that was killed removes them.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ struct Made {
 
 impl Cgroup {
     /// Makes them for the limits asked for; `None` when there are none.
-    pub(super) fn create(request: &Request) -> Caused<Option<Cgroup>> {
+    pub(super) fn create(request: &Request, state: &OwnedFd) -> Caused<Option<Cgroup>> {
         let limits = [("memory", request.memory), ("pids", request.pids)];
         if limits.iter().all(|l| l.1.is_none()) {
             return Ok(None);
@@ -43,7 +44,9 @@ impl Cgroup {
         let mut group = Cgroup { made: Vec::new() };
         for (controller, limit) in limits {
             let Some(limit) = limit else { continue };
-            group.limit(request, controller, limit, &mounts, &own).map_err(|cause| explain(controller, cause))?;
+            group
+                .limit(request, state, (controller, limit), &mounts, &own)
+                .map_err(|cause| explain(controller, cause))?;
         }
         Ok(Some(group))
     }
@@ -51,8 +54,8 @@ impl Cgroup {
     fn limit(
         &mut self,
         request: &Request,
-        controller: &str,
-        limit: u64,
+        state: &OwnedFd,
+        (controller, limit): (&str, u64),
         mounts: &[Mount],
         own: &[Membership],
     ) -> Caused<()> {
@@ -60,16 +63,18 @@ impl Cgroup {
             .ok_or(Errno::NODEV)
             .named("open", || format!("a cgroup with the {controller} controller"))?;
         let pid = rustix::process::getpid().as_raw_nonzero();
-        let name = format!("yendor-{}-{pid}", request.name);
+        let name = format!("{PREFIX}{}-{pid}", request.name);
         let path = parent.join(&name);
         if !self.made.iter().any(|m| m.path == path) {
+            note(state, &path)?;
             self.made.push(make(&parent, name, path.clone())?);
         }
         if v2 {
             match hand_down(&parent, controller) {
                 Err(Cause::Sys(e)) if e.errno == Errno::BUSY => {
                     // Limits can be handed down only where no task sits (cgroups(7), no internal processes).
-                    let aside = format!("yendor-front-{pid}");
+                    let aside = format!("{PREFIX}front-{pid}");
+                    note(state, &parent.join(&aside))?;
                     self.made.push(step_aside(&parent, aside)?);
                     hand_down(&parent, controller)?;
                 }
@@ -127,13 +132,49 @@ impl Drop for Cgroup {
             if made.aside {
                 step_back(made);
             }
-            // Busy for a moment after the last task has ended; bounded, as nobody waits for it longer.
-            for _ in 0..50 {
-                match unlinkat(&made.parent, made.name.as_str(), AtFlags::REMOVEDIR) {
-                    Err(Errno::BUSY) => std::thread::sleep(std::time::Duration::from_millis(2)),
-                    _ => break,
-                }
-            }
+            remove(&made.parent, made.name.as_ref());
+        }
+    }
+}
+
+/// The file of a container's directory that names its cgroups, one path a line.
+const LIST: &str = "cgroups";
+
+/// What the last component of each begins with.
+const PREFIX: &str = "yendor-";
+
+fn note(state: &OwnedFd, path: &Path) -> Caused<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(state, LIST, flags, Mode::RUSR | Mode::WUSR).named("openat", || LIST.into())?;
+    let line = [path.as_os_str().as_encoded_bytes(), b"\n"].concat();
+    rustix::io::write(&file, &line).named("write", || LIST.into())?;
+    Ok(())
+}
+
+/// Removes the cgroups that the directory of a container names, whose keeper is gone. One that still has a task stays, as does
+/// what could be none of ours; where the keeper has removed them itself there is nothing to do.
+pub(crate) fn remove_noted(container: &Path) {
+    use std::os::unix::ffi::OsStrExt;
+    for line in std::fs::read(container.join(LIST)).unwrap_or_default().split(|b| *b == b'\n') {
+        let path = Path::new(std::ffi::OsStr::from_bytes(line));
+        let ours = path.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()));
+        if ours
+            && let Some(parent) = path.parent()
+            && let Ok(parent) = rustix::fs::open(parent, DIRECTORY, Mode::empty())
+        {
+            remove(&parent, path.file_name().unwrap_or_default());
+        }
+    }
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Busy for a moment after the last task has ended; bounded, as nobody waits for it longer.
+fn remove(parent: &OwnedFd, name: &std::ffi::OsStr) {
+    for _ in 0..50 {
+        match unlinkat(parent, name, AtFlags::REMOVEDIR) {
+            Err(Errno::BUSY) => std::thread::sleep(std::time::Duration::from_millis(2)),
+            _ => break,
         }
     }
 }
@@ -175,10 +216,9 @@ fn inside(mount: &Mount, member: &Membership) -> Option<PathBuf> {
 }
 
 fn make(parent: &Path, name: String, path: PathBuf) -> Caused<Made> {
-    let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let above = openat(CWD, parent, directory, Mode::empty()).named("open", || format!("{parent:?}"))?;
+    let above = openat(CWD, parent, DIRECTORY, Mode::empty()).named("open", || format!("{parent:?}"))?;
     mkdirat(&above, name.as_str(), Mode::from_raw_mode(0o755)).named("mkdir", || format!("{path:?}"))?;
-    let fd = openat(&above, name.as_str(), directory, Mode::empty()).named("open", || format!("{path:?}"))?;
+    let fd = openat(&above, name.as_str(), DIRECTORY, Mode::empty()).named("open", || format!("{path:?}"))?;
     Ok(Made { parent: above, name, path, fd, aside: false })
 }
 

@@ -86,7 +86,7 @@ pub fn prepare(request: &Request, given: Given) -> Result<Contained> {
 fn make(request: &Request, given: Given) -> Caused<Contained> {
     namespace::new_session_keyring()?;
     let host_proc = open_directory("/proc")?;
-    let cgroup = Cgroup::create(request)?;
+    let cgroup = Cgroup::create(request, &given.state)?;
     // The working directory, unlike a descriptor, follows into the new mount namespace.
     fchdir(&given.state).named("fchdir", || "the state directory".into())?;
     enter_namespaces(request.net)?;

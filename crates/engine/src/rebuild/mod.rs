@@ -249,6 +249,9 @@ impl Rebuilt {
     /// # Errors
     /// A task died meanwhile; all others die with it.
     pub fn thaw(mut self) -> Result<Running> {
+        let memory = self.arena.memory();
+        let same = memory.as_fd().try_clone_to_owned().map_err(|e| SysError::io("dup", "", &e)).at(Step::Thaw)?;
+        let memory = Mapping::of(same, memory.len()).at(Step::Thaw)?;
         // Pid 1 first: it must be there to reap.
         ptrace::detach(self.init, 0).at(Step::Thaw)?;
         for (already, tid) in self.threads.iter().enumerate() {
@@ -259,14 +262,10 @@ impl Rebuilt {
             }
         }
         self.done = true;
-        let memory = Mapping::of(
-            self.arena.memory().as_fd().try_clone_to_owned().map_err(|e| SysError::io("dup", "", &e)).at(Step::Thaw)?,
-            self.arena.memory().len(),
-        );
         Ok(Running {
             init: self.init,
             main: self.main,
-            memory: memory.at(Step::Thaw)?,
+            memory,
             notes: std::mem::take(&mut self.notes),
             cgroup: self.cgroup.take(),
         })

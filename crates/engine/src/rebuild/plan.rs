@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use yendor_kinds::process::Record;
+use yendor_kinds::process::{Record, State};
 use yendor_kinds::{Cause, Result};
 
 /// A task to be born.
@@ -42,6 +42,9 @@ pub struct Plan {
 /// Pid 1, which exists.
 pub const INIT: i32 = 1;
 
+/// The highest id that a kernel gives (`PID_MAX_LIMIT`).
+const MOST: i32 = 4_194_304;
+
 /// Plans the births of an image's processes.
 ///
 /// # Errors
@@ -50,7 +53,7 @@ pub fn plan(processes: &[Record]) -> Result<Plan> {
     let mut by_pid: BTreeMap<i32, &Record> = BTreeMap::new();
     for p in processes {
         for id in [p.pid.0, p.group.0, p.session.0] {
-            if !(0..=4_194_304).contains(&id) {
+            if !(0..=MOST).contains(&id) {
                 return Err(Cause::corrupt(format!("process {}: id {id}", p.pid)));
             }
         }
@@ -58,12 +61,31 @@ pub fn plan(processes: &[Record]) -> Result<Plan> {
             return Err(Cause::corrupt(format!("two processes have the id {}, or it is reserved", p.pid)));
         }
     }
+    check_threads(processes)?;
     let mut births = Vec::new();
     for (index, p) in processes.iter().enumerate() {
         births.push(birth(p, index, &by_pid)?);
     }
     stand_ins(processes, &by_pid, &mut births);
     order(births)
+}
+
+/// Ids of threads are of the same kind: none is another thread's, a process's, a group's or a session's.
+fn check_threads(processes: &[Record]) -> Result<()> {
+    let mut taken: BTreeSet<i32> = processes.iter().flat_map(|p| [p.pid.0, p.group.0, p.session.0]).collect();
+    for p in processes {
+        let State::Alive(alive) = &p.state else { continue };
+        for thread in alive.threads.iter().skip(1) {
+            let id = thread.tid.0;
+            if !(INIT + 1..=MOST).contains(&id) || !taken.insert(id) {
+                return Err(Cause::corrupt(format!(
+                    "process {}: two threads have the id {id}, or it is reserved",
+                    p.pid
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn birth(p: &Record, index: usize, by_pid: &BTreeMap<i32, &Record>) -> Result<Birth> {
@@ -173,7 +195,6 @@ fn order(births: Vec<Birth>) -> Result<Plan> {
 mod tests {
     use super::*;
     use yendor_image::NsPid;
-    use yendor_kinds::process::State;
 
     fn p(pid: i32, parent: i32, group: i32, session: i32) -> Record {
         let [pid, parent, group, session] = [pid, parent, group, session].map(NsPid);

@@ -1,0 +1,431 @@
+//! Bad images, bad surroundings, bad requests: each is refused by name, with the exit code that says what is true, and
+//! nothing is started or left.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use ciborium::Value;
+use yendor_tests::{
+    Flavour, Outcome, PATIENCE, Random, Started, Yendor, at, copy_image, forge, probe, tick_gap, wait_until,
+};
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are UTF-8")
+}
+
+fn start(yendor: &Yendor, name: &str) -> String {
+    let container = yendor.fresh(name);
+    yendor.run_detached(&container, &[text(&probe(name))]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    container
+}
+
+fn image_of(yendor: &Yendor, name: &str) -> PathBuf {
+    let container = start(yendor, name);
+    let image = yendor.path("image");
+    yendor.checkpoint(&container, &image);
+    yendor.call(&["rm", &container]).exits(0);
+    image
+}
+
+/// Nothing runs and no state is kept.
+fn nothing(yendor: &Yendor) {
+    let left = yendor.tasks_left();
+    assert!(left.is_empty(), "processes are left: {left:?}");
+    let run = yendor.path("state/run");
+    let left: Vec<_> = fs::read_dir(&run).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+    assert!(left.is_empty(), "state is left: {left:?}");
+}
+
+/// The restore is refused: this exit code, one of these words, nothing started.
+#[track_caller]
+fn refused(yendor: &Yendor, image: &Path, code: i32, words: &[&str]) -> Outcome {
+    let container = yendor.fresh("bad");
+    let outcome = yendor.restore_with(image, &container, &[]).exits(code);
+    let said = &outcome.stderr;
+    assert!(words.iter().any(|word| said.contains(word)), "none of {words:?} in: {said}");
+    assert!(!said.contains("panicked"), "{said}");
+    nothing(yendor);
+    outcome
+}
+
+fn files_of(image: &Path) -> Vec<String> {
+    let all = fs::read_dir(image).expect("an image").flatten();
+    let mut names: Vec<String> = all.map(|entry| entry.file_name().into_string().expect("UTF-8")).collect();
+    names.sort();
+    names
+}
+
+/// Every file of an image missing, truncated, with a bit flipped, too long.
+fn a_damaged_image(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let good = image_of(&yendor, "eventfd");
+    let names = files_of(&good);
+    assert!(names.len() >= 4, "{names:?}");
+    let (mut number, mut cases) = (0, 0);
+    let mut case = |name: &str, damage: &mut dyn FnMut(&Path), words: &[&str]| {
+        number += 1;
+        let bad = yendor.path(&format!("bad-{number}"));
+        copy_image(&good, &bad);
+        damage(&bad.join(name));
+        let outcome = refused(&yendor, &bad, 4, &[name]);
+        assert!(words.iter().any(|word| outcome.stderr.contains(word)), "{name}: {words:?}: {}", outcome.stderr);
+        yendor.call(&["inspect", text(&bad)]);
+        fs::remove_dir_all(&bad).expect("remove an image of our own");
+        cases += 1;
+    };
+    let open = |path: &Path| OpenOptions::new().write(true).read(true).open(path).expect("a file of the image");
+    for name in &names {
+        let length = fs::metadata(good.join(name)).expect("a file of the image").len();
+        case(name, &mut |path| fs::remove_file(path).expect("remove"), &["missing"]);
+        case(name, &mut |path| open(path).set_len(0).expect("truncate"), &["byte 0", "missing"]);
+        let half = length / 2;
+        case(name, &mut |path| open(path).set_len(half).expect("truncate"), &["byte "]);
+        case(name, &mut |path| open(path).set_len(length + 1).expect("extend"), &["byte "]);
+        case(name, &mut |path| open(path).set_len(1 << 42).expect("extend"), &["byte ", "limit"]);
+        case(
+            name,
+            &mut |path| {
+                fs::remove_file(path).expect("remove");
+                std::os::unix::fs::symlink(good.join(name), path).expect("symlink");
+            },
+            &["regular", "link"],
+        );
+        for at in [0, random.below(length), length - 1] {
+            let bit = random.below(8);
+            let flip = &mut |path: &Path| {
+                let file = open(path);
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at).expect("read");
+                byte[0] ^= 1 << bit;
+                file.write_all_at(&byte, at).expect("write");
+            };
+            case(name, flip, &["byte"]);
+        }
+    }
+    println!("{cases} damaged images of {names:?}");
+    // The good one is one still.
+    let container = yendor.fresh("good");
+    yendor.restore(&good, &container);
+    yendor.kill(&container, "USR1");
+    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+}
+
+/// No image at all, or one of the future.
+fn no_image(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    refused(&yendor, &yendor.path("nowhere"), 4, &["nowhere"]);
+    let file = yendor.path("file");
+    drop(yendor.output("file"));
+    refused(&yendor, &file, 4, &["file"]);
+    yendor.call(&["restore", "nobody"]).exits(4);
+    yendor.call(&["restore", "nobody@3"]).exits(4);
+    let future = image_of(&yendor, "eventfd");
+    fs::write(future.join("format"), "yendor image 2\n").expect("write");
+    let said = refused(&yendor, &future, 4, &["format"]).stderr;
+    assert!(said.contains("version 2") && said.contains("up to 1"), "{said}");
+    for verb in ["inspect", "plan"] {
+        yendor.call(&[verb, text(&future)]).exits(4);
+        yendor.call(&[verb, text(&yendor.path("nowhere"))]).exits(4);
+    }
+}
+
+type Forgery = (&'static str, fn(&mut Value));
+
+/// All digests right, but the records contradict themselves.
+const FORGERIES: &[Forgery] = &[
+    ("no process", |records| *at(records, &["processes"]) = Value::Array(Vec::new())),
+    ("a process twice", |records| twice(at(records, &["processes"]))),
+    ("an open file twice", |records| twice(at(records, &["files"]))),
+    ("a descriptor of no file", |records| {
+        *at(records, &["processes", "0", "state", "alive", "descriptors", "0", "file"]) = 999_999.into();
+    }),
+    ("a descriptor twice", |records| twice(at(records, &["processes", "0", "state", "alive", "descriptors"]))),
+    ("a descriptor below zero", |records| {
+        *at(records, &["processes", "0", "state", "alive", "descriptors", "0", "number"]) = (-5).into();
+    }),
+    ("a parent that is not there", |records| *at(records, &["processes", "0", "parent"]) = 777.into()),
+    ("its own parent", |records| {
+        let own = at(records, &["processes", "0", "pid"]).clone();
+        *at(records, &["processes", "0", "parent"]) = own;
+    }),
+    ("a pid below zero", |records| *at(records, &["processes", "0", "pid"]) = (-1).into()),
+    ("pid zero", |records| *at(records, &["processes", "0", "pid"]) = 0.into()),
+    ("no thread", |records| *at(records, &["processes", "0", "state", "alive", "threads"]) = Value::Array(Vec::new())),
+    ("a thread twice", |records| twice(at(records, &["processes", "0", "state", "alive", "threads"]))),
+    ("an area twice", |records| twice(at(records, &["processes", "0", "state", "alive", "memory", "areas"]))),
+    ("a field that nobody knows", |records| {
+        if let Value::Map(fields) = records {
+            fields.push((Value::Text("more".into()), Value::Null));
+        }
+    }),
+    ("a field missing", |records| {
+        if let Value::Map(fields) = records {
+            fields.pop();
+        }
+    }),
+];
+
+/// A copy of the last item at the end.
+fn twice(list: &mut Value) {
+    let items = list.as_array_mut().expect("an array");
+    let last = items.last().expect("not empty").clone();
+    items.push(last);
+}
+
+fn a_contradictory_image(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let good = image_of(&yendor, "eventfd");
+    for (number, (what, change)) in FORGERIES.iter().enumerate() {
+        println!("{what}");
+        let bad = yendor.path(&format!("bad-{number}"));
+        copy_image(&good, &bad);
+        forge(&bad, change);
+        let outcome = refused(&yendor, &bad, 4, &["damaged", "records.cbor"]);
+        println!("{}", outcome.stderr);
+    }
+    // The forger itself does no harm.
+    let same = yendor.path("same");
+    copy_image(&good, &same);
+    forge(&same, |_| {});
+    let container = yendor.fresh("same");
+    yendor.restore(&same, &container);
+    yendor.kill(&container, "USR1");
+    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+}
+
+/// Names: unknown, in use, impossible; programs: none, not executable.
+fn bad_names(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    for words in [
+        &["kill", "nobody"][..],
+        &["wait", "nobody"],
+        &["rm", "nobody"],
+        &["logs", "nobody"],
+        &["attach", "nobody"],
+        &["exec", "nobody", "--", "true"],
+        &["checkpoint", "nobody"],
+    ] {
+        let said = yendor.call(words).exits(1).stderr;
+        assert!(said.contains("no container") && said.contains("nobody"), "{said}");
+    }
+    yendor.call(&["run", "-d", "--name", "../evil", "--", "true"]).exits(2);
+    yendor.call(&["run", "-d"]).exits(2);
+    let options = yendor.flavour().options();
+    let run = |name: &str, program: &str| yendor.call(&[&["run", "--name", name], options, &["--", program]].concat());
+    let said = run("a", "no-such-program").exits(127).stderr;
+    assert!(said.contains("no-such-program") && said.contains("not found"), "{said}");
+    let said = run("a", "/no/such/program").exits(127).stderr;
+    assert!(said.contains("/no/such/program") && said.contains("not found"), "{said}");
+    for path in ["/etc/passwd", "/etc"] {
+        let said = run("a", path).exits(126).stderr;
+        assert!(said.contains(path) && said.contains("not executable"), "{said}");
+    }
+    nothing(&yendor);
+    let container = start(&yendor, "eventfd");
+    for name in [&container, &container] {
+        let said = yendor.run_detached_with(name, &[], &["true"]).exits(1).stderr;
+        assert!(said.contains("in use") && said.contains(name.as_str()), "{said}");
+    }
+    // The output is taken: by a file, a directory, a link that leads nowhere.
+    drop(yendor.output("file"));
+    fs::create_dir(yendor.path("directory")).expect("mkdir");
+    std::os::unix::fs::symlink("nowhere", yendor.path("link")).expect("symlink");
+    for name in ["file", "directory", "link"] {
+        let said = yendor.call(&["checkpoint", &container, "-o", text(&yendor.path(name))]).exits(1).stderr;
+        assert!(said.contains("exists") && said.contains(name), "{said}");
+    }
+    let nowhere = yendor.path("nowhere/image");
+    let said = yendor.call(&["checkpoint", &container, "-o", text(&nowhere)]).exits(1).stderr;
+    assert!(said.contains("nowhere") && said.contains("No such file"), "{said}");
+    let said = yendor.call(&["checkpoint", "--pid", "4194303", "-o", text(&nowhere)]).exits(1).stderr;
+    assert!(said.contains("4194303"), "{said}");
+    yendor.kill(&container, "USR1");
+    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+}
+
+/// Somebody else's process.
+#[test]
+fn another_users_process() {
+    let (Some(root), Some(user)) = (Yendor::new(Flavour::Root), Yendor::new(Flavour::user())) else { return };
+    let _theirs = Started::new(root.program(Path::new("/bin/sleep")).arg("100"));
+    let said = user.call(&["checkpoint", "--pid", &_theirs.pid().to_string(), "-o", text(&user.path("image"))]);
+    let said = said.exits(5).stderr;
+    assert!(said.contains("Operation not permitted") && said.contains("another user"), "{said}");
+    assert!(!user.path("image").exists());
+    // And somebody else's container is not even seen.
+    let container = start(&root, "eventfd");
+    let said = user.call(&["kill", &container]).exits(1).stderr;
+    assert!(said.contains("no container"), "{said}");
+}
+
+/// `user.max_user_namespaces` is 0: in a user namespace made for this, whose root the caller is.
+#[test]
+fn no_user_namespaces() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let plain = yendor.command(&["run", "-d", "--name", "a", "--", "true"]);
+    let mut command = yendor.program(Path::new("/usr/bin/unshare"));
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces; exec \"$0\" \"$@\"";
+    command.args(["--user", "--map-root-user", "--", "/bin/sh", "-ec", script]);
+    command.arg(plain.get_program()).args(plain.get_args());
+    let said = yendor.to_its_end(command, "without user namespaces".into()).exits(5).stderr;
+    assert!(said.contains("/proc/sys/user/max_user_namespaces"), "{said}");
+    nothing(&yendor);
+}
+
+/// Only its own id: what takes more says so, the rest works.
+#[test]
+fn no_subordinate_ids() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let hide = "mount -t tmpfs none /mnt; : > /mnt/none
+mount --bind /mnt/none /etc/subuid; mount --bind /mnt/none /etc/subgid";
+    let Some(outcome) = yendor.call_between(hide, &["run", "--rm", "-u", "5:5", "--", "/usr/bin/id"], "") else {
+        return;
+    };
+    let said = outcome.exits(5).stderr;
+    assert!(said.contains("/etc/subgid"), "{said}");
+    let outcome = yendor.call_between(hide, &["run", "--rm", "--", "/usr/bin/id", "-u"], "").expect("root").exits(0);
+    assert_eq!(outcome.stdout.trim(), "0", "{outcome:?}");
+    nothing(&yendor);
+}
+
+/// A shell that holds a file open, of which it has read one line, and to which `change` happens. Asked with SIGUSR1, it reads
+/// the next line, and writes one.
+fn holder(file: &str, change: &str) -> String {
+    format!(
+        "printf 'one\\ntwo\\nthree\\n' > {file}; exec 3<>{file}; read -r -u 3 line; [ \"$line\" = one ] || echo FAIL: $line
+        {change}
+        check() {{
+            read -r -u 3 line; [ \"$line\" = two ] || {{ echo \"FAIL: second line $line\"; exit 1; }}
+            read -r -u 3 line; [ \"$line\" = three ] || {{ echo \"FAIL: third line $line\"; exit 1; }}
+            echo four >&3 || {{ echo 'FAIL: write'; exit 1; }}
+            echo ok; exit 0
+        }}
+        trap check USR1; echo ready; while :; do sleep 0.02; done"
+    )
+}
+
+/// An open file loses its mode, its name, or its name to another file: who has it open still has it after a restore.
+fn held_files(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let changes = [
+        ("mode 000", "chmod 000 /tmp/held"),
+        ("deleted", "rm /tmp/held"),
+        ("replaced by a longer one", "yes longer | head -c 5000 > /tmp/other; mv /tmp/other /tmp/held"),
+        ("replaced by a shorter one", "printf x > /tmp/other; mv /tmp/other /tmp/held"),
+        ("renamed", "mv /tmp/held /tmp/elsewhere"),
+        (
+            "mode 000 in a directory of mode 000",
+            "chmod 000 /tmp/held; mkdir /tmp/d; mv /tmp/held /tmp/d; chmod 000 /tmp/d",
+        ),
+    ];
+    for (number, (what, change)) in changes.iter().enumerate() {
+        // As the container's root, then as somebody whom modes bind.
+        for user in [&[][..], &["-u", "1000:1000"]] {
+            println!("{what} {user:?}");
+            let container = yendor.fresh("held");
+            let script = holder("/tmp/held", change);
+            yendor.run_detached_with(&container, user, &["/bin/bash", "-c", &script]).exits(0);
+            yendor.wait_for_log(&container, "ready", PATIENCE);
+            let image = yendor.path(&format!("image-{number}-{}", user.len()));
+            yendor.checkpoint(&container, &image);
+            let again = yendor.fresh("held");
+            yendor.restore(&image, &again);
+            yendor.kill(&again, "USR1");
+            let code = yendor.wait(&again);
+            assert_eq!(code, 0, "{what} {user:?}: {}", yendor.logs(&again));
+            for name in [&container, &again] {
+                yendor.call(&["rm", name]).exits(0);
+            }
+        }
+    }
+}
+
+/// A file of the caller's own, which no image carries, changes between checkpoint and restore: shorter, gone, or of another
+/// kind is refused by name; longer, as logs get, is not.
+fn changed_files(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let file = yendor.path("tmp/held");
+    let script = holder(text(&file), ":");
+    let mut command = yendor.program(Path::new("/bin/bash"));
+    command.args(["-c", &script]).stdout(yendor.output("output")).stderr(yendor.output("errors"));
+    let mut started = Started::new(&mut command);
+    let said = || fs::read_to_string(yendor.path("output")).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || said().contains("ready")), "{}", said());
+    let image = yendor.path("image");
+    yendor.checkpoint_pid(started.pid(), &image);
+    assert!(started.ended(PATIENCE).is_some());
+    let good = fs::read(&file).expect("the file");
+    // In place: a file of the test's own would belong to somebody else.
+    let write = |content: &[u8]| fs::write(&file, content).expect("write");
+    write(b"one\ntwo\n");
+    let outcome = yendor.restore_with(&image, &yendor.fresh("shorter"), &[]).exits(5);
+    assert!(outcome.stderr.contains(text(&file)) && outcome.stderr.contains("bytes"), "{}", outcome.stderr);
+    fs::remove_file(&file).expect("remove");
+    let outcome = yendor.restore_with(&image, &yendor.fresh("gone"), &[]).exits(1);
+    assert!(outcome.stderr.contains(text(&file)) && outcome.stderr.contains("No such file"), "{}", outcome.stderr);
+    fs::create_dir(&file).expect("mkdir");
+    let outcome = yendor.restore_with(&image, &yendor.fresh("kind"), &[]);
+    assert!(matches!(outcome.code, 1 | 5) && outcome.stderr.contains(text(&file)), "{outcome:?}");
+    fs::remove_dir(&file).expect("rmdir");
+    nothing(&yendor);
+    drop(yendor.output("tmp/held"));
+    write(&[&good[..], b"more\n"].concat());
+    let again = yendor.fresh("longer");
+    yendor.restore(&image, &again);
+    yendor.kill(&again, "USR1");
+    assert_eq!(yendor.wait(&again), 0, "{}", said());
+}
+
+/// The disk is full: the application runs on, and nothing is left that could be taken for an image.
+fn a_full_disk(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = start(&yendor, "ticker");
+    let place = yendor.path("full");
+    fs::create_dir(&place).expect("mkdir");
+    for size in ["16k", "64k", "700k"] {
+        for more in [&["--leave-running"][..], &[]] {
+            let list = yendor.path("list");
+            let before = format!("mount -t tmpfs -o size={size},mode=777 none {}", text(&place));
+            let after = format!("ls -A {} > {}", text(&place), text(&list));
+            let image = place.join("image");
+            let words = [&["checkpoint", &container, "-o", text(&image)], more].concat();
+            let Some(outcome) = yendor.call_between(&before, &words, &after) else { return };
+            let said = outcome.exits(1).stderr;
+            assert!(said.contains("No space left"), "{said}");
+            assert_eq!(fs::read_to_string(&list).expect("a list").trim(), "", "something is left");
+            let ticks = || yendor.logs(&container).lines().count();
+            let now = ticks();
+            assert!(wait_until(PATIENCE, || ticks() > now), "the container does not go on");
+        }
+    }
+    yendor.kill(&container, "USR1");
+    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+    assert_eq!(tick_gap(&yendor.logs(&container)), None);
+}
+
+macro_rules! flavours {
+    ($($name:ident)*) => {
+        $(mod $name {
+            use super::*;
+            #[test]
+            fn root() { super::$name(Flavour::Root) }
+            #[test]
+            fn userns() { super::$name(Flavour::RootUserns) }
+            #[test]
+            fn user() { super::$name(Flavour::user()) }
+        })*
+    };
+}
+
+flavours! {
+    a_damaged_image
+    no_image
+    a_contradictory_image
+    bad_names
+    a_full_disk
+    held_files
+    changed_files
+}
