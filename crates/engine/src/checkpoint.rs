@@ -302,7 +302,8 @@ fn gather(
     }
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);
-    let mut snapshot = collect(tree, &mut gather, writer, container)?;
+    let of = if let Target::Container(state, directory) = target { Some((state, directory.as_path())) } else { None };
+    let mut snapshot = collect(tree, &mut gather, writer, container, of)?;
     if let Target::Container(state, _) = target {
         snapshot.container.layers = layers(state, writer).at(Step::Collect).kind("file system", "layer")?;
     }

@@ -31,6 +31,10 @@ pub struct Confine<'a> {
     dropped: u64,
     /// The container's seccomp filter.
     seccomp: Option<&'a Seccomp>,
+    /// Domains that the image's tasks had entered themselves.
+    own: Vec<Ready>,
+    /// Tells our calls from the tasks' (see [`crate::recorder`]).
+    pub cookie: u64,
 }
 
 /// A domain and its ruleset.
@@ -48,15 +52,24 @@ impl<'a> Confine<'a> {
     /// Unknown capabilities; Landlock rules that this kernel cannot enforce, by name.
     pub fn prepare(
         request: &'a Request,
-        lift: impl FnOnce(&OwnedFd) -> std::result::Result<i32, SysError>,
+        domains: &[Layer],
+        mut lift: impl FnMut(&OwnedFd) -> std::result::Result<i32, SysError>,
     ) -> Result<Confine<'a>> {
         let dropped = capability::mask(&request.cap_drop).map_err(|e| {
             let what = e.to_string();
             Error::new(Step::Admit, Cause::Reported { message: what, code: 2 })
         })?;
         let domain = Domain::of(&request.policy.landlock);
-        let domain = domain.map(|d| Ready::new(&d, lift)).transpose().at(Step::Confine)?;
-        Ok(Confine { domain, dropped, seccomp: request.policy.seccomp.as_ref() })
+        let domain = domain.map(|d| Ready::of_rules(&d, &mut lift)).transpose().at(Step::Confine)?;
+        let own = domains.iter().map(|layer| Ready::new(layer.clone(), &mut lift));
+        let own = own.collect::<std::result::Result<_, _>>().at(Step::Confine)?;
+        Ok(Confine {
+            domain,
+            dropped,
+            seccomp: request.policy.seccomp.as_ref(),
+            own,
+            cookie: cookie().at(Step::Confine)?,
+        })
     }
 
     /// Fills in the rules, once all mounts of the container are there.
@@ -64,15 +77,28 @@ impl<'a> Confine<'a> {
     /// # Errors
     /// A path that is not there.
     pub fn allow(&self) -> Result<()> {
-        let Some(Ready { layer, ruleset, .. }) = &self.domain else { return Ok(()) };
-        for rule in &layer.rules {
-            let one = Layer { rules: vec![rule.clone()], ..Layer::default() };
-            let name = match rule {
-                Rule::Beneath { path, .. } => path.to_string(),
-                Rule::Port { port, .. } => port.to_string(),
-            };
-            one.fill(ruleset, open_in_container).at(Step::Confine).kind("landlock", name)?;
+        for Ready { layer, ruleset, .. } in self.domain.iter().chain(&self.own) {
+            for rule in &layer.rules {
+                let one = Layer { rules: vec![rule.clone()], ..Layer::default() };
+                let name = match rule {
+                    Rule::Beneath { path, .. } => path.to_string(),
+                    Rule::Port { port, .. } => port.to_string(),
+                };
+                one.fill(ruleset, open_in_container).at(Step::Confine).kind("landlock", name)?;
+            }
         }
+        Ok(())
+    }
+
+    /// The task enters a domain of the image's.
+    ///
+    /// # Errors
+    /// `Corrupt` when there is none of that number.
+    pub fn enter(&self, domain: u32, script: &mut Script) -> std::result::Result<(), Cause> {
+        let known = usize::try_from(domain).ok().and_then(|i| self.own.get(i));
+        let Ready { layer, number, .. } =
+            known.ok_or_else(|| Cause::corrupt(format!("no Landlock domain {domain}")))?;
+        layer.enter(*number, self.cookie, script);
         Ok(())
     }
 
@@ -117,7 +143,7 @@ impl<'a> Confine<'a> {
     pub fn everybody(&self, run: impl FnOnce(&Script) -> std::result::Result<(), Cause>) -> Result<()> {
         let Some(Ready { layer, number, .. }) = &self.domain else { return Ok(()) };
         let mut script = Script::new();
-        layer.enter(*number, &mut script);
+        layer.enter(*number, self.cookie, &mut script);
         run(&script).at(Step::Confine).task(1)
     }
 
@@ -138,17 +164,26 @@ impl<'a> Confine<'a> {
     }
 }
 
+/// A number that nobody else knows.
+fn cookie() -> std::result::Result<u64, SysError> {
+    let mut bytes = [0u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).named("getrandom", || "8".into())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+type Lift<'l> = &'l mut dyn FnMut(&OwnedFd) -> std::result::Result<i32, SysError>;
+
 impl Ready {
-    fn new(
-        domain: &Domain,
-        lift: impl FnOnce(&OwnedFd) -> std::result::Result<i32, SysError>,
-    ) -> std::result::Result<Ready, Cause> {
+    fn of_rules(domain: &Domain, lift: Lift<'_>) -> std::result::Result<Ready, Cause> {
         let (needed, abi) = (domain.abi(), landlock::abi());
         if abi < needed {
             let what = format!("--landlock: these rules need Landlock ABI {needed}, this kernel has {abi}");
             return Err(Cause::unsupported(what));
         }
-        let layer = layer(domain);
+        Ready::new(layer(domain), lift)
+    }
+
+    fn new(layer: Layer, lift: Lift<'_>) -> std::result::Result<Ready, Cause> {
         let ruleset = layer.ruleset()?;
         let number = lift(&ruleset)?;
         Ok(Ready { layer, ruleset, number })

@@ -13,6 +13,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
+use crate::recorder::Recorder;
+
 /// A pseudo-terminal of the container's own devpts.
 #[derive(Debug)]
 pub struct Console {
@@ -83,15 +85,28 @@ impl Door {
     }
 
     /// Serves until `end` can be read: lends the terminal, and writes to `log` what nobody else reads.
-    pub fn serve(mut self, end: BorrowedFd<'_>, console: Option<&Console>, log: Option<&OwnedFd>) {
+    /// `recorder` answers tasks that restrict themselves.
+    pub fn serve(
+        mut self,
+        end: BorrowedFd<'_>,
+        console: Option<&Console>,
+        log: Option<&OwnedFd>,
+        mut recorder: Option<&mut Recorder>,
+    ) {
         loop {
-            let ready = match self.wait(end, console.filter(|_| self.guests.is_empty())) {
+            let ready = match self.wait(end, console.filter(|_| self.guests.is_empty()), recorder.as_deref()) {
                 Ok(ready) => ready,
                 // Only our own arguments could be wrong: then nobody can attach, but the container goes on.
                 Err(_) => return,
             };
             if ready.output {
                 drain(console, log);
+            }
+            if let Some(recorder) = recorder.as_deref_mut() {
+                for index in &ready.calls {
+                    recorder.serve(*index);
+                }
+                recorder.hung_up(|index| ready.hung_up.contains(&index));
             }
             if ready.guest {
                 self.admit(console);
@@ -104,15 +119,22 @@ impl Door {
         }
     }
 
-    fn wait(&self, end: BorrowedFd<'_>, console: Option<&Console>) -> rustix::io::Result<Ready> {
+    fn wait(
+        &self,
+        end: BorrowedFd<'_>,
+        console: Option<&Console>,
+        recorder: Option<&Recorder>,
+    ) -> rustix::io::Result<Ready> {
         let mut fds = vec![
             PollFd::from_borrowed_fd(end, PollFlags::IN),
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
         ];
         fds.extend(self.guests.iter().map(|g| PollFd::from_borrowed_fd(g.as_fd(), PollFlags::IN)));
         let output = console.map(|c| PollFd::from_borrowed_fd(c.master.as_fd(), PollFlags::IN));
-        let has_output = output.is_some();
+        let output_at = output.as_ref().map(|_| fds.len());
         fds.extend(output);
+        let listeners_at = fds.len();
+        fds.extend(recorder.iter().flat_map(|r| r.listeners()).map(|l| PollFd::from_borrowed_fd(l, PollFlags::IN)));
         loop {
             match poll(&mut fds, None) {
                 Ok(_) => break,
@@ -121,7 +143,17 @@ impl Door {
             }
         }
         let hit = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        Ok(Ready { end: hit(&fds[0]), guest: hit(&fds[1]), output: has_output && fds.last().is_some_and(hit) })
+        let listeners = |wanted: PollFlags| -> Vec<usize> {
+            let with = fds[listeners_at..].iter().enumerate().filter(|(_, fd)| fd.revents().intersects(wanted));
+            with.map(|(index, _)| index).collect()
+        };
+        Ok(Ready {
+            end: hit(&fds[0]),
+            guest: hit(&fds[1]),
+            output: output_at.is_some_and(|at| hit(&fds[at])),
+            calls: listeners(PollFlags::IN),
+            hung_up: listeners(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL),
+        })
     }
 
     /// Lends the master to one who asks; whoever asks for something else, or for what is not there, gets nothing.
@@ -159,6 +191,9 @@ struct Ready {
     end: bool,
     guest: bool,
     output: bool,
+    /// Listeners of the recorder with a call, and those that nobody can call any more.
+    calls: Vec<usize>,
+    hung_up: Vec<usize>,
 }
 
 /// Whether a guest is still there: it never sends anything after its wish.

@@ -27,6 +27,7 @@ use crate::hole;
 use crate::label::Labels;
 use crate::load::Loader;
 use crate::rebuild::{Materials, Rebuilt, Running, rebuild};
+use crate::recorder::{self, Recorder};
 use crate::request::{Mount, Request, Root};
 use crate::state::{self, Standard, State, Status};
 use crate::wire::{Failure, Report, Started, Startup, Stdio};
@@ -87,6 +88,7 @@ struct Kept {
     directory: OwnedFd,
     state: State,
     door: Option<Door>,
+    recorder: Option<Recorder>,
     console: Option<Console>,
     log: OwnedFd,
     /// Whether its directory goes with it.
@@ -167,8 +169,11 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     }
     let slave = console.as_ref().map(|c| &c.slave);
     let outside = Outside { stdio: &stdio, console: slave };
-    let rebuilt = build(&snapshot, reader.as_ref(), &startup.request, &mut labels, contained, clocks, &outside)?;
+    let proc = contained.host_proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Contain)?;
+    let mut rebuilt = build(&snapshot, reader.as_ref(), &startup.request, &mut labels, contained, clocks, &outside)?;
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
+    let recorder;
+    (state.filters, recorder) = recorder::start(&mut rebuilt, &snapshot, &directory, proc).at(Step::Confine)?;
     state.terminal = console.is_some();
     state.cgroups = rebuilt.cgroups();
     let kinds = [Standard::Stdin, Standard::Stdout, Standard::Stderr];
@@ -191,7 +196,17 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
         terminal: late,
     };
     Ok((
-        Kept { running, directory, state, door: Some(door), console, log, remove: startup.remove, _open: open },
+        Kept {
+            running,
+            directory,
+            state,
+            door: Some(door),
+            recorder,
+            console,
+            log,
+            remove: startup.remove,
+            _open: open,
+        },
         started,
     ))
 }
@@ -354,6 +369,7 @@ fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generati
         terminal: false,
         standard: Vec::new(),
         layers: Vec::new(),
+        filters: 0,
         generation,
         cgroups: Vec::new(),
     }
@@ -380,7 +396,7 @@ impl Kept {
         let init = rustix::process::Pid::from_raw(self.running.init);
         let end = init.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()).ok());
         if let (Some(door), Some(end)) = (self.door.take(), end) {
-            door.serve(end.as_fd(), self.console.as_ref(), Some(&self.log));
+            door.serve(end.as_fd(), self.console.as_ref(), Some(&self.log), self.recorder.as_mut());
         }
         let status = self.running.wait().ok().flatten().unwrap_or(SIGKILL);
         self.state.status = if self.is_checkpointed() { Status::Checkpointed } else { Status::Exited(status) };

@@ -18,6 +18,7 @@ mod keeper;
 mod label;
 pub mod load;
 pub mod rebuild;
+mod recorder;
 pub mod request;
 pub mod state;
 mod wire;

@@ -62,6 +62,9 @@ pub struct State {
     /// The keeper's descriptors of the container's file system: the copy-on-write layer, and its tmpfs mounts by path.
     #[serde(default)]
     pub layers: Vec<(Bytes, i32)>,
+    /// How many seccomp filters every task has from outside, and for the recorder.
+    #[serde(default)]
+    pub filters: u32,
     /// How many checkpoints lie behind it: 0 for a new one, else the image's.
     pub generation: u64,
     /// The cgroups that were made for it. Its keeper removes them; who removes a container that has lost its keeper does.

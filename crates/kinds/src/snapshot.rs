@@ -19,6 +19,9 @@ pub struct Snapshot {
     pub files: Vec<file::Entry>,
     /// Shared memory without descriptors.
     pub objects: Vec<memory::shared::Record>,
+    /// Filters and domains that threads refer to.
+    #[serde(default)]
+    pub restrictions: Restrictions,
     /// What the caller of the checkpoint allowed to be lost, and what of it was: kind and object.
     pub lost: Vec<(String, String)>,
 }
@@ -105,6 +108,16 @@ pub enum Root {
     Bundle,
     /// The caller's own view.
     Caller,
+}
+
+/// Filters and domains that threads refer to, by number.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restrictions {
+    /// Seccomp filters.
+    pub filters: Vec<process::seccomp::Filter>,
+    /// Landlock domains.
+    pub domains: Vec<process::landlock::Layer>,
 }
 
 impl Snapshot {

@@ -37,6 +37,22 @@ pub fn abi() -> u32 {
     u32::try_from(version).unwrap_or(0)
 }
 
+/// A ruleset from the bytes of a `landlock_ruleset_attr` of any length.
+///
+/// # Errors
+/// As the kernel judges them.
+pub fn create_ruleset_from(attr: &[u8]) -> Result<OwnedFd> {
+    let shown = || format!("{} bytes", attr.len());
+    // SAFETY: the bytes outlive the call, which reads no more than it is told.
+    let fd = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, attr.as_ptr(), attr.len(), 0u32) };
+    if fd < 0 {
+        return Err(SysError::last("landlock_create_ruleset", shown()));
+    }
+    let fd = i32::try_from(fd).map_err(|_| SysError::new("landlock_create_ruleset", shown(), crate::Errno::BADF))?;
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A ruleset that restricts these accesses and scopes.
 ///
 /// # Errors

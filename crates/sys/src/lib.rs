@@ -20,6 +20,7 @@ pub mod process;
 pub mod ptrace;
 pub mod raw;
 pub mod sandbox;
+pub mod seccomp;
 pub mod sock;
 pub mod spawn;
 pub mod tty;

@@ -8,10 +8,13 @@ mod descriptor;
 mod ghost;
 pub mod ipc;
 mod process;
+mod restriction;
 mod security;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use yendor_image::{FileId, NsPid, Writer};
 use yendor_kinds::file::Gather;
@@ -25,9 +28,11 @@ use yendor_sys::futex::RobustList;
 use yendor_task::tree::{FrozenTree, read_proc};
 
 use crate::error::{At, Result, Step, With};
+use crate::state;
 
 pub use address_space::Memory;
 pub use security::labels as labels_of;
+use watch::Watch;
 
 /// What is known of a process before anything is asked.
 #[derive(Debug)]
@@ -65,13 +70,22 @@ fn innermost(ids: Option<&[i32]>, outer: i32) -> NsPid {
 ///
 /// # Errors
 /// The first thing that cannot be captured, by name. The tree is unharmed.
-pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, container: Container) -> Result<Snapshot> {
+pub fn collect(
+    tree: &FrozenTree,
+    gather: &mut Gather<'_>,
+    writer: &Writer,
+    container: Container,
+    of: Option<(&state::State, &Path)>,
+) -> Result<Snapshot> {
     let proc = gather.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let order = in_order(tree, &proc)?;
     for facts in &order {
         gather.pids.insert(facts.pid, facts.inside());
     }
     refuse_shared(&order).at(Step::Collect)?;
+    let watch = of.map(|(state, directory)| Watch::container(state, directory)).transpose().at(Step::Collect)?;
+    let mut watch = watch.unwrap_or_default();
+    watch.look(tree, &order, &proc).at(Step::Collect)?;
     let mut descriptors = BTreeMap::new();
     for facts in order.iter().filter(|f| tree.processes.contains_key(&f.pid)) {
         let all = descriptor::collect(gather, facts.pid).task(facts.inside().0)?;
@@ -102,9 +116,11 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
                     stopped_children,
                     unknown_stops: &mut unknown_stops,
                     modules: &modules,
+                    watch: &watch,
                     memory: &mut memory,
                 };
                 let alive = one.collect(held, locks, &mut robust).at(Step::Collect).task(inside.0)?;
+                watch.adopts(facts.pid, alive.attributes.subreaper);
                 State::Alive(Box::new(alive))
             }
         };
@@ -119,12 +135,14 @@ pub fn collect(tree: &FrozenTree, gather: &mut Gather<'_>, writer: &Writer, cont
     gather.finish().at(Step::Collect)?;
     let (objects, vdso) = memory.finish(gather).at(Step::Store)?;
     let security = security::collect(&modules, &processes);
+    let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
     Ok(Snapshot {
         machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso, security },
         container,
         processes,
         files: std::mem::take(&mut gather.entries),
         objects,
+        restrictions,
         lost: std::mem::take(&mut gather.lost),
     })
 }

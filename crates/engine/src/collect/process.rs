@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use yendor_image::{Bytes, Tid};
 use yendor_kinds::file::{Descriptor, Gather};
 use yendor_kinds::process::{
-    Alive, Inquiry, Question, Stop, Terminal, Thread, attribute, credential, directory, half_at, hidden, itimer, label,
-    lock, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
+    Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, credential, directory, half_at, hidden,
+    itimer, label, lock, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_policy::lsm::Here;
@@ -21,6 +21,7 @@ use yendor_task::tree::read_proc;
 use yendor_task::{Nr, Stopped, args};
 
 use super::descriptor::Doubts;
+use super::watch::Watch;
 use super::{Facts, Memory};
 
 /// A process that is being collected.
@@ -43,6 +44,8 @@ pub struct Collecting<'a, 'g, 'w> {
     pub unknown_stops: &'a mut BTreeSet<i32>,
     /// The security modules of this machine.
     pub modules: &'a Here,
+    /// What tasks have forbidden themselves.
+    pub watch: &'a Watch,
     /// What was collected of memory.
     pub memory: &'a mut Memory<'w>,
 }
@@ -111,7 +114,7 @@ impl Collecting<'_, '_, '_> {
         locks: Vec<lock::Record>,
         robust: &mut RobustList,
     ) -> Result<Alive> {
-        refuse_filtered(&self.facts.status)?;
+        let restricted = self.restricted()?;
         let pid = self.facts.pid;
         let timers = timers::parse(&self.file("timers")?)?;
         let mut asked: Vec<AskedThread> = self.threads.iter().map(|_| AskedThread::new()).collect();
@@ -126,6 +129,9 @@ impl Collecting<'_, '_, '_> {
             doubts: Doubts::ask(&held, self.gather, inquiry)?,
             stops: self.stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
         };
+        for (asked, restricted) in asked.iter().zip(&restricted) {
+            self.watch.permits(restricted, &asked.inquiry.script().calls)?;
+        }
         let smaps = yendor_proc::smaps::parse(&self.file("smaps")?)?;
         let mut shared_pending = signal::Queue::collect(pid, true)?;
         let queues = self.threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
@@ -242,6 +248,7 @@ impl Collecting<'_, '_, '_> {
         let domain = |tid| self.modules.tomoyo_domain(tid);
         let labels = label::collect(self.proc, (pid, tid), &self.modules.modules(), domain)?;
         Ok(Thread {
+            restricted: self.watch.of(tid, self.proc)?,
             labels,
             tid: Tid(status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid)),
             regs: regs::collect(stopped, general, pending)?,
@@ -251,6 +258,11 @@ impl Collecting<'_, '_, '_> {
             credentials: credential::collect(&status, inquiry, *securebits)?,
             attributes: attribute::collect_thread(inquiry, *attributes, name, personality)?,
         })
+    }
+
+    /// What each thread has forbidden itself.
+    fn restricted(&self) -> Result<Vec<Restricted>> {
+        self.threads.iter().map(|t| self.watch.of(t.tid(), self.proc)).collect()
     }
 
     fn link(&self, name: &str) -> Result<Vec<u8>> {
@@ -315,15 +327,6 @@ fn ask_stop(inquiry: &mut Inquiry, child: i32) -> Question {
     const P_PID: u32 = 1;
     const WNOHANG_WSTOPPED_WNOWAIT: u32 = 1 | 2 | 0x0100_0000;
     inquiry.ask(Nr::WAITID, args![P_PID, child, out(128), WNOHANG_WSTOPPED_WNOWAIT, 0])
-}
-
-/// Filters cannot be read back without the kernel's help, and might kill the task for our own calls.
-fn refuse_filtered(status: &status::Status) -> Result<()> {
-    match status.seccomp {
-        None | Some(0) => Ok(()),
-        Some(1) => Err(Cause::unsupported("seccomp strict mode")),
-        Some(_) => Err(Cause::unsupported("a seccomp filter that was not recorded when it was installed")),
-    }
 }
 
 /// A free address range of `size` bytes, far from where programs and the kernel map things.

@@ -31,7 +31,7 @@ const MOST_NANOSECONDS: u64 = 1 << 62;
 /// # Errors
 /// `Corrupt` with the record that claims what cannot be.
 pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
-    let Snapshot { machine: _, container, processes, files, objects, lost: _ } = snapshot;
+    let Snapshot { machine: _, container, processes, files, objects, restrictions, lost: _ } = snapshot;
     for layer in &container.layers {
         let plain = layer.mount.0.split(|b| *b == b'/').all(|part| part != b".." && part != b".");
         if !layer.mount.0.starts_with(b"/") || !plain || layer.mount.0.contains(&0) {
@@ -63,6 +63,16 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
             return Err(wrong("shared object", name, "its size cannot be"));
         }
         object.pages.iter().try_for_each(|run| known.run(run)).map_err(|e| e.kind("shared object", name))?;
+    }
+    let restricted =
+        processes.iter().filter_map(|p| if let State::Alive(a) = &p.state { Some(&a.threads) } else { None });
+    for thread in restricted.flatten() {
+        let there = |number: &u32, table: usize| usize::try_from(*number).is_ok_and(|n| n < table);
+        let (filters, domains) = (restrictions.filters.len(), restrictions.domains.len());
+        let own = &thread.restricted;
+        if !own.filters.iter().all(|n| there(n, filters)) || !own.domains.iter().all(|n| there(n, domains)) {
+            return Err(wrong("thread", thread.tid.to_string(), "it refers to a restriction that is not there"));
+        }
     }
     // Ids of processes, parents, and that nobody is his own ancestor.
     plan::plan(processes).map_err(|e| Error::new(Step::Load, e))?;

@@ -14,6 +14,7 @@ use yendor_task::script::{Memory, Want};
 use yendor_task::tree::read_proc;
 use yendor_task::{Arg, Nr, Script, args, gadget};
 
+use super::domain::{self, Domains};
 use super::memory::Memories;
 use super::plan::{Birth, INIT, Plan};
 use super::{Site, Task};
@@ -30,7 +31,7 @@ const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 pub type Tasks = BTreeMap<i32, Task>;
 
 /// Makes every task of the plan.
-pub fn all(site: &Site<'_>, plan: &Plan, memories: &mut Memories, init: &Task) -> Result<Tasks> {
+pub fn all(site: &Site<'_>, plan: &Plan, memories: &mut Memories, domains: &mut Domains, init: &Task) -> Result<Tasks> {
     let mut tasks = Tasks::from([(INIT, init.clone())]);
     let mut creators: Vec<i32> = Vec::new();
     for birth in &plan.births {
@@ -41,7 +42,7 @@ pub fn all(site: &Site<'_>, plan: &Plan, memories: &mut Memories, init: &Task) -
     let mut done = std::collections::BTreeSet::new();
     for creator in creators {
         if done.insert(creator) {
-            by(site, plan, creator, &mut tasks, memories).task(creator)?;
+            by(site, plan, creator, &mut tasks, (memories, domains)).task(creator)?;
         }
     }
     // Leaders that have no children were not visited above.
@@ -55,31 +56,61 @@ pub fn all(site: &Site<'_>, plan: &Plan, memories: &mut Memories, init: &Task) -
 }
 
 /// All children of one creator, with its setsid in between.
-fn by(site: &Site<'_>, plan: &Plan, creator: i32, tasks: &mut Tasks, memories: &mut Memories) -> Result<()> {
+fn by(
+    site: &Site<'_>,
+    plan: &Plan,
+    creator: i32,
+    tasks: &mut Tasks,
+    (memories, domains): (&mut Memories, &mut Domains),
+) -> Result<()> {
     let own = tasks[&creator].clone();
     let leads = plan.births.iter().any(|b| b.pid == creator && b.leads_session);
-    let children: Vec<&Birth> = plan.births.iter().filter(|b| b.creator == creator).collect();
+    let mut children: Vec<&Birth> = plan.births.iter().filter(|b| b.creator == creator).collect();
+    // Who has fewer of its domains is born before it enters more.
+    let chain = |b: &Birth| alive(site, b).map(|a| domain::of_leader(a)).unwrap_or_default();
+    let own_chain = plan.births.iter().find(|b| b.pid == creator).map(chain).unwrap_or_default();
+    children.sort_by_key(|b| domain::common(own_chain, chain(b)));
     let own_record = plan.births.iter().find(|b| b.pid == creator).and_then(|b| alive(site, b));
     if let Some(own_record) = own_record.filter(|_| children.iter().any(|b| inherits(site, b))) {
         // Children that still share its memory are born when it has it.
         memories.fill(site, &own, creator, own_record).at(Step::Rebuild)?;
     }
+    // So are threads; those that need not wait for later.
+    let others = own_record.and_then(|a| a.threads.get(1..)).unwrap_or_default().iter();
+    let mut others: Vec<_> = others.map(|t| (domain::common(own_chain, &t.restricted.domains), t.tid.0)).collect();
+    others.sort_unstable();
+    let (mut others, mut threads) = (others.into_iter().peekable(), Vec::new());
+    let mut until = |to: usize, script: &mut Script, domains: &mut Domains| {
+        while let Some((fewer, tid)) = others.next_if(|(common, _)| *common < to) {
+            domains.advance(site, creator, own_chain, fewer, script)?;
+            clone(tid, THREAD, 0, script);
+            domains.made(creator, tid);
+            threads.push(tid);
+        }
+        domains.advance(site, creator, own_chain, to, script)
+    };
     let mut script = Script::new();
     for b in children.iter().filter(|b| b.before_setsid) {
+        until(domain::common(own_chain, chain(b)), &mut script, domains).at(Step::Confine)?;
+        domains.born(b.pid, creator);
         be_born(b, &mut script);
     }
     if leads {
         lead(site, plan, creator, &mut script);
     }
     for b in children.iter().filter(|b| !b.before_setsid) {
+        until(domain::common(own_chain, chain(b)), &mut script, domains).at(Step::Confine)?;
+        domains.born(b.pid, creator);
         be_born(b, &mut script);
     }
     site.run(&own, &script).at(Step::Rebuild)?;
-    let wanted: Vec<i32> = children.iter().map(|b| b.pid).collect();
+    let wanted: Vec<i32> = children.iter().map(|b| b.pid).chain(threads.iter().copied()).collect();
     for (inside, tid) in newborn(site, &wanted).at(Step::Rebuild)? {
         let slot = tasks.len();
         tasks.insert(inside, Task { tid, slot });
-        memories.born(inside, creator);
+        if !threads.contains(&inside) {
+            memories.born(inside, creator);
+        }
         take_over(site, tid, slot).at(Step::Rebuild)?;
     }
     Ok(())
@@ -170,20 +201,46 @@ fn groups(site: &Site<'_>, plan: &Plan, tasks: &Tasks) -> Result<()> {
     Ok(())
 }
 
-/// Makes the other threads of a process; `slots` are theirs.
-pub fn threads(site: &Site<'_>, leader: &Task, tids: &[i32], first_slot: usize) -> Result<Vec<Task>> {
+/// Makes the other threads of a process, as far as they are not among `tasks`; `slot` and following are theirs. Each is born with the domains that it has in
+/// common with its leader, enters its own, and the leader enters the rest of its own.
+pub fn threads(
+    site: &Site<'_>,
+    leader: &Task,
+    (pid, alive): (i32, &Alive),
+    tasks: &Tasks,
+    domains: &mut Domains,
+    slot: &mut usize,
+) -> Result<Vec<Task>> {
+    let own = domain::of_leader(alive);
+    let others = alive.threads.get(1..).unwrap_or_default();
+    let mut in_order: Vec<_> = others.iter().filter(|t| !domains.is_made(pid, t.tid.0)).collect();
+    let missing: Vec<i32> = in_order.iter().map(|t| t.tid.0).collect();
+    in_order.sort_by_key(|t| domain::common(own, &t.restricted.domains));
     let mut script = Script::new();
-    for tid in tids {
-        clone(*tid, THREAD, 0, &mut script);
+    for thread in in_order {
+        let shared = domain::common(own, &thread.restricted.domains);
+        domains.advance(site, pid, own, shared, &mut script).at(Step::Confine)?;
+        clone(thread.tid.0, THREAD, 0, &mut script);
     }
     site.run(leader, &script).at(Step::Rebuild)?;
-    let mut born: BTreeMap<i32, i32> = newborn(site, tids).at(Step::Rebuild)?.into_iter().collect();
-    let mut out = Vec::with_capacity(tids.len());
-    for (i, inside) in tids.iter().enumerate() {
-        let Some(tid) = born.remove(inside) else { continue };
-        let task = Task { tid, slot: first_slot + i };
-        take_over(site, tid, task.slot).at(Step::Rebuild)?;
-        out.push(task);
+    let mut born: BTreeMap<i32, i32> = newborn(site, &missing).at(Step::Rebuild)?.into_iter().collect();
+    let mut out = Vec::with_capacity(others.len());
+    for inside in others.iter().map(|t| t.tid.0) {
+        if let Some(task) = tasks.get(&inside).filter(|_| domains.is_made(pid, inside)) {
+            out.push(task.clone());
+        } else if let Some(tid) = born.remove(&inside) {
+            let task = Task { tid, slot: *slot };
+            *slot += 1;
+            take_over(site, tid, task.slot).at(Step::Rebuild)?;
+            out.push(task);
+        }
     }
+    for (task, thread) in out.iter().zip(others) {
+        let chain = &thread.restricted.domains;
+        domain::enter_rest(site, task, chain, domain::common(own, chain)).at(Step::Confine).task(thread.tid.0)?;
+    }
+    let mut script = Script::new();
+    domains.advance(site, pid, own, own.len(), &mut script).at(Step::Confine)?;
+    site.run(leader, &script).at(Step::Confine)?;
     Ok(out)
 }

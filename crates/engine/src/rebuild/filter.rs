@@ -1,9 +1,11 @@
 //! Seccomp filters, the last calls of a process that is otherwise ready: through the vdso's own `syscall`, since the
 //! gadget's calls would be judged by the filter, too.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use yendor_kinds::Cause;
+use yendor_kinds::process::seccomp::Filter;
 use yendor_kinds::process::{Alive, credential};
 use yendor_policy::seccomp;
 use yendor_sys::{Errno, SysError, vm};
@@ -17,21 +19,80 @@ use crate::request::Seccomp;
 
 const SET_MODE_FILTER: u32 = 1;
 const FLAG_TSYNC: u32 = 1;
+/// `SECCOMP_FILTER_FLAG_LOG`, `SECCOMP_FILTER_FLAG_SPEC_ALLOW`: all others are about the installation, not the filter.
+const FLAGS_KEPT: u32 = 2 | 4;
 /// `CAP_SYS_ADMIN`: without it only a task with `no_new_privs` may install a filter.
 const SYS_ADMIN: u64 = 1 << 21;
 
-/// The call that installs a filter; in every thread of the process, or in none.
-pub fn install(filter: &Seccomp, script: &mut Script) {
-    script.call_wanting(Nr::SECCOMP, arguments(filter), Want::Exactly(0));
+/// The call that installs the container's filter.
+pub fn install(filter: &Seccomp, cookie: u64, script: &mut Script) {
+    script.call_wanting(Nr::SECCOMP, arguments(filter.flags, &filter.program.0, cookie), Want::Exactly(0));
 }
 
-fn arguments(filter: &Seccomp) -> [Arg; 3] {
-    let program = Memory { bytes: filter.program.0.clone(), ..Memory::default() };
+fn arguments(flags: u32, program: &[u8], cookie: u64) -> [Arg; 6] {
     let mut header = vec![0; 16];
-    let len = u16::try_from(filter.program.len() / 8).unwrap_or(u16::MAX);
+    let len = u16::try_from(program.len() / 8).unwrap_or(u16::MAX);
     header[..2].copy_from_slice(&len.to_ne_bytes());
+    let program = Memory { bytes: program.to_vec(), ..Memory::default() };
     let header = Memory { bytes: header, pointers: vec![(8, program)], ..Memory::default() };
-    [SET_MODE_FILTER.into(), (filter.flags | FLAG_TSYNC).into(), header.into()]
+    // The recorder lets calls with the cookie pass.
+    [SET_MODE_FILTER.into(), flags.into(), header.into(), 0.into(), 0.into(), cookie.into()]
+}
+
+/// The filters that a thread will have, in order: flags and program; the container's first.
+pub struct Chain<'a>(Vec<(Option<u32>, u32, &'a [u8])>);
+
+impl<'a> Chain<'a> {
+    /// The container's policy and a thread's own, by number in the image's table.
+    pub fn new(policy: Option<&'a Seccomp>, own: &[u32], table: &'a [Filter]) -> Chain<'a> {
+        let policy = policy.map(|p| (None, p.flags, p.program.0.as_slice()));
+        let own = own.iter().filter_map(|number| {
+            let filter = table.get(usize::try_from(*number).ok()?)?;
+            Some((Some(*number), filter.flags, filter.program.0.as_slice()))
+        });
+        Chain(policy.into_iter().chain(own).collect())
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether all of a thread's filters were found.
+    pub fn check(&self, own: &[u32]) -> Result<(), Cause> {
+        let found = self.0.iter().filter_map(|(number, ..)| *number).eq(own.iter().copied());
+        let whole = self.0.iter().all(|(_, _, program)| seccomp::program(program).is_some());
+        if found && whole {
+            Ok(())
+        } else {
+            Err(Cause::corrupt("a seccomp filter that is not in the image, or none at all"))
+        }
+    }
+
+    /// Installs some of them.
+    pub fn install(&self, some: Range<usize>, everywhere: bool, calls: &Calls, cookie: u64) -> Result<(), Cause> {
+        for (_, flags, program) in self.0.get(some).unwrap_or_default() {
+            let flags = flags & FLAGS_KEPT | if everywhere { FLAG_TSYNC } else { 0 };
+            let args = arguments(flags, program, cookie).to_vec();
+            calls.call(&Call { nr: Nr::SECCOMP, args, want: Want::Exactly(0) })?;
+        }
+        Ok(())
+    }
+
+    fn allows(&self, nr: Nr, ip: u64) -> bool {
+        let programs: Option<Vec<_>> = self.0.iter().map(|(_, _, p)| seccomp::program(p)).collect();
+        let nr = u32::try_from(nr.raw()).unwrap_or(u32::MAX);
+        let call = seccomp::Call { nr, arch: seccomp::ARCH, ip: Some(ip), args: [None; 6] };
+        let verdict = programs.and_then(|p| seccomp::verdict(p.iter().map(Vec::as_slice), &call));
+        verdict.is_some_and(seccomp::allows)
+    }
+}
+
+/// How many filters all threads of a process have in common.
+pub fn shared(chains: &[Chain<'_>]) -> usize {
+    let Some((first, rest)) = chains.split_first() else { return 0 };
+    let common = |other: &Chain<'_>| first.0.iter().zip(&other.0).take_while(|(a, b)| a.0 == b.0).count();
+    rest.iter().map(common).min().unwrap_or(first.len())
 }
 
 /// Credentials with which a filter can be installed; what they have too much goes with [`Calls::give_up`] or execve.
@@ -77,30 +138,18 @@ impl Calls {
         self.call(&call)
     }
 
-    /// Installs the container's filter in all threads of the process.
-    pub fn filter(&self, filter: &Seccomp) -> Result<(), Cause> {
-        self.call(&Call { nr: Nr::SECCOMP, args: arguments(filter).to_vec(), want: Want::Exactly(0) })
-    }
-
     /// Drops what [`able`] has added, under the filters.
-    pub fn give_up(&self, record: &credential::Record, filter: &Seccomp) -> Result<(), Cause> {
+    pub fn give_up(&self, record: &credential::Record, chain: &Chain<'_>) -> Result<(), Cause> {
         if is_able(record) {
             return Ok(());
         }
-        let mut script = Script::new();
-        credential::capabilities(record, &mut script);
-        let call = seccomp::Call {
-            nr: u32::try_from(Nr::CAPSET.raw()).unwrap_or(u32::MAX),
-            arch: seccomp::ARCH,
-            ip: Some(self.regs.rip + 2),
-            args: [None; 6],
-        };
-        let program = seccomp::program(&filter.program).unwrap_or_default();
-        if !seccomp::verdict([program.as_slice()], &call).is_some_and(seccomp::allows) {
+        if !chain.allows(Nr::CAPSET, self.regs.rip + 2) {
             return Err(Cause::unsupported(
-                "the seccomp filter forbids capset, which a task without no_new_privs needs after it",
+                "a seccomp filter forbids capset, which a task without no_new_privs needs after it",
             ));
         }
+        let mut script = Script::new();
+        credential::capabilities(record, &mut script);
         script.calls.iter().try_for_each(|c| self.call(c))
     }
 

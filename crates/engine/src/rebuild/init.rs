@@ -1,12 +1,13 @@
 //! Pid 1: the first stub. It makes the mounts that need its pid namespace, forgets the keeper's memory, gives birth to the
 //! others, and in the end reaps (a machine-code loop; see the task crate's gadget).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_kinds::Cause;
 use yendor_kinds::memory::vma::Backing;
 use yendor_kinds::process::{Inquiry, sched, sigaction};
 use yendor_proc::maps::{self, Label};
+use yendor_sys::seccomp::descriptor_of;
 use yendor_sys::{Errno, SysError, ptrace, vm};
 use yendor_task::script::{Want, bytes, cstr};
 use yendor_task::stop::StopError;
@@ -15,6 +16,7 @@ use yendor_task::{Nr, Script, Stopped, args, gadget};
 use super::{PARKING, Rebuilt, Site, Task};
 use crate::contain::LateMount;
 use crate::error::{At, Result, Step, With};
+use crate::recorder;
 
 const MREMAP_MAYMOVE_FIXED: u32 = 3;
 const TASK_END: u64 = 0x7fff_ffff_f000;
@@ -54,6 +56,28 @@ pub fn start(site: &mut Site<'_>, tid: i32, mounts: &[LateMount]) -> Result<Task
     site.run(&task, &script).at(Step::Rebuild).task(1)?;
     site.now.sched = ask_sched(site, &task).at(Step::Rebuild)?;
     Ok(task)
+}
+
+/// Everybody's filter that tells us of restrictions which tasks put on themselves: the listener, or why there is none.
+pub fn record(site: &Site<'_>, init: &Task, notes: &mut Vec<String>) -> Result<Option<OwnedFd>> {
+    let listening = |killable| {
+        let mut script = Script::new();
+        recorder::install(site.confine.cookie, killable, &mut script);
+        let number = site.run(init, &script)?.first().map_or(-1, |d| d.returned);
+        let fd = descriptor_of(init.tid, i32::try_from(number).unwrap_or(-1))?;
+        let mut script = Script::new();
+        recorder::close(number, &mut script);
+        site.run(init, &script)?;
+        Ok::<_, Cause>(fd)
+    };
+    match listening(true).or_else(|_| listening(false)) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(e) if e.sys().is_some_and(|s| s.call == "seccomp") => {
+            notes.push(format!("restrictions that tasks put on themselves are not recorded here: {e}"));
+            Ok(None)
+        }
+        Err(e) => Err(e).at(Step::Confine).task(1),
+    }
 }
 
 fn cause(e: StopError) -> Cause {

@@ -6,6 +6,8 @@
 //! are ready.
 
 mod birth;
+mod death;
+mod domain;
 mod filter;
 mod init;
 mod late;
@@ -21,7 +23,7 @@ use yendor_image::{FileId, Reader, ShmId};
 use yendor_kinds::file::{Entry, Record, Workshop};
 use yendor_kinds::memory::shared;
 use yendor_kinds::memory::vma::Backing;
-use yendor_kinds::process::{State, credential, rlimit, sched};
+use yendor_kinds::process::{Restricted, State, credential, rlimit, sched};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::mapping::{Mapping, Placed};
@@ -30,7 +32,9 @@ use yendor_sys::{Errno, SysError, ptrace};
 use yendor_task::arena::PAGE;
 use yendor_task::{Arena, Script, gadget};
 
+use self::domain::Domains;
 use self::memory::Memories;
+pub use self::process::Ready;
 use crate::confine::Confine;
 use crate::contain::{Cgroup, Contained};
 use crate::error::{At, Result, Step, With};
@@ -115,6 +119,10 @@ pub struct Rebuilt {
     pub notes: Vec<String>,
     /// Its limits.
     cgroup: Option<Cgroup>,
+    /// Where tasks' own restrictions will be told, if that can be had.
+    pub listener: Option<OwnedFd>,
+    /// Threads that have some already.
+    pub restricted: Vec<Ready>,
     done: bool,
 }
 
@@ -164,7 +172,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
     let above = highest(snapshot) + 1;
     let mut held = Vec::new();
-    let confine = Confine::prepare(request, |fd| lift(fd, above, &mut held))?;
+    let confine = Confine::prepare(request, &snapshot.restrictions.domains, |fd| lift(fd, above, &mut held))?;
     labels.lift(|fd| lift(fd, above, &mut held)).at(Step::Confine)?;
     let labels: &Labels = labels;
     let mut making = None;
@@ -199,10 +207,12 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     drop(placed);
     let mut site =
         Site { arena, proc, snapshot, files, late, objects, pages, parked: Vec::new(), now, confine, labels, held };
+    let mut notes = Vec::new();
     let built = (|| {
         // Before it has any child: all of them are born into the limits.
         contained.cgroup.iter().try_for_each(|cgroup| cgroup.adopt(init))?;
         let init = init::start(&mut site, init, &contained.late_mounts)?;
+        let listener = init::record(&site, &init, &mut notes)?;
         contained.seal()?;
         site.confine.allow()?;
         site.confine.everybody(|script| site.run(&init, script).map(drop))?;
@@ -214,26 +224,28 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
             finish(&mut workshop)?;
         }
         let mut memories = Memories::default();
-        let tasks = birth::all(&site, &plan, &mut memories, &init)?;
+        let mut domains = Domains::default();
+        let tasks = birth::all(&site, &plan, &mut memories, &mut domains, &init)?;
         site.late
             .make(&mut workshop, &tasks, &mut site.held)
             .at(Step::Rebuild)
             .kind("file", "files that need processes")?;
-        let ready = process::all(&site, &plan, &tasks, &mut memories, &init)?;
+        let ready = process::all(&site, &plan, &tasks, &mut memories, &mut domains, &init, &mut notes)?;
         workshop.seal().at(Step::Rebuild)?;
-        Ok(ready)
+        Ok((ready, listener))
     })();
-    let (threads, notes) = match built {
+    let (ready, listener) = match built {
         Ok(built) => built,
         Err(e) => {
             kill(init);
             return Err(e);
         }
     };
-    let main = threads.iter().find(|t| t.inside == root).map_or(init, |t| t.tid);
-    let threads = threads.iter().map(|t| t.tid).collect();
+    let main = ready.iter().find(|t| t.inside == root).map_or(init, |t| t.tid);
+    let threads = ready.iter().map(|t| t.tid).collect();
+    let restricted = ready.into_iter().filter(|t| t.restricted != Restricted::default()).collect();
     let cgroup = contained.cgroup.take();
-    let rebuilt = Rebuilt { init, main, arena: site.arena, threads, notes, cgroup, done: false };
+    let rebuilt = Rebuilt { init, main, arena: site.arena, threads, notes, cgroup, listener, restricted, done: false };
     init::become_init(&rebuilt, root).at(Step::Rebuild)?;
     Ok(rebuilt)
 }

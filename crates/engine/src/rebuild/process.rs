@@ -7,8 +7,8 @@ use yendor_image::{FileId, Tid};
 use yendor_kinds::file::Descriptor;
 use yendor_kinds::memory::vma;
 use yendor_kinds::process::{
-    Alive, Exec, State, Stop, Thread, attribute, credential, directory, itimer, lock, posix_timer, regs, rlimit, rseq,
-    sched, sigaction, signal,
+    Alive, Exec, Restricted, State, Stop, Thread, attribute, credential, directory, itimer, lock, posix_timer, regs,
+    rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named};
 use yendor_sys::ptrace;
@@ -18,7 +18,9 @@ use yendor_task::stop::StopError;
 use yendor_task::{Nr, RunError, Script, Stopped, args};
 
 use super::birth::{self, Tasks};
-use super::filter::{self, Calls};
+use super::death::die;
+use super::domain::Domains;
+use super::filter::{self, Calls, Chain};
 use super::memory::Memories;
 use super::plan::Plan;
 use super::{Site, Task, late};
@@ -29,8 +31,12 @@ use crate::label::{self, Set};
 pub struct Ready {
     /// As the tracer sees it.
     pub tid: i32,
+    /// Its process, likewise.
+    pub pid: i32,
     /// Inside.
     pub inside: i32,
+    /// What it had forbidden itself.
+    pub restricted: Restricted,
 }
 
 /// Turns every task into what its record says. Stand-ins go.
@@ -39,9 +45,10 @@ pub fn all(
     plan: &Plan,
     tasks: &Tasks,
     memories: &mut Memories,
+    domains: &mut Domains,
     init: &Task,
-) -> Result<(Vec<Ready>, Vec<String>)> {
-    let mut notes = Vec::new();
+    notes: &mut Vec<String>,
+) -> Result<Vec<Ready>> {
     let mut next_slot = tasks.len();
     let mut living = Vec::new();
     let mut building = Vec::new();
@@ -53,26 +60,26 @@ pub fn all(
             State::Zombie(status) => die(site, task, *status).at(Step::Rebuild).task(birth.pid)?,
             State::Exec(exec) => {
                 start(site, task, exec).task(birth.pid)?;
-                living.push(Ready { tid: task.tid, inside: birth.pid });
+                let restricted = Restricted::default();
+                living.push(Ready { tid: task.tid, pid: task.tid, inside: birth.pid, restricted });
             }
             State::Alive(alive) => {
                 let mut one =
                     Building { site, alive, task, pid: birth.pid, threads: Vec::new(), has: site.labels.now() };
-                one.prepare(memories, next_slot).task(birth.pid)?;
-                next_slot += one.threads.len();
+                one.prepare(tasks, memories, domains, &mut next_slot).task(birth.pid)?;
                 building.push((one, birth.parent));
             }
         }
     }
     // Children before parents: what a child's end or stop tells its parent must not be among the parent's signals.
     for (one, parent) in building.into_iter().rev() {
-        one.confine(&mut notes).task(one.pid)?;
+        one.confine(notes).task(one.pid)?;
         one.finish(&mut living).task(one.pid)?;
         if let Some(stop) = &one.alive.stopped {
             one.stop(*stop, tasks.get(&parent)).at(Step::Thaw).task(one.pid)?;
         }
     }
-    Ok((living, notes))
+    Ok(living)
 }
 
 /// Where a deleted working directory is made for a moment: at its old path if that can be.
@@ -94,47 +101,6 @@ fn dismiss(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<(
         site.run(parent, &script).at(Step::Rebuild).task(birth.parent)?;
     }
     Ok(())
-}
-
-/// The task ends with this wait status.
-fn die(site: &Site<'_>, task: &Task, status: i32) -> std::result::Result<(), Cause> {
-    let signal = status & 0x7f;
-    if signal == 0 {
-        let mut script = Script::new();
-        script.call(Nr::EXIT_GROUP, args![status >> 8 & 0xff]);
-        site.arena.start(task.slot, &script.calls).map_err(Cause::from)?;
-    } else {
-        let mut script = Script::new();
-        // No core file.
-        script.call(Nr::PRLIMIT64, args![0, 4, bytes([0u8; 16]), 0]);
-        site.run(task, &script)?;
-        let pid = rustix::process::Pid::from_raw(task.tid);
-        let named = rustix::process::Signal::from_named_raw(signal);
-        let (Some(pid), Some(named)) = (pid, named) else {
-            return Err(Cause::corrupt(format!("a zombie with the wait status {status:#x}")));
-        };
-        Stopped::interrupt(task.tid).map_err(stop_cause)?;
-        ptrace::set_sigmask(task.tid, 0)?;
-        rustix::process::kill_process(pid, named).named("kill", || format!("{named:?}"))?;
-        match ptrace::cont(task.tid, 0) {
-            // SIGKILL does not wait to be let go.
-            Err(e) if e.is_gone() => {}
-            other => other?,
-        }
-    }
-    await_death(task.tid)
-}
-
-fn await_death(tid: i32) -> std::result::Result<(), Cause> {
-    loop {
-        let Some((_, what)) = wait::wait(Some(tid), true)? else { continue };
-        match what {
-            Event::Exited(_) | Event::Killed(_) => return Ok(()),
-            Event::Stopped { signal, event: 0 } => ptrace::cont(tid, signal)?,
-            Event::Stopped { .. } => ptrace::cont(tid, 0)?,
-            Event::Continued => {}
-        }
-    }
 }
 
 pub fn stop_cause(e: StopError) -> Cause {
@@ -211,7 +177,13 @@ struct Building<'a, 's> {
 
 impl Building<'_, '_> {
     /// Memory, descriptors, everything of the process, and its other threads.
-    fn prepare(&mut self, memories: &mut Memories, first_slot: usize) -> Result<()> {
+    fn prepare(
+        &mut self,
+        tasks: &Tasks,
+        memories: &mut Memories,
+        domains: &mut Domains,
+        slot: &mut usize,
+    ) -> Result<()> {
         let (site, alive) = (self.site, self.alive);
         memories.fill(site, self.task, self.pid, alive).at(Step::Rebuild)?;
         let late = late::fetch(site, self.task, &alive.descriptors).at(Step::Rebuild)?;
@@ -221,21 +193,21 @@ impl Building<'_, '_> {
         }
         self.label_leader(Set::wants_door)?;
         directory::rebuild(&alive.directory, &gone_place(&alive.directory), &mut script);
+        site.run(self.task, &script).at(Step::Rebuild)?;
+        if alive.threads.len() > 1 {
+            self.label_leader(Set::wants_one_thread)?;
+        }
+        if alive.threads.first().map(|t| t.tid) != Some(Tid(self.pid)) {
+            return Err(Error::new(Step::Load, Cause::corrupt("the first thread is not the leader")));
+        }
+        // Before the descriptors of rulesets go with all others.
+        self.threads = birth::threads(site, self.task, (self.pid, alive), tasks, domains, slot)?;
+        let mut script = Script::new();
         descriptors(site, &alive.descriptors, &late, &mut script).at(Step::Rebuild)?;
         sigaction::rebuild(&alive.actions, &mut script);
         attribute::rebuild_process(&alive.attributes, &mut script);
         site.run(self.task, &script).at(Step::Rebuild)?;
         self.proc_files().at(Step::Rebuild)?;
-        if alive.threads.len() > 1 {
-            self.label_leader(Set::wants_one_thread)?;
-        }
-        let tids: Vec<i32> = alive.threads.iter().skip(1).map(|t| t.tid.0).collect();
-        if alive.threads.first().map(|t| t.tid) != Some(Tid(self.pid)) {
-            return Err(Error::new(Step::Load, Cause::corrupt("the first thread is not the leader")));
-        }
-        if !tids.is_empty() {
-            self.threads = birth::threads(site, self.task, &tids, first_slot)?;
-        }
         for (task, thread) in self.each() {
             let mut script = Script::new();
             attribute::rebuild_thread(&thread.attributes, &mut script);
@@ -295,7 +267,7 @@ impl Building<'_, '_> {
                 alive.pending.rebuild(self.pid, None, &mut script).at(Step::Rebuild)?;
             }
             let mut credentials = site.confine.credentials(&thread.credentials);
-            if i == 0 && site.confine.filter().is_some() {
+            if self.installs(i) {
                 credentials = filter::able(&credentials);
             }
             let sets = site.labels.of_thread(thread, &self.has).at(Step::Confine)?;
@@ -360,11 +332,12 @@ impl Building<'_, '_> {
         }
         let calls = Calls::new(self.site, self.task.tid, self.alive).at(Step::Thaw)?;
         calls.unmap_scratch(self.site).at(Step::Thaw)?;
-        self.filter(&calls).at(Step::Confine)?;
+        self.filters(&calls).at(Step::Confine)?;
         for (task, thread) in self.each() {
             regs::rebuild(task.tid, &thread.regs).at(Step::Thaw)?;
             ptrace::set_sigmask(task.tid, thread.signals.mask).at(Step::Thaw)?;
-            living.push(Ready { tid: task.tid, inside: thread.tid.0 });
+            let restricted = thread.restricted.clone();
+            living.push(Ready { tid: task.tid, pid: self.task.tid, inside: thread.tid.0, restricted });
         }
         Ok(())
     }
@@ -412,13 +385,38 @@ impl Building<'_, '_> {
         Ok(())
     }
 
-    /// The container's filter, in all threads.
-    fn filter(&self, calls: &Calls) -> std::result::Result<(), Cause> {
-        let (Some(policy), Some(leader)) = (self.site.confine.filter(), self.alive.threads.first()) else {
-            return Ok(());
-        };
-        calls.filter(policy)?;
-        calls.give_up(&self.site.confine.credentials(&leader.credentials), policy)
+    /// The filters of each thread: the container's, then its own.
+    fn chains(&self) -> Vec<Chain<'_>> {
+        let policy = self.site.confine.filter();
+        let table = &self.site.snapshot.restrictions.filters;
+        self.alive.threads.iter().map(|t| Chain::new(policy, &t.restricted.filters, table)).collect()
+    }
+
+    /// Whether thread number `index` will install a filter.
+    fn installs(&self, index: usize) -> bool {
+        let chains = self.chains();
+        let shared = filter::shared(&chains);
+        let own = chains.get(index).map_or(0, Chain::len);
+        own > shared || index == 0 && shared > 0
+    }
+
+    /// Installs all filters: those of all threads by the leader for everybody, the rest each for itself.
+    fn filters(&self, calls: &Calls) -> std::result::Result<(), Cause> {
+        let (site, chains) = (self.site, self.chains());
+        let shared = filter::shared(&chains);
+        for (i, (chain, (task, thread))) in chains.iter().zip(self.each()).enumerate() {
+            chain.check(&thread.restricted.filters)?;
+            let own = if i == 0 { None } else { Some(Calls::new(site, task.tid, self.alive)?) };
+            let calls = own.as_ref().unwrap_or(calls);
+            if i == 0 {
+                chain.install(0..shared, true, calls, site.confine.cookie)?;
+            }
+            chain.install(shared..chain.len(), false, calls, site.confine.cookie)?;
+            if self.installs(i) {
+                calls.give_up(&site.confine.credentials(&thread.credentials), chain)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -466,7 +464,7 @@ fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
     let mut script = Script::new();
     script.call(Nr::RT_SIGPROCMASK, args![2, bytes([0u8; 8]), 0, 8]);
     if let Some(policy) = site.confine.filter() {
-        filter::install(policy, &mut script);
+        filter::install(policy, site.confine.cookie, &mut script);
     }
     script.call(Nr::EXECVE, [cstr(&exec.path.0), list(&exec.argv), list(&exec.env)]);
     match site.arena.run(task.slot, task.tid, &script) {

@@ -90,8 +90,9 @@ impl Layer {
         Ok(())
     }
 
-    /// The task enters the domain; `ruleset` is its descriptor of it.
-    pub fn enter(&self, ruleset: i32, script: &mut Script) {
-        script.call(Nr::LANDLOCK_RESTRICT_SELF, args![ruleset, self.flags]);
+    /// The task enters the domain; `ruleset` is its descriptor of it. The kernel ignores the cookie (the sixth argument);
+    /// the recorder does not.
+    pub fn enter(&self, ruleset: i32, cookie: u64, script: &mut Script) {
+        script.call(Nr::LANDLOCK_RESTRICT_SELF, args![ruleset, self.flags, 0, 0, 0, cookie]);
     }
 }

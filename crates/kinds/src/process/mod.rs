@@ -17,6 +17,7 @@ pub mod regs;
 pub mod rlimit;
 pub mod rseq;
 pub mod sched;
+pub mod seccomp;
 pub mod sigaction;
 pub mod signal;
 
@@ -143,8 +144,21 @@ pub struct Thread {
     pub credentials: credential::Record,
     /// The rest of what belongs to a thread.
     pub attributes: attribute::Thread,
+    /// What it has forbidden itself.
+    #[serde(default)]
+    pub restricted: Restricted,
     /// Its security labels.
     pub labels: Vec<label::Label>,
+}
+
+/// What a thread has forbidden itself, or inherited, for good: by number in the snapshot's tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restricted {
+    /// Seccomp filters, oldest first.
+    pub filters: Vec<u32>,
+    /// Landlock domains, outermost first; threads with the same number are in the same domain.
+    pub domains: Vec<u32>,
 }
 
 /// A process that starts with execve.

@@ -23,7 +23,7 @@ fn head(cells: &[&str]) -> Vec<String> {
 
 /// What it is, where it comes from, how much there is of what.
 pub fn summary(reader: &Reader, snapshot: &Snapshot, name: &str) -> String {
-    let Snapshot { machine, container, processes, files, objects, lost } = snapshot;
+    let Snapshot { machine, container, processes, files, objects, restrictions, lost } = snapshot;
     let manifest = reader.manifest();
     let threads: usize = alive(snapshot).map(|(_, a)| a.threads.len()).sum();
     let zombies = processes.iter().filter(|p| matches!(p.state, State::Zombie(_))).count();
@@ -69,6 +69,10 @@ pub fn summary(reader: &Reader, snapshot: &Snapshot, name: &str) -> String {
                 .map(|v| format!("{} at {}{}", safe(&v.name), v.inside, if v.read_only { ", read-only" } else { "" }))
                 .collect::<Vec<_>>()
                 .join("; "),
+        ),
+        (
+            "restrictions",
+            format!("{} seccomp filters, {} Landlock domains", restrictions.filters.len(), restrictions.domains.len()),
         ),
         ("lost", if lost.is_empty() { "nothing".to_owned() } else { format!("{} objects: see --lost", lost.len()) }),
     ];
