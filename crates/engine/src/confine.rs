@@ -17,7 +17,7 @@ use yendor_kinds::process::landlock::{Layer, Rule};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::capability;
 use yendor_policy::landlock::{self as policy, Domain};
-use yendor_sys::{SysError, landlock};
+use yendor_sys::{SysError, landlock, seccomp};
 use yendor_task::Script;
 
 use crate::error::{At, Error, Result, Step, With};
@@ -145,6 +145,25 @@ impl<'a> Confine<'a> {
         let mut script = Script::new();
         layer.enter(*number, self.cookie, &mut script);
         run(&script).at(Step::Confine).task(1)
+    }
+
+    /// All of it for the calling process, whose children inherit it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn this_process(&self) -> std::result::Result<(), Cause> {
+        if let Some(Ready { layer, ruleset, .. }) = &self.domain {
+            landlock::restrict_self_with(ruleset, layer.flags, self.cookie)?;
+        }
+        for number in (0..64).filter(|n| self.dropped & (1 << n) != 0) {
+            let one = rustix::thread::CapabilitySet::from_bits_retain(1 << number);
+            rustix::thread::remove_capability_from_bounding_set(one)
+                .named("prctl", || format!("PR_CAPBSET_DROP, {number}"))?;
+        }
+        if let Some(filter) = self.seccomp {
+            seccomp::install(filter.flags, &filter.program.0, self.cookie)?;
+        }
+        Ok(())
     }
 
     /// The credentials of a thread without what the caller dropped.

@@ -1,7 +1,7 @@
 //! The container's terminal: the keeper holds its master and lends it to whoever attaches. While nobody does, what is
 //! written to it goes to the container's log, so that no program waits for a reader.
 
-use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,6 +13,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
+use crate::exec;
 use crate::recorder::Recorder;
 
 /// A pseudo-terminal of the container's own devpts.
@@ -109,7 +110,7 @@ impl Door {
                 recorder.hung_up(|index| ready.hung_up.contains(&index));
             }
             if ready.guest {
-                self.admit(console);
+                self.admit(console, recorder.as_deref_mut());
             }
             self.guests.retain(is_open);
             if ready.end {
@@ -157,7 +158,7 @@ impl Door {
     }
 
     /// Lends the master to one who asks; whoever asks for something else, or for what is not there, gets nothing.
-    fn admit(&mut self, console: Option<&Console>) {
+    fn admit(&mut self, console: Option<&Console>, recorder: Option<&mut Recorder>) {
         let Ok((stream, _)) = self.listener.accept() else { return };
         // The directory is closed to others, and nobody may keep the keeper waiting.
         let limit = Some(Duration::from_millis(500));
@@ -165,7 +166,15 @@ impl Door {
         let asked = stream.set_nonblocking(false).is_ok()
             && stream.set_read_timeout(limit).is_ok()
             && BufReader::new(&stream).read_line(&mut line).is_ok();
-        let attach = asked && serde_json::from_str::<Wish>(&line).is_ok_and(|w| w.verb == "attach");
+        let wish = serde_json::from_str::<Wish>(&line).ok().filter(|_| asked);
+        let attach = wish.as_ref().is_some_and(|w| w.verb == "attach");
+        if let (Some(recorder), true) = (recorder, wish.is_some_and(|w| w.verb == "record")) {
+            // One more command in the container: its filter's listener.
+            if writeln!(&stream, "{}", exec::YES).is_ok() {
+                received(&stream).into_iter().for_each(|listener| recorder.add(listener));
+            }
+            return;
+        }
         let (true, Some(console)) = (attach, console) else {
             // An answer without a descriptor says no.
             let _ = (&stream).write_all(b"\n");
@@ -180,6 +189,21 @@ impl Door {
             self.guests.push(stream);
         }
     }
+}
+
+/// Descriptors that come with the next byte.
+fn received(stream: &UnixStream) -> Vec<OwnedFd> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0u8; 1];
+    let mut into = [IoSliceMut::new(&mut byte)];
+    if rustix::net::recvmsg(stream, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC).is_err() {
+        return Vec::new();
+    }
+    let rights =
+        ancillary.drain().filter_map(|m| if let RecvAncillaryMessage::ScmRights(fds) = m { Some(fds) } else { None });
+    rights.flatten().collect()
 }
 
 #[derive(serde::Deserialize)]

@@ -12,6 +12,7 @@ mod console;
 pub mod contain;
 pub mod control;
 pub mod error;
+pub mod exec;
 pub mod front;
 mod hole;
 mod keeper;

@@ -104,9 +104,17 @@ pub fn allow_port(ruleset: &impl AsFd, access: u64, port: u64) -> Result<()> {
 /// # Errors
 /// `EPERM` without `no_new_privs` or `CAP_SYS_ADMIN` in the own user namespace, `E2BIG` after 16 domains.
 pub fn restrict_self(ruleset: &impl AsFd, flags: u32) -> Result<()> {
+    restrict_self_with(ruleset, flags, 0)
+}
+
+/// Likewise, with a sixth argument, which the kernel ignores.
+///
+/// # Errors
+/// As [`restrict_self`].
+pub fn restrict_self_with(ruleset: &impl AsFd, flags: u32, cookie: u64) -> Result<()> {
     let fd = ruleset.as_fd().as_raw_fd();
     // SAFETY: takes no pointer.
-    let ret = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, fd, flags) };
+    let ret = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, fd, flags, 0usize, 0usize, 0usize, cookie) };
     if ret < 0 { Err(SysError::last("landlock_restrict_self", format!("{fd}, {flags:#x}"))) } else { Ok(()) }
 }
 

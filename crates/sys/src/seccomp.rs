@@ -1,7 +1,7 @@
 //! Seccomp's user notifications (seccomp_unotify(2)): a filter may leave calls of others to us.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
@@ -125,6 +125,16 @@ pub fn descriptor_of(pid: i32, number: i32) -> Result<std::os::fd::OwnedFd> {
     let raw = Pid::from_raw(pid).ok_or_else(|| SysError::new("pidfd_open", shown(), Errno::SRCH))?;
     let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(|e| SysError::new("pidfd_open", shown(), e))?;
     pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).map_err(|e| SysError::new("pidfd_getfd", shown(), e))
+}
+
+/// Installs a filter with a listener in the calling thread.
+///
+/// # Errors
+/// As [`install`], `EBUSY` where a filter has a listener already.
+pub fn install_listener(flags: u32, program: &[u8]) -> Result<OwnedFd> {
+    let fd = install(flags, program, 0)?;
+    // SAFETY: with a listener asked for, the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Installs a filter in the calling thread (seccomp(2)); `cookie` goes into the sixth argument, which the kernel ignores.

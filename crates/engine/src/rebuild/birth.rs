@@ -67,7 +67,7 @@ fn by(
     let leads = plan.births.iter().any(|b| b.pid == creator && b.leads_session);
     let mut children: Vec<&Birth> = plan.births.iter().filter(|b| b.creator == creator).collect();
     // Who has fewer of its domains is born before it enters more.
-    let chain = |b: &Birth| alive(site, b).map(|a| domain::of_leader(a)).unwrap_or_default();
+    let chain = |b: &Birth| alive(site, b).map(domain::of_leader).unwrap_or_default();
     let own_chain = plan.births.iter().find(|b| b.pid == creator).map(chain).unwrap_or_default();
     children.sort_by_key(|b| domain::common(own_chain, chain(b)));
     let own_record = plan.births.iter().find(|b| b.pid == creator).and_then(|b| alive(site, b));

@@ -58,7 +58,9 @@ impl Exec {
         let denied = |e: yendor_policy::lsm::SysError| Failure::Denied(format!("the container's label: {e}"));
         let profiles = &found.state.request.policy.profiles;
         let labels: Vec<Entry> = profiles.iter().map(Entry::new).collect::<Result<_, _>>().map_err(denied)?;
+        let keeper = yendor_engine::exec::ask(&found.directory);
         enter(&init, found.state.init)?;
+        yendor_engine::exec::confine(&found.state.request, keeper)?;
         labels.iter().try_for_each(Entry::enter).map_err(denied)?;
         std::env::set_current_dir(&self.workdir).map_err(|e| Failure::io("chdir", &self.workdir, &e))?;
         drop_capabilities(&found.state.request.cap_drop)?;

@@ -1,0 +1,148 @@
+//! What programs forbid themselves in a container: around the probes `seccomp-filter` and `landlock`.
+#![allow(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use yendor_tests::{Flavour, PATIENCE, Yendor, probe, wait_until};
+
+fn everybody(test: impl Fn(&Yendor)) {
+    for flavour in [Flavour::Root, Flavour::RootUserns, Flavour::user()] {
+        if let Some(yendor) = Yendor::new(flavour) {
+            test(&yendor);
+        }
+    }
+}
+
+/// `install(nr)` makes call number `nr` fail with EDOM, and returns what seccomp said.
+const INSTALL: &str = r"
+import ctypes, errno, os, signal, struct, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+def install(nr):
+    code = [(0x20, 0, 0, 0), (0x15, 0, 1, nr), (6, 0, 0, 0x50000 | errno.EDOM), (6, 0, 0, 0x7fff0000)]
+    code = b''.join(struct.pack('HBBI', *i) for i in code)
+    memory = ctypes.create_string_buffer(code)
+    header = struct.pack('HxxxxxxQ', len(code) // 8, ctypes.addressof(memory))
+    libc.prctl(38, 1, 0, 0, 0)
+    return 0 if libc.syscall(317, 1, 0, header) == 0 else ctypes.get_errno()
+def say(*words):
+    print(*words, flush=True)
+def wait():
+    while True: time.sleep(0.05)
+";
+
+#[test]
+fn a_filter_that_forbids_what_a_checkpoint_needs_refuses_it_by_name_and_harms_nobody() {
+    const MEMFD_CREATE: u32 = 319;
+    everybody(|yendor| {
+        let name = yendor.fresh("f");
+        let script = format!(
+            "{INSTALL}\ndef asked(*_):\n    say('alive'); sys.exit(9)\n\
+             signal.signal(signal.SIGUSR1, asked)\nsay('installed', install({MEMFD_CREATE}))\nwait()"
+        );
+        yendor.run_detached(&name, &["python3", "-c", &script]);
+        yendor.wait_for_log(&name, "installed 0", PATIENCE);
+        let image = yendor.path("image");
+        let said = yendor.call(&["checkpoint", &name, "-o", image.to_str().expect("UTF-8")]).exits(3);
+        assert!(said.stderr.contains("memfd_create"), "{}", said.stderr);
+        assert!(!image.exists());
+        yendor.kill(&name, "USR1");
+        assert_eq!(yendor.wait(&name), 9, "{}", yendor.logs(&name));
+    });
+}
+
+#[test]
+fn without_the_keeper_these_calls_fail_and_nothing_hangs() {
+    const GETPRIORITY: u32 = 140;
+    everybody(|yendor| {
+        let name = yendor.fresh("k");
+        let script = format!(
+            "{INSTALL}\ndef asked(*_):\n    say('without', install({GETPRIORITY}), os.getppid())\n\
+             signal.signal(signal.SIGUSR1, asked)\nsay('with', install({GETPRIORITY}))\nwait()"
+        );
+        yendor.run_detached(&name, &["python3", "-c", &script]);
+        yendor.wait_for_log(&name, "with 0", PATIENCE);
+        let state = yendor.path("state/run").join(&name).join("state.json");
+        let state: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(state).expect("state.json")).expect("JSON");
+        let pid = |field: &str| i32::try_from(state[field].as_i64().expect("pid")).expect("pid");
+        // SAFETY: two system calls; both processes are this test's own, alive until now.
+        unsafe {
+            assert_eq!(libc::kill(pid("keeper"), libc::SIGKILL), 0);
+            assert_eq!(libc::kill(pid("main"), libc::SIGUSR1), 0);
+        }
+        let log = yendor.path("state/run").join(&name).join("log");
+        let wanted = format!("without {} 1", libc::ENOSYS);
+        let text = || std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(wait_until(PATIENCE, || text().lines().any(|l| l == wanted)), "{}", text());
+        // SAFETY: as above.
+        unsafe { libc::kill(pid("init"), libc::SIGKILL) };
+        assert!(wait_until(PATIENCE, || yendor.tasks_left().is_empty()), "{:?}", yendor.tasks_left());
+    });
+}
+
+#[test]
+fn a_command_that_is_executed_later_is_confined_and_recorded_likewise() {
+    everybody(|yendor| {
+        let (name, profile) = (yendor.fresh("e"), yendor.path("profile.json"));
+        let text = r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            { "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 6 } ] }"#;
+        std::fs::write(&profile, text).expect("write a file of our own");
+        std::fs::set_permissions(&profile, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod");
+        let program = probe("seccomp-filter");
+        let program = program.to_str().expect("UTF-8");
+        let directory = format!("exec:{}", std::path::Path::new(program).parent().expect("parent").display());
+        let rules =
+            ["exec:/usr", "rw:/dev", "rw:/proc", "rw:/tmp", &directory].map(|rule| ["--landlock", rule]).concat();
+        let options = [&rules[..], &["--seccomp", profile.to_str().expect("UTF-8"), "--cap-drop", "CHOWN"]].concat();
+        yendor.run_detached_with(&name, &options, &["sh", "-c", "while :; do sleep 0.1; done"]).exits(0);
+        let exec = |script: &str| yendor.call(&["exec", &name, "--", "sh", "-c", script]);
+        let said = exec("mkdir /tmp/d; cat /etc/hostname; grep CapBnd /proc/self/status");
+        for word in ["No such device or address", "Permission denied"] {
+            assert!(said.stderr.contains(word), "{word}: {said:?}");
+        }
+        assert!(said.stdout.trim_end().ends_with('e'), "CAP_CHOWN is bit 0: {said:?}");
+        // A program that stays when the command has ended.
+        exec(&format!("setsid {program} >/tmp/said 2>&1 </dev/null &")).exits(0);
+        let up = || exec("cat /tmp/said").stdout == "ready\n";
+        assert!(wait_until(PATIENCE, up), "{:?}", exec("cat /tmp/said"));
+        let (image, restored) = (yendor.path("image"), yendor.fresh("r"));
+        yendor.checkpoint(&name, &image);
+        yendor.restore_with(&image, &restored, &options).exits(0);
+        let exec = |script: &str| yendor.call(&["exec", &restored, "--", "sh", "-c", script]);
+        exec(
+            "for p in /proc/[0-9]*; do case $(readlink $p/exe) in */probe-*) kill -USR1 ${p#/proc/} ; break;; esac; done",
+        );
+        let done = || exec("cat /tmp/said").stdout == "ready\nok\n";
+        assert!(wait_until(Duration::from_secs(20), done), "{:?}", exec("cat /tmp/said"));
+    });
+}
+
+/// What the recorder's filter costs each call: not 2 %, since any filter makes the kernel take its slow way into a call, but
+/// less than a tenth of a microsecond.
+#[test]
+fn what_the_filter_costs() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let script = "import os,time\n\
+        f=os.open('/dev/zero',os.O_RDONLY)\n\
+        def best(call):\n\
+        \x20   r=[]\n\
+        \x20   for _ in range(30):\n\
+        \x20       t=time.perf_counter_ns()\n\
+        \x20       for _ in range(3000): call()\n\
+        \x20       r.append((time.perf_counter_ns()-t)/3000)\n\
+        \x20   return round(min(r))\n\
+        def opening():\n\
+        \x20   os.close(os.open('/dev/null',os.O_RDONLY))\n\
+        print(best(os.getppid),best(lambda: os.read(f,1)),best(opening))";
+    let numbers = |text: &str| -> Vec<i64> { text.split_whitespace().map(|w| w.parse().expect("number")).collect() };
+    let begin = Instant::now();
+    let bare = yendor.program(std::path::Path::new("/usr/bin/python3")).args(["-c", script]).output().expect("python3");
+    let bare = numbers(&String::from_utf8_lossy(&bare.stdout));
+    let name = yendor.fresh("c");
+    yendor.run_detached(&name, &["python3", "-c", script]);
+    yendor.wait(&name);
+    let inside = numbers(&yendor.logs(&name));
+    println!("getppid, read, open+close in ns: {bare:?} outside, {inside:?} inside; {:?}", begin.elapsed());
+    // Two calls in the last one; and Python's own time varies.
+    assert!(bare.iter().zip(&inside).all(|(a, b)| b - a < 400), "outside {bare:?}, inside {inside:?}");
+}
