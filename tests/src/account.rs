@@ -95,6 +95,25 @@ impl Account {
             .to_vec()
     }
 
+    /// Whether a task of the account's own user namespaces may have this id: its own, and its subordinate ones.
+    pub fn may_be(self, id: u32) -> bool {
+        let number = self.uid.to_string();
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let is_own = |line: &&str| line.split(':').nth(2) == Some(&number);
+        let name = passwd.lines().find(is_own).and_then(|line| line.split(':').next()).unwrap_or(&number).to_owned();
+        let subordinate = |file: &str| {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            text.lines().any(|line| {
+                let mut fields = line.split(':');
+                let owner = fields.next();
+                let mut next = || fields.next().and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
+                let (first, count) = (next(), next());
+                (owner == Some(&name) || owner == Some(&number)) && id.checked_sub(first).is_some_and(|n| n < count)
+            })
+        };
+        id == self.uid || id == self.gid || subordinate("/etc/subuid") || subordinate("/etc/subgid")
+    }
+
     /// Gives a file to the account.
     pub fn owns(self, path: &Path) {
         if self.other {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 /// An image in memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Forge {
     /// All files but `format`, `manifest.json` and `records.cbor`.
     pub files: BTreeMap<String, Vec<u8>>,

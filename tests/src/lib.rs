@@ -7,9 +7,11 @@
 
 mod account;
 mod binary;
+mod census;
 mod fault;
 mod forge;
 mod image;
+mod mutate;
 mod orphan;
 mod survive;
 mod task;
@@ -18,9 +20,11 @@ mod yendor;
 
 pub use account::{Account, Flavour, skipped};
 pub use binary::{probe, yendor_binary};
+pub use census::{Bait, Census};
 pub use fault::{Fault, Traced, with_fault};
 pub use forge::{FORMAT, Forge, seal};
 pub use image::{at, copy_image, forge};
+pub use mutate::{Dice, mutate};
 pub use orphan::{Orphans, Random, cgroups, rounds};
 pub use survive::{Via, generations, probe_survives, tick_gap};
 pub use task::{Started, kill, lead_a_session, marked, wait_until};

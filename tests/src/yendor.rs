@@ -89,6 +89,11 @@ impl Yendor {
         self.through = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
+    /// The account that commands run with.
+    pub fn account(&self) -> Account {
+        self.account
+    }
+
     /// The flavour.
     pub fn flavour(&self) -> &Flavour {
         &self.flavour

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use xtask::{Outcome, bench, docs, lab, soak, suite};
+use xtask::{Outcome, bench, docs, fuzz, lab, soak, suite};
 
 /// Chores of the Yendor workspace.
 #[derive(Parser)]
@@ -20,6 +20,8 @@ enum Verb {
     Bench(bench::Options),
     /// Write the pages that are made from the code, such as docs/resources.md
     Docs,
+    /// Fuzz the parsers; with --restore, restore mutated images as the plain user
+    Fuzz(fuzz::Options),
     /// Boot virtual machines with security modules that this kernel does not have, and test there
     Lab(lab::Options),
     /// Run the sweeps of the tests at full length
@@ -47,6 +49,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Test(options) => suite::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Docs => docs::run(),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Lab(options) => lab::run(&options),
         Verb::Soak(options) => soak::run(&options),
         Verb::Yardstick { yardstick } => yardstick.run(),

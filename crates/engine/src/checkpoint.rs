@@ -25,6 +25,7 @@ use crate::collect::{collect, ipc};
 use crate::error::{At, Error, Result, Step, With};
 use crate::keeper::CHECKPOINTED;
 use crate::request;
+use crate::sign::Signer;
 use crate::state::State;
 
 /// What is checkpointed.
@@ -42,6 +43,8 @@ pub enum Target {
 pub struct Options {
     /// The tasks run on afterwards.
     pub leave_running: bool,
+    /// Who signs the image.
+    pub sign: Option<Signer>,
     /// The tasks stay, stopped.
     pub leave_stopped: bool,
     /// Kinds whose loss the caller accepts.
@@ -142,7 +145,10 @@ fn attempt(target: &Target, proc: &OwnedFd, writer: Writer, options: &Options) -
         }
         _ => None,
     };
-    let manifest = writer.commit(SystemTime::now()).at(Step::Store).map_err(harm)?;
+    let manifest = writer
+        .commit_signed(SystemTime::now(), |manifest| options.sign.as_ref().map(|s| s.sign(manifest)).transpose())
+        .at(Step::Store)
+        .map_err(harm)?;
     summary.seal = Some(manifest.seal(Version::NEWEST).at(Step::Store).map_err(harm)?);
     summary.bytes = manifest.files.iter().map(|f| f.bytes).sum();
     summary.timings.push(("store".into(), us(storing)));

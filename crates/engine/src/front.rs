@@ -18,6 +18,7 @@ use crate::error::{At, Error, Result, Step};
 pub use crate::keeper::keeper_main;
 use crate::load::open_directory;
 use crate::request::Request;
+use crate::sign::Trust;
 use crate::state::{self, Places};
 use crate::wire::{Report, Startup};
 pub use crate::wire::{Spec, Stdio};
@@ -25,6 +26,8 @@ pub use crate::wire::{Spec, Stdio};
 /// A container to start.
 #[derive(Debug, Clone)]
 pub struct Launch {
+    /// Public keys, one of which must have signed the image; empty: any image.
+    pub keys: Vec<String>,
     /// What the caller wants.
     pub request: Request,
     /// What runs in it.
@@ -156,9 +159,11 @@ fn hand_over(what: &Launch, claim: &Claim, admitted: Admitted) -> Result<Started
     all.extend(given.descriptors());
     // Where the caller has set no limit, the host's holds.
     let request = Request { memory: granted.memory, pids: granted.pids, ..what.request.clone() };
+    let trust = Trust { caller: what.keys.clone(), host: granted.signed_by.clone() };
     let startup = Startup {
         request,
         granted,
+        trust,
         spec,
         stdio: what.stdio,
         image: what.image_ref.clone(),

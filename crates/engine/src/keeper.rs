@@ -120,7 +120,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let mut labels = Labels::look(&startup.request, image.as_ref())?;
     let given = Given::received(&startup.request, &mut descriptors)?;
     // Now: later children are born into the container's pid namespace. It reads nothing before there is a container.
-    let loader = image.as_ref().map(|image| Loader::start(image.as_fd())).transpose()?;
+    let loader = image.as_ref().map(|image| Loader::start(image.as_fd(), &startup.trust)).transpose()?;
     raise_descriptor_limit();
     let mut contained = contain::prepare(&startup.request, given)?;
     let mut request = startup.request.clone();

@@ -21,6 +21,7 @@ pub mod load;
 pub mod rebuild;
 mod recorder;
 pub mod request;
+pub mod sign;
 pub mod state;
 mod wire;
 

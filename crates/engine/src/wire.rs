@@ -8,6 +8,7 @@ use yendor_sys::{Errno, SysError};
 
 use crate::error::{Error, Place, Step};
 use crate::request::Request;
+use crate::sign::Trust;
 
 /// The front's first and only message. Descriptors: the container's directory with its lock and the one it lies in; standard
 /// input, output and error; for an image its directory; then what the request needs (see [`crate::contain::Given`]).
@@ -17,6 +18,8 @@ pub struct Startup {
     pub request: Request,
     /// What the host's policy gives.
     pub granted: Granted,
+    /// Whose signature an image must have.
+    pub trust: Trust,
     /// A program to start; none: an image to restore.
     pub spec: Option<Spec>,
     /// Where standard input, output and error lead.

@@ -23,13 +23,15 @@ pub use id::{Addr, FdNum, FileId, MmId, NsId, NsPid, ShmId, Tid};
 pub use limits::Limits;
 pub use manifest::{FileEntry, Kind, Manifest};
 pub use page::{PAGE_BYTES, PageRun, pages_name};
-pub use reader::{Directory, Documents, Reader, Table};
+pub use reader::{Directory, Documents, Reader, SignedTable, Table};
 pub use writer::{FileWriter, Writer, is_partial};
 
 /// Name of the file with the version line.
 pub const FORMAT_FILE: &str = "format";
 /// Name of the file with names, sizes and digests.
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// Name of the file with a signature of the manifest, which the manifest cannot list.
+pub const SIGNATURE_FILE: &str = "manifest.json.minisig";
 /// Name of the file with all records.
 pub const RECORDS_FILE: &str = "records.cbor";
 

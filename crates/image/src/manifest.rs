@@ -1,7 +1,7 @@
 //! `manifest.json`: which files an image has, how large they are, and their digests; sealed by a digest of its own.
 
 use crate::upgrade::Version;
-use crate::{Digest, Error, FORMAT_FILE, Limits, MANIFEST_FILE, RECORDS_FILE, Result, is_file_name};
+use crate::{Digest, Error, FORMAT_FILE, Limits, MANIFEST_FILE, RECORDS_FILE, Result, SIGNATURE_FILE, is_file_name};
 use serde::{Deserialize, Serialize};
 
 /// What an image was taken from.
@@ -94,7 +94,7 @@ impl Manifest {
         let mut before = "";
         for entry in &self.files {
             let name = entry.name.as_str();
-            if !is_file_name(name) || name == FORMAT_FILE || name == MANIFEST_FILE {
+            if !is_file_name(name) || [FORMAT_FILE, MANIFEST_FILE, SIGNATURE_FILE].contains(&name) {
                 return wrong(format!("{name:.80?} is not a name for a file of an image"));
             }
             if name <= before {

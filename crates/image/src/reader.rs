@@ -1,7 +1,9 @@
 //! Reading an image that nobody has to trust, from one directory descriptor.
 
 use crate::upgrade::{self, Version};
-use crate::{Digest, Error, FORMAT_FILE, FileEntry, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
+use crate::{
+    Digest, Error, FORMAT_FILE, FileEntry, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result, SIGNATURE_FILE,
+};
 use crate::{PageRun, cbor, pages_name};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::io::Errno;
@@ -174,6 +176,20 @@ pub struct Table {
 pub struct Documents {
     table: Table,
     records: (File, u64),
+    signature: Option<(File, u64)>,
+}
+
+/// A table of contents, the bytes that it was read from, and a signature that may be one of them.
+#[derive(Debug)]
+pub struct SignedTable {
+    /// The version.
+    pub version: Version,
+    /// The table of contents.
+    pub manifest: Manifest,
+    /// The bytes of `manifest.json`.
+    pub document: Vec<u8>,
+    /// The bytes of `manifest.json.minisig`, if it is there.
+    pub signature: Option<Vec<u8>>,
 }
 
 impl Table {
@@ -184,18 +200,27 @@ impl Table {
 
     /// Reads them: spelling and version, then size, seal, names, order, spelling.
     pub fn read(&self, limits: &Limits) -> Result<(Version, Manifest)> {
+        self.read_whole(limits).map(|(version, manifest, _)| (version, manifest))
+    }
+
+    /// The same, and the bytes that the manifest was read from.
+    fn read_whole(&self, limits: &Limits) -> Result<(Version, Manifest, Vec<u8>)> {
         let (file, bytes) = &self.format;
         let version = Version::parse(&read_small(file, *bytes, FORMAT_FILE, upgrade::LINE_BYTES)?)?;
         let (file, bytes) = &self.manifest;
         let document = read_small(file, *bytes, MANIFEST_FILE, limits.manifest_bytes)?;
-        Ok((version, Manifest::decode(&document, version, limits)?))
+        Ok((version, Manifest::decode(&document, version, limits)?, document))
     }
 }
 
 impl Documents {
     /// Opens all three by their names.
     pub fn open(dir: BorrowedFd<'_>) -> Result<Documents> {
-        Ok(Documents { table: Documents::open_table(dir)?, records: open_regular(dir, RECORDS_FILE)? })
+        let signature = match open_regular(dir, SIGNATURE_FILE) {
+            Err(Error::Missing { .. }) => None,
+            signature => Some(signature?),
+        };
+        Ok(Documents { table: Documents::open_table(dir)?, records: open_regular(dir, RECORDS_FILE)?, signature })
     }
 
     /// Opens what says what else there is.
@@ -206,6 +231,15 @@ impl Documents {
     /// The version and the table of contents.
     pub fn table(&self, limits: &Limits) -> Result<(Version, Manifest)> {
         self.table.read(limits)
+    }
+
+    /// The same, with what a signature is about.
+    pub fn signed_table(&self, limits: &Limits) -> Result<SignedTable> {
+        const MOST_BYTES: u64 = 4096;
+        let (version, manifest, document) = self.table.read_whole(limits)?;
+        let read = |(file, bytes): &(File, u64)| read_small(file, *bytes, SIGNATURE_FILE, MOST_BYTES);
+        let signature = self.signature.as_ref().map(read).transpose()?;
+        Ok(SignedTable { version, manifest, document, signature })
     }
 
     /// The records: size, digest, shape, types, spelling, in this order, of the same bytes in memory.
@@ -219,9 +253,10 @@ impl Documents {
     }
 
     /// The descriptors.
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let [format, manifest] = self.table.descriptors();
-        [format, manifest, self.records.0.as_fd()]
+        let signature = self.signature.as_ref().map(|(file, _)| file.as_fd());
+        [format, manifest, self.records.0.as_fd()].into_iter().chain(signature).collect()
     }
 }
 

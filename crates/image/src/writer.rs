@@ -1,5 +1,6 @@
 //! Writing an image that appears whole or not at all.
 
+use crate::SIGNATURE_FILE;
 use crate::reader::HASH_BYTES;
 use crate::upgrade::{NEWEST_LINE, Version};
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
@@ -122,6 +123,15 @@ impl Writer {
 
     /// Makes the image durable and visible, or leaves nothing.
     pub fn commit(self, created: SystemTime) -> Result<Manifest> {
+        self.commit_signed(created, |_| Ok(None))
+    }
+
+    /// The same, with a signature of the manifest's bytes, if `sign` gives one: an image is visible with it or not at all.
+    pub fn commit_signed(
+        self,
+        created: SystemTime,
+        sign: impl FnOnce(&[u8]) -> io::Result<Option<Vec<u8>>>,
+    ) -> Result<Manifest> {
         let created = created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let files = self.sync_files()?;
         if !files.iter().any(|entry| entry.name == RECORDS_FILE) {
@@ -133,6 +143,9 @@ impl Writer {
         Manifest::decode(&document, Version::NEWEST, &self.limits)?;
         self.write_synced(FORMAT_FILE, NEWEST_LINE)?;
         self.write_synced(MANIFEST_FILE, &document)?;
+        if let Some(signature) = sign(&document).map_err(|source| Error::io(SIGNATURE_FILE, "sign", source))? {
+            self.write_synced(SIGNATURE_FILE, &signature)?;
+        }
         rustix::fs::fsync(&self.dir).map_err(|errno| Error::io(&self.shown, "fsync", errno))?;
         self.publish()?;
         self.forget();
@@ -181,7 +194,7 @@ impl Writer {
     }
 
     fn check_name(&self, name: &str) -> Result<()> {
-        if !is_file_name(name) || [FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE].contains(&name) {
+        if !is_file_name(name) || [FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE, SIGNATURE_FILE].contains(&name) {
             return Err(Error::Name { name: name.to_owned() });
         }
         Ok(())

@@ -22,6 +22,10 @@ const USER_END: u64 = 0x7fff_ffff_f000;
 const MOST_DESCRIPTORS: i32 = 1 << 20;
 /// More than any address space can hold: no honest object is larger.
 const MOST_BYTES: u64 = 1 << 47;
+/// -1, by which calls that set ids mean "as it is": nobody has it.
+const NOBODY: u32 = u32::MAX;
+/// NGROUPS_MAX of the kernel.
+const MOST_GROUPS: usize = 1 << 16;
 /// PID_MAX_LIMIT of the kernel.
 const MOST_PID: i32 = 4 << 20;
 /// The clocks of a time namespace cannot be further ahead (KTIME_MAX / 2).
@@ -41,8 +45,9 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
             namespace::layer::What::File { size, .. } => *size,
             _ => 0,
         };
-        if let Some(entry) = layer.entries.iter().find(|e| size(e) > MOST_BYTES) {
-            return Err(wrong("file", entry.path.to_string(), "its size cannot be"));
+        let lies = |e: &&namespace::layer::Entry| size(e) > MOST_BYTES || e.owner.0 == NOBODY || e.owner.1 == NOBODY;
+        if let Some(entry) = layer.entries.iter().find(lies) {
+            return Err(wrong("file", entry.path.to_string(), "its size or owner cannot be"));
         }
     }
     if container.clocks.0 > MOST_NANOSECONDS || container.clocks.1 > MOST_NANOSECONDS {
@@ -82,7 +87,7 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         match &process.state {
             State::Zombie(_) => {}
             State::Exec(exec) => {
-                known.descriptors(&exec.descriptors).and_then(|()| capabilities(&exec.credentials)).map_err(at(pid))?;
+                known.descriptors(&exec.descriptors).and_then(|()| credentials(&exec.credentials)).map_err(at(pid))?;
             }
             State::Alive(alive) => known.alive(pid, alive, &mut tids).map_err(at(pid))?,
         }
@@ -114,6 +119,12 @@ fn check_file(entry: &file::Entry) -> Result<()> {
         file::Record::Regular(r) => (r.size, r.position),
         _ => (0, 0),
     };
+    if let file::Record::Regular(r) = &entry.record
+        && let Some(owner) = r.ghost.as_ref().map(|g| g.owner)
+        && (owner.0 == NOBODY || owner.1 == NOBODY)
+    {
+        return Err(wrong(entry.record.kind(), format!("file {}", entry.id), "its owner cannot be"));
+    }
     // A position may lie behind the end, but not where no file has bytes.
     if size > MOST_BYTES || i64::try_from(position).is_err() {
         return Err(wrong(entry.record.kind(), format!("file {}", entry.id), "its size or position cannot be"));
@@ -121,8 +132,12 @@ fn check_file(entry: &file::Entry) -> Result<()> {
     Ok(())
 }
 
-/// Capabilities that no kernel has are not left out in silence.
-fn capabilities(record: &credential::Record) -> Result<()> {
+/// Ids are ids, and capabilities that no kernel has are not left out in silence.
+fn credentials(record: &credential::Record) -> Result<()> {
+    let ids = record.uids.iter().chain(&record.gids).chain(&record.groups);
+    if record.groups.len() > MOST_GROUPS || ids.copied().any(|id| id == NOBODY) {
+        return Err(wrong("credentials", "ids", "there are too many, or one that nobody can have"));
+    }
     const KNOWN: u64 = (1 << 41) - 1;
     match record.capabilities.iter().fold(0, |all, set| all | set) & !KNOWN {
         0 => Ok(()),
@@ -153,7 +168,7 @@ impl Known<'_> {
             if !(2..=MOST_PID).contains(&tid) || !tids.insert(tid) {
                 return Err(wrong("thread", tid.to_string(), "its id is another one's too, or none"));
             }
-            capabilities(&thread.credentials)?;
+            credentials(&thread.credentials)?;
         }
         self.descriptors(&alive.descriptors)?;
         if alive.terminal.is_some_and(|t| !self.files.contains(&t.file)) {

@@ -7,7 +7,7 @@
 //! loader that an image has taken over: it is bounded, and everything in it is content, never authority. See
 //! docs/adr/0003-loader.md.
 
-mod check;
+pub mod check;
 
 use std::fs::File;
 use std::io::Read;
@@ -19,7 +19,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use yendor_image::upgrade::Version;
-use yendor_image::{Digest, Documents, Kind, Limits, Manifest, Reader, Table};
+use yendor_image::{Digest, Documents, Kind, Limits, Manifest, Reader, SignedTable, Table};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::sandbox::{self, Copy};
@@ -27,10 +27,16 @@ use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
 use crate::error::{At, Error, Result, Step};
+use crate::sign::Trust;
 use crate::wire::Failure;
 
 /// The longest answer: that of the largest records that a reader takes.
 const MOST_BYTES: u64 = 512 << 20;
+
+/// How a loader ends that could not give up its rights, was not told to begin, or could not answer.
+const NO_SANDBOX: i32 = 2;
+const NO_WORD: i32 = 3;
+const NO_ANSWER: i32 = 4;
 
 /// What a restore has to know of an image before there is a container for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,8 +73,9 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    fn read(documents: &Documents, limits: &Limits) -> Result<Loaded> {
-        let (version, manifest) = documents.table(limits).at(Step::Load)?;
+    fn read(documents: &Documents, limits: &Limits, trust: &Trust) -> Result<Loaded> {
+        let SignedTable { version, manifest, document, signature } = documents.signed_table(limits).at(Step::Load)?;
+        trust.check(&document, signature.as_deref()).at(Step::Load)?;
         let snapshot = documents.records(version, &manifest, limits).at(Step::Load)?;
         check::check(&snapshot, &manifest)?;
         Ok(Loaded { version: version.line().to_vec(), manifest, snapshot })
@@ -101,9 +108,9 @@ impl Loader {
     ///
     /// # Errors
     /// A missing document; what the kernel says.
-    pub fn start(directory: BorrowedFd<'_>) -> Result<Loader> {
+    pub fn start(directory: BorrowedFd<'_>, trust: &Trust) -> Result<Loader> {
         let documents = Documents::open(directory).at(Step::Load)?;
-        start(false, &documents.descriptors(), |limits| Loaded::read(&documents, limits))
+        start(false, &documents.descriptors(), |limits| Loaded::read(&documents, limits, trust))
     }
 
     /// Lets it read.
@@ -126,8 +133,16 @@ impl Loader {
             return Err(Error::new(Step::Load, Cause::corrupt("its records do not end")));
         }
         let ended = copy.wait().at(Step::Load)?;
-        if ended != Event::Exited(0) {
-            return Err(Error::new(Step::Load, Cause::corrupt(format!("its reader could not go on: {ended:?}"))));
+        match ended {
+            Event::Exited(0) => {}
+            // Its own words: the system refused something that is not the image's doing.
+            Event::Exited(code @ (NO_SANDBOX | NO_WORD | NO_ANSWER)) => {
+                let message = format!("the process that reads the image had to give up (code {code})");
+                return Err(Error::new(Step::Load, Cause::Reported { message, code: 1 }));
+            }
+            _ => {
+                return Err(Error::new(Step::Load, Cause::corrupt(format!("its reader could not go on: {ended:?}"))));
+            }
         }
         decode(&bytes)
     }
@@ -162,15 +177,15 @@ fn start<T: Serialize>(
     keep.extend([begin_read.as_fd(), answer_write.as_fd()]);
     let copy = sandbox::fork(&keep, || {
         if sandbox::give_up_everything(user_namespace).is_err() {
-            return 2;
+            return NO_SANDBOX;
         }
         // End of file: nobody wants it any more.
         if rustix::io::retry_on_intr(|| rustix::io::read(&begin_read, &mut [0])) != Ok(1) {
-            return 3;
+            return NO_WORD;
         }
         let understood = understand(&Limits::default()).map_err(|e| Failure::from(&e));
         let said = encode(&understood).is_some_and(|bytes| write_all(&answer_write, &bytes).is_ok());
-        if said { 0 } else { 4 }
+        if said { 0 } else { NO_ANSWER }
     });
     Ok(Loader { copy: copy.at(Step::Load)?, begin, answer })
 }
@@ -231,7 +246,8 @@ impl Look {
     pub fn begin(image: &Path) -> Result<Look> {
         let directory = open_directory(image)?;
         let documents = Documents::open(directory.as_fd()).at(Step::Load)?;
-        let loader = start(true, &documents.descriptors(), |limits| Loaded::read(&documents, limits))?;
+        let loader =
+            start(true, &documents.descriptors(), |limits| Loaded::read(&documents, limits, &Trust::default()))?;
         Ok(Look { directory, loader })
     }
 

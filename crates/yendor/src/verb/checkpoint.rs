@@ -1,11 +1,12 @@
 //! `yendor checkpoint`: a container or a process tree becomes an image.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
 use yendor_engine::checkpoint::{Options, Summary, Target, checkpoint};
+use yendor_engine::sign::Signer;
 use yendor_engine::state::Places;
 
 use crate::container::{self, Found};
@@ -40,6 +41,9 @@ pub struct Checkpoint {
     /// Accept the loss of this kind of object; the image records what was lost
     #[arg(long, value_name = "KIND")]
     allow_lost: Vec<String>,
+    /// Sign the image with this minisign secret key (a file without a password)
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
@@ -48,6 +52,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Runs it.
     pub fn run(self) -> Outcome {
+        let sign = self.sign.as_deref().map(signer).transpose()?;
         let places = Places::from_environment();
         let found = self.container.as_deref().map(|name| container::find_running(&places, name)).transpose()?;
         let image = self.image(&places)?;
@@ -57,6 +62,7 @@ impl Checkpoint {
         };
         let options = Options {
             leave_running: self.leave_running,
+            sign,
             leave_stopped: self.leave_stopped,
             allow_lost: self.allow_lost.clone(),
         };
@@ -124,6 +130,12 @@ impl Checkpoint {
         ));
         print::out(&image.reference.to_string());
     }
+}
+
+/// Reads a secret key; nothing of it is ever shown.
+fn signer(path: &Path) -> Result<Signer, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::io("open", path, &e))?;
+    Signer::parse(&text).map_err(|why| Failure::Usage(format!("--sign {}: {why}", path.display())))
 }
 
 /// A name in the store that has no image yet goes again.

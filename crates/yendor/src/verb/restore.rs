@@ -10,6 +10,7 @@ use yendor_engine::claim;
 use yendor_engine::front::Source;
 use yendor_engine::load::{self, Glance};
 use yendor_engine::request::{Net, Root};
+use yendor_engine::sign::key_line;
 use yendor_engine::state::Places;
 use yendor_image::Digest;
 use yendor_policy::host::Verb;
@@ -39,6 +40,9 @@ pub struct Restore {
     /// Write the pid of the root task, as the caller sees it, into this file
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
+    /// Only an image that this minisign public key has signed: a file, or the key itself; several: any of them
+    #[arg(long, value_name = "KEY")]
+    verify: Vec<String>,
     /// Print the summary as JSON (to standard error in the foreground: standard output is the container's)
     #[arg(long)]
     pub json: bool,
@@ -49,6 +53,7 @@ impl Restore {
     pub fn run(self) -> Outcome {
         let places = Places::from_environment();
         let image = reference::resolve(&places, &self.image)?;
+        let keys = self.verify.iter().map(|key| public_key(key)).collect::<Result<_, _>>()?;
         let bundle = self.options.container.bundle()?;
         self.ask(bundle.as_ref())?;
         let (glance, seal) = load::glance(&image.path)?;
@@ -56,6 +61,7 @@ impl Restore {
         let name = choose(&places, self.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;
         let outcome = Start {
+            keys,
             request: self.options.request(name, bundle.as_ref(), root, net)?,
             source: Source::Image(image.path.clone(), Some(seal)),
             image: Some(image.reference.to_string()),
@@ -78,6 +84,13 @@ impl Restore {
         let request = container.request(String::new(), &self.options.volumes, bundle, Root::Layered, Net::Private)?;
         Ok(admit::ask(&request, Verb::Restore, container.net.is_some())?)
     }
+}
+
+/// A key, from its file or as it is.
+fn public_key(given: &str) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(given).unwrap_or_else(|_| given.to_owned());
+    key_line(&text)
+        .ok_or_else(|| Failure::Usage(format!("--verify {given}: no minisign public key, nor a file with one")))
 }
 
 /// What a container for this image is like when the options do not say. A tree that was taken by its pid had a user's own

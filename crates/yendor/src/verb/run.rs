@@ -84,6 +84,7 @@ impl Run {
         let mut request = self.container.request(name, &self.volumes, bundle.as_ref(), Root::Layered, Net::Private)?;
         request.hostname = request.hostname.or(bundle.and_then(|b| b.hostname));
         Start {
+            keys: Vec::new(),
             request,
             source: Source::Compose(spec),
             image: None,

@@ -19,6 +19,8 @@ use crate::{container, foreground, parse, print, signal};
 
 /// A container to start, and what to do with it then.
 pub struct Start {
+    /// Public keys, one of which must have signed the image.
+    pub keys: Vec<String>,
     /// What the caller wants.
     pub request: Request,
     /// What runs in it.
@@ -50,6 +52,7 @@ impl Start {
             (false, false) => Stdio::Inherit,
         };
         let what = Launch {
+            keys: self.keys,
             request: self.request,
             source: self.source,
             stdio,

@@ -1,0 +1,737 @@
+//! What hostile images claim. One line each: a name, what may become of it, and the lie.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use ciborium::Value;
+use yendor_tests::{Forge, seal};
+
+/// What may become of an image.
+#[derive(Clone, Copy, Debug)]
+pub enum May {
+    /// Exit code 4.
+    Damaged,
+    /// Exit code 5.
+    Denied,
+    /// Exit code 5, and these words: the option that fills a hole.
+    Named(&'static str),
+    /// Refused, or it runs and has nothing.
+    Contained,
+    /// Contained, or it fails for lack of something that the container does not have.
+    Fail,
+}
+
+/// What is changed.
+pub enum On {
+    /// The records, put together with right digests.
+    Records(fn(&mut Forge, &Path)),
+    /// The bytes of the records.
+    Bytes(fn(&Forge) -> Vec<u8>),
+    /// The files of the image.
+    Files(fn(&Path, &Path, &Forge)),
+}
+
+/// One lie.
+pub struct Claim {
+    pub name: &'static str,
+    pub may: May,
+    pub on: On,
+}
+
+const P: &str = "processes/0/state/alive";
+const T: &str = "processes/0/state/alive/threads/0";
+const M: &str = "processes/0/state/alive/memory";
+
+fn number(n: u64) -> Value {
+    Value::Integer(n.into())
+}
+
+fn negative(n: i64) -> Value {
+    Value::Integer(n.into())
+}
+
+fn bytes(path: impl AsRef<Path>) -> Value {
+    use std::os::unix::ffi::OsStrExt;
+    Value::Bytes(path.as_ref().as_os_str().as_bytes().to_vec())
+}
+
+fn map(entries: &[(&str, Value)]) -> Value {
+    Value::Map(entries.iter().map(|(k, v)| (Value::Text((*k).into()), v.clone())).collect())
+}
+
+fn p(rest: &str) -> String {
+    format!("{P}/{rest}")
+}
+
+fn t(rest: &str) -> String {
+    format!("{T}/{rest}")
+}
+
+fn m(rest: &str) -> String {
+    format!("{M}/{rest}")
+}
+
+/// The path of the first file of a kind.
+fn file(forge: &mut Forge, kind: &str) -> String {
+    let count = forge.list("files").len();
+    let found = (0..count).map(|i| format!("files/{i}/record/{kind}")).find(|path| forge.has(path));
+    found.unwrap_or_else(|| panic!("no {kind} in the good image"))
+}
+
+fn ghost(forge: &mut Forge) -> String {
+    let count = forge.list("files").len();
+    let paths = (0..count).map(|i| format!("files/{i}/record/regular"));
+    let found = paths.into_iter().find(|path| forge.has(&format!("{path}/ghost/inode")));
+    found.expect("a ghost in the good image")
+}
+
+/// Another field in a map.
+fn field(forge: &mut Forge, path: &str, name: &str, value: Value) {
+    let Value::Map(map) = forge.at(path) else { panic!("{path} is no map") };
+    map.push((Value::Text(name.into()), value));
+}
+
+fn ids(forge: &mut Forge, what: &str, id: u64) {
+    forge.set(&t(&format!("credentials/{what}")), Value::Array(vec![number(id); 4]));
+}
+
+fn capabilities(forge: &mut Forge, sets: [u64; 5]) {
+    forge.set(&t("credentials/capabilities"), Value::Array(sets.map(number).to_vec()));
+}
+
+fn layer_entry(path: &[u8], what: Value, mode: u64, owner: u64) -> Value {
+    map(&[
+        ("path", Value::Bytes(path.to_vec())),
+        ("what", what),
+        ("mode", number(mode)),
+        ("owner", Value::Array(vec![number(owner), number(owner)])),
+        ("modified", Value::Array(vec![number(1), number(1)])),
+        ("attributes", Value::Array(Vec::new())),
+    ])
+}
+
+/// Puts an entry into the layer of the root, and one into that of /tmp.
+fn layer(forge: &mut Forge, path: &[u8], what: &Value, mode: u64, owner: u64) {
+    for index in 0..2 {
+        let entry = layer_entry(path, what.clone(), mode, owner);
+        forge.list(&format!("container/layers/{index}/entries")).push(entry);
+    }
+}
+
+fn whiteout() -> Value {
+    Value::Text("whiteout".into())
+}
+
+fn directory() -> Value {
+    map(&[("directory", Value::Bool(false))])
+}
+
+fn empty_file(size: u64) -> Value {
+    map(&[("file", map(&[("start", number(0)), ("size", number(size)), ("extents", Value::Array(Vec::new()))]))])
+}
+
+fn beneath(bait: &Path, name: &str) -> Vec<u8> {
+    format!("{}/{name}", bait.strip_prefix("/").expect("absolute").display()).into_bytes()
+}
+
+fn lie(name: &'static str, may: May, change: fn(&mut Forge, &Path)) -> Claim {
+    Claim { name, may, on: On::Records(change) }
+}
+
+fn bad(name: &'static str, bytes: fn(&Forge) -> Vec<u8>) -> Claim {
+    Claim { name, may: May::Damaged, on: On::Bytes(bytes) }
+}
+
+fn files(name: &'static str, change: fn(&Path, &Path, &Forge)) -> Claim {
+    Claim { name, may: May::Damaged, on: On::Files(change) }
+}
+
+fn replace(image: &Path, name: &str, make: impl FnOnce(&Path)) {
+    let path = image.join(name);
+    fs::remove_file(&path).expect("it is there");
+    make(&path);
+}
+
+/// A manifest that lists what it likes.
+fn manifest(image: &Path, change: impl FnOnce(String) -> String) {
+    let path = image.join("manifest.json");
+    let text = fs::read_to_string(&path).expect("a manifest");
+    let body = text.split(",\n  \"blake3\": \"").next().map(str::to_owned).unwrap_or_default();
+    // The seal is the last one, at two spaces; those of files are deeper.
+    let end = text.rfind(",\n  \"blake3\": \"").expect("a seal");
+    assert!(text.get(..end).is_some_and(|b| b.starts_with(&body)));
+    let body = change(text[..end].to_owned());
+    fs::write(&path, seal(&body)).expect("write");
+}
+
+/// All lies.
+pub static CLAIMS: std::sync::LazyLock<Vec<Claim>> = std::sync::LazyLock::new(|| {
+    [identity(), processes(), memory(), descriptors(), paths(), layers(), surroundings(), encoding(), disk()]
+        .into_iter()
+        .flatten()
+        .collect()
+});
+
+fn identity() -> Vec<Claim> {
+    const ALL: u64 = (1 << 41) - 1;
+    vec![
+        lie("a user id without a mapping", May::Denied, |f, _| ids(f, "uids", 4_000_000_000)),
+        lie("a group id without a mapping", May::Denied, |f, _| ids(f, "gids", 4_000_000_000)),
+        lie("the user id of nobody", May::Damaged, |f, _| ids(f, "uids", u64::from(u32::MAX))),
+        lie("a user id of 64 bits", May::Damaged, |f, _| ids(f, "uids", 1 << 32)),
+        lie("groups without a mapping", May::Denied, |f, _| {
+            f.set(&t("credentials/groups"), Value::Array(vec![number(4_000_000_000)]));
+        }),
+        lie("a million groups", May::Damaged, |f, _| {
+            f.set(&t("credentials/groups"), Value::Array(vec![number(0); 1_000_000]));
+        }),
+        lie("uid 0 with all capabilities", May::Contained, |f, _| {
+            ids(f, "gids", 0);
+            capabilities(f, [ALL, ALL, ALL, ALL, ALL]);
+        }),
+        lie("capabilities that no kernel has", May::Denied, |f, _| capabilities(f, [u64::MAX; 5])),
+        lie("effective without permitted", May::Contained, |f, _| capabilities(f, [0, 0, ALL, ALL, 0])),
+        lie("ambient without permitted", May::Denied, |f, _| capabilities(f, [0, 0, 0, ALL, ALL])),
+        lie("securebits that do not exist", May::Denied, |f, _| {
+            f.set(&t("credentials/securebits"), number(u64::from(u32::MAX)));
+        }),
+        lie("limits without an end", May::Contained, |f, _| {
+            f.set(&p("limits/limits"), Value::Array(vec![Value::Array(vec![number(u64::MAX), number(u64::MAX)]); 16]));
+            f.set(&p("attributes/coredump_filter"), number(511));
+        }),
+        lie("a lower oom_score_adj", May::Denied, |f, _| {
+            f.set(&p("attributes/oom_score_adj"), negative(-1000));
+        }),
+        lie("a foreign label", May::Contained, |f, _| {
+            let label = |lsm: &str, text: &str| {
+                Value::Array(vec![Value::Text(lsm.into()), Value::Bytes(text.as_bytes().to_vec())])
+            };
+            f.list(&t("labels")).push(label("selinux", "system_u:system_r:init_t:s0"));
+        }),
+    ]
+}
+
+fn processes() -> Vec<Claim> {
+    let mut out = Vec::new();
+    for (name, field, id) in [
+        ("pid 1", "pid", 1),
+        ("pid 0", "pid", 0),
+        ("pid -1", "pid", -1),
+        ("pid 2^31-1", "pid", 2_147_483_647),
+        ("a parent that does not exist", "parent", 31_000),
+        ("a parent of -1", "parent", -1),
+        ("the group of pid 0", "group", -5),
+        ("a session of 2^31-1", "session", 2_147_483_647),
+    ] {
+        // Function pointers cannot capture: a table of its own.
+        let change: fn(&mut Forge, &Path) = match (field, id) {
+            ("pid", 1) => |f, _| f.set("processes/0/pid", number(1)),
+            ("pid", 0) => |f, _| f.set("processes/0/pid", number(0)),
+            ("pid", -1) => |f, _| f.set("processes/0/pid", negative(-1)),
+            ("pid", _) => |f, _| f.set("processes/0/pid", number(2_147_483_647)),
+            ("parent", 31_000) => |f, _| f.set("processes/1/parent", number(31_000)),
+            ("parent", _) => |f, _| f.set("processes/1/parent", negative(-1)),
+            ("group", _) => |f, _| f.set("processes/1/group", negative(-5)),
+            _ => |f, _| f.set("processes/1/session", number(2_147_483_647)),
+        };
+        out.push(lie(name, May::Damaged, change));
+    }
+    out.extend([
+        lie("a process twice", May::Damaged, |f, _| {
+            let copy = f.at("processes/1").clone();
+            f.list("processes").push(copy);
+        }),
+        lie("a process that is its own parent", May::Damaged, |f, _| {
+            let pid = f.at("processes/1/pid").clone();
+            f.set("processes/1/parent", pid);
+        }),
+        lie("two processes that are each other's parents", May::Damaged, |f, _| {
+            let pid = f.at("processes/1/pid").clone();
+            f.set("processes/0/parent", pid);
+        }),
+        lie("no processes", May::Damaged, |f, _| f.list("processes").clear()),
+        lie("a process without threads", May::Damaged, |f, _| f.list(&p("threads")).clear()),
+        lie("a thread twice", May::Damaged, |f, _| {
+            let copy = f.at(T).clone();
+            f.list(&p("threads")).push(copy);
+        }),
+        lie("a thread that is pid 1", May::Damaged, |f, _| f.set(&t("tid"), number(1))),
+        lie("a program to execute", May::Contained, |f, bait| {
+            let credentials = f.at(&t("credentials")).clone();
+            let directory = f.at(&p("directory")).clone();
+            let exec = map(&[
+                ("path", bytes("/bin/sh")),
+                (
+                    "argv",
+                    Value::Array(vec![
+                        bytes("sh"),
+                        bytes("-c"),
+                        bytes(format!("echo owned > {0}/mine; rm -rf {0}; sleep 1", bait.display())),
+                    ]),
+                ),
+                ("env", Value::Array(Vec::new())),
+                ("descriptors", Value::Array(Vec::new())),
+                ("directory", directory),
+                ("credentials", credentials),
+                ("limits", Value::Null),
+                ("terminal", Value::Null),
+            ]);
+            f.list("processes").truncate(1);
+            f.set("processes/0/state", map(&[("exec", exec)]));
+        }),
+        lie("a signal of no siginfo", May::Damaged, |f, _| {
+            f.list(&t("signals/pending/infos")).push(Value::Bytes(vec![9, 0, 0, 0]));
+        }),
+        lie("signal 200", May::Damaged, |f, _| {
+            f.list(&t("signals/pending/infos")).push(Value::Bytes([200; 128].to_vec()));
+        }),
+        lie("an action for SIGKILL", May::Damaged, |f, _| f.set(&p("actions/actions/0/signal"), number(9))),
+        lie("an action for signal 2^31", May::Damaged, |f, _| f.set(&p("actions/actions/0/signal"), number(1 << 31))),
+        lie("a death signal of 99", May::Damaged, |f, _| f.set(&t("attributes/death_signal"), number(99))),
+        lie("three registers", May::Damaged, |f, _| f.list(&t("regs/general")).truncate(3)),
+        lie("the kernel's code segment", May::Damaged, |f, _| f.set(&t("regs/general/17"), number(0x10))),
+        lie("the kernel's stack segment", May::Contained, |f, _| f.set(&t("regs/general/20"), number(0x18))),
+        lie("all flags set", May::Contained, |f, _| f.set(&t("regs/general/18"), number(u64::MAX))),
+        lie("an instruction pointer in the kernel", May::Contained, |f, _| {
+            f.set(&t("regs/general/16"), number(0xffff_ffff_8100_0000));
+        }),
+        lie("a segment base in the kernel", May::Contained, |f, _| {
+            f.set(&t("regs/general/21"), number(0xffff_8880_0000_0000));
+        }),
+        lie("an empty extended state", May::Damaged, |f, _| f.set(&t("regs/extended"), Value::Bytes(Vec::new()))),
+        lie("an extended state of a MiB", May::Damaged, |f, _| {
+            f.set(&t("regs/extended"), Value::Bytes(vec![0xff; 1 << 20]));
+        }),
+        lie("real-time scheduling", May::Denied, |f, _| {
+            // struct sched_attr: size, policy FIFO, flags, nice, priority 99.
+            let mut attributes = vec![0_u8; 56];
+            (attributes[0], attributes[4], attributes[20]) = (56, 1, 99);
+            f.set(&t("sched/attributes"), Value::Bytes(attributes));
+        }),
+        lie("nice -20", May::Denied, |f, _| {
+            let mut attributes = vec![0_u8; 56];
+            attributes[0] = 56;
+            attributes[16..20].copy_from_slice(&(-20_i32).to_ne_bytes());
+            f.set(&t("sched/attributes"), Value::Bytes(attributes));
+        }),
+        lie("a robust list in the kernel", May::Contained, |f, _| {
+            f.set(&t("rseq/robust/0"), number(0xffff_8880_0000_0000));
+        }),
+        lie("an rseq area in the kernel", May::Contained, |f, _| {
+            f.set(&t("rseq/rseq/0"), number(0xffff_8880_0000_0000));
+        }),
+    ]);
+    out
+}
+
+fn memory() -> Vec<Claim> {
+    fn area(f: &mut Forge, field: &str, n: u64) {
+        f.set(&m(&format!("areas/0/{field}")), number(n));
+    }
+    vec![
+        lie("a mapping in the kernel", May::Damaged, |f, _| {
+            let last = f.list(&m("areas")).len() - 1;
+            f.set(&m(&format!("areas/{last}/start")), number(0xffff_8000_0000_0000));
+            f.set(&m(&format!("areas/{last}/end")), number(0xffff_8000_0000_1000));
+        }),
+        lie("a mapping of 2^63 bytes", May::Damaged, |f, _| {
+            let last = f.list(&m("areas")).len() - 1;
+            f.set(&m(&format!("areas/{last}/end")), number(u64::MAX - 4095));
+        }),
+        lie("a mapping that ends before it begins", May::Damaged, |f, _| area(f, "end", 4096)),
+        lie("a mapping at 0", May::Contained, |f, _| {
+            area(f, "start", 0);
+            area(f, "end", 16384);
+        }),
+        lie("a mapping at an odd address", May::Damaged, |f, _| area(f, "start", 4097)),
+        lie("mappings over each other", May::Damaged, |f, _| {
+            let copy = f.at(&m("areas/1")).clone();
+            f.list(&m("areas")).insert(1, copy);
+        }),
+        lie("a mapping over the scratch area", May::Contained, |f, _| {
+            let start = 0x5b5b_0000_0000;
+            let mut scratch = f.at(&m("areas/0")).clone();
+            if let Value::Map(fields) = &mut scratch {
+                for (name, value) in fields.iter_mut() {
+                    match name.as_text() {
+                        Some("start") => *value = number(start),
+                        Some("end") => *value = number(start + (1 << 30)),
+                        Some("backing") => *value = Value::Text("anonymous".into()),
+                        _ => {}
+                    }
+                }
+            }
+            let list = f.list(&m("areas"));
+            let start_of = |v: &Value| {
+                let fields = v.as_map().expect("an area");
+                let start = fields.iter().find(|(k, _)| k.as_text() == Some("start")).map(|(_, v)| v.clone());
+                start.and_then(|v| v.as_integer()).and_then(|i| u64::try_from(i).ok()).unwrap_or(0)
+            };
+            let at = list.partition_point(|v| start_of(v) < start);
+            list.insert(at, scratch);
+        }),
+        lie("a protection of all bits", May::Damaged, |f, _| area(f, "protection", u64::from(u32::MAX))),
+        lie("a mapping of a file that does not exist", May::Damaged, |f, _| {
+            f.set(&m("areas/0/backing"), map(&[("file", Value::Array(vec![number(9999), number(0)]))]));
+        }),
+        lie("a mapping past the end of all files", May::Damaged, |f, _| {
+            f.set(&m("areas/0/backing/file/1"), number((1 << 63) - 4096));
+        }),
+        lie("a mapping of an object that does not exist", May::Damaged, |f, _| {
+            f.set(&m("areas/0/backing"), map(&[("object", Value::Array(vec![number(77), number(0)]))]));
+        }),
+        lie("a mapping of a segment that does not exist", May::Contained, |f, _| {
+            let segment = [("id", number(77)), ("offset", number(0)), ("read_only", Value::Bool(false))];
+            f.set(&m("areas/0/backing"), map(&[("sysv", map(&segment))]));
+        }),
+        lie("pages past the end of their file", May::Damaged, |f, _| {
+            f.set(&m("pages/0/offset"), number(1 << 40));
+        }),
+        lie("pages at an offset of 2^64-4096", May::Damaged, |f, _| {
+            f.set(&m("pages/0/offset"), number(u64::MAX - 4095));
+        }),
+        lie("2^52 pages", May::Damaged, |f, _| f.set(&m("pages/0/pages"), number(1 << 52))),
+        lie("pages of a file that does not exist", May::Damaged, |f, _| f.set(&m("pages/0/file"), number(9))),
+        lie("pages where there is no memory", May::Damaged, |f, _| f.set(&m("pages/0/addr"), number(0x1000))),
+        lie("pages in the kernel", May::Damaged, |f, _| {
+            f.set(&m("pages/0/addr"), number(0xffff_8000_0000_0000));
+        }),
+        lie("a program that does not exist", May::Damaged, |f, _| f.set(&m("layout/exe"), number(9999))),
+        lie("standard input as a program", May::Denied, |f, _| f.set(&m("layout/exe"), number(0))),
+        lie("a heap in the kernel", May::Damaged, |f, _| {
+            f.set(&m("layout/brk/1"), number(0xffff_8000_0000_0000));
+        }),
+        lie("a heap that ends before it begins", May::Damaged, |f, _| f.set(&m("layout/brk/1"), number(4096))),
+        lie("an auxiliary vector of a MiB", May::Damaged, |f, _| {
+            f.set(&m("layout/auxv"), Value::Bytes(vec![0; 1 << 20]));
+        }),
+        lie("a shared object of 2^63 bytes", May::Damaged, |f, _| {
+            let object = map(&[
+                ("id", number(1)),
+                ("name", bytes("x")),
+                ("size", number(1 << 63)),
+                ("pages", Value::Array(Vec::new())),
+            ]);
+            f.list("objects").push(object);
+        }),
+    ]
+}
+
+fn descriptors() -> Vec<Claim> {
+    vec![
+        lie("descriptor -1", May::Damaged, |f, _| f.set(&p("descriptors/0/number"), negative(-1))),
+        lie("descriptor 2^31-1", May::Damaged, |f, _| {
+            let last = f.list(&p("descriptors")).len() - 1;
+            f.set(&p(&format!("descriptors/{last}/number")), number(2_147_483_647));
+        }),
+        lie("descriptor 2^31", May::Damaged, |f, _| f.set(&p("descriptors/0/number"), number(1 << 31))),
+        lie("a descriptor twice", May::Damaged, |f, _| {
+            let copy = f.at(&p("descriptors/1")).clone();
+            f.list(&p("descriptors")).insert(1, copy);
+        }),
+        lie("descriptors out of order", May::Damaged, |f, _| f.list(&p("descriptors")).reverse()),
+        lie("a descriptor of no file", May::Damaged, |f, _| f.set(&p("descriptors/0/file"), number(9999))),
+        lie("two files with one id", May::Damaged, |f, _| {
+            let copy = f.at("files/3").clone();
+            f.list("files").push(copy);
+        }),
+        lie("a file of a kind that does not exist", May::Damaged, |f, _| {
+            f.set("files/3/record", map(&[("hostsocket", Value::Null)]));
+        }),
+        lie("all open flags", May::Fail, |f, _| f.set("files/3/flags", number(u64::from(u32::MAX)))),
+        lie("a position of 2^63", May::Damaged, |f, _| {
+            let path = file(f, "regular");
+            f.set(&format!("{path}/position"), number(1 << 63));
+        }),
+        lie("a size of 2^63", May::Damaged, |f, _| {
+            let path = file(f, "regular");
+            f.set(&format!("{path}/size"), number(1 << 63));
+        }),
+        lie("an epoll that watches itself", May::Contained, |f, _| {
+            let target = map(&[("number", number(9)), ("file", number(3)), ("events", number(1)), ("data", number(0))]);
+            f.set("files/3/record", map(&[("epoll", map(&[("targets", Value::Array(vec![target]))]))]));
+        }),
+        lie("an epoll that watches what does not exist", May::Fail, |f, _| {
+            let target =
+                map(&[("number", number(9)), ("file", number(9999)), ("events", number(1)), ("data", number(0))]);
+            f.set("files/3/record", map(&[("epoll", map(&[("targets", Value::Array(vec![target]))]))]));
+        }),
+        lie("a terminal that does not exist", May::Damaged, |f, _| {
+            f.set(&p("terminal"), map(&[("file", number(9999)), ("foreground", Value::Null)]));
+        }),
+    ]
+}
+
+fn paths() -> Vec<Claim> {
+    fn regular(f: &mut Forge, path: impl AsRef<Path>, mode: u64, flags: u64) {
+        let record = file(f, "regular");
+        let index = record.split('/').nth(1).expect("files/N").to_owned();
+        f.set(&format!("{record}/path"), bytes(path));
+        f.set(&format!("{record}/mode"), number(mode));
+        f.set(&format!("{record}/size"), number(0));
+        f.set(&format!("files/{index}/flags"), number(flags));
+    }
+    vec![
+        lie("a file above the root", May::Contained, |f, _| {
+            regular(f, "/../../../../../../etc/passwd", 0o100_644, 0o100_000);
+        }),
+        lie("another's secret file", May::Fail, |f, bait| {
+            regular(f, bait.join("secret"), 0o100_600, 0o100_002);
+        }),
+        lie("a file of the host to truncate", May::Fail, |f, bait| {
+            regular(f, bait.join("mine"), 0o100_644, 0o101_001);
+        }),
+        lie("a file of the host to create", May::Fail, |f, bait| {
+            regular(f, bait.join("new"), 0o100_644, 0o100_301);
+        }),
+        lie("a file through a symbolic link", May::Fail, |f, bait| {
+            regular(f, bait.join("link"), 0o100_644, 0o100_001);
+        }),
+        lie("a path of magic links", May::Fail, |f, _| {
+            regular(f, "/proc/1/root/etc/shadow", 0o100_640, 0o100_000);
+        }),
+        lie("the keeper's own descriptors", May::Fail, |f, _| {
+            regular(f, "/proc/self/fd/3", 0o100_600, 0o100_002);
+        }),
+        lie("a block device for a file", May::Fail, |f, _| regular(f, "/dev/sda", 0o60_600, 0o100_002)),
+        lie("a NUL in a path", May::Damaged, |f, _| regular(f, "/etc/pass\0wd", 0o100_644, 0o100_000)),
+        lie("a path of 5000 bytes", May::Damaged, |f, _| {
+            regular(f, format!("/{}", "x/".repeat(2500)), 0o100_644, 0o100_000);
+        }),
+        lie("an executable outside the root", May::Fail, |f, _| {
+            let exe = f.at(&m("layout/exe")).clone();
+            let count = f.list("files").len();
+            let index = (0..count).find(|i| *f.at(&format!("files/{i}/id")) == exe).expect("the program");
+            f.set(&format!("files/{index}/record/regular/path"), bytes("/../../../../bin/../../bin/sh"));
+        }),
+        lie("a disk", May::Damaged, |f, _| {
+            let path = file(f, "device");
+            f.set(&format!("{path}/number"), Value::Array(vec![number(8), number(0)]));
+        }),
+        lie("the machine's memory", May::Damaged, |f, _| {
+            let path = file(f, "device");
+            f.set(&format!("{path}/path"), bytes("/dev/mem"));
+            f.set(&format!("{path}/number"), Value::Array(vec![number(1), number(1)]));
+        }),
+        lie("a file of the host for a device", May::Contained, |f, bait| {
+            let path = file(f, "device");
+            f.set(&format!("{path}/path"), bytes(bait.join("mine")));
+        }),
+        lie("a ghost in the place of a host's file", May::Contained, |f, bait| {
+            let path = ghost(f);
+            f.set(&format!("{path}/path"), bytes(bait.join("mine")));
+        }),
+        lie("a setuid ghost", May::Contained, |f, bait| {
+            let path = ghost(f);
+            f.set(&format!("{path}/path"), bytes(bait.join("setuid")));
+            f.set(&format!("{path}/mode"), number(0o106_777));
+        }),
+        lie("a ghost of an id without a mapping", May::Denied, |f, _| {
+            let path = ghost(f);
+            f.set(&format!("{path}/ghost/owner"), Value::Array(vec![number(4_000_000_000); 2]));
+        }),
+        lie("a ghost from a file above the image", May::Damaged, |f, _| {
+            let path = ghost(f);
+            f.set(&format!("{path}/ghost/blob"), Value::Text("../../../../etc/passwd".into()));
+        }),
+        lie("a ghost past the end of its blob", May::Damaged, |f, _| {
+            let path = ghost(f);
+            f.set(&format!("{path}/ghost/extents"), Value::Array(vec![Value::Array(vec![number(1 << 63); 2])]));
+        }),
+        lie("a working directory above the root", May::Contained, |f, _| {
+            f.set(&p("directory/cwd"), bytes("/../../.."));
+        }),
+        lie("a root that leads out", May::Fail, |f, _| f.set(&p("directory/root"), bytes("/proc/1/cwd/../.."))),
+    ]
+}
+
+fn layers() -> Vec<Claim> {
+    vec![
+        lie("path traversal that deletes host files", May::Damaged, |f, bait| {
+            let path = [b"../../../../../".to_vec(), beneath(bait, "mine")].concat();
+            layer(f, &path, &whiteout(), 0o644, 0);
+        }),
+        lie("an absolute path in a layer", May::Damaged, |f, bait| {
+            layer(f, &[b"/".to_vec(), beneath(bait, "mine")].concat(), &whiteout(), 0o644, 0);
+        }),
+        lie("a path with .. in the middle", May::Damaged, |f, _| {
+            layer(f, b"etc/../../../x", &empty_file(0), 0o644, 0);
+        }),
+        lie("a NUL in a layer", May::Damaged, |f, _| layer(f, b"a\0b", &empty_file(0), 0o644, 0)),
+        lie("a symbolic link and a file behind it", May::Damaged, |f, bait| {
+            let target = bytes(bait);
+            layer(f, b"evil", &map(&[("symlink", target)]), 0o777, 0);
+            layer(f, b"evil/mine", &empty_file(0), 0o666, 0);
+        }),
+        lie("a hard link to a file above the layer", May::Fail, |f, bait| {
+            let target = Value::Bytes([b"../../../../".to_vec(), beneath(bait, "secret")].concat());
+            layer(f, b"linked", &map(&[("link", target)]), 0o644, 0);
+        }),
+        lie("host files deleted in the layer", May::Contained, |f, bait| {
+            let entry = layer_entry(&beneath(bait, "mine"), whiteout(), 0o644, 0);
+            f.list("container/layers/0/entries").push(entry);
+        }),
+        lie("host files replaced in the layer", May::Contained, |f, bait| {
+            let entry = layer_entry(&beneath(bait, "mine"), empty_file(0), 0o6777, 0);
+            f.list("container/layers/0/entries").push(entry);
+        }),
+        lie("a layer over a directory of the host", May::Fail, |f, bait| {
+            f.set("container/layers/1/mount", bytes(bait));
+            layer(f, b"new", &empty_file(0), 0o644, 0);
+        }),
+        lie("a layer above the root", May::Damaged, |f, _| f.set("container/layers/1/mount", bytes("/../../tmp"))),
+        lie("a layer in /proc", May::Fail, |f, _| {
+            f.set("container/layers/1/mount", bytes("/proc"));
+            layer(f, b"x", &directory(), 0o755, 0);
+        }),
+        lie("a layer at a relative path", May::Damaged, |f, _| f.set("container/layers/1/mount", bytes("tmp"))),
+        lie("a setuid file in a layer", May::Contained, |f, _| layer(f, b"setuid", &empty_file(0), 0o6755, 0)),
+        lie("a file of an id without a mapping", May::Denied, |f, _| {
+            layer(f, b"foreign", &empty_file(0), 0o644, 4_000_000_000);
+        }),
+        lie("a file of 2^63 bytes", May::Damaged, |f, _| layer(f, b"huge", &empty_file(1 << 63), 0o644, 0)),
+        lie("a layer from a file above the image", May::Damaged, |f, _| {
+            f.set("container/layers/1/blob", Value::Text("../records.cbor".into()));
+        }),
+        lie("a device node in a layer", May::Damaged, |f, _| {
+            layer(f, b"node", &map(&[("device", Value::Array(vec![number(8), number(0)]))]), 0o60_666, 0);
+        }),
+        lie("capabilities of a file", May::Contained, |f, _| {
+            let mut entry = layer_entry(b"capable", empty_file(0), 0o755, 0);
+            let value = Value::Bytes(b"\x01\0\0\x02\xff\xff\xff\xff\0\0\0\0\xff\xff\xff\xff\0\0\0\0".to_vec());
+            if let Value::Map(fields) = &mut entry {
+                let attributes = Value::Array(vec![Value::Array(vec![bytes("security.capability"), value])]);
+                fields.last_mut().expect("attributes").1 = attributes;
+            }
+            f.list("container/layers/1/entries").push(entry);
+        }),
+    ]
+}
+
+fn surroundings() -> Vec<Claim> {
+    vec![
+        lie("a tree that saw its caller's files", May::Denied, |f, _| f.kind = "tree".into()),
+        lie("a volume of the host", May::Named("--volume data=HOSTPATH"), |f, _| {
+            let volume =
+                [("name", Value::Text("data".into())), ("inside", bytes("/")), ("read_only", Value::Bool(false))];
+            f.list("container/volumes").push(map(&volume));
+        }),
+        lie("a root of its own", May::Named("--rootfs DIR"), |f, _| {
+            f.set("container/root", Value::Text("dir".into()));
+        }),
+        lie("the host's network", May::Contained, |f, _| f.set("container/own_network", Value::Bool(false))),
+        lie("annotations that override the spec", May::Damaged, |f, _| {
+            field(f, "container", "annotations", map(&[("io.devices", Value::Text("/dev/mem".into()))]));
+        }),
+        lie("mounts from the archive", May::Damaged, |f, _| {
+            field(f, "container", "mounts", Value::Array(vec![Value::Text("/:/host".into())]));
+        }),
+        lie("namespaces from the archive", May::Damaged, |f, _| {
+            field(f, "container", "namespaces", map(&[("pid", Value::Text("/proc/1/ns/pid".into()))]));
+        }),
+        lie("id maps from the archive", May::Damaged, |f, _| {
+            field(f, "container", "uid_map", Value::Text("0 0 4294967295".into()));
+        }),
+        lie("a cgroup path", May::Damaged, |f, _| {
+            field(f, "container", "cgroup", Value::Text("/sys/fs/cgroup/../../..".into()));
+        }),
+        lie("sysctls", May::Damaged, |f, _| {
+            field(f, "container", "sysctl", map(&[("kernel.core_pattern", Value::Text("|/tmp/x".into()))]));
+        }),
+        lie("hooks", May::Damaged, |f, _| {
+            field(f, "container", "hooks", Value::Array(vec![Value::Text("/bin/sh".into())]));
+        }),
+        lie("a host name of a KiB", May::Damaged, |f, _| f.set("container/hostname", Value::Bytes(vec![b'x'; 1024]))),
+        lie("clocks of 2^64", May::Damaged, |f, _| {
+            f.set("container/clocks", Value::Array(vec![number(u64::MAX), number(u64::MAX)]));
+        }),
+        lie("a million empty records", May::Contained, |f, _| {
+            let empty = || Value::Array(vec![Value::Text(String::new()), Value::Text(String::new())]);
+            f.list("lost").extend(std::iter::repeat_with(empty).take(1_000_000));
+        }),
+        lie("words that steer a terminal", May::Contained, |f, _| {
+            let words = || Value::Text("\u{1b}[2J\u{1b}]0;owned\u{7}".into());
+            f.list("lost").push(Value::Array(vec![words(), words()]));
+        }),
+        lie("another machine", May::Fail, |f, _| f.set("machine/architecture", Value::Text("vax".into()))),
+    ]
+}
+
+fn encoding() -> Vec<Claim> {
+    vec![
+        bad("no records", |_| Vec::new()),
+        bad("records that are no CBOR", |_| b"\x7fELF".to_vec()),
+        bad("a map of 2^63 entries", |_| [&[0xbb, 0x80][..], &[0; 7]].concat()),
+        bad("a million levels", |_| vec![0x81; 1_000_000]),
+        bad("a million empty maps", |_| [&[0x9a, 0, 15, 66, 64][..], &vec![0xa0; 1_000_000]].concat()),
+        bad("bytes behind the end", |f| {
+            let mut out = Vec::new();
+            ciborium::into_writer(&f.records, &mut out).expect("encode");
+            out.push(0);
+            out
+        }),
+        bad("records that end early", |f| {
+            let mut out = Vec::new();
+            ciborium::into_writer(&f.records, &mut out).expect("encode");
+            out.truncate(out.len() / 2);
+            out
+        }),
+        bad("a field twice", |f| {
+            let mut forge = f.clone();
+            let hostname = forge.at("container/hostname").clone();
+            field(&mut forge, "container", "hostname", hostname);
+            let mut out = Vec::new();
+            ciborium::into_writer(&forge.records, &mut out).expect("encode");
+            out
+        }),
+    ]
+}
+
+fn disk() -> Vec<Claim> {
+    vec![
+        files("a symlink for pages that reads a host's file", |image, bait, _| {
+            replace(image, "pages-0", |path| symlink(bait.join("mine"), path).expect("symlink"));
+        }),
+        files("a symlink for records", |image, bait, _| {
+            replace(image, "records.cbor", |path| symlink(bait.join("mine"), path).expect("symlink"));
+        }),
+        files("a symlink for the manifest", |image, _, _| {
+            replace(image, "manifest.json", |path| symlink("/etc/passwd", path).expect("symlink"));
+        }),
+        files("a directory for pages", |image, _, _| {
+            replace(image, "pages-0", |path| fs::create_dir(path).expect("mkdir"));
+        }),
+        files("a manifest that lists a file above", |image, _, _| {
+            manifest(image, |body| body.replace("pages-0", "../pages-0"));
+        }),
+        files("a manifest that lists an absolute path", |image, _, _| {
+            manifest(image, |body| body.replace("pages-0", "/etc/passwd"));
+        }),
+        files("a manifest of 2^63 bytes", |image, _, _| {
+            manifest(image, |body| body.replacen("\"bytes\": ", "\"bytes\": 9223372036854775808", 1));
+        }),
+        files("a manifest that says more", |image, _, _| {
+            manifest(image, |body| body.replace("\"kind\"", "\"uid_map\": \"0 0 1\",\n  \"kind\""));
+        }),
+        files("a seal of somebody else's", |image, _, _| {
+            let path = image.join("manifest.json");
+            let text = fs::read_to_string(&path).expect("a manifest").replace("\"created\": 1", "\"created\": 2");
+            fs::write(&path, text).expect("write");
+        }),
+        files("pages that were changed", |image, _, _| {
+            let path = image.join("pages-0");
+            let mut pages = fs::read(&path).expect("pages");
+            pages[0] ^= 1;
+            fs::write(&path, pages).expect("write");
+        }),
+        files("a version from the future", |image, _, _| {
+            fs::write(image.join("format"), "yendor image 99\n").expect("write");
+        }),
+        files("an empty directory", |image, _, _| {
+            for entry in fs::read_dir(image).expect("an image").flatten() {
+                fs::remove_file(entry.path()).expect("a file");
+            }
+        }),
+    ]
+}

@@ -1,0 +1,199 @@
+//! Images that lie, restored by an account without rights: each is refused as damaged (4) or denied (5), or what runs then
+//! has nothing that `unshare -Ur` would not give its caller. Whatever happens, nothing outside the container differs.
+#![allow(unsafe_code)]
+
+mod claims;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use yendor_tests::{Account, Bait, Census, Dice, Flavour, Forge, Yendor, mutate};
+
+use claims::{CLAIMS, May, On};
+
+const PROGRAM: &str = "echo file > /tmp/f; echo ghost > /tmp/g; exec 5< /etc/passwd 6< /tmp/f 7<> /tmp/g 8> /dev/null; \
+                       rm /tmp/g; sleep 1000 & echo ready; wait";
+
+/// A place to restore in, a good image, and what must stay as it is.
+struct Field {
+    yendor: Yendor,
+    good: Forge,
+    bait: Bait,
+}
+
+impl Field {
+    fn new() -> Field {
+        let yendor = Yendor::new(Flavour::user()).expect("any account will do");
+        let name = yendor.fresh("good");
+        yendor.run_detached(&name, &["sh", "-c", PROGRAM]);
+        yendor.wait_for_log(&name, "ready", yendor_tests::PATIENCE);
+        let image = yendor.path("good");
+        yendor.checkpoint(&name, &image);
+        yendor.call(&["rm", "--force", &name]).exits(0);
+        let (good, bait) = (Forge::open(&image), Bait::new(&yendor));
+        Field { yendor, good, bait }
+    }
+
+    fn census(&self, image: &Path) -> Census {
+        let home = self.yendor.path("home");
+        Census::of(&[self.bait.path(), image, &home, &self.yendor.path("data"), &self.yendor.path("state/images")])
+    }
+
+    /// Restores an image; what is wrong with what happened, or nothing.
+    fn restore(&self, what: &str, image: &Path, may: &dyn Fn(i32, &str) -> bool) -> Vec<String> {
+        let before = self.census(image);
+        let name = self.yendor.fresh("hostile");
+        let outcome = self.yendor.restore_with(image, &name, &[]);
+        let mut wrong = Vec::new();
+        let said = outcome.stderr.trim().to_owned();
+        if !may(outcome.code, &said) {
+            wrong.push(format!("exit code {}: {said}", outcome.code));
+        }
+        if said.contains("panicked") || said.contains("keeper died") || said.contains('\u{1b}') {
+            wrong.push(format!("not an answer: {said}"));
+        }
+        if outcome.code == 0 {
+            wrong.extend(self.more_than_unshare(&name));
+        }
+        self.yendor.call(&["rm", "--force", &name]);
+        let left = self.yendor.tasks_left();
+        if !left.is_empty() {
+            wrong.push(format!("tasks are left: {left:?}"));
+        }
+        let directory = self.yendor.path("state/run").join(&name);
+        if directory.exists() {
+            wrong.push("its directory is left".into());
+        }
+        wrong.extend(before.differs(&self.census(image), &self.bait.path().to_string_lossy()));
+        wrong.into_iter().map(|w| format!("{what}: {w}")).collect()
+    }
+
+    /// What the tasks of a container have that a new user namespace of the caller would not give them.
+    fn more_than_unshare(&self, name: &str) -> Vec<String> {
+        let list = self.yendor.call(&["ps", "-a", "--json"]).json();
+        let pid = list.as_array().into_iter().flatten().find(|c| c["name"] == name).and_then(|c| c["pid"].as_i64());
+        let Some(pid) = pid else { return vec![format!("no container {name} in ps")] };
+        let link = |pid: &str, ns: &str| fs::read_link(format!("/proc/{pid}/ns/{ns}"));
+        let Ok(user) = link(&pid.to_string(), "user") else { return Vec::new() };
+        let mut wrong = Vec::new();
+        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+            let task = entry.file_name().to_string_lossy().into_owned();
+            if task.parse::<u32>().is_err() || link(&task, "user").ok().as_ref() != Some(&user) {
+                continue;
+            }
+            let status = fs::read_to_string(format!("/proc/{task}/status")).unwrap_or_default();
+            let ids = status.lines().filter_map(|l| l.strip_prefix("Uid:").or_else(|| l.strip_prefix("Gid:")));
+            for id in ids.flat_map(str::split_whitespace).filter_map(|id| id.parse::<u32>().ok()) {
+                if !self.yendor.account().may_be(id) {
+                    wrong.push(format!("task {task} has the id {id}"));
+                }
+            }
+            // The keeper alone shares more than the user namespace with the outside.
+            let is_keeper = link(&task, "pid").ok() == link("self", "pid").ok();
+            for ns in ["user", "mnt", "net", "ipc", "uts", "cgroup", "pid"] {
+                let own = link(&task, ns).ok() == link("self", ns).ok();
+                if own && !(is_keeper && ns == "pid") {
+                    wrong.push(format!("task {task} is in the host's {ns} namespace"));
+                }
+            }
+        }
+        wrong
+    }
+}
+
+#[track_caller]
+fn nothing(wrong: &[String]) {
+    assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+fn root() -> bool {
+    // SAFETY: no arguments, cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        yendor_tests::skipped("a census of what other accounts own");
+    }
+    root
+}
+
+#[test]
+fn the_good_image_is_good() {
+    if !root() {
+        return;
+    }
+    let field = Field::new();
+    let image = field.yendor.path("again");
+    field.good.write(&image);
+    field.yendor.give(&image);
+    nothing(&field.restore("the good image", &image, &|code, _| code == 0));
+}
+
+#[test]
+fn no_claim_of_an_image_is_believed() {
+    if !root() {
+        return;
+    }
+    assert!(CLAIMS.len() >= 60, "{}", CLAIMS.len());
+    let names: BTreeSet<&str> = CLAIMS.iter().map(|c| c.name).collect();
+    assert_eq!(names.len(), CLAIMS.len(), "a name is used twice");
+    let field = Field::new();
+    let mut wrong = Vec::new();
+    for (index, claim) in CLAIMS.iter().enumerate() {
+        let image: PathBuf = field.yendor.path(&format!("claim-{index}"));
+        let bait = field.bait.path();
+        match claim.on {
+            On::Records(change) => {
+                let mut forge = field.good.clone();
+                change(&mut forge, bait);
+                assert_ne!(forge, field.good, "{} changes nothing", claim.name);
+                forge.write(&image);
+            }
+            On::Bytes(bytes) => field.good.write_with(&image, &bytes(&field.good)),
+            On::Files(change) => {
+                field.good.write(&image);
+                change(&image, bait, &field.good);
+            }
+        }
+        field.yendor.give(&image);
+        let may = |code: i32, said: &str| match claim.may {
+            May::Damaged => code == 4,
+            May::Denied => code == 5,
+            May::Named(words) => code == 5 && said.contains(words),
+            May::Contained => matches!(code, 0 | 4 | 5),
+            // A path that does not exist in this container, say: true, and no harm.
+            May::Fail => matches!(code, 0 | 1 | 3 | 4 | 5),
+        };
+        wrong.extend(field.restore(claim.name, &image, &may));
+        fs::remove_dir_all(&image).expect("our own");
+    }
+    nothing(&wrong);
+}
+
+/// Random changes, the same in every run. `YENDOR_FUZZ_IMAGES` says how many.
+#[test]
+fn mutated_images_do_no_harm() {
+    if !root() {
+        return;
+    }
+    let count = std::env::var("YENDOR_FUZZ_IMAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(40_u64);
+    let first = std::env::var("YENDOR_FUZZ_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1_u64);
+    let field = Field::new();
+    let mut wrong = Vec::new();
+    for seed in first..first + count {
+        let mut forge = field.good.clone();
+        mutate(&mut forge.records, &mut Dice::new(seed));
+        let image = field.yendor.path(&format!("mutated-{seed}"));
+        forge.write(&image);
+        field.yendor.give(&image);
+        wrong.extend(field.restore(&format!("seed {seed}"), &image, &|code, _| matches!(code, 0 | 1 | 3 | 4 | 5)));
+        fs::remove_dir_all(&image).expect("our own");
+        assert!(wrong.len() < 20, "{}", wrong.join("\n"));
+    }
+    nothing(&wrong);
+}
+
+#[test]
+fn the_account_is_what_it_seems() {
+    let user = Account::of(&Flavour::user()).expect("any account will do");
+    assert!(!root() || !user.may_be(0));
+}
