@@ -58,7 +58,10 @@ fn a_replaced_file_travels_with_the_image() {
     rustix::io::pwrite(&fd, b"mine", 1 << 20).unwrap();
     std::fs::write(place.0.join("next"), b"theirs").unwrap();
     std::fs::rename(place.0.join("next"), place.0.join("file")).unwrap();
-    let made = law(vec![fd]);
+    let image = collect(&[fd.as_fd()]);
+    drop(fd);
+    // Its old name is taken: it has another one when it is collected again.
+    let made = image.rebuild();
     let mut text = [0u8; 9];
     assert_eq!(rustix::io::pread(&made[0], &mut text[..], 1 << 20).unwrap(), 4);
     assert_eq!(&text[..4], b"mine");

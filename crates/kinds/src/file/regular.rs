@@ -1,7 +1,8 @@
 //! A regular file or a directory, opened by its name; also anything opened with `O_PATH`.
 //! *Read from:* the link in /proc/PID/fd, fdinfo, fstat; a deleted file's content through the description itself.
 //! *Made again by:* openat2 beneath the container's root; a deleted file is written anew and unlinked.
-//! *Lost:* the inode number of a deleted file, and that a name was removed while the file has others: it is opened by one; a position in a directory that changed meanwhile means what it means then.
+//! *Lost:* the inode number of a deleted file; the name of one that was replaced by another; that a name was removed while
+//! the file has others: it is opened by one; a position in a directory that changed meanwhile means what it means then.
 
 use std::os::fd::{AsFd, OwnedFd};
 
