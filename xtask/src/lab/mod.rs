@@ -52,7 +52,7 @@ const CONFIGS: &[Config] = &[
 ];
 
 /// For how long a machine may run. Emulated, on a busy host.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// Bytes of the disk by which one machine hands an image to another.
 const DISK: u64 = 64 << 20;
