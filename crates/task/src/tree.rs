@@ -196,7 +196,11 @@ impl FrozenTree {
                 (Ok(()) | Err(Errno::SRCH), _) => {}
                 // A security module may forbid signals to whom it lets be traced.
                 (Err(e @ (Errno::PERM | Errno::ACCESS)), Some(leader)) => {
-                    exit(leader).map_err(|_| SysError::new("kill", format!("{pid}, SIGKILL"), e))?
+                    // Who has been killed meanwhile, with the container's pid 1, is not in a stop any more.
+                    let gone = || leader.regs().is_err_and(|e| e.is_gone());
+                    if exit(leader).is_err() && !gone() {
+                        return Err(SysError::new("kill", format!("{pid}, SIGKILL"), e));
+                    }
                 }
                 (Err(e), _) => return Err(SysError::new("kill", format!("{pid}, SIGKILL"), e)),
             }

@@ -469,6 +469,8 @@ fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
     script.call(Nr::EXECVE, [cstr(&exec.path.0), list(&exec.argv), list(&exec.env)]);
     match site.arena.run(task.slot, task.tid, &script) {
         Err(RunError::Executed { .. }) => Ok(()),
+        // That the program may be executed at all was seen before: it is the label that is not to be had by it.
+        Err(e) if !sets.is_empty() && Cause::from(e.clone()).is_denied() => Err(sets[0].failed(Cause::from(e))),
         Err(e) => Err(Error::new(Step::Thaw, Cause::from(e))).kind("program", exec.path.to_string()),
         Ok(_) => Err(Error::new(Step::Thaw, Cause::corrupt("execve returned"))),
     }

@@ -1,4 +1,5 @@
-//! SELinux: one policy, whose bytes the kernel gives back to root, and whose loads it counts for everybody.
+//! SELinux: one policy, whose bytes the kernel gives back to whoever its rules let read them, and whose loads it counts for
+//! everybody.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
