@@ -10,8 +10,21 @@ def say(word):
     print(word, flush=True)
 
 
+def tasks():
+    """Who is there, and what everybody waits for."""
+    lines = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            status = dict(line.split(":", 1) for line in open("/proc/%s/status" % pid))
+            waits = open("/proc/%s/wchan" % pid).read()
+        except OSError:
+            continue
+        lines.append(" ".join([pid, waits] + [status[k].strip() for k in ("Name", "State", "PPid", "TracerPid", "SigBlk", "ShdPnd")]))
+    return "\n".join(sorted(lines))
+
+
 def fail(what):
-    say("FAIL: " + what)
+    say("FAIL: %s\n%s" % (what, tasks()))
     os._exit(1)
 
 

@@ -99,6 +99,11 @@ impl Yendor {
         &self.flavour
     }
 
+    /// `K=V` that everything of this test has in its environment.
+    pub fn mark(&self) -> &str {
+        &self.mark
+    }
+
     /// A path in the directory that everything is in.
     pub fn path(&self, name: &str) -> PathBuf {
         self.place.join(name)

@@ -121,7 +121,8 @@ fn new_writer(target: &Target, output: &Path) -> Result<Writer> {
 fn attempt(target: &Target, proc: &OwnedFd, writer: Writer, options: &Options) -> Result<Summary> {
     let begin = Instant::now();
     let (roots, root) = roots(target, proc)?;
-    let tree = FrozenTree::freeze(proc.as_fd(), &roots, root).at(Step::Freeze)?;
+    let tree = FrozenTree::freeze(proc.as_fd(), &roots, root).map_err(|e| not_ours(e, proc, &roots));
+    let tree = tree.at(Step::Freeze)?;
     let mut summary = Summary { tasks: tree.processes.len() + tree.zombies.len(), ..Summary::default() };
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
@@ -222,6 +223,25 @@ fn end(target: &Target, tree: FrozenTree, options: &Options) -> Result<()> {
 fn open_directory(path: &str) -> std::result::Result<OwnedFd, SysError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).named("open", || path.into())
+}
+
+/// A task that a debugger holds is nothing that rights would help with.
+fn not_ours(error: SysError, proc: &OwnedFd, roots: &[i32]) -> Cause {
+    if error.errno != yendor_sys::Errno::PERM {
+        return error.into();
+    }
+    let mut left = roots.to_vec();
+    while let Some(pid) = left.pop() {
+        let status = tree::read_proc(proc.as_fd(), &format!("{pid}/status")).ok();
+        let tracer = status.and_then(|text| yendor_proc::status::parse(&text).ok()).map_or(0, |s| s.tracer_pid);
+        if tracer > 0 {
+            let name = |pid| tree::read_proc(proc.as_fd(), &format!("{pid}/comm")).unwrap_or_default();
+            let [held, holder] = [pid, tracer].map(|pid| name(pid).trim_ascii_end().escape_ascii().to_string());
+            return Cause::unsupported(format!("task {pid} ({held}) is traced by {tracer} ({holder})"));
+        }
+        left.extend(tree::children(proc.as_fd(), pid).unwrap_or_default());
+    }
+    error.into()
 }
 
 /// Without this call nobody can say which pages hold something; its absence would show late, and as something else.
