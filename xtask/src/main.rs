@@ -18,7 +18,7 @@ enum Verb {
     Test(suite::Options),
     /// Measure Yendor against yardsticks taken in the same run; writes docs/bench.md
     Bench(bench::Options),
-    /// Write the pages that are made from the code, such as docs/resources.md
+    /// Write what is made from the code: docs/resources.md; man pages, completions and more below cargo's target directory
     Docs,
     /// Fuzz the parsers; with --restore, restore mutated images as the plain user
     Fuzz(fuzz::Options),

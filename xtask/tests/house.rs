@@ -1,5 +1,6 @@
 //! The house of this checkout: the arrows between its crates, and the rules its files keep.
 
+use xtask::docs::records;
 use xtask::tidy::{RULES, Tree};
 use xtask::{Outcome, layers, workspace};
 
@@ -13,6 +14,18 @@ fn the_crates_depend_only_downwards() -> Outcome {
 #[test]
 fn the_tree_is_not_empty() -> Outcome {
     assert!(Tree::read(&workspace::root())?.len() > 30);
+    Ok(())
+}
+
+#[test]
+fn every_field_of_an_image_is_described() -> Outcome {
+    let page = records::page(&Tree::read(&workspace::root())?)?;
+    assert!(page.contains("### Snapshot\n") && page.contains("| `processes` |"), "{page}");
+    let silent: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| `") && line.ends_with("|  |") && !line.contains("| none |"))
+        .collect();
+    assert!(silent.is_empty(), "fields of records without a word: {}", silent.join("\n"));
     Ok(())
 }
 

@@ -51,6 +51,8 @@ enum Verb {
     Rmi(verb::rmi::Rmi),
     Doctor(verb::doctor::Doctor),
     Demo(verb::demo::Demo),
+    #[command(hide = true)]
+    Generate(verb::generate::Generate),
 }
 
 impl Verb {
@@ -72,6 +74,7 @@ impl Verb {
             Verb::Rmi(v) => v.run(),
             Verb::Doctor(v) => v.run(),
             Verb::Demo(v) => v.run(),
+            Verb::Generate(v) => v.run(),
         }
     }
 

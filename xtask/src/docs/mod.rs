@@ -1,6 +1,13 @@
-//! `cargo xtask docs`: pages that are made from the code. A house rule holds that they are fresh.
+//! `cargo xtask docs`: pages that are made from the code. A house rule holds that those in the repository are fresh.
+//!
+//! Man pages, shell completions and the fields of an image's records are made below cargo's target directory and not kept:
+//! each line of them is in a declaration already, and a copy can only be the same or wrong.
 
+pub mod records;
 mod resources;
+
+use std::path::Path;
+use std::process::Command;
 
 use crate::tidy::Tree;
 use crate::{Outcome, workspace};
@@ -24,7 +31,18 @@ pub fn run() -> Outcome {
         std::fs::write(root.join(page.path), (page.make)(&tree)?)?;
         println!("{}", page.path);
     }
-    Ok(())
+    let directory = workspace::target_directory()?.join("docs");
+    std::fs::create_dir_all(&directory)?;
+    std::fs::write(directory.join("records.md"), records::page(&tree)?)?;
+    generate(&directory)
+}
+
+/// Man pages and completions: the command makes them of itself.
+fn generate(directory: &Path) -> Outcome {
+    let mut command = Command::new(workspace::cargo());
+    command.args(["run", "--quiet", "--package", "yendor", "--", "generate"]).arg(directory);
+    let status = command.current_dir(workspace::root()).status()?;
+    if status.success() { Ok(()) } else { Err(format!("yendor generate: {status}").into()) }
 }
 
 /// Those that the code would make otherwise now.

@@ -106,7 +106,7 @@ impl Tree {
         self.files.is_empty()
     }
 
-    fn with_extension(&self, extension: &str) -> impl Iterator<Item = (&Path, &str)> {
+    pub(crate) fn with_extension(&self, extension: &str) -> impl Iterator<Item = (&Path, &str)> {
         let matching = move |(path, _): &&(PathBuf, String)| path.extension().is_some_and(|is| is == extension);
         self.files.iter().filter(matching).map(|(path, text)| (path.as_path(), text.as_str()))
     }
