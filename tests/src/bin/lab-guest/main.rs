@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     match words.as_slice() {
         ["run"] => table::run(),
         ["hold-udp"] => hold_udp(),
+        ["hold-labels", labels @ ..] => hold_labels(labels),
         ["enter", module, label, command @ ..] => enter::enter(module, label, command),
         ["second"] => init::second(),
         _ if std::process::id() == 1 => init::first(),
@@ -36,6 +37,19 @@ fn main() -> ExitCode {
 fn hold_udp() -> ExitCode {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| s.connect("127.0.0.1:9").map(|()| s));
     println!("{}", if socket.is_ok() { "ready" } else { "no socket" });
+    std::thread::sleep(std::time::Duration::from_secs(1000));
+    ExitCode::SUCCESS
+}
+
+/// A program with labels for what is to come: `FILE=LABEL`.
+fn hold_labels(labels: &[&str]) -> ExitCode {
+    for (file, label) in labels.iter().filter_map(|one| one.split_once('=')) {
+        if let Err(error) = std::fs::write(format!("/proc/self/attr/{file}"), label) {
+            println!("{file}: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    println!("ready");
     std::thread::sleep(std::time::Duration::from_secs(1000));
     ExitCode::SUCCESS
 }

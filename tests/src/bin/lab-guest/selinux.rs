@@ -65,17 +65,17 @@ fn not_kept(flavour: Flavour) {
     become_caller(&mut yendor, None);
 }
 
-/// A shell plans labels for everything that can have one.
+/// A program plans labels for everything that can have one.
 fn kept(flavour: Flavour) {
     load(1);
     let yendor = yendor(flavour);
     let image = take(&yendor, &start(&yendor, "labels", TASK));
     assert_eq!(restored(&yendor, &image, KEEP, CURRENT), (domain("kernel_t"), [domain("task_t")].into()));
     let name = yendor.fresh("planner");
-    let words = "cd /proc/self/attr && echo u:object_r:data_t >fscreate && echo u:r:task_t >sockcreate &&
-        echo u:object_r:image_t >keycreate && echo u:r:task_t >exec && echo ready;
-        while :; do read -t 1 x; done </dev/zero";
-    yendor.run_detached_with(&name, TASK, &["sh", "-c", words]).exits(0);
+    let planned =
+        ["fscreate=u:object_r:data_t", "sockcreate=u:r:task_t", "keycreate=u:object_r:image_t", "exec=u:r:task_t"];
+    let words = [&["/lab/lab-guest", "hold-labels"], &planned[..]].concat();
+    yendor.run_detached_with(&name, TASK, &words).exits(0);
     yendor.wait_for_log(&name, "ready", PATIENCE);
     let image = take(&yendor, &name);
     let wanted = [
