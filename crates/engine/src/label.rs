@@ -83,20 +83,18 @@ impl Labels {
         let (true, Some(here)) = (self.keep, &self.here) else { return Ok(()) };
         self.same_policy(here, snapshot).at(Step::Confine)?;
         for module in self.modules.iter().filter(|m| !self.has_profile(**m)) {
-            let wanted = labels_of(&snapshot.processes, module.name());
-            for text in &wanted {
-                self.one(*module, text, here, granted).at(Step::Confine).kind("label", shown(*module, text))?;
+            for text in labels_of(&snapshot.processes, module.name(), None) {
+                may_keep(*module, text, granted).at(Step::Confine).kind("label", shown(*module, text))?;
+            }
+            for text in labels_of(&snapshot.processes, module.name(), Some(Attribute::Current.name())) {
+                self.may_enter(*module, text, here).at(Step::Confine).kind("label", shown(*module, text))?;
             }
         }
         Ok(())
     }
 
-    /// Every label of the image is asked about, also one that the tasks would have anyway.
-    fn one(&self, module: Module, text: &[u8], here: &Here, granted: &Granted) -> std::result::Result<(), Cause> {
-        if !granted.may_keep(module.name(), &String::from_utf8_lossy(text)) {
-            let what = "the host's policy does not let it be kept (keep-labels)".to_owned();
-            return Err(Cause::Denied { what, hint: "restore without --keep-lsm".into() });
-        }
+    /// Whether a domain may be entered from the image, which counts as its executable.
+    fn may_enter(&self, module: Module, text: &[u8], here: &Here) -> std::result::Result<(), Cause> {
         let mine = self.now.iter().any(|s| s.module == module && s.attribute == Attribute::Current && s.label == text);
         if module != Module::SELinux || mine {
             return Ok(());
@@ -124,7 +122,7 @@ impl Labels {
             was.insert(policy.module.clone(), Identity { parts, load: policy.load.clone() });
         }
         let now = self.modules.iter().map(|module| {
-            let labels = labels_of(&snapshot.processes, module.name());
+            let labels = labels_of(&snapshot.processes, module.name(), None);
             (module.name().to_owned(), here.identity(*module, &labels))
         });
         lsm::compare(&was, &now.collect()).map_err(|refusal| Cause::Denied {
@@ -339,6 +337,15 @@ pub fn remember(has: &mut Vec<Set>, given: Vec<Set>) {
         has.retain(|h| (h.module, h.attribute) != (set.module, set.attribute));
         has.push(set);
     }
+}
+
+/// Every label of the image is asked about, also one that the tasks would have anyway.
+fn may_keep(module: Module, text: &[u8], granted: &Granted) -> std::result::Result<(), Cause> {
+    if granted.may_keep(module.name(), &String::from_utf8_lossy(text)) {
+        return Ok(());
+    }
+    let what = "the host's policy does not let it be kept (keep-labels)".to_owned();
+    Err(Cause::Denied { what, hint: "restore without --keep-lsm".into() })
 }
 
 fn active(profile: &Profile, modules: &[Module]) -> std::result::Result<(Module, Vec<u8>), Cause> {
