@@ -2,13 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const NOBODY: u32 = 65_534;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,7 +36,7 @@ impl Running {
             // SAFETY: only calls that may follow fork.
             unsafe { command.pre_exec(move || become_user(uid)) };
         }
-        let mut child = command.spawn().unwrap();
+        let mut child = spawn(&mut command);
         let (sender, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -58,6 +58,19 @@ impl Drop for Running {
         unsafe { libc::kill(-(self.child.id() as i32), libc::SIGKILL) };
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.place);
+    }
+}
+
+/// Starts a program that was just copied. While another thread forks, the child has the copy open for writing.
+fn spawn(command: &mut Command) -> Child {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            spawned => return spawned.unwrap(),
+        }
     }
 }
 
@@ -113,30 +126,39 @@ probes! {
     anon_memory "anon-memory";
     cow "cow";
     creds "creds";
-    cwd_deleted "cwd-deleted";
     cwd "cwd";
+    cwd_deleted "cwd-deleted";
     devs "devs";
     epoll "epoll";
     eventfd "eventfd";
     file_map "file-map";
     inet_listen "inet-listen";
+    inotify "inotify";
     itimers "itimers";
+    kernel_files "kernel-files";
     labels "labels";
+    landlock "landlock";
+    late_accept "late-accept";
     leaderless "leaderless";
+    locks "locks";
     many_fds "many-fds";
     many_maps "many-maps";
     many_tasks "many-tasks";
     many_threads "many-threads";
     misc_prctl "misc-prctl";
     orphan "orphan";
+    pidfds "pidfds";
     pipes "pipes";
     posix_timers "posix-timers";
     regs "regs";
     regular "regular";
     rlimits "rlimits";
     sched "sched";
+    sealed "sealed";
+    seccomp_filter "seccomp-filter";
     shared_memory "shared-memory";
     sigactions "sigactions";
+    sigio "sigio";
     signalfd "signalfd";
     sigqueue "sigqueue";
     syscalls_interrupted "syscalls-interrupted";
