@@ -72,8 +72,10 @@ impl Field {
     /// What the tasks of a container have that a new user namespace of the caller would not give them.
     fn more_than_unshare(&self, name: &str) -> Vec<String> {
         let list = self.yendor.call(&["ps", "-a", "--json"]).json();
-        let pid = list.as_array().into_iter().flatten().find(|c| c["name"] == name).and_then(|c| c["pid"].as_i64());
-        let Some(pid) = pid else { return vec![format!("no container {name} in ps")] };
+        let found = list.as_array().into_iter().flatten().find(|c| c["name"] == name);
+        let Some(container) = found else { return vec![format!("no container {name} in ps")] };
+        // One that has ended already has nothing.
+        let Some(pid) = container["pid"].as_i64() else { return Vec::new() };
         let link = |pid: &str, ns: &str| fs::read_link(format!("/proc/{pid}/ns/{ns}"));
         let Ok(user) = link(&pid.to_string(), "user") else { return Vec::new() };
         let mut wrong = Vec::new();
