@@ -67,9 +67,21 @@ if os.path.exists(GAME + "/nethack-console"):
         if "--More--" in screen("nethack"):
             keys("nethack", "Enter")
         time.sleep(0.1)
-    keys("nethack", "20s")
-    until(lambda: re.search(r"T:[2-9]\d?\b", screen("nethack")), "twenty turns")
-    time.sleep(0.3)
+
+    def twenty_turns():
+        shown = screen("nethack")
+        if "--More--" in shown:
+            keys("nethack", "Enter")
+        elif int((re.search(r"T:(\d+)", shown) or [0, 0])[1]) >= 20:
+            return True
+        else:
+            keys("nethack", "5s")  # whoever comes along ends a search early
+        time.sleep(0.2)
+
+    until(twenty_turns, "twenty turns")
+    time.sleep(0.5)
+    if "--More--" in screen("nethack"):
+        keys("nethack", "Enter")
     keys("nethack", "i")  # an inventory on top of the map
     shows("nethack", "(end)")
     TURN = re.search(r"T:(\d+)", screen("nethack"))
