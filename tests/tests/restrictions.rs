@@ -110,7 +110,9 @@ fn a_command_that_is_executed_later_is_confined_and_recorded_likewise() {
         yendor.restore_with(&image, &restored, &options).exits(0);
         let exec = |script: &str| yendor.call(&["exec", &restored, "--", "sh", "-c", script]);
         exec(
-            "for p in /proc/[0-9]*; do case $(readlink $p/exe) in */probe-*) kill -USR1 ${p#/proc/} ; break;; esac; done",
+            // The first of them in time, not in spelling: it is the parent of the others.
+            "for p in $(ls /proc | grep '^[0-9]' | sort -n); do case $(readlink /proc/$p/exe) in */probe-*) kill -USR1 $p; \
+             break;; esac; done",
         );
         let done = || exec("cat /tmp/said").stdout == "ready\nok\n";
         assert!(wait_until(Duration::from_secs(20), done), "{:?}", exec("cat /tmp/said"));
