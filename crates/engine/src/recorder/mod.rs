@@ -9,7 +9,7 @@
 //!   it what was recorded. Whether a filter was installed is seen by the number of filters that a thread has.
 //! - Our own scripts make the same calls with a cookie in an argument that the kernel ignores, and are let through.
 //!
-//! If the keeper is gone, these calls fail with `ENOSYS`, as if the kernel did not have them; nothing else changes.
+//! The container ends with its keeper, so nobody waits for an answer that cannot come.
 
 pub mod log;
 mod rulesets;
