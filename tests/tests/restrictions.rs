@@ -68,7 +68,6 @@ fn without_the_keeper_nothing_hangs() {
 }
 
 #[test]
-#[ignore = "pending: a program that exec started under --landlock and --seccomp does not answer after its restore"]
 fn a_command_that_is_executed_later_is_confined_and_recorded_likewise() {
     everybody(|yendor| {
         let (name, profile) = (yendor.fresh("e"), yendor.path("profile.json"));

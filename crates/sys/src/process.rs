@@ -48,6 +48,18 @@ impl Signals {
         Ok(Signals { fd: unsafe { OwnedFd::from_raw_fd(fd) }, before })
     }
 
+    /// The command's process starts with the mask of before: else what is blocked here would never reach it.
+    pub fn spare<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        let before = self.before;
+        let prepare = move || {
+            // SAFETY: `before` is what the kernel gave; it outlives the call.
+            let ret = unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+            if ret < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        };
+        // SAFETY: `prepare` makes one async-signal-safe call.
+        unsafe { command.pre_exec(prepare) }
+    }
+
     /// The number of a signal that has come, if any.
     ///
     /// # Errors
@@ -140,6 +152,19 @@ mod tests {
         unsafe { libc::raise(libc::SIGURG) };
         assert_eq!(signals.next().unwrap(), Some(libc::SIGURG));
         assert!(Signals::block(&[-1]).is_err());
+    }
+
+    #[test]
+    fn a_command_can_be_spared_what_is_blocked_here() {
+        let ask = || {
+            let mut command = Command::new("grep");
+            command.args(["SigBlk", "/proc/self/status"]);
+            command
+        };
+        let before = ask().output().unwrap().stdout;
+        let signals = Signals::block(&[libc::SIGURG, libc::SIGWINCH]).unwrap();
+        assert_ne!(ask().output().unwrap().stdout, before);
+        assert_eq!(signals.spare(&mut ask()).output().unwrap().stdout, before);
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Exec {
         drop_capabilities(&found.state.request.cap_drop)?;
         let mut command = self.command()?;
         let signals = foreground::block_signals(if self.tty { &[signal::WINCH] } else { &[] })?;
+        signals.spare(&mut command);
         if !self.tty {
             let child = command.spawn().map_err(|e| self.not_started(&e))?;
             return foreground::see_child(&signals, child);
