@@ -37,7 +37,7 @@ const HELPERS: [&str; 4] = ["newuidmap", "newgidmap", "unshare", "rm"];
 
 /// Calls that are not counted: those that cannot fail (close(2) closes whatever it returns; nobody may forbid to kill one's
 /// own child), those without which no program in Rust can live, and those that only wait or end.
-const SPARED: [i64; 24] = [
+const SPARED: [i64; 25] = [
     libc::SYS_close,
     libc::SYS_kill,
     libc::SYS_getpid,
@@ -62,6 +62,7 @@ const SPARED: [i64; 24] = [
     libc::SYS_exit_group,
     libc::SYS_arch_prctl,
     libc::SYS_clock_gettime,
+    libc::SYS_uname,
 ];
 
 /// The command and all it starts become tracees of whoever starts it. Before it takes another account's ids: setuid programs
@@ -234,10 +235,13 @@ impl Trace {
         let number = regs.orig_rax;
         // The last that Rust's runtime does before main.
         task.begun |= number == libc::SYS_sigaltstack.cast_unsigned();
-        // What is asked of a tracee at its stop cannot be refused, only its seizure can.
-        let of_tracee = number == libc::SYS_ptrace.cast_unsigned() && regs.rdi != u64::from(libc::PTRACE_SEIZE);
+        // What is asked of a tracee at its stop cannot be refused, nor can waiting for it, only its seizure can.
+        let of_tracee = number == libc::SYS_ptrace.cast_unsigned() && regs.rdi != u64::from(libc::PTRACE_SEIZE)
+            || number == libc::SYS_wait4.cast_unsigned() && regs.rdx & u64::from(libc::__WALL.cast_unsigned()) != 0;
+        let own_limit = number == libc::SYS_prlimit64.cast_unsigned() && regs.rdi == 0 && regs.rdx == 0;
         let spared = !task.begun
             || of_tracee
+            || own_limit
             // The standard library, which waits for a child's output by it, takes no failure for an answer.
             || !task.keeper && number == libc::SYS_poll.cast_unsigned()
             || SPARED.contains(&number.cast_signed())

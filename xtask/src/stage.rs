@@ -1,8 +1,10 @@
 //! Stages of a chore: data, one runner, a summary with the time each took.
 
+use crate::failed::Failed;
 use crate::{Outcome, workspace};
 use std::ffi::OsString;
 use std::fs;
+use std::io::{self, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,6 +35,7 @@ pub struct Session {
     environment: Vec<(&'static str, OsString)>,
     skipped: Vec<String>,
     skip_log: PathBuf,
+    failed: Vec<Failed>,
 }
 
 impl Session {
@@ -45,7 +48,7 @@ impl Session {
         fs::create_dir_all(&directory)?;
         let skip_log = directory.join(format!("skipped-{}", std::process::id()));
         fs::write(&skip_log, "")?;
-        let mut session = Self { environment: Vec::new(), skipped: Vec::new(), skip_log };
+        let mut session = Self { environment: Vec::new(), skipped: Vec::new(), skip_log, failed: Vec::new() };
         session.export(SKIP_LOG, session.skip_log.clone());
         Ok(session)
     }
@@ -79,6 +82,9 @@ impl Session {
             let word = if outcome.is_ok() { "ok" } else { "FAILED" };
             lines.push(line(stage.name, begin.elapsed(), word));
         }
+        for tests in &self.failed {
+            tests.print();
+        }
         println!("\n== summary\n{}\n{}", lines.join("\n"), line("total", begin.elapsed(), ""));
         self.print_skipped()?;
         if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
@@ -89,12 +95,20 @@ impl Session {
             Act::Inside(function) => return function(self),
             Act::Cargo(arguments) => arguments,
         };
-        let status = Command::new(workspace::cargo())
+        let mut command = Command::new(workspace::cargo());
+        command
             .args(*arguments)
             .envs(self.environment.iter().cloned())
             .current_dir(workspace::root())
-            .stdin(Stdio::null())
-            .status()?;
+            .stdin(Stdio::null());
+        let status = if arguments.first() == Some(&"test") {
+            let mut child = command.stdout(Stdio::piped()).spawn()?;
+            let said = child.stdout.take().ok_or("no output of cargo")?;
+            self.failed.push(Failed::listen(BufReader::new(said), io::stdout().lock())?);
+            child.wait()?
+        } else {
+            command.status()?
+        };
         if status.success() { Ok(()) } else { Err(format!("cargo {}: {status}", arguments.join(" ")).into()) }
     }
 
