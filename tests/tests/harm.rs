@@ -356,11 +356,17 @@ fn script_fails(flavour: Flavour) {
     assert!(reached > 50, "{reached} calls in all scripts");
     let step = (reached / rounds(10, reached)).max(1);
     let mut nth = 1 + random.below(step);
-    while nth <= reached && attempt(nth) {
+    // The recorder's filter is tried again, without a flag that old kernels do not have; and how many calls there are varies
+    // a little with where the kernel has put what.
+    let mut harmless = Vec::new();
+    while nth <= reached {
+        if !attempt(nth) {
+            harmless.push(nth);
+        }
         nth += step;
     }
-    // How many there are varies a little with where the kernel has put what.
-    assert!(nth > reached - reached / 10, "call {nth} of {reached} does not matter");
+    harmless.retain(|nth| *nth <= reached - reached / 10);
+    assert!(harmless.len() <= 1, "calls {harmless:?} of {reached} do not matter");
     println!("{reached} calls in scripts");
 }
 

@@ -70,9 +70,11 @@ pub fn record(site: &Site<'_>, init: &Task, notes: &mut Vec<String>) -> Result<O
         site.run(init, &script)?;
         Ok::<_, Cause>(fd)
     };
-    match listening(true).or_else(|_| listening(false)) {
+    // Once there is a filter, nobody would answer for a second attempt.
+    let no_filter = |e: &Cause| e.sys().is_some_and(|s| s.call == "seccomp");
+    match listening(true).or_else(|e| if no_filter(&e) { listening(false) } else { Err(e) }) {
         Ok(fd) => Ok(Some(fd)),
-        Err(e) if e.sys().is_some_and(|s| s.call == "seccomp") => {
+        Err(e) if no_filter(&e) => {
             notes.push(format!("restrictions that tasks put on themselves are not recorded here: {e}"));
             Ok(None)
         }
