@@ -26,6 +26,11 @@ const LAYERS: &[Layer] = &[
     Layer { name: "yendor-probes", may_use: &[] },
     // The tests drive the built command, as a user would.
     Layer { name: "yendor-tests", may_use: &[] },
+    // What is fuzzed is parsers, and their seeds are images of the built command.
+    Layer {
+        name: "yendor-fuzz",
+        may_use: &["yendor-engine", "yendor-policy", "yendor-kinds", "yendor-image", "yendor-proc", "yendor-tests"],
+    },
     // The chores must build when the crates do not.
     Layer { name: "xtask", may_use: &[] },
 ];
