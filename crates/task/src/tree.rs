@@ -30,10 +30,18 @@ pub fn read_proc(proc: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>, SysError> 
     use rustix::fs::{Mode, OFlags, openat};
     let fd = openat(proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| SysError::new("openat", format!("/proc/{path}"), e))?;
+    // There are many small files, and none of them knows its size: nothing is asked but the bytes.
     let mut out = Vec::with_capacity(4096);
-    let mut file = std::fs::File::from(fd);
-    std::io::Read::read_to_end(&mut file, &mut out).map_err(|e| SysError::io("read", format!("/proc/{path}"), &e))?;
-    Ok(out)
+    loop {
+        if out.spare_capacity_mut().len() < 2048 {
+            out.reserve(out.capacity());
+        }
+        match rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut out)) {
+            Ok(0) => return Ok(out),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(SysError::new("read", format!("/proc/{path}"), e)),
+        }
+    }
 }
 
 /// Ids in a directory of /proc (`self/task`).

@@ -11,10 +11,13 @@ use yendor_kinds::process::{
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_policy::lsm::Here;
+use yendor_proc::maps::{Label, Map};
+use yendor_proc::smaps::Smap;
+use yendor_proc::status::Status;
 use yendor_proc::{limits, personality, status, timers};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
-use yendor_task::live::{self, Borrowed};
+use yendor_task::live::{self, Borrowed, Region, RegionKind};
 use yendor_task::regs::Regs;
 use yendor_task::script::out;
 use yendor_task::tree::read_proc;
@@ -114,7 +117,8 @@ impl Collecting<'_, '_, '_> {
         locks: Vec<lock::Record>,
         robust: &mut RobustList,
     ) -> Result<Alive> {
-        let restricted = self.restricted()?;
+        let statuses = self.statuses()?;
+        let restricted = self.restricted(&statuses)?;
         let pid = self.facts.pid;
         let timers = timers::parse(&self.file("timers")?)?;
         let mut asked: Vec<AskedThread> = self.threads.iter().map(|_| AskedThread::new()).collect();
@@ -135,13 +139,15 @@ impl Collecting<'_, '_, '_> {
         let smaps = yendor_proc::smaps::parse(&self.file("smaps")?)?;
         let mut shared_pending = signal::Queue::collect(pid, true)?;
         let queues = self.threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
+        let regions = regions(&smaps);
         let Told { registers, waiting } =
-            self.ask_tasks(&mut asked, &timers, &about.timers, (&shared_pending, &queues), robust)?;
+            self.ask_tasks(&regions, &mut asked, &timers, &about.timers, (&shared_pending, &queues), robust)?;
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
         let mut threads = Vec::with_capacity(self.threads.len());
-        for ((stopped, asked), regs) in self.threads.iter().zip(&asked).zip(&registers) {
-            let mut thread = self.thread(stopped, asked, regs, pending_for_all)?;
+        let known = statuses.iter().zip(restricted);
+        for (((stopped, asked), regs), known) in self.threads.iter().zip(&asked).zip(&registers).zip(known) {
+            let mut thread = self.thread(stopped, asked, regs, pending_for_all, known)?;
             thread.signals.pending.without_timers(&waiting);
             threads.push(thread);
         }
@@ -189,20 +195,20 @@ impl Collecting<'_, '_, '_> {
     /// of its threads.
     fn ask_tasks(
         &self,
+        regions: &[Region],
         asked: &mut [AskedThread],
         timers: &[timers::Timer],
         about: &[posix_timer::Asked],
         queued: (&signal::Queue, &[signal::Queue]),
         robust: &mut RobustList,
     ) -> Result<Told> {
-        let regions = live::regions(self.proc.as_fd(), self.facts.pid)?;
         let mut pointers = Vec::with_capacity(self.threads.len());
         for t in self.threads {
             pointers.push(t.regs()?.rsp);
         }
-        let entry = live::find_entry(self.facts.pid, &regions, &pointers)?;
+        let entry = live::find_entry(self.facts.pid, regions, &pointers)?;
         let size = Borrowed::size(self.threads.len()) as u64;
-        let base = hole(&regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
+        let base = hole(regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
         let mut borrowed = Borrowed::new(self.facts.pid, self.threads, entry, base, robust)?;
         let mut failed = None;
         for (i, a) in asked.iter_mut().enumerate() {
@@ -230,11 +236,11 @@ impl Collecting<'_, '_, '_> {
         &self,
         stopped: &Stopped,
         asked: &AskedThread,
-        general: &yendor_task::regs::Regs,
+        general: &Regs,
         shared_pending: u64,
+        (status, restricted): (&Status, Restricted),
     ) -> Result<Thread> {
         let (pid, tid) = (self.facts.pid, stopped.tid());
-        let status = status::parse(&self.file(&format!("task/{tid}/status"))?)?;
         if ptrace::user_dispatch(tid)?.mode != 0 {
             return Err(Cause::unsupported(format!("task {tid} uses syscall user dispatch")));
         }
@@ -248,21 +254,30 @@ impl Collecting<'_, '_, '_> {
         let domain = |tid| self.modules.tomoyo_domain(tid);
         let labels = label::collect(self.proc, (pid, tid), &self.modules.modules(), domain)?;
         Ok(Thread {
-            restricted: self.watch.of(tid, self.proc)?,
+            restricted,
             labels,
             tid: Tid(status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid)),
             regs: regs::collect(stopped, general, pending)?,
             signals,
             rseq: rseq::collect(tid, inquiry, *tid_address)?,
             sched: sched::collect(inquiry, *sched)?,
-            credentials: credential::collect(&status, inquiry, *securebits)?,
+            credentials: credential::collect(status, inquiry, *securebits)?,
             attributes: attribute::collect_thread(inquiry, *attributes, name, personality)?,
         })
     }
 
+    /// The /proc/PID/task/TID/status of each thread.
+    fn statuses(&self) -> Result<Vec<Status>> {
+        let of = |tid| match tid {
+            tid if tid == self.facts.pid => Ok(self.facts.status.clone()),
+            tid => Ok(status::parse(&self.file(&format!("task/{tid}/status"))?)?),
+        };
+        self.threads.iter().map(|t| of(t.tid())).collect()
+    }
+
     /// What each thread has forbidden itself.
-    fn restricted(&self) -> Result<Vec<Restricted>> {
-        self.threads.iter().map(|t| self.watch.of(t.tid(), self.proc)).collect()
+    fn restricted(&self, statuses: &[Status]) -> Result<Vec<Restricted>> {
+        self.threads.iter().zip(statuses).map(|(t, status)| self.watch.of(t.tid(), status, self.proc)).collect()
     }
 
     fn link(&self, name: &str) -> Result<Vec<u8>> {
@@ -327,6 +342,22 @@ fn ask_stop(inquiry: &mut Inquiry, child: i32) -> Question {
     const P_PID: u32 = 1;
     const WNOHANG_WSTOPPED_WNOWAIT: u32 = 1 | 2 | 0x0100_0000;
     inquiry.ask(Nr::WAITID, args![P_PID, child, out(128), WNOHANG_WSTOPPED_WNOWAIT, 0])
+}
+
+/// What the borrowing of a process has to know of its memory.
+fn regions(smaps: &[Smap]) -> Vec<Region> {
+    let region = |map: &Map| Region {
+        start: map.start,
+        end: map.end,
+        exec: map.perms.exec,
+        what: match map.label() {
+            Label::Stack => RegionKind::Stack,
+            Label::Vdso => RegionKind::Vdso,
+            Label::Vvar | Label::VvarVclock | Label::Vsyscall => RegionKind::Special,
+            _ => RegionKind::Other,
+        },
+    };
+    smaps.iter().map(|s| region(&s.map)).collect()
 }
 
 /// A free address range of `size` bytes, far from where programs and the kernel map things.

@@ -12,7 +12,8 @@ use yendor_kinds::process::{Record, Restricted, State};
 use yendor_kinds::snapshot;
 use yendor_kinds::{Cause, Named, Result};
 use yendor_policy::seccomp::{self, Instruction};
-use yendor_proc::{children, stat, status};
+use yendor_proc::status::{self, Status};
+use yendor_proc::{children, stat};
 use yendor_task::tree::{FrozenTree, read_proc};
 use yendor_task::{Arg, Call, Nr};
 
@@ -108,12 +109,11 @@ impl Watch {
     ///
     /// # Errors
     /// `Unsupported` when that is not known.
-    pub fn of(&self, tid: i32, proc: &OwnedFd) -> Result<Restricted> {
+    pub fn of(&self, tid: i32, status: &Status, proc: &OwnedFd) -> Result<Restricted> {
         if let Some(record) = &self.record {
             let stat = stat::parse(&read_proc(proc.as_fd(), &format!("{tid}/stat"))?)?;
             return record.of((tid, stat.starttime));
         }
-        let status = status::parse(&read_proc(proc.as_fd(), &format!("{tid}/status"))?)?;
         match status.seccomp {
             Some(1) => Err(Cause::unsupported("seccomp strict mode")),
             _ if status.seccomp_filters.unwrap_or(0) != self.base => {

@@ -123,8 +123,12 @@ impl Loader {
 
     fn ask<T: DeserializeOwned>(self) -> Result<T> {
         let Loader { copy, begin, answer } = self;
-        // Refused only by a loader that is gone; how it ended says more.
-        let _ = rustix::io::write(&begin, &[1]);
+        match rustix::io::write(&begin, &[1]) {
+            // A loader that is gone: how it ended says more.
+            Ok(_) | Err(Errno::PIPE) => {}
+            Err(e) => return Err(SysError::new("write", "to the loader", e)).at(Step::Load),
+        }
+        drop(begin);
         let mut bytes = Vec::new();
         let read = File::from(answer).take(MOST_BYTES + 1).read_to_end(&mut bytes);
         read.map_err(|e| SysError::io("read", "from the loader", &e)).at(Step::Load)?;

@@ -72,9 +72,14 @@ pub fn find_plain_syscall(pid: i32, regions: &[Region]) -> Result<u64, SysError>
 }
 
 fn find_syscall(pid: i32, vdso: &Region) -> Result<Option<u64>, SysError> {
+    if let Some(at) = SYSCALL_HINT.at(pid, vdso, is_plain_syscall) {
+        return Ok(Some(at));
+    }
     let mut code = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
     vm::read_exact(pid, vdso.start, &mut code)?;
-    Ok((0..code.len().saturating_sub(2)).find(|&i| is_plain_syscall(&code[i..])).map(|i| vdso.start + i as u64))
+    let found =
+        (0..code.len().saturating_sub(2)).find(|&i| is_plain_syscall(&code[i..])).map(|i| vdso.start + i as u64);
+    Ok(found.inspect(|at| SYSCALL_HINT.keep(vdso, *at)))
 }
 
 /// `syscall`, any number of `xor reg, reg` of the same 32-bit register, `ret`.
@@ -95,21 +100,53 @@ fn is_plain_syscall(code: &[u8]) -> bool {
 
 const SIGRETURN: [&[u8]; 2] = [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
 
-/// The last answer: programs of one tree mostly share their C library at other addresses but the same offset; a cheap
-/// hint only, always verified.
-static HINT: AtomicU64 = AtomicU64::new(0);
+/// Where the last process had it: programs of one tree mostly share their code, at other addresses but the same offset. A
+/// cheap hint only, always verified.
+struct Hint {
+    /// Of the mapping, 0 for no hint.
+    len: AtomicU64,
+    /// In the mapping.
+    offset: AtomicU64,
+}
+
+static SYSCALL_HINT: Hint = Hint::none();
+static SIGRETURN_HINT: Hint = Hint::none();
+/// Bytes that are looked at to verify a hint.
+const LOOK: usize = 64;
+
+impl Hint {
+    const fn none() -> Hint {
+        Hint { len: AtomicU64::new(0), offset: AtomicU64::new(0) }
+    }
+
+    fn keep(&self, region: &Region, at: u64) {
+        self.offset.store(at - region.start, Ordering::Relaxed);
+        self.len.store(region.end - region.start, Ordering::Relaxed);
+    }
+
+    /// The place in a mapping of the same size, if its code is good there.
+    fn at(&self, pid: i32, region: &Region, good: impl Fn(&[u8]) -> bool) -> Option<u64> {
+        if self.len.load(Ordering::Relaxed) != region.end - region.start {
+            return None;
+        }
+        let at = region.start + self.offset.load(Ordering::Relaxed);
+        let mut code = [0; LOOK];
+        let there = usize::try_from(region.end.saturating_sub(at)).unwrap_or(LOOK).min(LOOK);
+        vm::read_exact(pid, at, &mut code[..there]).ok()?;
+        good(&code[..there]).then_some(at)
+    }
+}
+
+fn is_sigreturn(code: &[u8]) -> bool {
+    SIGRETURN.iter().any(|s| code.starts_with(s))
+}
 
 fn find_sigreturn(pid: i32, regions: &[Region]) -> Result<Option<u64>, SysError> {
-    let hint = HINT.load(Ordering::Relaxed);
-    let mut probe = [0u8; 9];
-    if hint != 0
-        && regions.iter().any(|r| r.exec && r.start <= hint && hint + 9 <= r.end)
-        && vm::read_exact(pid, hint, &mut probe).is_ok()
-        && SIGRETURN.iter().any(|s| probe.starts_with(s))
-    {
-        return Ok(Some(hint));
+    let code = || regions.iter().filter(|r| r.exec && r.what == RegionKind::Other);
+    if let Some(at) = code().find_map(|r| SIGRETURN_HINT.at(pid, r, is_sigreturn)) {
+        return Ok(Some(at));
     }
-    for r in regions.iter().filter(|r| r.exec && r.what == RegionKind::Other) {
+    for r in code() {
         let mut at = r.start;
         let mut window = vec![0u8; 256 * 1024];
         while at < r.end {
@@ -120,7 +157,7 @@ fn find_sigreturn(pid: i32, regions: &[Region]) -> Result<Option<u64>, SysError>
                 _ => break,
             };
             if let Some(i) = find(&window[..n]) {
-                HINT.store(at + i as u64, Ordering::Relaxed);
+                SIGRETURN_HINT.keep(r, at + i as u64);
                 return Ok(Some(at + i as u64));
             }
             if n < want {
@@ -139,7 +176,7 @@ fn find(code: &[u8]) -> Option<usize> {
     // The rarer bytes first: the system call's number.
     (0..code.len()).find(|&i| {
         let b = code[i];
-        (b == 0x48 || b == 0xb8) && SIGRETURN.iter().any(|s| code[i..].starts_with(s))
+        (b == 0x48 || b == 0xb8) && is_sigreturn(&code[i..])
     })
 }
 
