@@ -59,6 +59,8 @@ fn make(path: &Path) -> std::result::Result<Claim, Cause> {
     private.mode(0o700);
     private.recursive(true).create(above).map_err(failed("mkdir"))?;
     private.recursive(false);
+    // Before there is anything that would be left over.
+    let parent = rustix::fs::open(above, DIRECTORY, Mode::empty()).named("open", || above.display().to_string())?;
     for _ in 0..ATTEMPTS {
         match private.create(path) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists && is_left_over(path) => {
@@ -68,8 +70,6 @@ fn make(path: &Path) -> std::result::Result<Claim, Cause> {
             made => made.map_err(failed("mkdir"))?,
         }
         if let Some(directory) = lock(path) {
-            let parent =
-                rustix::fs::open(above, DIRECTORY, Mode::empty()).named("open", || above.display().to_string())?;
             return Ok(Claim { path: path.to_owned(), directory, parent });
         }
         // Somebody took it for left over, before it had its lock.

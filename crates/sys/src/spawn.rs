@@ -123,9 +123,9 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // Still ours: it was not let go, or it reported a failure. Either way it ends by itself; without its gate at once.
-        drop(self.gate.take());
-        if self.pidfd.is_some() {
+        // Still ours: it was not let go, it reported a failure, or nobody could hear what it reports.
+        if let Some(pidfd) = self.pidfd.take() {
+            let _ = crate::process::send_signal(&pidfd, libc::SIGKILL);
             let _ = crate::wait::wait(Some(self.pid), true);
         }
     }

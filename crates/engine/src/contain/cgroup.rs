@@ -126,14 +126,12 @@ pub fn place(controller: &str) -> Result<Option<PathBuf>> {
     Ok(hierarchy(controller, &mounts, &own).map(|(path, _)| path))
 }
 
-impl Drop for Cgroup {
+impl Drop for Made {
     fn drop(&mut self) {
-        for made in &self.made {
-            if made.aside {
-                step_back(made);
-            }
-            remove(&made.parent, made.name.as_ref());
+        if self.aside {
+            step_back(self);
         }
+        remove(&self.parent, self.name.as_ref());
     }
 }
 
@@ -218,8 +216,13 @@ fn inside(mount: &Mount, member: &Membership) -> Option<PathBuf> {
 fn make(parent: &Path, name: String, path: PathBuf) -> Caused<Made> {
     let above = openat(CWD, parent, DIRECTORY, Mode::empty()).named("open", || format!("{parent:?}"))?;
     mkdirat(&above, name.as_str(), Mode::from_raw_mode(0o755)).named("mkdir", || format!("{path:?}"))?;
-    let fd = openat(&above, name.as_str(), DIRECTORY, Mode::empty()).named("open", || format!("{path:?}"))?;
-    Ok(Made { parent: above, name, path, fd, aside: false })
+    match openat(&above, name.as_str(), DIRECTORY, Mode::empty()).named("open", || format!("{path:?}")) {
+        Ok(fd) => Ok(Made { parent: above, name, path, fd, aside: false }),
+        Err(e) => {
+            remove(&above, name.as_ref());
+            Err(e.into())
+        }
+    }
 }
 
 /// The limit holds for memory and swap together, where swap is counted.
@@ -246,7 +249,8 @@ fn step_aside(parent: &Path, name: String) -> Caused<Made> {
         return Err(SysError::new("write", shown, Errno::BUSY).into());
     }
     let path = parent.join(&name);
-    let made = Made { aside: true, ..make(parent, name, path)? };
+    let mut made = make(parent, name, path)?;
+    made.aside = true;
     for pid in there {
         write(&made.fd, &made.path, "cgroup.procs", &pid.to_string())?;
     }
