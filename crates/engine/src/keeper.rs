@@ -72,7 +72,12 @@ fn live(control: Control) -> i32 {
         }
         Ok((mut kept, started)) => {
             // If the front has died since its tasks run: as if it had died a moment later, the container goes on.
-            let _ = control.send(&Report::Started(started), &[]);
+            if control.send(&Report::Started(started), &[]).is_err() && front_lives(&control).is_ok() {
+                // A front that cannot be told would wait for ever.
+                kept.end();
+                claim::discard(&startup.request.name, directory, parent);
+                return 1;
+            }
             kept.watch(&control);
             0
         }
@@ -409,6 +414,15 @@ impl Kept {
             let _ = crate::state::remove_open(&self.directory, &self.state.name);
         }
         let _ = control.send(&Report::Ended(status), &[]);
+    }
+
+    /// Ends the container at once.
+    fn end(&mut self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        // Gone already, at worst.
+        let _ = Pid::from_raw(self.running.init).map(|init| kill_process(init, Signal::KILL));
+        let _ = self.running.wait();
+        drop(self.running.cgroup.take());
     }
 
     /// Whether somebody holds the lock that says so; what one has left who died before does not count.
