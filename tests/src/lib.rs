@@ -30,3 +30,18 @@ pub use survive::{Via, generations, probe_survives, tick_gap};
 pub use task::{Started, kill, lead_a_session, marked, wait_until};
 pub use terminal::Terminal;
 pub use yendor::{Outcome, PATIENCE, Yendor};
+
+/// Tests of functions that take a [`Flavour`]: each in all three.
+#[macro_export]
+macro_rules! flavours {
+    ($($name:ident)*) => {
+        $(mod $name {
+            #[test]
+            fn root() { super::$name($crate::Flavour::Root) }
+            #[test]
+            fn userns() { super::$name($crate::Flavour::RootUserns) }
+            #[test]
+            fn user() { super::$name($crate::Flavour::user()) }
+        })*
+    };
+}

@@ -451,21 +451,7 @@ fn a_killed_start_is_cleared_up(flavour: Flavour) {
     assert!(run.join("dead").exists());
 }
 
-macro_rules! flavours {
-    ($($name:ident)*) => {
-        $(mod $name {
-            use super::*;
-            #[test]
-            fn root() { super::$name(Flavour::Root) }
-            #[test]
-            fn userns() { super::$name(Flavour::RootUserns) }
-            #[test]
-            fn user() { super::$name(Flavour::user()) }
-        })*
-    };
-}
-
-flavours! {
+yendor_tests::flavours! {
     checkpoint_killed
     ending_checkpoint_killed
     restore_killed

@@ -407,21 +407,7 @@ fn a_full_disk(flavour: Flavour) {
     assert_eq!(tick_gap(&yendor.logs(&container)), None);
 }
 
-macro_rules! flavours {
-    ($($name:ident)*) => {
-        $(mod $name {
-            use super::*;
-            #[test]
-            fn root() { super::$name(Flavour::Root) }
-            #[test]
-            fn userns() { super::$name(Flavour::RootUserns) }
-            #[test]
-            fn user() { super::$name(Flavour::user()) }
-        })*
-    };
-}
-
-flavours! {
+yendor_tests::flavours! {
     a_damaged_image
     no_image
     a_contradictory_image

@@ -227,21 +227,7 @@ fn libc_pid(pid: i64) -> i32 {
     i32::try_from(pid).expect("a pid")
 }
 
-macro_rules! flavours {
-    ($($name:ident)*) => {
-        $(mod $name {
-            use super::*;
-            #[test]
-            fn root() { super::$name(Flavour::Root) }
-            #[test]
-            fn userns() { super::$name(Flavour::RootUserns) }
-            #[test]
-            fn user() { super::$name(Flavour::user()) }
-        })*
-    };
-}
-
-flavours! {
+yendor_tests::flavours! {
     one_image_for_many
     many_in_a_row
     no_leak
