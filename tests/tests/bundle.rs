@@ -186,6 +186,12 @@ fn userns() {
     lives_and_lives_again(Flavour::RootUserns);
 }
 
+/// Without subordinate ids, so without setgroups(2).
+#[test]
+fn an_account_with_one_id() {
+    lives_and_lives_again(Flavour::User("65534".into()));
+}
+
 #[test]
 fn user() {
     lives_and_lives_again(Flavour::user());

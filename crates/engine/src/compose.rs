@@ -55,7 +55,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
         credentials: credential::Record {
             uids: [uid; 4],
             gids: [gid; 4],
-            groups: spec.groups.clone().map_or_else(now_groups, sorted),
+            groups: groups(spec, contained),
             capabilities,
             securebits: 0,
             no_new_privs: spec.no_new_privs,
@@ -96,9 +96,18 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
     })
 }
 
-fn now_groups() -> Vec<u32> {
-    let groups = rustix::process::getgroups().unwrap_or_default();
-    sorted(groups.iter().map(|g| g.as_raw()).collect())
+/// The groups that are asked for; without any, where setgroups(2) is given up, those that the caller cannot get rid of.
+fn groups(spec: &Spec, contained: &Contained) -> Vec<u32> {
+    use std::os::fd::AsFd as _;
+    let proc = contained.host_proc.as_fd();
+    let denied = || yendor_task::tree::read_proc(proc, "self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
+    match &spec.groups {
+        Some(groups) if !groups.is_empty() || !denied() => sorted(groups.clone()),
+        _ => {
+            let now = rustix::process::getgroups().unwrap_or_default();
+            sorted(now.iter().map(|g| g.as_raw()).collect())
+        }
+    }
 }
 
 /// As the kernel keeps them.

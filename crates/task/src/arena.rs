@@ -207,12 +207,23 @@ impl Arena {
     /// # Errors
     /// The first call that did not return what it had to, or the death of the task.
     pub fn run(&self, index: usize, tid: i32, script: &Script) -> Result<Vec<Done>, RunError> {
+        let started = self.start(index, &script.calls)?;
+        self.complete(index, tid, script, started)
+    }
+
+    /// Runs what is left of a script whose first `started` calls [`Self::start`] has started.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn complete(&self, index: usize, tid: i32, script: &Script, started: usize) -> Result<Vec<Done>, RunError> {
         let mut done = Vec::with_capacity(script.calls.len());
-        let mut rest = script.calls.as_slice();
+        let (mut rest, mut n) = (script.calls.as_slice(), started);
         while !rest.is_empty() {
-            let n = self.start(index, rest)?;
             self.finish(index, tid, &rest[..n], script.calls.len() - rest.len(), &mut done)?;
             rest = &rest[n..];
+            if !rest.is_empty() {
+                n = self.start(index, rest)?;
+            }
         }
         Ok(done)
     }
@@ -222,6 +233,9 @@ impl Arena {
     /// # Errors
     /// [`RunError::TooLarge`] when not even one fits.
     pub fn start(&self, index: usize, calls: &[Call]) -> Result<usize, RunError> {
+        if calls.is_empty() {
+            return Ok(0);
+        }
         let at = self.at(index);
         let room = self.slot_size - slot::RECORDS - record::SIZE;
         let mut n = 0;
@@ -234,7 +248,7 @@ impl Arena {
             used += need;
             n += 1;
         }
-        if n == 0 && !calls.is_empty() {
+        if n == 0 {
             let (call, bytes) = calls.first().map_or(("", 0), |c| (c.nr.name(), data_size(c)));
             return Err(RunError::TooLarge { call, bytes });
         }

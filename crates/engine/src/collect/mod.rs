@@ -4,6 +4,7 @@
 //! what only it knows, give it back, and copy its memory. Nothing of the tree is changed at the end.
 
 mod address_space;
+mod ahead;
 mod descriptor;
 mod ghost;
 pub mod ipc;
@@ -31,6 +32,7 @@ use crate::error::{At, Result, Step, With};
 use crate::state;
 
 pub use address_space::Memory;
+use ahead::Ahead;
 pub use security::labels as labels_of;
 use watch::Watch;
 
@@ -95,6 +97,9 @@ pub fn collect(
     let mut robust = RobustList::register().at(Step::Collect)?;
     let mut memory = Memory::new(writer).at(Step::Collect)?;
     let modules = Here::look();
+    let living = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
+    let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
+    let ahead = Ahead::start(own, living).at(Step::Collect)?;
     let mut processes = Vec::new();
     let mut unknown_stops = BTreeSet::new();
     for facts in &order {
@@ -109,6 +114,7 @@ pub fn collect(
                 let mut one = process::Collecting {
                     proc: &proc,
                     facts,
+                    texts: ahead.next(facts.pid).at(Step::Collect).task(inside.0)?,
                     threads,
                     gather,
                     parent,

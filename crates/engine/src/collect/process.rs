@@ -14,7 +14,7 @@ use yendor_policy::lsm::Here;
 use yendor_proc::maps::{Label, Map};
 use yendor_proc::smaps::Smap;
 use yendor_proc::status::Status;
-use yendor_proc::{limits, personality, status, timers};
+use yendor_proc::{personality, status, timers};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
 use yendor_task::live::{self, Borrowed, Region, RegionKind};
@@ -23,6 +23,7 @@ use yendor_task::script::out;
 use yendor_task::tree::read_proc;
 use yendor_task::{Nr, Stopped, args};
 
+use super::ahead::Texts;
 use super::descriptor::Doubts;
 use super::watch::Watch;
 use super::{Facts, Memory};
@@ -33,6 +34,8 @@ pub struct Collecting<'a, 'g, 'w> {
     pub proc: &'a OwnedFd,
     /// What is known of it.
     pub facts: &'a Facts,
+    /// What /proc says of it.
+    pub texts: Texts,
     /// Its stopped threads, leader first.
     pub threads: &'a [Stopped],
     /// What was collected of files.
@@ -120,7 +123,7 @@ impl Collecting<'_, '_, '_> {
         let statuses = self.statuses()?;
         let restricted = self.restricted(&statuses)?;
         let pid = self.facts.pid;
-        let timers = timers::parse(&self.file("timers")?)?;
+        let timers = std::mem::take(&mut self.texts.timers);
         let mut asked: Vec<AskedThread> = self.threads.iter().map(|_| AskedThread::new()).collect();
         let leader = asked.first_mut().ok_or_else(|| Cause::unsupported("a process without threads"))?;
         let inquiry = &mut leader.inquiry;
@@ -136,7 +139,7 @@ impl Collecting<'_, '_, '_> {
         for (asked, restricted) in asked.iter().zip(&restricted) {
             self.watch.permits(restricted, &asked.inquiry.script().calls)?;
         }
-        let smaps = yendor_proc::smaps::parse(&self.file("smaps")?)?;
+        let smaps = std::mem::take(&mut self.texts.smaps);
         let mut shared_pending = signal::Queue::collect(pid, true)?;
         let queues = self.threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
         let regions = regions(&smaps);
@@ -163,22 +166,20 @@ impl Collecting<'_, '_, '_> {
             let i = self.threads.iter().position(|t| t.tid() == tid)?;
             threads.get(i).map(|t| t.tid.0)
         };
-        let coredump = String::from_utf8_lossy(&self.file("coredump_filter")?).trim().to_owned();
-        let oom = String::from_utf8_lossy(&self.file("oom_score_adj")?).trim().to_owned();
         let attributes = attribute::collect_process(
             leader,
             about.attributes,
-            u32::from_str_radix(&coredump, 16).unwrap_or(0),
-            oom.parse().unwrap_or(0),
+            u32::from_str_radix(&self.texts.coredump_filter, 16).unwrap_or(0),
+            self.texts.oom_score_adj.parse().unwrap_or(0),
         )?;
         let exe = self.executable()?;
-        let auxv = self.file("auxv")?;
+        let auxv = std::mem::take(&mut self.texts.auxv);
         let layout = memory::layout::collect(&self.facts.stat, leader.value(about.brk)?, auxv, exe);
         Ok(Alive {
             actions: sigaction::collect(leader, &about.actions)?,
             itimers: itimer::collect(leader, about.itimers)?,
             posix_timers: posix_timer::collect(leader, &timers, &about.timers, &waiting, inside)?,
-            limits: rlimit::collect(&limits::parse(&self.file("limits")?)?),
+            limits: rlimit::collect(&self.texts.limits),
             directory: self.directory()?,
             memory: self.memory.collect(self.proc, pid, layout, &smaps, self.parent, self.gather)?,
             stopped: self.stopped(),

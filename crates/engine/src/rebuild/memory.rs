@@ -31,7 +31,7 @@ impl Memories {
         }
     }
 
-    /// Gives a task its memory, once.
+    /// Gives a task its memory, once; the next script of the task finds it there.
     ///
     /// # Errors
     /// The kernel's, or `Corrupt` for areas that contradict each other.
@@ -62,7 +62,7 @@ impl Memories {
             None => None,
         };
         layout::rebuild(&memory.layout, exe, &mut script);
-        site.run(task, &script)?;
+        site.begin(task, script)?;
         Ok(())
     }
 }

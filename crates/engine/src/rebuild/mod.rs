@@ -15,6 +15,7 @@ mod memory;
 pub mod plan;
 mod process;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -76,6 +77,8 @@ struct Task {
 /// What all steps need.
 struct Site<'a> {
     arena: Arena,
+    /// Scripts that tasks still execute, by slot, and how many of their calls have been started.
+    flying: RefCell<BTreeMap<usize, (Script, usize)>>,
     proc: OwnedFd,
     snapshot: &'a Snapshot,
     /// Descriptor numbers, the same in the keeper and in every stub, of each file.
@@ -205,8 +208,21 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let late = late::Files::before(snapshot, request, above, &mut held).at(Step::Rebuild)?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
     drop(placed);
-    let mut site =
-        Site { arena, proc, snapshot, files, late, objects, pages, parked: Vec::new(), now, confine, labels, held };
+    let mut site = Site {
+        arena,
+        flying: RefCell::default(),
+        proc,
+        snapshot,
+        files,
+        late,
+        objects,
+        pages,
+        parked: Vec::new(),
+        now,
+        confine,
+        labels,
+        held,
+    };
     let mut notes = Vec::new();
     let built = (|| {
         // Before it has any child: all of them are born into the limits.
@@ -321,7 +337,25 @@ impl Running {
 
 impl Site<'_> {
     fn run(&self, task: &Task, script: &Script) -> std::result::Result<Vec<yendor_task::script::Done>, Cause> {
+        self.land(task)?;
         Ok(self.arena.run(task.slot, task.tid, script)?)
+    }
+
+    /// Starts a script whose answers nobody needs: others can be given theirs meanwhile. Whether its calls did what they
+    /// must is known when the task is asked for something again.
+    fn begin(&self, task: &Task, script: Script) -> std::result::Result<(), Cause> {
+        self.land(task)?;
+        let started = self.arena.start(task.slot, &script.calls)?;
+        self.flying.borrow_mut().insert(task.slot, (script, started));
+        Ok(())
+    }
+
+    /// Waits for the script that was begun, if there is one.
+    fn land(&self, task: &Task) -> std::result::Result<(), Cause> {
+        let flying = self.flying.borrow_mut().remove(&task.slot);
+        let Some((script, started)) = flying else { return Ok(()) };
+        self.arena.complete(task.slot, task.tid, &script, started)?;
+        Ok(())
     }
 }
 

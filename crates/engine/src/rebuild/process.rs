@@ -53,6 +53,14 @@ pub fn all(
     let mut living = Vec::new();
     let mut building = Vec::new();
     dismiss(site, plan, tasks, init)?;
+    // Side by side: copying memory is most of what tasks do themselves.
+    for birth in &plan.births {
+        let Some(record) = birth.record.and_then(|i| site.snapshot.processes.get(i)) else { continue };
+        if let State::Alive(alive) = &record.state {
+            let filled = memories.fill(site, &tasks[&birth.pid], birth.pid, alive);
+            filled.at(Step::Rebuild).task(birth.pid)?;
+        }
+    }
     for birth in &plan.births {
         let Some(record) = birth.record.and_then(|i| site.snapshot.processes.get(i)) else { continue };
         let task = &tasks[&birth.pid];
@@ -66,7 +74,7 @@ pub fn all(
             State::Alive(alive) => {
                 let mut one =
                     Building { site, alive, task, pid: birth.pid, threads: Vec::new(), has: site.labels.now() };
-                one.prepare(tasks, memories, domains, &mut next_slot).task(birth.pid)?;
+                one.prepare(tasks, domains, &mut next_slot).task(birth.pid)?;
                 building.push((one, birth.parent));
             }
         }
@@ -176,16 +184,9 @@ struct Building<'a, 's> {
 }
 
 impl Building<'_, '_> {
-    /// Memory, descriptors, everything of the process, and its other threads.
-    fn prepare(
-        &mut self,
-        tasks: &Tasks,
-        memories: &mut Memories,
-        domains: &mut Domains,
-        slot: &mut usize,
-    ) -> Result<()> {
+    /// Descriptors, everything of the process, and its other threads.
+    fn prepare(&mut self, tasks: &Tasks, domains: &mut Domains, slot: &mut usize) -> Result<()> {
         let (site, alive) = (self.site, self.alive);
-        memories.fill(site, self.task, self.pid, alive).at(Step::Rebuild)?;
         let late = late::fetch(site, self.task, &alive.descriptors).at(Step::Rebuild)?;
         let mut script = Script::new();
         if let Some((terminal, fd)) = alive.terminal.and_then(|t| Some((t, site.files.get(&t.file)?))) {
@@ -206,7 +207,7 @@ impl Building<'_, '_> {
         descriptors(site, &alive.descriptors, &late, &mut script).at(Step::Rebuild)?;
         sigaction::rebuild(&alive.actions, &mut script);
         attribute::rebuild_process(&alive.attributes, &mut script);
-        site.run(self.task, &script).at(Step::Rebuild)?;
+        site.begin(self.task, script).at(Step::Rebuild)?;
         self.proc_files().at(Step::Rebuild)?;
         for (task, thread) in self.each() {
             let mut script = Script::new();
