@@ -24,7 +24,7 @@ pub use census::{Bait, Census};
 pub use fault::{Fault, Traced, with_fault};
 pub use forge::{FORMAT, Forge, seal};
 pub use image::{at, copy_image, forge};
-pub use mutate::{Dice, mutate};
+pub use mutate::{Dice, mutate, mutate_image};
 pub use orphan::{Orphans, Random, cgroups, rounds};
 pub use survive::{Via, generations, probe_survives, tick_gap};
 pub use task::{Started, kill, lead_a_session, marked, wait_until};

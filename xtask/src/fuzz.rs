@@ -14,6 +14,8 @@ use crate::{Outcome, host, workspace};
 const IMAGES: &str = "YENDOR_FUZZ_IMAGES";
 /// The number of the first one: the same number makes the same image.
 const SEED: &str = "YENDOR_FUZZ_SEED";
+/// Where those images are kept that do harm.
+const KEEP: &str = "YENDOR_FUZZ_KEEP";
 /// Says to the fuzzer which target it is.
 const TARGET: &str = "YENDOR_FUZZ_TARGET";
 
@@ -72,6 +74,7 @@ pub fn run(options: &Options) -> Outcome {
     if let Some(images) = options.restore {
         session.export(IMAGES, images.to_string());
         session.export(SEED, options.seed.to_string());
+        session.export(KEEP, workspace::target_directory()?.join("fuzz/images"));
         return session.run(&[&PREPARE, &BUILD, &RESTORE]);
     }
     session.run(&[&BUILD])?;
