@@ -89,7 +89,7 @@ impl Here {
             }
             Module::SELinux => (selinux::parts(self.selinux.as_ref()), selinux::load(self.selinux.as_ref())),
             Module::Smack => (smack::parts(self.smack.as_ref()), None),
-            Module::Tomoyo => (tomoyo::parts(self.security.as_ref()), None),
+            Module::Tomoyo => (tomoyo::parts(self.security.as_ref(), labels), None),
         };
         // A load without its boot would say nothing.
         let load = load.filter(|_| !self.boot.is_empty()).map(|load| format!("{} {load}", self.boot));

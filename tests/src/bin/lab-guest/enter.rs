@@ -9,6 +9,7 @@ pub fn enter(module: &str, label: &str, command: &[&str]) -> ExitCode {
     let Some((program, arguments)) = command.split_first() else { return ExitCode::from(2) };
     let (file, text) = match module {
         "apparmor" => ("/proc/self/attr/apparmor/exec", format!("exec {label}")),
+        "tomoyo" => ("/sys/kernel/security/tomoyo/self_domain", label.to_owned()),
         "smack" => ("/proc/self/attr/smack/current", label.to_owned()),
         _ => ("/proc/self/attr/exec", label.to_owned()),
     };

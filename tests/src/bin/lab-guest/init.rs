@@ -72,6 +72,7 @@ pub fn second() -> ExitCode {
         let mut modules: Vec<_> = fs::read_dir("/lab/modules")?.flatten().map(|entry| entry.path()).collect();
         modules.sort();
         modules.iter().try_for_each(|module| load(module))?;
+        crate::tomoyo::activate()?;
         let run = Command::new(SELF).arg("run").env("PATH", "/bin:/sbin").spawn()?;
         Ok(wait_for(run.id()))
     })

@@ -62,16 +62,21 @@ pub fn restored(yendor: &Yendor, image: &Path, options: &[&str], attr: &str) -> 
 /// What file `attr` says of pid 1 of a container, and of all threads of its first process.
 #[track_caller]
 pub fn seen(yendor: &Yendor, container: &str, attr: &str) -> (String, BTreeSet<String>) {
+    seen_by(yendor, container, |task| {
+        let text = fs::read(format!("/proc/{task}/attr/{attr}")).unwrap_or_default();
+        String::from_utf8_lossy(&text).trim_end_matches(['\0', '\n']).to_owned()
+    })
+}
+
+/// The same in whatever way one looks at a task.
+#[track_caller]
+pub fn seen_by(yendor: &Yendor, container: &str, look: impl Fn(&str) -> String) -> (String, BTreeSet<String>) {
     let state = yendor.path("state/run").join(container).join("state.json");
     let state = fs::read_to_string(&state).unwrap_or_else(|error| panic!("{}: {error}", state.display()));
     let state: serde_json::Value = serde_json::from_str(&state).expect("the state is JSON");
-    let read = |path: PathBuf| {
-        let text = fs::read(&path).unwrap_or_default();
-        String::from_utf8_lossy(&text).trim_end_matches(['\0', '\n']).to_owned()
-    };
-    let init = read(PathBuf::from(format!("/proc/{}/attr/{attr}", state["init"])));
     let threads = fs::read_dir(format!("/proc/{}/task", state["main"])).expect("the container runs");
-    (init, threads.flatten().map(|thread| read(thread.path().join("attr").join(attr))).collect())
+    let threads = threads.flatten().map(|thread| look(&thread.file_name().to_string_lossy()));
+    (look(&state["init"].to_string()), threads.collect())
 }
 
 /// Where machines put images for each other: a disk that outlives them.

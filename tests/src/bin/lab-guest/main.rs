@@ -13,6 +13,7 @@ mod labels;
 mod place;
 mod selinux;
 mod table;
+mod tomoyo;
 
 use std::process::ExitCode;
 

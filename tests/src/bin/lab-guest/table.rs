@@ -4,6 +4,7 @@ use crate::apparmor;
 use crate::labels::user;
 use crate::place::Place;
 use crate::selinux;
+use crate::tomoyo;
 use std::panic;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ pub enum On {
     Checkpoints,
     /// Those without.
     NoCheckpoints,
-    /// Those with checkpoints and this module.
+    /// The one that is named like this module, and has it and checkpoints.
     Module(&'static str),
 }
 
@@ -68,13 +69,13 @@ pub fn run() -> ExitCode {
     let place = Place::read();
     println!("lab: machine {} with {}", place.machine, place.modules.join(","));
     let mut failed = 0;
-    for test in TESTS.iter().chain(apparmor::TESTS).chain(selinux::TESTS) {
+    for test in TESTS.iter().chain(apparmor::TESTS).chain(selinux::TESTS).chain(tomoyo::TESTS) {
         let wanted = place.only.as_ref().is_none_or(|word| test.name.contains(word.as_str()));
         let here = match test.on {
             On::Any => true,
             On::Checkpoints => place.kernel >= CHECKPOINTS,
             On::NoCheckpoints => place.kernel < CHECKPOINTS,
-            On::Module(name) => place.kernel >= CHECKPOINTS && place.has(name),
+            On::Module(name) => place.kernel >= CHECKPOINTS && place.machine == name && place.has(name),
         };
         if !wanted || !here {
             continue;
