@@ -80,6 +80,10 @@ fn restore(field: &Field, seed: u64, report: &mut Report) {
     if took > PATIENCE {
         found.push(format!("seed {seed}: takes {took:?}"));
     }
+    if outcome.code == 1 {
+        // Neither damage nor denial: worth a look, though no harm.
+        println!("seed {seed}: {}", outcome.stderr.trim());
+    }
     // "yendor: STEP: ...", or nothing of that sort when it was restored.
     let said = outcome.stderr.lines().find_map(|line| line.strip_prefix("yendor: ")).unwrap_or("restored");
     let step = said.split(':').next().unwrap_or("").to_owned();
