@@ -76,3 +76,17 @@ fn targets_have_names_of_their_own() {
     let names: BTreeSet<&str> = TARGETS.iter().map(|target| target.name).collect();
     assert_eq!(names.len(), TARGETS.len());
 }
+
+#[test]
+#[should_panic(expected = "broken: mutation")]
+fn a_parser_that_panics_on_some_of_them_is_found() {
+    const BROKEN: Target = Target {
+        name: "broken",
+        shape: yendor_fuzz::Shape::Bytes,
+        run: |bytes| {
+            assert!(!bytes.ends_with(b"unlimited"));
+            true
+        },
+    };
+    run(&BROKEN, vec![b"Max cpu time   0   0".to_vec()]);
+}
