@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, Digest};
 use yendor_kinds::Cause;
 use yendor_policy::host::Granted;
-use yendor_sys::{Errno, SysError};
+use yendor_sys::SysError;
 
 use crate::error::{Error, Place, Step};
 use crate::request::Request;
@@ -149,12 +149,13 @@ impl From<Failure> for Error {
         // Names are static in our types; a failure is received once in the life of a process.
         let name = |s: String| -> &'static str { Box::leak(s.into_boxed_str()) };
         let cause = match f.why {
-            Why::Call { call, args, errno } => SysError::new(name(call), args, Errno::from_raw_os_error(errno)).into(),
+            Why::Call { call, args, errno } => SysError::said(name(call), args, errno).into(),
             Why::Unsupported(what) => Cause::Unsupported { what },
             Why::Corrupt(what) => Cause::Corrupt { what },
             Why::Denied { what, hint } => Cause::Denied { what, hint },
             Why::Hole { what, option } => Cause::Hole { what, option },
-            Why::Other { message, code } => Cause::Reported { message, code },
+            // A reader that an image has taken over says what it likes, but not that all is well.
+            Why::Other { message, code } => Cause::Reported { message, code: if code == 0 { 1 } else { code } },
         };
         let place = Place { step: f.step, task: f.task, kind: f.kind.map(name), object: f.object };
         Error { place, cause: Box::new(cause), broken: false, by: f.by }
@@ -164,6 +165,7 @@ impl From<Failure> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use yendor_sys::Errno;
 
     #[test]
     fn a_failure_keeps_its_meaning_on_the_way() {
@@ -171,5 +173,17 @@ mod tests {
         let text = serde_json::to_string(&Failure::from(&e)).expect("json");
         let back = Error::from(serde_json::from_str::<Failure>(&text).expect("failure"));
         assert_eq!((back.to_string(), back.exit_code()), (e.to_string(), e.exit_code()));
+    }
+
+    /// Found by fuzzing what a loader may send.
+    #[test]
+    fn a_failure_that_cannot_be_is_one_all_the_same() {
+        let failure = |why| Failure { step: Step::Load, task: None, kind: None, object: None, by: None, why };
+        for errno in [0, -1, 4096, i32::MIN, i32::MAX] {
+            let call = Why::Call { call: "open".into(), args: String::new(), errno };
+            let error = Error::from(failure(call));
+            assert_eq!(error.cause.sys().map(|e| e.errno), Some(Errno::IO), "{errno}");
+        }
+        assert_eq!(Error::from(failure(Why::Other { message: "well".into(), code: 0 })).exit_code(), 1);
     }
 }

@@ -38,6 +38,13 @@ impl SysError {
         Self::new(call, args, errno)
     }
 
+    /// A failure whose number somebody else says, who may lie: what is no errno counts as `EIO`.
+    #[must_use]
+    pub fn said(call: &'static str, args: impl Into<String>, errno: i32) -> Self {
+        let errno = Some(errno).filter(|n| (1..4096).contains(n));
+        Self::new(call, args, errno.map_or(Errno::IO, Errno::from_raw_os_error))
+    }
+
     /// Whether the kernel refused for lack of permission.
     #[must_use]
     pub fn is_denied(&self) -> bool {

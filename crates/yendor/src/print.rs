@@ -28,10 +28,19 @@ pub fn out(text: &str) {
     let _ = writeln!(stdout, "{text}");
 }
 
-/// An error; never silenced.
+/// An error; never silenced. It may quote an image, or whoever has read one: what would steer a terminal is spelt.
 pub fn error(text: &str) {
     let mut stderr = std::io::stderr().lock();
-    let _ = writeln!(stderr, "{text}");
+    let _ = writeln!(stderr, "{}", steady(text));
+}
+
+/// Text of several lines that steers no terminal.
+fn steady(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && !matches!(c, '\n' | '\t') { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// A word on what was done; not with -q.
@@ -165,5 +174,6 @@ mod tests {
     #[test]
     fn a_name_cannot_steer_a_terminal() {
         assert_eq!(safe("a\x1b[31m'\n\u{202e}"), "a\\u{1b}[31m'\\n\\u{202e}");
+        assert_eq!(steady("a\x1b[31m'\n\té\r\u{9b}"), "a\\u{1b}[31m'\n\té\\r\\u{9b}");
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn loopback_up() -> Caused<()> {
     let errno = answer.get(16..length.min(20)).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
     match errno {
         Some(0) => Ok(()),
-        Some(e) => Err(SysError::new("sendto", shown(), Errno::from_raw_os_error(-e)).into()),
+        Some(e) => Err(SysError::said("sendto", shown(), e.saturating_neg()).into()),
         None => Err(SysError::new("recvfrom", shown(), Errno::BADMSG).into()),
     }
 }

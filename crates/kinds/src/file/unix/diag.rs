@@ -105,8 +105,7 @@ fn messages(mut rest: &[u8], all: &mut BTreeMap<u32, Info>, consistent: &mut boo
             Some(DONE) => return Ok(false),
             Some(ERROR) => {
                 let code = word(message, 16).map_or(0, u32::cast_signed);
-                let errno = Errno::from_raw_os_error(-code);
-                return Err(SysError::new("recv", "NETLINK_SOCK_DIAG", errno).into());
+                return Err(SysError::said("recv", "NETLINK_SOCK_DIAG", code.saturating_neg()).into());
             }
             _ => {
                 let (inode, info) = socket(&message[16..]).ok_or_else(bad)?;
