@@ -35,8 +35,9 @@ pub fn snapshot(document: &[u8]) -> bool {
 /// A table of contents in which every run of pages that is checked against it can be.
 fn listing_pages() -> Manifest {
     let pages = (0..4).map(|n| (pages_name(n), 1 << 30));
-    let files = pages.map(|(name, bytes)| yendor_image::FileEntry { name, bytes, blake3: Digest::of(b"") });
-    Manifest { created: 0, generation: 0, kind: Kind::Container, files: files.collect() }
+    let files =
+        pages.map(|(name, bytes)| yendor_image::FileEntry { name, bytes, blake3: Digest::of(b""), content: None });
+    Manifest { created: 0, generation: 0, kind: Kind::Container, encryption: None, files: files.collect() }
 }
 
 /// `format` and `manifest.json`: as they come, and with a right seal, which nobody would guess.
@@ -80,7 +81,7 @@ pub fn answer(bytes: &[u8]) -> bool {
         for name in NAMES.iter().filter_map(|name| name()) {
             let _ = fs::remove_file(place.join(name));
         }
-        assert!(loaded.open(open_directory(place).expect("a directory of our own")).is_err());
+        assert!(loaded.open(open_directory(place).expect("a directory of our own"), None).is_err());
     });
     true
 }

@@ -83,15 +83,15 @@ fn of_image(name: &str, image: &Path, seeds: &mut Vec<Seed>) {
     let document = read(RECORDS_FILE);
     let snapshot: Snapshot = cbor::decode(&document, &Limits::default()).expect("our own records");
     let bytes = u64::try_from(document.len()).expect("a length");
-    let files = vec![FileEntry { name: RECORDS_FILE.into(), bytes, blake3: Digest::of(&document) }];
-    let bare = Manifest { created: 1, generation: 1, kind: Kind::Container, files };
+    let files = vec![FileEntry { name: RECORDS_FILE.into(), bytes, blake3: Digest::of(&document), content: None }];
+    let bare = Manifest { created: 1, generation: 1, kind: Kind::Container, encryption: None, files };
     let body = sealed_part(&bare.encode(Version::V1).expect("a manifest"));
     let whole = [(0, read(FORMAT_FILE)), (0x81, body), (2, document.clone())];
     let whole = whole.iter().flat_map(|(which, content)| piece(*which, content)).collect();
     let mut seed = |target: &str, bytes: Vec<u8>| seeds.push((target.to_owned(), name.to_owned(), bytes));
     seed("image_directory", whole);
     seed("image_manifest", sealed_part(&read(MANIFEST_FILE)));
-    seed("loader_answer", answer(&(Version::V1.line().to_vec(), &bare, &snapshot)));
+    seed("loader_answer", answer(&(Version::V1.line().to_vec(), &bare, &snapshot, None::<String>)));
     seed("image_records", document.clone());
     seed("image_snapshot", document);
 }

@@ -38,11 +38,12 @@ pub struct Admitted {
     pub granted: Granted,
 }
 
-/// Asks before anything is known of the image: the kernel, then the policy about as much as the caller has said.
+/// Asks before anything is known of the image: the kernel, then the policy about as much as the caller has said. Returns what
+/// the policy gives, whose signature on an image it wants among it.
 ///
 /// # Errors
 /// A permission error that says which file or sysctl forbids it.
-pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<()> {
+pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<Granted> {
     root_for_host(request).at(Step::Admit)?;
     let others = Namespaces::NEWNS
         | Namespaces::NEWIPC
@@ -51,7 +52,7 @@ pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<
         | Namespaces::NEWPID
         | Namespaces::NEWTIME;
     yendor_sys::clone::trial(request.userns == Userns::Auto, others).map_err(why_no_namespace).at(Step::Admit)?;
-    policy(request, verb, network_is_asked_for, &Handed::open(request)?).map(drop)
+    policy(request, verb, network_is_asked_for, &Handed::open(request)?)
 }
 
 /// Whether the host lets the caller do this at all.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
+use yendor_image::crypt::Recipients;
 use yendor_image::upgrade::Version;
 use yendor_image::{Bytes, Digest, Kind, Writer};
 use yendor_kinds::file::timerfd::Clocks;
@@ -45,6 +46,8 @@ pub struct Options {
     pub leave_running: bool,
     /// Who signs the image.
     pub sign: Option<Signer>,
+    /// Who can open it; none: everybody.
+    pub encrypt_to: Option<Recipients>,
     /// The tasks stay, stopped.
     pub leave_stopped: bool,
     /// Kinds whose loss the caller accepts.
@@ -87,7 +90,7 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
     refuse_old_kernel(&proc).at(Step::Freeze)?;
     raise_descriptor_limit();
     // Fails early where nothing can be written.
-    let mut writer = new_writer(target, output)?;
+    let mut writer = new_writer(target, output, options)?;
     if let Target::Container(state, _) = target {
         join(state).at(Step::Freeze)?;
     }
@@ -98,15 +101,18 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
             Err(e) if matches!(*e.cause, Cause::Passing { .. }) && !e.broken && begin.elapsed() < PATIENCE => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(100));
-                writer = new_writer(target, output)?;
+                writer = new_writer(target, output, options)?;
             }
             done => return done,
         }
     }
 }
 
-fn new_writer(target: &Target, output: &Path) -> Result<Writer> {
+fn new_writer(target: &Target, output: &Path, options: &Options) -> Result<Writer> {
     let mut writer = Writer::create(output).at(Step::Store)?;
+    if let Some(recipients) = &options.encrypt_to {
+        writer.encrypt_to(recipients.clone());
+    }
     match target {
         Target::Container(state, _) => writer.generation(state.generation.saturating_add(1)),
         Target::Tree(_) => {

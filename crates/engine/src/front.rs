@@ -13,14 +13,14 @@ use yendor_sys::SysError;
 use crate::admit::{self, Admitted, admit};
 use crate::claim::Claim;
 use crate::contain::Given;
-use crate::control::Control;
+use crate::control::{Control, MAX_DESCRIPTORS};
 use crate::error::{At, Error, Result, Step};
 pub use crate::keeper::keeper_main;
-use crate::load::open_directory;
+use crate::load::{Plain, Raised, open_directory};
 use crate::request::Request;
 use crate::sign::Trust;
 use crate::state::{self, Places};
-use crate::wire::{Report, Startup};
+use crate::wire::{More, Report, Startup};
 pub use crate::wire::{Spec, Stdio};
 
 /// A container to start.
@@ -87,11 +87,12 @@ fn keeper_gone(step: Step) -> Error {
     Error::new(step, Cause::Reported { message: "the keeper died".into(), code: 1 })
 }
 
-/// Starts a container: admit, then everything else in the keeper. Returns when its tasks run.
+/// Starts a container: admit, then everything else in the keeper. Returns when its tasks run. `plain`: what is in an encrypted
+/// image; the keeper alone has it then.
 ///
 /// # Errors
 /// Whatever forbade or hindered it; nothing is left.
-pub fn launch(what: &Launch) -> Result<Started> {
+pub fn launch(what: &Launch, plain: Option<Plain>) -> Result<Started> {
     let begin = std::time::Instant::now();
     let verb = match what.source {
         Source::Compose(_) => Verb::Run,
@@ -108,7 +109,7 @@ pub fn launch(what: &Launch) -> Result<Started> {
             return Err(e);
         }
     };
-    match hand_over(what, &claim, admitted) {
+    match hand_over(what, plain, &claim, admitted) {
         Ok(mut started) => {
             started.timings.insert(0, ("admit".into(), admitted_us));
             Ok(started)
@@ -128,7 +129,7 @@ fn us(since: std::time::Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn hand_over(what: &Launch, claim: &Claim, admitted: Admitted) -> Result<Started> {
+fn hand_over(what: &Launch, plain: Option<Plain>, claim: &Claim, admitted: Admitted) -> Result<Started> {
     let directory = claim.path();
     let Admitted { control, handed, granted, .. } = admitted;
     let mut descriptors: Vec<OwnedFd> = Vec::new();
@@ -169,9 +170,16 @@ fn hand_over(what: &Launch, claim: &Claim, admitted: Admitted) -> Result<Started
         image: what.image_ref.clone(),
         seal: if let Source::Image(_, seal) = what.source { seal } else { None },
         remove: what.remove,
+        plain: plain.as_ref().map(|plain| (plain.descriptors().len(), plain.index())),
         window: window(),
     };
     control.send(&startup, &all).at(Step::Contain)?;
+    if let Some(plain) = plain {
+        // Descriptors on their way count too (ETOOMANYREFS, unix(7)).
+        let _limit = Raised::raise();
+        let descriptors = plain.descriptors();
+        descriptors.chunks(MAX_DESCRIPTORS).try_for_each(|some| control.send(&More, some)).at(Step::Contain)?;
+    }
     match control.receive::<Report>().at(Step::Contain)? {
         Some((Report::Started(s), _)) => Ok(Started {
             main: s.main,

@@ -25,12 +25,12 @@ use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
 use crate::hole;
 use crate::label::Labels;
-use crate::load::Loader;
+use crate::load::{Loader, Plain};
 use crate::rebuild::{Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
 use crate::request::{Mount, Request, Root};
 use crate::state::{self, Standard, State, Status};
-use crate::wire::{Failure, Report, Started, Startup, Stdio};
+use crate::wire::{Failure, More, Report, Started, Startup, Stdio};
 
 /// Phases and how long they took.
 struct Clock {
@@ -72,12 +72,7 @@ fn live(control: Control) -> i32 {
         }
         Ok((mut kept, started)) => {
             // If the front has died since its tasks run: as if it had died a moment later, the container goes on.
-            if control.send(&Report::Started(started), &[]).is_err() && front_lives(&control).is_ok() {
-                // A front that cannot be told would wait for ever.
-                kept.end();
-                claim::discard(&startup.request.name, directory, parent);
-                return 1;
-            }
+            let _ = control.send(&Report::Started(started), &[]);
             kept.watch(&control);
             0
         }
@@ -116,6 +111,7 @@ fn front_lives(control: &Control) -> std::result::Result<(), Cause> {
 /// Everything up to the point where the tasks run; whatever fails, fails before that.
 fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Result<(Kept, Started)> {
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
+    raise_descriptor_limit();
     let mut descriptors = descriptors.into_iter();
     let mut next = || {
         descriptors.next().ok_or_else(|| SysError::new("recvmsg", "a descriptor is missing", rustix::io::Errno::BADMSG))
@@ -125,8 +121,9 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let mut labels = Labels::look(&startup.request, image.as_ref())?;
     let given = Given::received(&startup.request, &mut descriptors)?;
     // Now: later children are born into the container's pid namespace. It reads nothing before there is a container.
-    let loader = image.as_ref().map(|image| Loader::start(image.as_fd(), &startup.trust)).transpose()?;
-    raise_descriptor_limit();
+    let mut plain = startup.plain.map(|shape| receive_plain(control, shape)).transpose().at(Step::Load)?;
+    let start = |image: &OwnedFd| Loader::start(image.as_fd(), plain.as_ref(), &startup.trust);
+    let loader = image.as_ref().map(start).transpose()?;
     let mut contained = contain::prepare(&startup.request, given)?;
     let mut request = startup.request.clone();
     // What a terminal shows while nobody looks goes to the log.
@@ -142,7 +139,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let (reader, snapshot) = match (&startup.spec, loader.zip(image)) {
         (Some(spec), _) => (None, compose::compose(spec, &startup.request, &contained, console.is_some())?),
         (None, Some((loader, image))) => {
-            let (reader, snapshot) = loader.load()?.open(image)?;
+            let (reader, snapshot) = loader.load()?.open(image, plain.take())?;
             check_seal(&reader, startup.seal).at(Step::Load)?;
             (Some(reader), snapshot)
         }
@@ -214,6 +211,18 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
         },
         started,
     ))
+}
+
+/// What is in the files of an encrypted image, from the front.
+fn receive_plain(control: &Control, (count, records): (usize, usize)) -> std::result::Result<Plain, Cause> {
+    let mut files = Vec::new();
+    while files.len() < count {
+        match control.receive::<More>()? {
+            Some((More, more)) if !more.is_empty() => files.extend(more),
+            _ => break,
+        }
+    }
+    Plain::received(files, records)
 }
 
 /// What the container has of the world outside.
@@ -414,15 +423,6 @@ impl Kept {
             let _ = crate::state::remove_open(&self.directory, &self.state.name);
         }
         let _ = control.send(&Report::Ended(status), &[]);
-    }
-
-    /// Ends the container at once.
-    fn end(&mut self) {
-        use rustix::process::{Pid, Signal, kill_process};
-        // Gone already, at worst.
-        let _ = Pid::from_raw(self.running.init).map(|init| kill_process(init, Signal::KILL));
-        let _ = self.running.wait();
-        drop(self.running.cgroup.take());
     }
 
     /// Whether somebody holds the lock that says so; what one has left who died before does not count.

@@ -79,6 +79,27 @@ fn is_by(key: &str, document: &[u8], signature: Option<&[u8]>) -> bool {
     public_key(key).is_some_and(|key| key.verify(document, &signature, false).is_ok())
 }
 
+/// The id of the key that a signature claims to be by, as minisign prints it: 16 hexadecimal digits.
+pub(crate) fn key_id(signature: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(signature).ok()?;
+    minisign_verify::Signature::decode(text).ok()?;
+    let letters = text.lines().nth(1)?.as_bytes();
+    // Two bytes of algorithm, eight of the id, in base64: the first 16 letters are 12 bytes.
+    let value = |letter: &u8| match letter {
+        b'A'..=b'Z' => Some(letter - b'A'),
+        b'a'..=b'z' => Some(letter - b'a' + 26),
+        b'0'..=b'9' => Some(letter - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let bits =
+        letters.get(..16)?.iter().try_fold(0_u128, |bits, letter| Some(bits << 6 | u128::from(value(letter)?)))?;
+    // The 16 letters hold bytes 0 to 11; those of the id are 2 to 9, the lowest first.
+    let id = bits >> 16 & u128::from(u64::MAX);
+    u64::try_from(id).ok().map(|id| format!("{:016X}", id.swap_bytes()))
+}
+
 /// The key in the text of a public key file, or in its second line alone.
 fn public_key(text: &str) -> Option<minisign_verify::PublicKey> {
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;

@@ -10,7 +10,7 @@ use crate::error::{Error, Place, Step};
 use crate::request::Request;
 use crate::sign::Trust;
 
-/// The front's first and only message. Descriptors: the container's directory with its lock and the one it lies in; standard
+/// The front's first message, and its only one but for [`More`]. Descriptors: the container's directory with its lock and the one it lies in; standard
 /// input, output and error; for an image its directory; then what the request needs (see [`crate::contain::Given`]).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Startup {
@@ -28,11 +28,17 @@ pub struct Startup {
     pub image: Option<String>,
     /// Which image it is, by content, where the caller has looked.
     pub seal: Option<Digest>,
+    /// Of an encrypted image: how many files it has in clear, and which of them are the records. They come with [`More`].
+    pub plain: Option<(usize, usize)>,
     /// Rows and columns of the caller's terminal, where there is one.
     pub window: Option<(u16, u16)>,
     /// Whether the container's directory goes when it has ended.
     pub remove: bool,
 }
+
+/// Descriptors that did not go with the first message: the files of an encrypted image in clear.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct More;
 
 /// A program to start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

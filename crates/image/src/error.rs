@@ -78,6 +78,24 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// A file was to be written by others in an image that is encrypted.
+    #[error("{file}: cannot be encrypted when others write it")]
+    Plain {
+        /// The file.
+        file: String,
+    },
+    /// A file is encrypted, and no identity was given.
+    #[error("{file}: is encrypted")]
+    Encrypted {
+        /// The file.
+        file: String,
+    },
+    /// A file is encrypted, and not to any of the identities that were given.
+    #[error("{file}: is encrypted, and none of the identities opens it")]
+    NotForUs {
+        /// The file.
+        file: String,
+    },
     /// An image was committed while a file of it was not finished or adopted.
     #[error("{file}: not finished")]
     Unfinished {
@@ -96,7 +114,13 @@ impl Error {
             | Error::Format { .. }
             | Error::Version { .. }
             | Error::TooLarge { .. } => true,
-            Error::Io { .. } | Error::Exists { .. } | Error::Name { .. } | Error::Unfinished { .. } => false,
+            Error::Io { .. }
+            | Error::Exists { .. }
+            | Error::Name { .. }
+            | Error::Plain { .. }
+            | Error::Encrypted { .. }
+            | Error::NotForUs { .. }
+            | Error::Unfinished { .. } => false,
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod bytes;
 pub mod cbor;
+pub mod crypt;
 mod digest;
 mod error;
 mod id;
@@ -21,7 +22,7 @@ pub use digest::Digest;
 pub use error::{Error, Result};
 pub use id::{Addr, FdNum, FileId, MmId, NsId, NsPid, ShmId, Tid};
 pub use limits::Limits;
-pub use manifest::{FileEntry, Kind, Manifest};
+pub use manifest::{Encryption, FileEntry, Kind, Manifest, Method};
 pub use page::{PAGE_BYTES, PageRun, pages_name};
 pub use reader::{Directory, Documents, Reader, SignedTable, Table};
 pub use writer::{FileWriter, Writer, is_partial};

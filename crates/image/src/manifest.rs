@@ -1,5 +1,6 @@
 //! `manifest.json`: which files an image has, how large they are, and their digests; sealed by a digest of its own.
 
+use crate::crypt;
 use crate::upgrade::Version;
 use crate::{Digest, Error, FORMAT_FILE, Limits, MANIFEST_FILE, RECORDS_FILE, Result, SIGNATURE_FILE, is_file_name};
 use serde::{Deserialize, Serialize};
@@ -15,9 +16,26 @@ pub enum Kind {
     Tree,
 }
 
-/// The table of contents of an image.
+/// How the files of an image are encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Each is a file of the age format, whose recipients have X25519 keys.
+    AgeX25519,
+}
+
+/// That an image is encrypted, and who can open it according to its writer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Encryption {
+    /// How.
+    pub method: Method,
+    /// Public keys (`age1...`), as the writer was given them. The files themselves do not tell.
+    pub recipients: Vec<String>,
+}
+
+/// The table of contents of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// When the image was written: seconds since 1970-01-01T00:00:00Z.
     pub created: u64,
@@ -25,23 +43,38 @@ pub struct Manifest {
     pub generation: u64,
     /// What it was taken from.
     pub kind: Kind,
+    /// How the files are encrypted; none: they are not.
+    pub encryption: Option<Encryption>,
     /// All files but `format` and `manifest.json`, ascending by name.
     pub files: Vec<FileEntry>,
 }
 
 /// One file of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct FileEntry {
-    /// Name in the image's directory; see [`is_file_name`].
+    /// Name, by which records know it; see [`is_file_name`].
     pub name: String,
-    /// Size in bytes.
+    /// Size in bytes, as it lies on the disk.
     pub bytes: u64,
-    /// Digest of the content.
+    /// Digest of what lies on the disk.
     pub blake3: Digest,
+    /// Size in bytes of what is in it, where that is encrypted.
+    pub content: Option<u64>,
+}
+
+impl FileEntry {
+    /// Size in bytes of what is in it.
+    pub fn content_bytes(&self) -> u64 {
+        self.content.unwrap_or(self.bytes)
+    }
 }
 
 impl Manifest {
+    /// The name that a file has in the directory.
+    pub fn stored_name(&self, name: &str) -> String {
+        stored_name(name, self.encryption.is_some())
+    }
+
     /// The entry of the file `name`.
     pub fn file(&self, name: &str) -> Option<&FileEntry> {
         let at = self.files.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok()?;
@@ -71,10 +104,11 @@ impl Manifest {
             return Err(Error::TooLarge { file, bytes: length, limit: limits.manifest_bytes });
         }
         let body = unseal(version, document)?;
-        let manifest: Manifest = serde_json::from_slice(&[body, BODY_END].concat()).map_err(|error| {
+        let read: Document = serde_json::from_slice(&[body, BODY_END].concat()).map_err(|error| {
             let offset = offset_of(body, error.line(), error.column());
             Error::format(MANIFEST_FILE, offset, error.to_string().escape_debug().take(200).collect::<String>())
         })?;
+        let manifest = Manifest::from(read);
         manifest.check(limits)?;
         let spelled = manifest.body()?;
         if spelled != body {
@@ -94,27 +128,101 @@ impl Manifest {
         let mut before = "";
         for entry in &self.files {
             let name = entry.name.as_str();
-            if !is_file_name(name) || [FORMAT_FILE, MANIFEST_FILE, SIGNATURE_FILE].contains(&name) {
+            if !is_file_name(name)
+                || !is_file_name(&self.stored_name(name))
+                || [FORMAT_FILE, MANIFEST_FILE, SIGNATURE_FILE].contains(&name)
+            {
                 return wrong(format!("{name:.80?} is not a name for a file of an image"));
             }
             if name <= before {
                 return wrong(format!("{name:?} is not in ascending order"));
             }
             before = name;
+            self.check_content(entry)?;
         }
+        self.check_recipients()?;
         match self.file(RECORDS_FILE) {
             Some(_) => Ok(()),
             None => wrong(format!("{RECORDS_FILE} is not listed")),
         }
     }
 
+    fn check_content(&self, entry: &FileEntry) -> Result<()> {
+        let right = match (&self.encryption, entry.content) {
+            (None, None) => true,
+            (Some(_), Some(content)) => content < entry.bytes,
+            _ => false,
+        };
+        let name = &entry.name;
+        if right {
+            Ok(())
+        } else {
+            Err(Error::format(MANIFEST_FILE, 0, format!("{name:?}: content cannot be so large")))
+        }
+    }
+
+    fn check_recipients(&self) -> Result<()> {
+        let Some(Encryption { method: Method::AgeX25519, recipients }) = &self.encryption else { return Ok(()) };
+        let twice = |(at, one): (usize, &String)| recipients.iter().take(at).any(|other| other == one);
+        let known = recipients.iter().all(|recipient| crypt::is_recipient(recipient));
+        if !(1..=crypt::MOST_RECIPIENTS).contains(&recipients.len())
+            || !known
+            || recipients.iter().enumerate().any(twice)
+        {
+            return Err(Error::format(MANIFEST_FILE, 0, "its recipients cannot be"));
+        }
+        Ok(())
+    }
+
     /// Everything that the seal covers, without the `}` that closes the document.
     fn body(&self) -> Result<Vec<u8>> {
+        let document = Document::from(self.clone());
         let mut body =
-            serde_json::to_vec_pretty(self).map_err(|error| Error::format(MANIFEST_FILE, 0, error.to_string()))?;
+            serde_json::to_vec_pretty(&document).map_err(|error| Error::format(MANIFEST_FILE, 0, error.to_string()))?;
         body.truncate(body.len().saturating_sub(BODY_END.len()));
         Ok(body)
     }
+}
+
+/// `manifest.json` as it is spelled: what is absent is not there. [`Manifest`] travels in encodings that cannot leave out.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    created: u64,
+    generation: u64,
+    kind: Kind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    encryption: Option<Encryption>,
+    files: Vec<DocumentFile>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DocumentFile {
+    name: String,
+    bytes: u64,
+    blake3: Digest,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content: Option<u64>,
+}
+
+impl From<Manifest> for Document {
+    fn from(Manifest { created, generation, kind, encryption, files }: Manifest) -> Document {
+        let file = |FileEntry { name, bytes, blake3, content }| DocumentFile { name, bytes, blake3, content };
+        Document { created, generation, kind, encryption, files: files.into_iter().map(file).collect() }
+    }
+}
+
+impl From<Document> for Manifest {
+    fn from(Document { created, generation, kind, encryption, files }: Document) -> Manifest {
+        let file = |DocumentFile { name, bytes, blake3, content }| FileEntry { name, bytes, blake3, content };
+        Manifest { created, generation, kind, encryption, files: files.into_iter().map(file).collect() }
+    }
+}
+
+/// The name that a file has in the directory of an image.
+pub(crate) fn stored_name(name: &str, encrypted: bool) -> String {
+    if encrypted { format!("{name}.age") } else { name.to_owned() }
 }
 
 const BODY_END: &[u8] = b"\n}";
@@ -166,11 +274,17 @@ mod tests {
     use super::*;
 
     fn sample() -> Manifest {
-        let entry = |name: &str, bytes| FileEntry { name: name.to_owned(), bytes, blake3: Digest::of(name.as_bytes()) };
+        let entry = |name: &str, bytes| FileEntry {
+            name: name.to_owned(),
+            bytes,
+            blake3: Digest::of(name.as_bytes()),
+            content: None,
+        };
         Manifest {
             created: 1_767_225_600,
             generation: u64::MAX,
             kind: Kind::Tree,
+            encryption: None,
             files: vec![entry("pages-0", 4096), entry("pages-10", 0), entry("records.cbor", 1)],
         }
     }
@@ -245,6 +359,57 @@ mod tests {
             assert!(matches!(error, Error::Format { .. }), "{from} -> {to}: {error}");
             assert!(!error.to_string().contains('\x1b'));
         }
+    }
+
+    const RECIPIENT: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+
+    fn encrypted() -> Manifest {
+        let mut manifest = sample();
+        let recipients = vec![RECIPIENT.to_owned()];
+        manifest.encryption = Some(Encryption { method: Method::AgeX25519, recipients });
+        manifest.files.iter_mut().for_each(|entry| {
+            entry.content = Some(entry.bytes);
+            entry.bytes += 250;
+        });
+        manifest
+    }
+
+    #[test]
+    fn encryption_is_said_of_all_or_of_none() {
+        let manifest = encrypted();
+        let document = manifest.encode(Version::V1).unwrap();
+        assert_eq!(decode(&document).unwrap(), manifest);
+        let json: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!(json["encryption"]["method"], "age-x25519");
+        assert_eq!(json["files"][0]["content"], 4096);
+        assert_eq!((manifest.stored_name("pages-0"), sample().stored_name("a")), ("pages-0.age".into(), "a".into()));
+        type Change = fn(&mut Manifest);
+        let wrong: [(&str, Change); 9] = [
+            ("a file in clear", |m| m.files[1].content = None),
+            ("a file in cipher", |m| m.encryption = None),
+            ("more than there is", |m| m.files[0].content = Some(m.files[0].bytes)),
+            ("nobody", |m| m.encryption.as_mut().unwrap().recipients.clear()),
+            ("twice", |m| m.encryption.as_mut().unwrap().recipients.push(RECIPIENT.to_owned())),
+            ("no key", |m| m.encryption.as_mut().unwrap().recipients.push("age1\u{1b}[2J".to_owned())),
+            ("too many", |m| {
+                let letters = "qpzry9x8gf2tvdw0s3jn54khce6mua7l";
+                let recipients = &mut m.encryption.as_mut().unwrap().recipients;
+                *recipients = (0..65)
+                    .map(|at| format!("age1{}{}", &letters[at / 32..=at / 32], &letters[at % 32..=at % 32].repeat(57)))
+                    .collect();
+            }),
+            ("a long name", |m| m.files[0].name = "a".repeat(61)),
+            ("a name that only the ending makes one", |m| m.files[0].name = String::new()),
+        ];
+        for (what, change) in wrong {
+            let mut manifest = encrypted();
+            change(&mut manifest);
+            let error = decode(&manifest.encode(Version::V1).unwrap()).unwrap_err();
+            assert!(matches!(error, Error::Format { .. }), "{what}: {error}");
+        }
+        let body = String::from_utf8(sample().body().unwrap()).unwrap();
+        let null = body.replacen("\"files\"", "\"encryption\": null,\n  \"files\"", 1);
+        assert!(decode(&seal(Version::V1, null.as_bytes())).is_err(), "one spelling");
     }
 
     #[test]

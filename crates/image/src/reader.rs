@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,8 @@ pub struct Reader {
     version: Version,
     manifest: Manifest,
     limits: Limits,
+    /// What is in the files, in their order, once somebody has decrypted them.
+    content: Option<Vec<File>>,
 }
 
 impl Reader {
@@ -72,11 +74,26 @@ impl Reader {
     /// An image whose table of contents somebody else has read. Every name and number in it is checked again.
     pub fn assemble(dir: OwnedFd, version: Version, manifest: Manifest, limits: Limits) -> Result<Reader> {
         manifest.check(&limits)?;
-        let reader = Reader { dir, version, manifest, limits };
+        let reader = Reader { dir, version, manifest, limits, content: None };
         for entry in &reader.manifest.files {
-            reader.open_entry(entry)?;
+            reader.open_stored(entry)?;
         }
         Ok(reader)
+    }
+
+    /// Gives the reader of an encrypted image what is in its files: one for each, in the manifest's order, which somebody has
+    /// decrypted, and compared with their digests on the way.
+    pub fn decrypted(&mut self, content: Vec<File>) -> Result<()> {
+        let files = &self.manifest.files;
+        if self.manifest.encryption.is_none() || content.len() != files.len() {
+            return Err(Error::format(MANIFEST_FILE, 0, "not as many files as were decrypted"));
+        }
+        for (entry, file) in files.iter().zip(&content) {
+            let bytes = file.metadata().map_err(|source| Error::io(&entry.name, "stat", source))?.len();
+            check_size(&entry.name, entry.content_bytes(), bytes)?;
+        }
+        self.content = Some(content);
+        Ok(())
     }
 
     /// The table of contents.
@@ -106,21 +123,35 @@ impl Reader {
 
     /// Reads the records: size, digest, shape, types, spelling, in this order, of the same bytes in memory.
     pub fn records<T: Serialize + DeserializeOwned>(&self) -> Result<T> {
-        let (file, bytes) = open_regular(self.dir.as_fd(), RECORDS_FILE)?;
+        let (file, bytes) = self.open_file(RECORDS_FILE)?;
         decode_records(&file, bytes, self.version, &self.manifest, &self.limits)
     }
 
-    /// Opens a file for reading; also says its size in bytes, which is the manifest's. The content is not checked: see
-    /// [`Reader::verify`].
+    /// Opens a file for reading, from its beginning; also says its size in bytes, which is the manifest's. The content is not
+    /// checked: see [`Reader::verify`]. Of an encrypted file it is what was decrypted, and the place in it is shared by
+    /// everybody who opens it.
     pub fn open_file(&self, name: &str) -> Result<(File, u64)> {
         let entry = self.entry(name)?;
-        Ok((self.open_entry(entry)?, entry.bytes))
+        if self.manifest.encryption.is_none() {
+            return Ok((self.open_stored(entry)?, entry.bytes));
+        }
+        let encrypted = || Error::Encrypted { file: self.manifest.stored_name(name) };
+        let content = self.content.as_ref().ok_or_else(encrypted)?;
+        let at = self.manifest.files.iter().position(|other| other.name == name);
+        let content = at.and_then(|at| content.get(at)).ok_or_else(|| Error::missing(name))?;
+        let mut file = content.try_clone().map_err(|source| Error::io(name, "dup", source))?;
+        file.rewind().map_err(|source| Error::io(name, "lseek", source))?;
+        Ok((file, entry.content_bytes()))
     }
 
-    /// Compares a file's content with its digest.
+    /// Compares a file with its digest: what lies on the disk. What was decrypted was compared when that was done.
     pub fn verify(&self, name: &str) -> Result<()> {
         let entry = self.entry(name)?;
-        let mut file = self.open_entry(entry)?;
+        if self.content.is_some() {
+            return Ok(());
+        }
+        let stored = &self.manifest.stored_name(name);
+        let mut file = self.open_stored(entry)?;
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; HASH_BYTES];
         let mut bytes: u64 = 0;
@@ -128,7 +159,7 @@ impl Reader {
         while bytes <= entry.bytes {
             let length = match file.read(&mut buffer) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                length => length.map_err(|source| Error::io(name, "read", source))?,
+                length => length.map_err(|source| Error::io(stored, "read", source))?,
             };
             let Some(chunk) = buffer.get(..length).filter(|chunk| !chunk.is_empty()) else {
                 break;
@@ -136,9 +167,9 @@ impl Reader {
             hasher.update(chunk);
             bytes = bytes.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
         }
-        check_size(entry, bytes)?;
+        check_size(stored, entry.bytes, bytes)?;
         if Digest::from(hasher.finalize()) != entry.blake3 {
-            return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
+            return Err(Error::Digest { file: stored.clone(), bytes: entry.bytes });
         }
         Ok(())
     }
@@ -150,33 +181,37 @@ impl Reader {
 
     /// Checks a run of pages: aligned, without overflow, within a pages file of this image.
     pub fn check_run(&self, run: &PageRun) -> Result<()> {
-        run.check(self.entry(&pages_name(run.file))?.bytes)
+        run.check(self.entry(&pages_name(run.file))?.content_bytes())
     }
 
     fn entry(&self, name: &str) -> Result<&FileEntry> {
         self.manifest.file(name).ok_or_else(|| Error::missing(name))
     }
 
-    fn open_entry(&self, entry: &FileEntry) -> Result<File> {
-        let (file, bytes) = open_regular(self.dir.as_fd(), &entry.name)?;
-        check_size(entry, bytes)?;
+    /// Opens a file as it lies on the disk.
+    pub fn open_stored(&self, entry: &FileEntry) -> Result<File> {
+        let name = self.manifest.stored_name(&entry.name);
+        let (file, bytes) = open_regular(self.dir.as_fd(), &name)?;
+        check_size(&name, entry.bytes, bytes)?;
         Ok(file)
     }
 }
 
-/// `format` and `manifest.json`, open and not yet read.
+/// `format`, `manifest.json` and a signature that may be there, open and not yet read.
 #[derive(Debug)]
 pub struct Table {
     format: (File, u64),
     manifest: (File, u64),
+    signature: Option<(File, u64)>,
 }
 
 /// The documents of an image, open and not yet read: who reads them needs no directory, and no right to open anything.
 #[derive(Debug)]
 pub struct Documents {
     table: Table,
-    records: (File, u64),
-    signature: Option<(File, u64)>,
+    /// None: not there by that name, or not decrypted.
+    records: Option<(File, u64)>,
+    decrypted: bool,
 }
 
 /// A table of contents, the bytes that it was read from, and a signature that may be one of them.
@@ -194,13 +229,23 @@ pub struct SignedTable {
 
 impl Table {
     /// The descriptors.
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.format.0.as_fd(), self.manifest.0.as_fd()]
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let signature = self.signature.as_ref().map(|(file, _)| file.as_fd());
+        [self.format.0.as_fd(), self.manifest.0.as_fd()].into_iter().chain(signature).collect()
     }
 
     /// Reads them: spelling and version, then size, seal, names, order, spelling.
     pub fn read(&self, limits: &Limits) -> Result<(Version, Manifest)> {
         self.read_whole(limits).map(|(version, manifest, _)| (version, manifest))
+    }
+
+    /// The same, with what a signature is about.
+    pub fn signed(&self, limits: &Limits) -> Result<SignedTable> {
+        const MOST_BYTES: u64 = 4096;
+        let (version, manifest, document) = self.read_whole(limits)?;
+        let read = |(file, bytes): &(File, u64)| read_small(file, *bytes, SIGNATURE_FILE, MOST_BYTES);
+        let signature = self.signature.as_ref().map(read).transpose()?;
+        Ok(SignedTable { version, manifest, document, signature })
     }
 
     /// The same, and the bytes that the manifest was read from.
@@ -214,32 +259,31 @@ impl Table {
 }
 
 impl Documents {
-    /// Opens all three by their names.
-    pub fn open(dir: BorrowedFd<'_>) -> Result<Documents> {
-        let signature = match open_regular(dir, SIGNATURE_FILE) {
-            Err(Error::Missing { .. }) => None,
-            signature => Some(signature?),
+    /// Opens them by their names. Of an encrypted image `records` is what somebody has decrypted.
+    pub fn open(dir: BorrowedFd<'_>, records: Option<File>) -> Result<Documents> {
+        let (table, decrypted) = (Documents::open_table(dir)?, records.is_some());
+        let records = match records {
+            Some(file) => {
+                let bytes = file.metadata().map_err(|source| Error::io(RECORDS_FILE, "stat", source))?.len();
+                Some((file, bytes))
+            }
+            None => optional(open_regular(dir, RECORDS_FILE))?,
         };
-        Ok(Documents { table: Documents::open_table(dir)?, records: open_regular(dir, RECORDS_FILE)?, signature })
+        Ok(Documents { table, records, decrypted })
     }
 
     /// Opens what says what else there is.
     pub fn open_table(dir: BorrowedFd<'_>) -> Result<Table> {
-        Ok(Table { format: open_regular(dir, FORMAT_FILE)?, manifest: open_regular(dir, MANIFEST_FILE)? })
+        Ok(Table {
+            format: open_regular(dir, FORMAT_FILE)?,
+            manifest: open_regular(dir, MANIFEST_FILE)?,
+            signature: optional(open_regular(dir, SIGNATURE_FILE))?,
+        })
     }
 
-    /// The version and the table of contents.
-    pub fn table(&self, limits: &Limits) -> Result<(Version, Manifest)> {
-        self.table.read(limits)
-    }
-
-    /// The same, with what a signature is about.
-    pub fn signed_table(&self, limits: &Limits) -> Result<SignedTable> {
-        const MOST_BYTES: u64 = 4096;
-        let (version, manifest, document) = self.table.read_whole(limits)?;
-        let read = |(file, bytes): &(File, u64)| read_small(file, *bytes, SIGNATURE_FILE, MOST_BYTES);
-        let signature = self.signature.as_ref().map(read).transpose()?;
-        Ok(SignedTable { version, manifest, document, signature })
+    /// What says what else there is.
+    pub fn table(&self) -> &Table {
+        &self.table
     }
 
     /// The records: size, digest, shape, types, spelling, in this order, of the same bytes in memory.
@@ -249,14 +293,24 @@ impl Documents {
         manifest: &Manifest,
         limits: &Limits,
     ) -> Result<T> {
-        decode_records(&self.records.0, self.records.1, version, manifest, limits)
+        if manifest.encryption.is_some() && !self.decrypted {
+            return Err(Error::Encrypted { file: manifest.stored_name(RECORDS_FILE) });
+        }
+        let (file, bytes) = self.records.as_ref().ok_or_else(|| Error::missing(RECORDS_FILE))?;
+        decode_records(file, *bytes, version, manifest, limits)
     }
 
     /// The descriptors.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let [format, manifest] = self.table.descriptors();
-        let signature = self.signature.as_ref().map(|(file, _)| file.as_fd());
-        [format, manifest, self.records.0.as_fd()].into_iter().chain(signature).collect()
+        let records = self.records.as_ref().map(|(file, _)| file.as_fd());
+        self.table.descriptors().into_iter().chain(records).collect()
+    }
+}
+
+fn optional<T>(opened: Result<T>) -> Result<Option<T>> {
+    match opened {
+        Err(Error::Missing { .. }) => Ok(None),
+        opened => opened.map(Some),
     }
 }
 
@@ -269,12 +323,14 @@ fn decode_records<T: Serialize + DeserializeOwned>(
 ) -> Result<T> {
     let entry = manifest.file(RECORDS_FILE).ok_or_else(|| Error::missing(RECORDS_FILE))?;
     let limit = limits.records_bytes;
-    if entry.bytes > limit {
-        return Err(Error::TooLarge { file: entry.name.clone(), bytes: entry.bytes, limit });
+    let expected = entry.content_bytes();
+    if expected > limit {
+        return Err(Error::TooLarge { file: entry.name.clone(), bytes: expected, limit });
     }
     let document = read_small(file, bytes, RECORDS_FILE, limit)?;
-    check_size(entry, u64::try_from(document.len()).unwrap_or(u64::MAX))?;
-    if Digest::of(&document) != entry.blake3 {
+    check_size(RECORDS_FILE, expected, u64::try_from(document.len()).unwrap_or(u64::MAX))?;
+    // Of an encrypted image the digest is that of what lies on the disk: whoever has decrypted it has compared.
+    if manifest.encryption.is_none() && Digest::of(&document) != entry.blake3 {
         return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
     }
     cbor::decode(&upgrade::records(version, &document)?, limits)
@@ -283,12 +339,12 @@ fn decode_records<T: Serialize + DeserializeOwned>(
 /// How much is read and hashed at a time: enough for the widest vectors, small enough for the cache.
 pub(crate) const HASH_BYTES: usize = 256 << 10;
 
-fn check_size(entry: &FileEntry, bytes: u64) -> Result<()> {
-    if bytes < entry.bytes {
-        return Err(Error::truncated(&entry.name, bytes));
+fn check_size(name: &str, expected: u64, bytes: u64) -> Result<()> {
+    if bytes < expected {
+        return Err(Error::truncated(name, bytes));
     }
-    if bytes > entry.bytes {
-        return Err(Error::format(&entry.name, entry.bytes, "longer than the manifest says"));
+    if bytes > expected {
+        return Err(Error::format(name, expected, "longer than the manifest says"));
     }
     Ok(())
 }

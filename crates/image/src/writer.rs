@@ -1,6 +1,8 @@
 //! Writing an image that appears whole or not at all.
 
 use crate::SIGNATURE_FILE;
+use crate::crypt::{Output, Recipients};
+use crate::manifest::{Encryption, Method, stored_name};
 use crate::reader::HASH_BYTES;
 use crate::upgrade::{NEWEST_LINE, Version};
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
@@ -35,6 +37,7 @@ pub struct Writer {
     limits: Limits,
     generation: u64,
     kind: Kind,
+    recipients: Option<Recipients>,
     files: Mutex<BTreeMap<String, Slot>>,
 }
 
@@ -43,8 +46,18 @@ pub struct Writer {
 struct Slot {
     /// Kept open: an error of writing back is told to descriptors that were open when it happened.
     file: File,
-    /// Size and digest, once they are known.
-    done: Option<(u64, Digest)>,
+    /// What is known of it once it is complete.
+    done: Option<Done>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Done {
+    /// Size on the disk.
+    bytes: u64,
+    /// Digest of what is on the disk.
+    digest: Digest,
+    /// Size of what is in it.
+    content: u64,
 }
 
 impl Writer {
@@ -76,6 +89,7 @@ impl Writer {
             limits: Limits::default(),
             generation: 1,
             kind: Kind::default(),
+            recipients: None,
             files: Mutex::default(),
         })
     }
@@ -88,6 +102,11 @@ impl Writer {
     /// Sets what the image was taken from ([`Kind::Container`] when this is not called).
     pub fn kind(&mut self, kind: Kind) {
         self.kind = kind;
+    }
+
+    /// Encrypts every file that is begun from now on; to be called before there is any.
+    pub fn encrypt_to(&mut self, recipients: Recipients) {
+        self.recipients = Some(recipients);
     }
 
     /// Writes the records, the one file that every image has. What a reader would refuse is refused here.
@@ -105,9 +124,12 @@ impl Writer {
     }
 
     /// Begins a file that others write by descriptor (open for reading and writing). It must be given back by
-    /// [`Writer::adopt`] before commit.
+    /// [`Writer::adopt`] before commit. What others write is not encrypted: an image that is has no such files.
     pub fn raw(&self, name: &str) -> Result<File> {
         self.check_name(name)?;
+        if self.recipients.is_some() {
+            return Err(Error::Plain { file: name.to_owned() });
+        }
         self.begin(name)
     }
 
@@ -118,7 +140,7 @@ impl Writer {
             None => return Err(Error::missing(name)),
         };
         let (bytes, digest) = hash(&file).map_err(|source| Error::io(name, "read", source))?;
-        self.end(name, bytes, digest)
+        self.end(name, Done { bytes, digest, content: bytes })
     }
 
     /// Makes the image durable and visible, or leaves nothing.
@@ -137,7 +159,9 @@ impl Writer {
         if !files.iter().any(|entry| entry.name == RECORDS_FILE) {
             return Err(Error::missing(RECORDS_FILE));
         }
-        let manifest = Manifest { created, generation: self.generation, kind: self.kind, files };
+        let encryption = self.recipients.as_ref();
+        let encryption = encryption.map(|r| Encryption { method: Method::AgeX25519, recipients: r.names() });
+        let manifest = Manifest { created, generation: self.generation, kind: self.kind, encryption, files };
         let document = manifest.encode(Version::NEWEST)?;
         // What the reader would refuse must not become an image.
         Manifest::decode(&document, Version::NEWEST, &self.limits)?;
@@ -175,14 +199,15 @@ impl Writer {
         let mut entries = Vec::new();
         for (name, slot) in self.slots().iter() {
             let unfinished = || Error::Unfinished { file: name.clone() };
-            let (bytes, blake3) = slot.done.ok_or_else(unfinished)?;
+            let Done { bytes, digest, content } = slot.done.ok_or_else(unfinished)?;
             slot.file.sync_all().map_err(|source| Error::io(name, "fsync", source))?;
             let length = slot.file.metadata().map_err(|source| Error::io(name, "stat", source))?.len();
             if length != bytes {
                 // Somebody still wrote after it was adopted.
                 return Err(unfinished());
             }
-            entries.push(FileEntry { name: name.clone(), bytes, blake3 });
+            let content = self.recipients.as_ref().map(|_| content);
+            entries.push(FileEntry { name: name.clone(), bytes, blake3: digest, content });
         }
         Ok(entries)
     }
@@ -194,29 +219,41 @@ impl Writer {
     }
 
     fn check_name(&self, name: &str) -> Result<()> {
-        if !is_file_name(name) || [FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE, SIGNATURE_FILE].contains(&name) {
+        let special = [FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE, SIGNATURE_FILE].contains(&name);
+        if !is_file_name(name) || !is_file_name(&self.stored_name(name)) || special {
             return Err(Error::Name { name: name.to_owned() });
         }
         Ok(())
     }
 
     fn hashing(&self, name: &str) -> Result<FileWriter<'_>> {
-        let hashed = Hashed { file: self.begin(name)?, hasher: blake3::Hasher::new() };
+        let hashed = Hashed { file: self.begin(name)?, hasher: blake3::Hasher::new(), bytes: 0 };
         let output = BufWriter::with_capacity(HASH_BYTES, hashed);
+        let output = match &self.recipients {
+            None => Output::Plain(output),
+            Some(recipients) => {
+                let encrypted = recipients.begin(output).map_err(|source| Error::io(name, "write", source))?;
+                Output::Encrypted(Box::new(encrypted))
+            }
+        };
         Ok(FileWriter { writer: self, name: name.to_owned(), output, offset: 0 })
     }
 
     fn begin(&self, name: &str) -> Result<File> {
-        let file = self.create_new(name)?;
+        let file = self.create_new(&self.stored_name(name))?;
         let kept = file.try_clone().map_err(|source| Error::io(name, "dup", source))?;
         self.slots().insert(name.to_owned(), Slot { file: kept, done: None });
         Ok(file)
     }
 
-    fn end(&self, name: &str, bytes: u64, digest: Digest) -> Result<()> {
+    fn end(&self, name: &str, done: Done) -> Result<()> {
         let mut slots = self.slots();
-        slots.get_mut(name).ok_or_else(|| Error::missing(name))?.done = Some((bytes, digest));
+        slots.get_mut(name).ok_or_else(|| Error::missing(name))?.done = Some(done);
         Ok(())
+    }
+
+    fn stored_name(&self, name: &str) -> String {
+        stored_name(name, self.recipients.is_some())
     }
 
     fn create_new(&self, name: &str) -> Result<File> {
@@ -249,20 +286,21 @@ impl Drop for Writer {
 pub struct FileWriter<'w> {
     writer: &'w Writer,
     name: String,
-    output: BufWriter<Hashed>,
+    output: Output<Hashed>,
     offset: u64,
 }
 
 impl FileWriter<'_> {
-    /// How many bytes were written: where the next one will be.
+    /// How many bytes were written: where the next one will be, in what a reader gets to see.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
     /// Ends the file; without this the image cannot be committed.
     pub fn finish(self) -> Result<()> {
-        let hashed = self.output.into_inner().map_err(|error| Error::io(&self.name, "write", error.into_error()))?;
-        self.writer.end(&self.name, self.offset, hashed.hasher.finalize().into())
+        let hashed = self.output.finish().map_err(|source| Error::io(&self.name, "write", source))?;
+        let digest = hashed.hasher.finalize().into();
+        self.writer.end(&self.name, Done { bytes: hashed.bytes, digest, content: self.offset })
     }
 }
 
@@ -283,12 +321,14 @@ impl Write for FileWriter<'_> {
 struct Hashed {
     file: File,
     hasher: blake3::Hasher,
+    bytes: u64,
 }
 
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.file.write(bytes)?;
         self.hasher.update(bytes.get(..length).unwrap_or(bytes));
+        self.bytes = self.bytes.saturating_add(u64::try_from(length).map_err(io::Error::other)?);
         Ok(length)
     }
 

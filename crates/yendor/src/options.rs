@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use yendor_engine::bundle::{self, Bundle};
+use yendor_engine::load::IdentityFile;
 use yendor_engine::request::{self, Net, Policy, Profile, Request, Root, Rule, Seccomp, Userns, Volume};
 use yendor_image::Bytes;
 use yendor_policy::seccomp;
@@ -195,6 +196,22 @@ impl RestoreOptions {
         };
         request.policy.keep_lsm = self.keep_lsm;
         Ok(request)
+    }
+}
+
+/// Options of verbs that read what is in an image.
+#[derive(Debug, Args)]
+pub struct Identities {
+    /// File with a secret key of age (AGE-SECRET-KEY-1...) that opens an encrypted image; several: any of them
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
+}
+
+impl Identities {
+    /// Opens the files; they are read by nobody but the process that decrypts.
+    pub fn open(&self) -> Result<Vec<IdentityFile>, Failure> {
+        let open = |path: &PathBuf| IdentityFile::open(path).map_err(|e| Failure::io("open", path, &e));
+        self.identity.iter().map(open).collect()
     }
 }
 

@@ -8,6 +8,10 @@
 //! docs/adr/0003-loader.md.
 
 pub mod check;
+mod decrypt;
+
+pub(crate) use decrypt::Raised;
+pub use decrypt::{IdentityFile, Plain};
 
 use std::fs::File;
 use std::io::Read;
@@ -19,7 +23,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use yendor_image::upgrade::Version;
-use yendor_image::{Digest, Documents, Kind, Limits, Manifest, Reader, SignedTable, Table};
+use yendor_image::{Digest, Documents, Kind, Limits, Manifest, Reader, SignedTable};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::sandbox::{self, Copy};
@@ -27,7 +31,7 @@ use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
 use crate::error::{At, Error, Result, Step};
-use crate::sign::Trust;
+use crate::sign::{self, Trust};
 use crate::wire::Failure;
 
 /// The longest answer: that of the largest records that a reader takes.
@@ -70,26 +74,36 @@ pub struct Loaded {
     pub manifest: Manifest,
     /// The records.
     pub snapshot: Snapshot,
+    /// By which key it claims to be signed.
+    signed_by: Option<String>,
 }
 
 impl Loaded {
     fn read(documents: &Documents, limits: &Limits, trust: &Trust) -> Result<Loaded> {
-        let SignedTable { version, manifest, document, signature } = documents.signed_table(limits).at(Step::Load)?;
-        trust.check(&document, signature.as_deref()).at(Step::Load)?;
-        let snapshot = documents.records(version, &manifest, limits).at(Step::Load)?;
-        check::check(&snapshot, &manifest)?;
-        Ok(Loaded { version: version.line().to_vec(), manifest, snapshot })
+        let table = documents.table().signed(limits).at(Step::Load)?;
+        let version = table.version;
+        Loaded::behind(Table::trusted(table, trust)?, version, documents, limits)
     }
 
-    /// The image behind the documents, whose files are all there, and the records.
+    fn behind(table: Table, version: Version, documents: &Documents, limits: &Limits) -> Result<Loaded> {
+        let Table { version: line, manifest, signed_by } = table;
+        let snapshot = documents.records(version, &manifest, limits).at(Step::Load)?;
+        check::check(&snapshot, &manifest)?;
+        Ok(Loaded { version: line, manifest, snapshot, signed_by })
+    }
+
+    /// The image behind the documents, whose files are all there, and the records. `plain`: what is in an encrypted one.
     ///
     /// # Errors
     /// A file that is missing or has another size.
-    pub fn open(self, directory: OwnedFd) -> Result<(Reader, Snapshot)> {
+    pub fn open(self, directory: OwnedFd, plain: Option<Plain>) -> Result<(Reader, Snapshot)> {
         let version = Version::parse(&self.version).at(Step::Load)?;
         // Again: whoever said that it is right may have been made to.
         check::check(&self.snapshot, &self.manifest)?;
-        let reader = Reader::assemble(directory, version, self.manifest, Limits::default()).at(Step::Load)?;
+        let mut reader = Reader::assemble(directory, version, self.manifest, Limits::default()).at(Step::Load)?;
+        if let Some(plain) = plain {
+            reader.decrypted(plain.into_files()).at(Step::Load)?;
+        }
         Ok((reader, self.snapshot))
     }
 }
@@ -108,8 +122,8 @@ impl Loader {
     ///
     /// # Errors
     /// A missing document; what the kernel says.
-    pub fn start(directory: BorrowedFd<'_>, trust: &Trust) -> Result<Loader> {
-        let documents = Documents::open(directory).at(Step::Load)?;
+    pub fn start(directory: BorrowedFd<'_>, plain: Option<&Plain>, trust: &Trust) -> Result<Loader> {
+        let documents = documents(directory, plain)?;
         start(false, &documents.descriptors(), |limits| Loaded::read(&documents, limits, trust))
     }
 
@@ -122,12 +136,20 @@ impl Loader {
     }
 
     fn ask<T: DeserializeOwned>(self) -> Result<T> {
-        let Loader { copy, begin, answer } = self;
-        match rustix::io::write(&begin, &[1]) {
+        self.begin()?;
+        self.answer()
+    }
+
+    fn begin(&self) -> Result<()> {
+        match rustix::io::write(&self.begin, &[1]) {
             // A loader that is gone: how it ended says more.
-            Ok(_) | Err(Errno::PIPE) => {}
-            Err(e) => return Err(SysError::new("write", "to the loader", e)).at(Step::Load),
+            Ok(_) | Err(Errno::PIPE) => Ok(()),
+            Err(e) => Err(SysError::new("write", "to the loader", e)).at(Step::Load),
         }
+    }
+
+    fn answer<T: DeserializeOwned>(self) -> Result<T> {
+        let Loader { copy, begin, answer } = self;
         drop(begin);
         let mut bytes = Vec::new();
         let read = File::from(answer).take(MOST_BYTES + 1).read_to_end(&mut bytes);
@@ -202,37 +224,115 @@ fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> std::result::Result<(), Errno> {
     Ok(())
 }
 
-/// Looks whether an image is a container or a tree, for whoever has to prepare for it; and which image it was, by content:
-/// the one that is restored then must be the same.
+/// The documents of an image, and its records in clear.
+fn documents(directory: BorrowedFd<'_>, plain: Option<&Plain>) -> Result<Documents> {
+    let records = plain.map(Plain::records).transpose().at(Step::Load)?;
+    Documents::open(directory, records).at(Step::Load)
+}
+
+/// What was seen of an image before there is a container for it.
+#[derive(Debug)]
+pub struct Seen {
+    /// What the container will have to be like.
+    pub glance: Glance,
+    /// Which image it was, by content: the one that is restored then must be the same.
+    pub seal: Digest,
+    /// What is in it, if it is encrypted.
+    pub plain: Option<Plain>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum First {
+    Open(Glance, Digest),
+    Encrypted(Box<Table>),
+}
+
+/// A table of contents that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// The line of the file `format`.
+    version: Vec<u8>,
+    /// The table.
+    pub manifest: Manifest,
+    /// By which key the image claims to be signed; nobody has compared.
+    pub signed_by: Option<String>,
+}
+
+/// Looks whether an image is a container or a tree, for whoever has to prepare for it, and decrypts it if it is encrypted: after
+/// its signature was compared, if `trust` asks for one. Of other images the keeper's loader does that.
 ///
 /// # Errors
-/// A damaged image.
-pub fn glance(image: &Path) -> Result<(Glance, Digest)> {
+/// A damaged image; one that is encrypted, and not to these identities.
+pub fn glance(image: &Path, trust: &Trust, identities: &[IdentityFile]) -> Result<Seen> {
     let directory = open_directory(image)?;
-    let documents = Documents::open(directory.as_fd()).at(Step::Load)?;
+    let documents = documents(directory.as_fd(), None)?;
     let look = |limits: &Limits| {
-        let (version, manifest) = documents.table(limits).at(Step::Load)?;
-        let seal = manifest.seal(version).at(Step::Load)?;
-        if manifest.kind == Kind::Container {
-            // Its records are read once, later, in the container.
-            return Ok((Glance::Container, seal));
+        let table = documents.table().signed(limits).at(Step::Load)?;
+        if table.manifest.encryption.is_some() {
+            return Ok(First::Encrypted(Box::new(Table::trusted(table, trust)?)));
         }
-        let snapshot: Snapshot = documents.records(version, &manifest, limits).at(Step::Load)?;
-        Ok((Glance::at(manifest.kind, &snapshot), seal))
+        glance_at(&documents, table.version, &table.manifest, limits)
     };
-    start(true, &documents.descriptors(), look)?.ask()
+    let table = match start(true, &documents.descriptors(), look)?.ask()? {
+        First::Open(glance, seal) => return Ok(Seen { glance, seal, plain: None }),
+        First::Encrypted(table) => table,
+    };
+    let plain = table.decrypt(directory.as_fd(), identities)?;
+    let documents = self::documents(directory.as_fd(), plain.as_ref())?;
+    let look = |limits: &Limits| {
+        let (version, manifest) = documents.table().read(limits).at(Step::Load)?;
+        glance_at(&documents, version, &manifest, limits)
+    };
+    match start(true, &documents.descriptors(), look)?.ask()? {
+        First::Open(glance, seal) if seal == table.seal()? => Ok(Seen { glance, seal, plain }),
+        _ => Err(changed()),
+    }
+}
+
+fn glance_at(documents: &Documents, version: Version, manifest: &Manifest, limits: &Limits) -> Result<First> {
+    let seal = manifest.seal(version).at(Step::Load)?;
+    if manifest.kind == Kind::Container {
+        // Its records are read once, later, in the container.
+        return Ok(First::Open(Glance::Container, seal));
+    }
+    let snapshot: Snapshot = documents.records(version, manifest, limits).at(Step::Load)?;
+    Ok(First::Open(Glance::at(manifest.kind, &snapshot), seal))
+}
+
+impl Table {
+    /// What a loader has read, if its signature is right.
+    fn trusted(table: SignedTable, trust: &Trust) -> Result<Table> {
+        let SignedTable { version, manifest, document, signature } = table;
+        trust.check(&document, signature.as_deref()).at(Step::Load)?;
+        let signed_by = signature.as_deref().and_then(sign::key_id);
+        Ok(Table { version: version.line().to_vec(), manifest, signed_by })
+    }
+
+    fn seal(&self) -> Result<Digest> {
+        self.manifest.seal(Version::parse(&self.version).at(Step::Load)?).at(Step::Load)
+    }
+
+    /// What is in the image, if it is encrypted.
+    fn decrypt(&self, directory: BorrowedFd<'_>, identities: &[IdentityFile]) -> Result<Option<Plain>> {
+        if self.manifest.encryption.is_none() {
+            return Ok(None);
+        }
+        let version = Version::parse(&self.version).at(Step::Load)?;
+        let directory = directory.try_clone_to_owned().map_err(|e| SysError::io("dup", "", &e)).at(Step::Load)?;
+        let reader = Reader::assemble(directory, version, self.manifest.clone(), Limits::default()).at(Step::Load)?;
+        decrypt::decrypt(&reader, identities).map(Some)
+    }
 }
 
 /// The table of contents of an image.
 ///
 /// # Errors
 /// A damaged image.
-pub fn table(image: &Path) -> Result<Manifest> {
+pub fn table(image: &Path) -> Result<Table> {
     let directory = open_directory(image)?;
-    let table: Table = Documents::open_table(directory.as_fd()).at(Step::Load)?;
-    let loader = start(true, &table.descriptors(), |limits| Ok(table.read(limits).at(Step::Load)?.1))?;
-    let manifest: Manifest = loader.ask()?;
-    Ok(manifest)
+    let table = Documents::open_table(directory.as_fd()).at(Step::Load)?;
+    let read = |limits: &Limits| Table::trusted(table.signed(limits).at(Step::Load)?, &Trust::default());
+    start(true, &table.descriptors(), read)?.ask()
 }
 
 /// An image that is being read by somebody without rights.
@@ -242,6 +342,32 @@ pub struct Look {
     loader: Loader,
 }
 
+/// An image that was read.
+#[derive(Debug)]
+pub enum Looked {
+    /// All of it.
+    Opened(Box<Opened>),
+    /// What it shows to everybody: it is encrypted, and there was no identity.
+    Closed(Box<Table>),
+}
+
+/// All of an image.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its files.
+    pub reader: Reader,
+    /// Its records.
+    pub snapshot: Snapshot,
+    /// By which key it claims to be signed; nobody has compared.
+    pub signed_by: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Answer {
+    Loaded(Box<Loaded>),
+    Encrypted(Box<Table>),
+}
+
 impl Look {
     /// Begins, with all the rights that the caller has: the loader can give up only what it is given.
     ///
@@ -249,19 +375,61 @@ impl Look {
     /// A missing document; what the kernel says.
     pub fn begin(image: &Path) -> Result<Look> {
         let directory = open_directory(image)?;
-        let documents = Documents::open(directory.as_fd()).at(Step::Load)?;
-        let loader =
-            start(true, &documents.descriptors(), |limits| Loaded::read(&documents, limits, &Trust::default()))?;
+        let loader = Look::loader(directory.as_fd(), None)?;
         Ok(Look { directory, loader })
+    }
+
+    fn loader(directory: BorrowedFd<'_>, plain: Option<&Plain>) -> Result<Loader> {
+        let documents = documents(directory, plain)?;
+        let decrypted = plain.is_some();
+        start(true, &documents.descriptors(), |limits| {
+            let table = documents.table().signed(limits).at(Step::Load)?;
+            let version = table.version;
+            let table = Table::trusted(table, &Trust::default())?;
+            if table.manifest.encryption.is_some() && !decrypted {
+                return Ok(Answer::Encrypted(Box::new(table)));
+            }
+            Ok(Answer::Loaded(Box::new(Loaded::behind(table, version, &documents, limits)?)))
+        })
     }
 
     /// What was understood. The caller has given up its own rights in between.
     ///
     /// # Errors
-    /// A damaged image.
-    pub fn end(self) -> Result<(Reader, Snapshot)> {
-        self.loader.load()?.open(self.directory)
+    /// A damaged image; one that is encrypted, and not to these identities.
+    pub fn end(self, identities: &[IdentityFile]) -> Result<Looked> {
+        let (loaded, plain) = match self.loader.ask()? {
+            Answer::Loaded(loaded) => (loaded, None),
+            Answer::Encrypted(table) if identities.is_empty() => return Ok(Looked::Closed(table)),
+            Answer::Encrypted(table) => {
+                let plain = table.decrypt(self.directory.as_fd(), identities)?;
+                match Look::loader(self.directory.as_fd(), plain.as_ref())?.ask()? {
+                    Answer::Loaded(loaded) if loaded.manifest == table.manifest => (loaded, plain),
+                    _ => return Err(changed()),
+                }
+            }
+        };
+        let signed_by = loaded.signed_by.clone();
+        let (reader, snapshot) = loaded.open(self.directory, plain)?;
+        Ok(Looked::Opened(Box::new(Opened { reader, snapshot, signed_by })))
     }
+}
+
+impl Looked {
+    /// All of it.
+    ///
+    /// # Errors
+    /// It is encrypted, and which option opens it.
+    pub fn opened(self) -> Result<Opened> {
+        match self {
+            Looked::Opened(opened) => Ok(*opened),
+            Looked::Closed(table) => Err(decrypt::closed(&table.manifest)),
+        }
+    }
+}
+
+fn changed() -> Error {
+    Error::new(Step::Load, Cause::corrupt("it was changed while it was being read"))
 }
 
 /// Opens the directory of an image. A missing image is a damaged one (exit code 4), not a failed call.

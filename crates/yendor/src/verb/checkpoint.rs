@@ -8,6 +8,7 @@ use serde_json::json;
 use yendor_engine::checkpoint::{Options, Summary, Target, checkpoint};
 use yendor_engine::sign::Signer;
 use yendor_engine::state::Places;
+use yendor_image::crypt::Recipients;
 
 use crate::container::{self, Found};
 use crate::failure::{Failure, Outcome};
@@ -20,7 +21,8 @@ use crate::{name, parse, print};
 /// is left.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  yendor checkpoint web\n  yendor checkpoint web -o ./web.image --leave-running\n  \
-    yendor checkpoint --pid 4711 -o ./tree.image")]
+    yendor checkpoint --pid 4711 -o ./tree.image\n  \
+    yendor checkpoint web --encrypt-to age1...")]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub struct Checkpoint {
     /// The container
@@ -44,6 +46,9 @@ pub struct Checkpoint {
     /// Sign the image with this minisign secret key (a file without a password)
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
+    /// Encrypt the image so that only the owner of this key of age (age1...) can open it; several: any of them
+    #[arg(long, value_name = "RECIPIENT")]
+    encrypt_to: Vec<String>,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
@@ -53,6 +58,7 @@ impl Checkpoint {
     /// Runs it.
     pub fn run(self) -> Outcome {
         let sign = self.sign.as_deref().map(signer).transpose()?;
+        let encrypt_to = if self.encrypt_to.is_empty() { None } else { Some(recipients(&self.encrypt_to)?) };
         let places = Places::from_environment();
         let found = self.container.as_deref().map(|name| container::find_running(&places, name)).transpose()?;
         let image = self.image(&places)?;
@@ -63,6 +69,7 @@ impl Checkpoint {
         let options = Options {
             leave_running: self.leave_running,
             sign,
+            encrypt_to,
             leave_stopped: self.leave_stopped,
             allow_lost: self.allow_lost.clone(),
         };
@@ -136,6 +143,10 @@ impl Checkpoint {
 fn signer(path: &Path) -> Result<Signer, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::io("open", path, &e))?;
     Signer::parse(&text).map_err(|why| Failure::Usage(format!("--sign {}: {why}", path.display())))
+}
+
+fn recipients(given: &[String]) -> Result<Recipients, Failure> {
+    Recipients::parse(given).map_err(|why| Failure::Usage(format!("--encrypt-to: {why}")))
 }
 
 /// A name in the store that has no image yet goes again.

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::json;
-use yendor_engine::load;
+use yendor_engine::load::{self, Table};
 use yendor_engine::state::Places;
 use yendor_image::Kind;
 
@@ -30,13 +30,16 @@ impl Images {
                 let full = format!("{name}@{number}");
                 let path = places.images.join(&name).join(number.to_string());
                 match load::table(&path) {
-                    Ok(manifest) => {
+                    Ok(Table { manifest, .. }) => {
                         let kind = kind(manifest.kind);
+                        let encrypted = manifest.encryption.is_some();
+                        let shown = if encrypted { format!("{kind}, encrypted") } else { kind.to_owned() };
                         let (created, bytes) = (print::date(manifest.created), print::bytes(manifest.bytes()));
-                        rows.push(vec![full.clone(), created, bytes, manifest.generation.to_string(), kind.into()]);
+                        rows.push(vec![full.clone(), created, bytes, manifest.generation.to_string(), shown]);
                         all.push(json!({
                             "image": full, "path": path.to_string_lossy(), "created": manifest.created,
                             "bytes": manifest.bytes(), "generation": manifest.generation, "kind": kind,
+                            "encrypted": encrypted,
                         }));
                     }
                     Err(e) => {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::{Value, json};
-use yendor_engine::load::{Glance, Look};
+use yendor_engine::load::{Glance, Look, Opened};
 use yendor_engine::rebuild::plan::{Birth, Plan as Births, plan};
 use yendor_engine::request::{Net, Request, Root, Userns};
 use yendor_engine::state::Places;
@@ -11,7 +11,7 @@ use yendor_kinds::process::State;
 use yendor_kinds::snapshot::{self, Snapshot};
 
 use crate::failure::{Failure, Outcome};
-use crate::options::RestoreOptions;
+use crate::options::{Identities, RestoreOptions};
 use crate::reference::{self, Reference};
 use crate::verb::restore;
 use crate::{caller, print};
@@ -24,6 +24,8 @@ pub struct Plan {
     image: Reference,
     #[command(flatten)]
     options: RestoreOptions,
+    #[command(flatten)]
+    identities: Identities,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
@@ -42,9 +44,10 @@ impl Plan {
         let image = reference::resolve(&places, &self.image)?;
         // The bundle is the caller's own; the image may be anybody's.
         let bundle = self.options.container.bundle()?;
+        let identities = self.identities.open()?;
         let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
-        let (reader, snapshot) = look.end()?;
+        let Opened { reader, snapshot, .. } = look.end(&identities)?.opened()?;
         let births = plan(&snapshot.processes)
             .map_err(|e| Failure::from(yendor_engine::Error::new(yendor_engine::error::Step::Rebuild, e)))?;
         let glance = Glance::at(reader.manifest().kind, &snapshot);

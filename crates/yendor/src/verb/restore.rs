@@ -8,16 +8,16 @@ use yendor_engine::admit;
 use yendor_engine::bundle::Bundle;
 use yendor_engine::claim;
 use yendor_engine::front::Source;
-use yendor_engine::load::{self, Glance};
+use yendor_engine::load::{self, Glance, Seen};
 use yendor_engine::request::{Net, Root};
-use yendor_engine::sign::key_line;
+use yendor_engine::sign::{Trust, key_line};
 use yendor_engine::state::Places;
 use yendor_image::Digest;
-use yendor_policy::host::Verb;
+use yendor_policy::host::{Granted, Verb};
 
 use crate::container::{self, Now};
 use crate::failure::{Failure, Outcome};
-use crate::options::{ContainerOptions, RestoreOptions};
+use crate::options::{ContainerOptions, Identities, RestoreOptions};
 use crate::reference::{self, Image, Reference};
 use crate::verb::start::{self, Start};
 use crate::{name, print};
@@ -27,7 +27,7 @@ use crate::{name, print};
 /// Without -d it stays in the foreground, forwards signals, and exits with the container's status.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  yendor restore web -d\n  yendor restore ./web.image --name web2 --pidfile web2.pid -d"
+    after_help = "Example:\n  yendor restore web -d\n  yendor restore ./web.image --name web2 --pidfile web2.pid -d\n  yendor restore web -d --identity ~/.config/age/key.txt"
 )]
 pub struct Restore {
     /// A path with a '/', or NAME or NAME@N of the store
@@ -43,6 +43,8 @@ pub struct Restore {
     /// Only an image that this minisign public key has signed: a file, or the key itself; several: any of them
     #[arg(long, value_name = "KEY")]
     verify: Vec<String>,
+    #[command(flatten)]
+    identities: Identities,
     /// Print the summary as JSON (to standard error in the foreground: standard output is the container's)
     #[arg(long)]
     pub json: bool,
@@ -53,10 +55,12 @@ impl Restore {
     pub fn run(self) -> Outcome {
         let places = Places::from_environment();
         let image = reference::resolve(&places, &self.image)?;
-        let keys = self.verify.iter().map(|key| public_key(key)).collect::<Result<_, _>>()?;
+        let keys: Vec<String> = self.verify.iter().map(|key| public_key(key)).collect::<Result<_, _>>()?;
+        let identities = self.identities.open()?;
         let bundle = self.options.container.bundle()?;
-        self.ask(bundle.as_ref())?;
-        let (glance, seal) = load::glance(&image.path)?;
+        let granted = self.ask(bundle.as_ref())?;
+        let trust = Trust { caller: keys.clone(), host: granted.signed_by };
+        let Seen { glance, seal, plain } = load::glance(&image.path, &trust, &identities)?;
         let (root, net) = surroundings(&places, glance, seal, &self.options.container)?;
         let name = choose(&places, self.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;
@@ -64,6 +68,7 @@ impl Restore {
             keys,
             request: self.options.request(name, bundle.as_ref(), root, net)?,
             source: Source::Image(image.path.clone(), Some(seal)),
+            plain,
             image: Some(image.reference.to_string()),
             detach: self.detach,
             tty: false,
@@ -78,7 +83,7 @@ impl Restore {
     }
 
     /// Whether the caller may have a container at all, before anything of the image is opened.
-    fn ask(&self, bundle: Option<&Bundle>) -> Result<(), Failure> {
+    fn ask(&self, bundle: Option<&Bundle>) -> Result<Granted, Failure> {
         let container = &self.options.container;
         // What the image will say about root and network is not known yet, and is asked again when it is.
         let request = container.request(String::new(), &self.options.volumes, bundle, Root::Layered, Net::Private)?;

@@ -87,6 +87,7 @@ impl Run {
             keys: Vec::new(),
             request,
             source: Source::Compose(spec),
+            plain: None,
             image: None,
             detach: self.detach,
             tty,

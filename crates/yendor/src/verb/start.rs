@@ -10,6 +10,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout}
 use serde_json::{Value, json};
 use yendor_engine::claim;
 use yendor_engine::front::{Launch, Source, Started, Stdio, launch};
+use yendor_engine::load::Plain;
 use yendor_engine::request::Request;
 use yendor_engine::state::Places;
 
@@ -25,6 +26,8 @@ pub struct Start {
     pub request: Request,
     /// What runs in it.
     pub source: Source,
+    /// What is in the image, where it is encrypted.
+    pub plain: Option<Plain>,
     /// The image's name.
     pub image: Option<String>,
     /// Whether the caller goes on at once.
@@ -61,7 +64,7 @@ impl Start {
             remove: self.remove && self.detach,
         };
         let hidden = if self.detach { Some(Hidden::hide()?) } else { None };
-        let launched = launch(&what);
+        let launched = launch(&what, self.plain);
         drop(hidden);
         let started = launched.map_err(|e| explain(e, &name, &what.source))?;
         let total = print::since(begin);

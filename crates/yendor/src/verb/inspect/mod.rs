@@ -5,12 +5,13 @@ mod view;
 
 use clap::Args;
 use serde_json::{Value, json};
-use yendor_engine::load::Look;
+use yendor_engine::load::{Look, Looked, Opened, Table};
 use yendor_engine::state::Places;
-use yendor_image::Reader;
+use yendor_image::Manifest;
 use yendor_kinds::snapshot::Snapshot;
 
 use crate::failure::Outcome;
+use crate::options::Identities;
 use crate::reference::{self, Reference};
 use crate::{caller, print};
 
@@ -18,7 +19,7 @@ pub use view::describe;
 
 /// Show what is in an image
 ///
-/// Without options a summary. Nothing of the image is run.
+/// Without options a summary. Nothing of the image is run. Of an encrypted image, without --identity, what it shows to everybody.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  yendor inspect web@1 --tree --files\n  yendor inspect ./web.image --strings 2:0x7ffd0000+4096\n  \
@@ -48,6 +49,8 @@ pub struct Inspect {
     /// Printable text in memory: LEN bytes at ADDR (0x for hexadecimal) of process PID
     #[arg(long, value_name = "PID:ADDR+LEN", value_parser = strings::Span::parse)]
     strings: Option<strings::Span>,
+    #[command(flatten)]
+    identities: Identities,
     /// Print the records as JSON
     #[arg(long)]
     pub json: bool,
@@ -57,12 +60,20 @@ impl Inspect {
     /// Runs it.
     pub fn run(self) -> Outcome {
         let image = reference::resolve(&Places::from_environment(), &self.image)?;
+        let identities = self.identities.open()?;
         let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
-        let (reader, snapshot) = look.end()?;
+        let Opened { reader, snapshot, signed_by } = match look.end(&identities)? {
+            Looked::Closed(table) if !self.asks_for_content() => {
+                self.closed(&table, &image.reference.to_string());
+                return Ok(0);
+            }
+            looked => looked.opened()?,
+        };
+        let signed_by = signed_by.as_deref();
         let found = self.strings.as_ref().map(|span| strings::find(&reader, &snapshot, span)).transpose()?;
         if self.json {
-            print::out(&whole(&reader, &snapshot, found.as_deref()).to_string());
+            print::out(&whole(reader.manifest(), signed_by, &snapshot, found.as_deref()).to_string());
             return Ok(0);
         }
         let sections = [
@@ -75,7 +86,7 @@ impl Inspect {
         ];
         let asked: Vec<_> = sections.iter().filter(|(asked, _)| *asked).collect();
         if asked.is_empty() && found.is_none() {
-            print::out(&view::summary(&reader, &snapshot, &image.reference.to_string()));
+            print::out(&view::summary(reader.manifest(), signed_by, &snapshot, &image.reference.to_string()));
         }
         for (_, section) in asked {
             print::out(&section(&snapshot));
@@ -85,10 +96,32 @@ impl Inspect {
         }
         Ok(0)
     }
+
+    /// Whether the answer is in files that an encrypted image does not show.
+    fn asks_for_content(&self) -> bool {
+        let sections = [self.tree, self.files, self.memory, self.sockets, self.security, self.lost];
+        sections.contains(&true) || self.strings.is_some()
+    }
+
+    /// What an encrypted image shows to everybody.
+    fn closed(&self, table: &Table, name: &str) {
+        if self.json {
+            let all = json!({ "manifest": table.manifest, "signed_by": table.signed_by, "records": null });
+            print::out(&all.to_string());
+            return;
+        }
+        print::out(&view::closed(&table.manifest, table.signed_by.as_deref(), name));
+        print::note("it is encrypted: with --identity FILE there is more to see");
+    }
 }
 
-fn whole(reader: &Reader, snapshot: &Snapshot, strings: Option<&[(u64, String)]>) -> Value {
-    let mut all = json!({ "manifest": reader.manifest(), "records": snapshot });
+fn whole(
+    manifest: &Manifest,
+    signed_by: Option<&str>,
+    snapshot: &Snapshot,
+    strings: Option<&[(u64, String)]>,
+) -> Value {
+    let mut all = json!({ "manifest": manifest, "signed_by": signed_by, "records": snapshot });
     if let (Some(strings), Some(all)) = (strings, all.as_object_mut()) {
         let strings: Vec<Value> = strings.iter().map(|(a, t)| json!({ "address": a, "text": t })).collect();
         all.insert("strings".into(), json!(strings));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use serde_json::Value;
-use yendor_image::{FileId, PageRun, Reader};
+use yendor_image::{Encryption, FileId, Manifest, Method, PageRun};
 use yendor_kinds::file::{Entry, Record};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::process::{self, State};
@@ -22,9 +22,8 @@ fn head(cells: &[&str]) -> Vec<String> {
 }
 
 /// What it is, where it comes from, how much there is of what.
-pub fn summary(reader: &Reader, snapshot: &Snapshot, name: &str) -> String {
+pub fn summary(manifest: &Manifest, signed_by: Option<&str>, snapshot: &Snapshot, name: &str) -> String {
     let Snapshot { machine, container, processes, files, objects, restrictions, lost } = snapshot;
-    let manifest = reader.manifest();
     let threads: usize = alive(snapshot).map(|(_, a)| a.threads.len()).sum();
     let zombies = processes.iter().filter(|p| matches!(p.state, State::Zombie(_))).count();
     let pages: u64 = alive(snapshot).flat_map(|(_, a)| &a.memory.pages).filter_map(PageRun::bytes).sum();
@@ -41,10 +40,6 @@ pub fn summary(reader: &Reader, snapshot: &Snapshot, name: &str) -> String {
     };
     let root_task = snapshot.root().map(comm).unwrap_or_default();
     let rows = [
-        ("image", safe(name)),
-        ("kind", format!("{}, generation {}", images::kind(manifest.kind), manifest.generation)),
-        ("created", print::date(manifest.created)),
-        ("size", format!("{} in {} files", print::bytes(manifest.bytes()), manifest.files.len())),
         ("machine", format!("{}, Linux {}", safe(&machine.architecture), safe(&machine.kernel))),
         ("host name", container.hostname.to_string()),
         ("root", root.to_owned()),
@@ -76,7 +71,35 @@ pub fn summary(reader: &Reader, snapshot: &Snapshot, name: &str) -> String {
         ),
         ("lost", if lost.is_empty() { "nothing".to_owned() } else { format!("{} objects: see --lost", lost.len()) }),
     ];
-    table(&rows.iter().map(|(name, value)| row(&[name, value])).collect::<Vec<_>>())
+    let rows = outside(manifest, signed_by, name).into_iter().chain(rows);
+    table(&rows.map(|(name, value)| row(&[&name, &value])).collect::<Vec<_>>())
+}
+
+/// What an encrypted image says to everybody.
+pub fn closed(manifest: &Manifest, signed_by: Option<&str>, name: &str) -> String {
+    table(&outside(manifest, signed_by, name).iter().map(|(name, value)| row(&[name, value])).collect::<Vec<_>>())
+}
+
+/// What the manifest and its signature say.
+fn outside(manifest: &Manifest, signed_by: Option<&str>, name: &str) -> Vec<(&'static str, String)> {
+    let encryption = match &manifest.encryption {
+        None => "none: whoever has the image can read it".to_owned(),
+        Some(Encryption { method: Method::AgeX25519, recipients }) => {
+            format!("age; by its writer's word it opens for {}", safe(&recipients.join(", ")))
+        }
+    };
+    let signature = match signed_by {
+        None => "none".to_owned(),
+        Some(key) => format!("claims to be by the key {}; restore --verify compares", safe(key)),
+    };
+    vec![
+        ("image", safe(name)),
+        ("kind", format!("{}, generation {}", images::kind(manifest.kind), manifest.generation)),
+        ("created", print::date(manifest.created)),
+        ("size", format!("{} in {} files", print::bytes(manifest.bytes()), manifest.files.len())),
+        ("encryption", encryption),
+        ("signature", signature),
+    ]
 }
 
 fn alive(snapshot: &Snapshot) -> impl Iterator<Item = (&process::Record, &process::Alive)> {
@@ -247,7 +270,7 @@ fn backing(area: &vma::Record, known: &BTreeMap<FileId, &Entry>) -> String {
     }
 }
 
-/// Who each thread is.
+/// Who each thread is, and how many seccomp filters and Landlock domains it has put on itself.
 pub fn security(snapshot: &Snapshot) -> String {
     let mut rows = vec![head(&[
         "TID",
@@ -259,9 +282,11 @@ pub fn security(snapshot: &Snapshot) -> String {
         "BOUNDING",
         "NO_NEW_PRIVS",
         "SECUREBITS",
+        "FILTERS",
+        "DOMAINS",
     ])];
     let list = |ids: &[u32]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let mut add = |id: &dyn std::fmt::Display, c: &process::credential::Record| {
+    let mut add = |id: &dyn std::fmt::Display, c: &process::credential::Record, restricted: [usize; 2]| {
         let [_, permitted, effective, bounding, _] = c.capabilities.map(|set| format!("{set:x}"));
         rows.push(row(&[
             id,
@@ -273,12 +298,16 @@ pub fn security(snapshot: &Snapshot) -> String {
             &bounding,
             &c.no_new_privs,
             &format!("{:#x}", c.securebits),
+            &restricted[0],
+            &restricted[1],
         ]));
     };
     for p in &snapshot.processes {
         match &p.state {
-            State::Alive(alive) => alive.threads.iter().for_each(|t| add(&t.tid, &t.credentials)),
-            State::Exec(exec) => add(&p.pid, &exec.credentials),
+            State::Alive(alive) => alive.threads.iter().for_each(|t| {
+                add(&t.tid, &t.credentials, [t.restricted.filters.len(), t.restricted.domains.len()]);
+            }),
+            State::Exec(exec) => add(&p.pid, &exec.credentials, [0, 0]),
             State::Zombie(_) => {}
         }
     }
