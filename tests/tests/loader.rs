@@ -64,6 +64,13 @@ fn go_on(pid: i32) {
 
 /// No right, no descriptor but three files of the image and two pipes, and the filter.
 fn has_nothing(pid: i32, image: &Path, userns: bool) {
+    let (files, pipes) = has_no_right(pid, userns);
+    let expected = ["format", "manifest.json", "records.cbor"].map(|f| image.join(f).to_string_lossy().into_owned());
+    assert_eq!((files.as_slice(), pipes), (&expected[..], 2));
+}
+
+/// No right, and the filter. Its files and how many pipes it has.
+fn has_no_right(pid: i32, userns: bool) -> (Vec<String>, usize) {
     let status = text(&format!("/proc/{pid}/status"));
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         assert_eq!(field(&status, set), "0000000000000000", "{set}\n{status}");
@@ -78,10 +85,9 @@ fn has_nothing(pid: i32, image: &Path, userns: bool) {
         .collect();
     open.sort_unstable();
     let (pipes, files): (Vec<_>, Vec<_>) = open.into_iter().partition(|link| link.starts_with("pipe:"));
-    let expected = ["format", "manifest.json", "records.cbor"].map(|f| image.join(f).to_string_lossy().into_owned());
-    assert_eq!((files.as_slice(), pipes.len()), (&expected[..], 2));
     let own = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).expect("ns/user");
     assert_eq!(own(&pid.to_string()) != own("self"), userns, "user namespace");
+    (files, pipes.len())
 }
 
 fn flavours() -> Vec<Yendor> {
@@ -137,6 +143,55 @@ fn whoever_only_looks_reads_in_the_same_way() {
             }
             assert!(looks.ended(PATIENCE).expect("it ends").success(), "{verb}");
         }
+    }
+}
+
+/// The one that has a secret key, while it waits for it: the file is a FIFO.
+#[test]
+fn what_decrypts_an_image_has_nothing_but_its_files_and_the_keys() {
+    use age::secrecy::ExposeSecret;
+    use std::io::Write;
+    for yendor in flavours() {
+        let key = age::x25519::Identity::generate();
+        let (container, image, fifo) = (yendor.fresh("secret"), yendor.path("image"), yendor.path("fifo"));
+        yendor.run_detached(&container, &["sleep", "1000"]);
+        let (to, at) = (key.to_public().to_string(), image.to_str().expect("UTF-8"));
+        yendor.call(&["checkpoint", &container, "-o", at, "--encrypt-to", &to]).exits(0);
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+        yendor.owns(&fifo);
+        let mut keys = fs::OpenOptions::new().read(true).write(true).open(&fifo).expect("our own FIFO");
+        let name = yendor.fresh("restored");
+        let words = ["restore", "-d", "--name", &name, at, "--identity", fifo.to_str().expect("UTF-8")];
+        let words = [&words[..1], yendor.flavour().options(), &words[1..]].concat();
+        let mut command = yendor.command(&words);
+        let mut restore = Started::new(command.stdout(Stdio::null()).stderr(yendor.output("errors")));
+        yendor.will_remove(&name);
+        let mut decryptor = 0;
+        let waits = wait_until(SHORT, || {
+            let holds = |pid: &i32| {
+                let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+                let mut links = open.filter_map(|fd| fs::read_link(fd.path()).ok());
+                let status = text(&format!("/proc/{pid}/status"));
+                field(&status, "Name") == "yendor-load" && field(&status, "Seccomp") == "2" && links.any(|l| l == fifo)
+            };
+            decryptor = yendor.tasks_left().into_iter().find(holds).unwrap_or_default();
+            decryptor != 0
+        });
+        assert!(waits, "{}", fs::read_to_string(yendor.path("errors")).unwrap_or_default());
+        let (files, pipes) = has_no_right(decryptor, true);
+        let mut expected =
+            vec!["/memfd:yendor-image (deleted)".to_owned(); fs::read_dir(&image).expect("it").count() - 2];
+        expected.push(fifo.to_string_lossy().into_owned());
+        let stored =
+            fs::read_dir(&image).expect("it").flatten().map(|entry| entry.path().to_string_lossy().into_owned());
+        expected.extend(stored.filter(|path| path.ends_with(".age")));
+        expected.sort_unstable();
+        assert_eq!((files, pipes), (expected, 3));
+        keys.write_all(key.to_string().expose_secret().as_bytes()).expect("write");
+        drop(keys);
+        let status = restore.ended(PATIENCE).expect("it ends");
+        assert!(status.success(), "{}", fs::read_to_string(yendor.path("errors")).unwrap_or_default());
+        yendor.call(&["rm", "--force", &name]).exits(0);
     }
 }
 
