@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{Mode, OFlags};
 use yendor_image::crypt::Recipients;
 use yendor_image::upgrade::Version;
-use yendor_image::{Bytes, Digest, Kind, Writer};
+use yendor_image::{Bytes, Digest, Kind, Watcher, Writer};
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Gather, unix};
 use yendor_kinds::namespace::layer;
@@ -52,6 +52,8 @@ pub struct Options {
     pub leave_stopped: bool,
     /// Kinds whose loss the caller accepts.
     pub allow_lost: Vec<String>,
+    /// Who wants to see how far it is.
+    pub watcher: Watcher,
 }
 
 /// What was done.
@@ -113,6 +115,7 @@ fn new_writer(target: &Target, output: &Path, options: &Options) -> Result<Write
     if let Some(recipients) = &options.encrypt_to {
         writer.encrypt_to(recipients.clone());
     }
+    writer.watch(options.watcher.clone());
     match target {
         Target::Container(state, _) => writer.generation(state.generation.saturating_add(1)),
         Target::Tree(_) => {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use yendor_image::Digest;
+use yendor_image::{Digest, Watcher};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
 use yendor_sys::SysError;
@@ -40,6 +40,8 @@ pub struct Launch {
     pub image_ref: Option<String>,
     /// Whether its keeper removes its directory when it has ended.
     pub remove: bool,
+    /// Who wants to see that it takes long.
+    pub watcher: Watcher,
 }
 
 /// What runs in a container.
@@ -180,6 +182,7 @@ fn hand_over(what: &Launch, plain: Option<Plain>, claim: &Claim, admitted: Admit
         let descriptors = plain.descriptors();
         descriptors.chunks(MAX_DESCRIPTORS).try_for_each(|some| control.send(&More, some)).at(Step::Contain)?;
     }
+    be_patient(&control, &what.watcher);
     match control.receive::<Report>().at(Step::Contain)? {
         Some((Report::Started(s), _)) => Ok(Started {
             main: s.main,
@@ -191,6 +194,15 @@ fn hand_over(what: &Launch, plain: Option<Plain>, claim: &Claim, admitted: Admit
         }),
         Some((Report::Failed(failure), _)) => Err(failure.into()),
         Some((Report::Ended(_), _)) | None => Err(keeper_gone(Step::Contain)),
+    }
+}
+
+/// Until the keeper has something to say, or the wait itself fails: then whoever reads hears why.
+fn be_patient(control: &Control, watcher: &Watcher) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let moment = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+    while rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(control, PollFlags::IN)], Some(&moment))) == Ok(0) {
+        watcher.tell(0);
     }
 }
 

@@ -15,6 +15,7 @@ pub mod manifest;
 mod page;
 mod reader;
 pub mod upgrade;
+mod watcher;
 mod writer;
 
 pub use bytes::Bytes;
@@ -25,6 +26,7 @@ pub use limits::Limits;
 pub use manifest::{Encryption, FileEntry, Kind, Manifest, Method};
 pub use page::{PAGE_BYTES, PageRun, pages_name};
 pub use reader::{Directory, Documents, Reader, SignedTable, Table};
+pub use watcher::Watcher;
 pub use writer::{FileWriter, Writer, is_partial};
 
 /// Name of the file with the version line.

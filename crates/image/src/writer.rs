@@ -1,6 +1,7 @@
 //! Writing an image that appears whole or not at all.
 
 use crate::SIGNATURE_FILE;
+use crate::Watcher;
 use crate::crypt::{Output, Recipients};
 use crate::manifest::{Encryption, Method, stored_name};
 use crate::reader::HASH_BYTES;
@@ -38,6 +39,7 @@ pub struct Writer {
     generation: u64,
     kind: Kind,
     recipients: Option<Recipients>,
+    watcher: Watcher,
     files: Mutex<BTreeMap<String, Slot>>,
 }
 
@@ -90,6 +92,7 @@ impl Writer {
             generation: 1,
             kind: Kind::default(),
             recipients: None,
+            watcher: Watcher::default(),
             files: Mutex::default(),
         })
     }
@@ -107,6 +110,11 @@ impl Writer {
     /// Encrypts every file that is begun from now on; to be called before there is any.
     pub fn encrypt_to(&mut self, recipients: Recipients) {
         self.recipients = Some(recipients);
+    }
+
+    /// Tells somebody of the bytes of files that are begun from now on.
+    pub fn watch(&mut self, watcher: Watcher) {
+        self.watcher = watcher;
     }
 
     /// Writes the records, the one file that every image has. What a reader would refuse is refused here.
@@ -227,7 +235,8 @@ impl Writer {
     }
 
     fn hashing(&self, name: &str) -> Result<FileWriter<'_>> {
-        let hashed = Hashed { file: self.begin(name)?, hasher: blake3::Hasher::new(), bytes: 0 };
+        let watcher = self.watcher.clone();
+        let hashed = Hashed { file: self.begin(name)?, hasher: blake3::Hasher::new(), bytes: 0, watcher };
         let output = BufWriter::with_capacity(HASH_BYTES, hashed);
         let output = match &self.recipients {
             None => Output::Plain(output),
@@ -322,13 +331,16 @@ struct Hashed {
     file: File,
     hasher: blake3::Hasher,
     bytes: u64,
+    watcher: Watcher,
 }
 
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.file.write(bytes)?;
         self.hasher.update(bytes.get(..length).unwrap_or(bytes));
-        self.bytes = self.bytes.saturating_add(u64::try_from(length).map_err(io::Error::other)?);
+        let more = u64::try_from(length).map_err(io::Error::other)?;
+        self.bytes = self.bytes.saturating_add(more);
+        self.watcher.tell(more);
         Ok(length)
     }
 

@@ -10,6 +10,7 @@ mod name;
 mod options;
 mod parse;
 mod print;
+mod progress;
 mod reference;
 mod signal;
 mod terminal;

@@ -17,6 +17,11 @@ fn loudness() -> i8 {
     LOUDNESS.get().copied().unwrap_or(0)
 }
 
+/// Whether only errors are said.
+pub fn is_quiet() -> bool {
+    loudness() < 0
+}
+
 /// A number of things: `1 task`, `2 tasks`.
 pub fn count(n: usize, thing: &str) -> String {
     if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }

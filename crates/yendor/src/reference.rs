@@ -67,7 +67,14 @@ pub fn resolve(places: &Places, reference: &Reference) -> Result<Image, Failure>
         Some(number) if there.contains(&number) => number,
         None if !there.is_empty() => there.last().copied().unwrap_or_default(),
         // A missing image is a damaged one.
-        _ => return Err(Failure::Said { code: 4, what: format!("there is no image {reference} in the store") }),
+        _ => {
+            let beside = if Path::new(name).is_dir() {
+                format!("\n  hint: ./{name} names the directory")
+            } else {
+                String::new()
+            };
+            return Err(Failure::Said { code: 4, what: format!("there is no image {reference} in the store{beside}") });
+        }
     };
     let path = parse::absolute(&places.images.join(name).join(number.to_string()));
     Ok(Image { path, reference: Reference::Stored(name.clone(), Some(number)) })

@@ -13,7 +13,7 @@ use yendor_image::crypt::Recipients;
 use crate::container::{self, Found};
 use crate::failure::{Failure, Outcome};
 use crate::reference::{self, Image, Reference};
-use crate::{name, parse, print};
+use crate::{name, parse, print, progress};
 
 /// Write a container or process tree into an image
 ///
@@ -72,6 +72,7 @@ impl Checkpoint {
             encrypt_to,
             leave_stopped: self.leave_stopped,
             allow_lost: self.allow_lost.clone(),
+            watcher: progress::watcher("copied", true),
         };
         let begin = Instant::now();
         let result = checkpoint(&self.target(found)?, &image.path, &options);

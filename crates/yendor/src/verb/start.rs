@@ -13,10 +13,11 @@ use yendor_engine::front::{Launch, Source, Started, Stdio, launch};
 use yendor_engine::load::Plain;
 use yendor_engine::request::Request;
 use yendor_engine::state::Places;
+use yendor_image::Watcher;
 
 use crate::failure::{Failure, Outcome};
 use crate::terminal::End;
-use crate::{container, foreground, parse, print, signal};
+use crate::{container, foreground, parse, print, progress, signal};
 
 /// A container to start, and what to do with it then.
 pub struct Start {
@@ -54,7 +55,7 @@ impl Start {
             (false, true) => Stdio::Log,
             (false, false) => Stdio::Inherit,
         };
-        let what = Launch {
+        let mut what = Launch {
             keys: self.keys,
             request: self.request,
             source: self.source,
@@ -62,9 +63,11 @@ impl Start {
             places: places.clone(),
             image_ref: self.image.clone(),
             remove: self.remove && self.detach,
+            watcher: progress::watcher(&format!("starting {name}"), false),
         };
         let hidden = if self.detach { Some(Hidden::hide()?) } else { None };
         let launched = launch(&what, self.plain);
+        what.watcher = Watcher::default();
         drop(hidden);
         let started = launched.map_err(|e| explain(e, &name, &what.source))?;
         let total = print::since(begin);
