@@ -8,13 +8,16 @@ use crate::reader::HASH_BYTES;
 use crate::upgrade::{NEWEST_LINE, Version};
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
 use crate::{cbor, is_file_name};
-use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{
+    Advice, AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, fadvise, flock, mkdirat, openat, renameat, unlinkat,
+};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -236,7 +239,7 @@ impl Writer {
 
     fn hashing(&self, name: &str) -> Result<FileWriter<'_>> {
         let watcher = self.watcher.clone();
-        let hashed = Hashed { file: self.begin(name)?, hasher: blake3::Hasher::new(), bytes: 0, watcher };
+        let hashed = Hashed { file: self.begin(name)?, hasher: blake3::Hasher::new(), bytes: 0, pushed: 0, watcher };
         let output = BufWriter::with_capacity(HASH_BYTES, hashed);
         let output = match &self.recipients {
             None => Output::Plain(output),
@@ -331,6 +334,8 @@ struct Hashed {
     file: File,
     hasher: blake3::Hasher,
     bytes: u64,
+    /// How many of them the disk has been told of.
+    pushed: u64,
     watcher: Watcher,
 }
 
@@ -341,11 +346,29 @@ impl Write for Hashed {
         let more = u64::try_from(length).map_err(io::Error::other)?;
         self.bytes = self.bytes.saturating_add(more);
         self.watcher.tell(more);
+        self.push();
         Ok(length)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+impl Hashed {
+    /// Bytes that the disk is sent away with at once.
+    const AHEAD: u64 = 8 << 20;
+
+    /// Has the kernel write to the disk while more is collected: the fsync at the end finds less to do.
+    ///
+    /// The advice starts writing (`generic_fadvise`, mm/fadvise.c) and forgets pages that are clean: these are not yet.
+    fn push(&mut self) {
+        let more = self.bytes - self.pushed;
+        if more >= Self::AHEAD {
+            // Only advice: without it everything is slower and as right.
+            let _ = fadvise(&self.file, self.pushed, NonZeroU64::new(more), Advice::DontNeed);
+            self.pushed = self.bytes;
+        }
     }
 }
 
