@@ -125,6 +125,15 @@ impl Scope<'_> {
             None => Ok(true),
         }
     }
+
+    /// What was collected of an object; nothing for one of the host's that the caller may not even look at, unless it is
+    /// `held`. Its maker has ended, and one of these processes has only got the same id since.
+    fn unless_foreign<T>(self, held: bool, collected: Result<T>) -> Result<Option<T>> {
+        match collected {
+            Err(Cause::Sys(e)) if e.errno == Errno::ACCESS && self != Scope::Whole && !held => Ok(None),
+            collected => collected.map(Some),
+        }
+    }
 }
 
 /// Collects from the namespace that the caller is in, while its tasks are stopped. `mapped`: what they have attached.
@@ -138,14 +147,14 @@ pub fn collect(proc: BorrowedFd<'_>, writer: &Writer, scope: Scope<'_>, mapped: 
     let mut sem = Vec::new();
     for row in sysvipc::parse_sem(&table("sem")?)? {
         if sem::is_taken(&row, proc, scope)? {
-            sem.push(sem::collect(row)?);
+            sem.extend(scope.unless_foreign(false, sem::collect(row))?);
         }
     }
     let mut msg = Vec::new();
     for row in sysvipc::parse_msg(&table("msg")?)? {
         let (users, wait) = ([row.last_sender, row.last_receiver], Some(Wait::Queue(row.perm.id)));
         if scope.takes(proc, &users, wait, || format!("message queue {}", row.perm.id))? {
-            msg.push(msg::collect(row)?);
+            msg.extend(scope.unless_foreign(false, msg::collect(row))?);
         }
     }
     let limits = (scope == Scope::Whole).then_some(limits);
@@ -248,4 +257,20 @@ fn as_creator<T>((uid, gid): (u32, u32), make: impl FnOnce() -> std::result::Res
 /// The table and the object disagree: somebody else changed it meanwhile.
 fn changed(what: String) -> Cause {
     SysError::new("read", format!("/proc/sysvipc, {what} changes while the tasks are stopped"), Errno::AGAIN).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_user_has_made_is_no_ones_here() {
+        let denied = || Err::<(), _>(SysError::new("shmctl", "28, IPC_STAT", Errno::ACCESS).into());
+        let gone = || Err::<(), _>(SysError::new("shmctl", "28, IPC_STAT", Errno::IDRM).into());
+        let used = Scope::Used(&[1], &[]);
+        assert_eq!(used.unless_foreign(false, denied()).ok(), Some(None));
+        assert_eq!(used.unless_foreign(false, Ok(7)).ok(), Some(Some(7)));
+        assert!(used.unless_foreign(true, denied()).is_err() && used.unless_foreign(false, gone()).is_err());
+        assert!(Scope::Whole.unless_foreign(false, denied()).is_err());
+    }
 }

@@ -107,7 +107,8 @@ pub(super) fn collect(
             continue;
         }
         check(&row, attachments, limits)?;
-        out.push(one(proc, row, writer)?);
+        let attached = attachments.is_some();
+        out.extend(scope.unless_foreign(attached, one(proc, row, writer))?);
     }
     Ok(out)
 }
