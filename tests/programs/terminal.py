@@ -68,19 +68,27 @@ if os.path.exists(GAME + "/nethack-console"):
             keys("nethack", "Enter")
         time.sleep(0.1)
 
-    def some_turns():
+    def turn():
+        return int((re.search(r"T:(\d+)", screen("nethack")) or [0, 0])[1])
+
+    def plays_on(*words):
+        """The next keys, unless the game wants something else first."""
         shown = screen("nethack")
         if "--More--" in shown:
             keys("nethack", "Enter")
         elif "Die?" in shown:
-            keys("nethack", "n")  # explorers may
-        elif int((re.search(r"T:(\d+)", shown) or [0, 0])[1]) >= 8:
-            return True
+            keys("nethack", "n")  # explorers need not
         else:
-            keys("nethack", "5s")  # whoever comes along ends a search early
+            keys("nethack", *words)
         time.sleep(0.2)
 
-    until(some_turns, lambda: "some turns:\n" + screen("nethack"))
+    # Whoever comes along ends a search early.
+    def searches_until(when):
+        if turn() < when:
+            plays_on("5s")
+        return turn() >= when
+
+    until(lambda: searches_until(8), lambda: "some turns:\n" + screen("nethack"))
     time.sleep(0.5)
     if "--More--" in screen("nethack"):
         keys("nethack", "Enter")
@@ -119,18 +127,10 @@ shows("less", "799")
 keys("less", "q")
 if "nethack" in windows:
     keys("nethack", "Escape")
-    keys("nethack", "20s")
-    until(lambda: (t := re.search(r"T:(\d+)", screen("nethack"))) and int(t[1]) > int(TURN[1]), "a turn after %r" % screen("nethack"))
+    until(lambda: searches_until(int(TURN[1]) + 1), lambda: "a turn after %r" % screen("nethack"))
 
     def saved():
-        shown = screen("nethack")
-        if "--More--" in shown:
-            keys("nethack", "Enter")
-        elif "Die?" in shown:
-            keys("nethack", "n")
-        else:
-            keys("nethack", "S", "y")
-        time.sleep(0.2)
+        plays_on("S", "y")
         return os.listdir(PLACE + "/save")
 
     until(saved, lambda: "a saved game: %r" % screen("nethack"))
