@@ -126,13 +126,18 @@ impl Scope<'_> {
         }
     }
 
-    /// What was collected of an object; nothing for one of the host's that the caller may not even look at, unless it is
-    /// `held`. Its maker has ended, and one of these processes has only got the same id since.
-    fn unless_foreign<T>(self, held: bool, collected: Result<T>) -> Result<Option<T>> {
+    /// What was collected of an object; nothing for another user's of the host's that the caller may not even look at,
+    /// unless it is `held`: its maker has ended, and one of these processes has only got the same id since.
+    fn unless_foreign<T>(self, perm: &sysvipc::Perm, held: bool, collected: Result<T>) -> Result<Option<T>> {
+        let own = [perm.uid, perm.creator_uid].contains(&geteuid().as_raw());
         match collected {
-            Err(Cause::Sys(e)) if e.errno == Errno::ACCESS && self != Scope::Whole && !held => Ok(None),
+            Err(Cause::Sys(e)) if e.errno == Errno::ACCESS && self != Scope::Whole && !held && !own => Ok(None),
             collected => collected.map(Some),
         }
+    }
+
+    fn waits_for(self, wait: Wait) -> bool {
+        matches!(self, Scope::Used(_, waits) if waits.contains(&wait))
     }
 }
 
@@ -147,14 +152,15 @@ pub fn collect(proc: BorrowedFd<'_>, writer: &Writer, scope: Scope<'_>, mapped: 
     let mut sem = Vec::new();
     for row in sysvipc::parse_sem(&table("sem")?)? {
         if sem::is_taken(&row, proc, scope)? {
-            sem.extend(scope.unless_foreign(false, sem::collect(row))?);
+            sem.push(sem::collect(row)?);
         }
     }
     let mut msg = Vec::new();
     for row in sysvipc::parse_msg(&table("msg")?)? {
-        let (users, wait) = ([row.last_sender, row.last_receiver], Some(Wait::Queue(row.perm.id)));
-        if scope.takes(proc, &users, wait, || format!("message queue {}", row.perm.id))? {
-            msg.extend(scope.unless_foreign(false, msg::collect(row))?);
+        let (users, wait) = ([row.last_sender, row.last_receiver], Wait::Queue(row.perm.id));
+        if scope.takes(proc, &users, Some(wait), || format!("message queue {}", row.perm.id))? {
+            let perm = row.perm;
+            msg.extend(scope.unless_foreign(&perm, scope.waits_for(wait), msg::collect(row))?);
         }
     }
     let limits = (scope == Scope::Whole).then_some(limits);
@@ -268,9 +274,14 @@ mod tests {
         let denied = || Err::<(), _>(SysError::new("shmctl", "28, IPC_STAT", Errno::ACCESS).into());
         let gone = || Err::<(), _>(SysError::new("shmctl", "28, IPC_STAT", Errno::IDRM).into());
         let used = Scope::Used(&[1], &[]);
-        assert_eq!(used.unless_foreign(false, denied()).ok(), Some(None));
-        assert_eq!(used.unless_foreign(false, Ok(7)).ok(), Some(Some(7)));
-        assert!(used.unless_foreign(true, denied()).is_err() && used.unless_foreign(false, gone()).is_err());
-        assert!(Scope::Whole.unless_foreign(false, denied()).is_err());
+        let of = |uid| sysvipc::Perm { key: 0, id: 28, mode: 0o600, uid, gid: 0, creator_uid: uid, creator_gid: 0 };
+        let (own, other) = (of(geteuid().as_raw()), of(geteuid().as_raw() + 1));
+        assert_eq!(used.unless_foreign(&other, false, denied()).ok(), Some(None));
+        assert_eq!(used.unless_foreign(&other, false, Ok(7)).ok(), Some(Some(7)));
+        // What could be the tree's own, or is in use, is never left out.
+        assert!(used.unless_foreign(&own, false, denied()).is_err());
+        assert!(used.unless_foreign(&other, true, denied()).is_err());
+        assert!(used.unless_foreign(&other, false, gone()).is_err());
+        assert!(Scope::Whole.unless_foreign(&other, false, denied()).is_err());
     }
 }

@@ -34,9 +34,12 @@ pub(super) fn is_taken(row: &sysvipc::Sem, proc: BorrowedFd<'_>, scope: Scope<'_
         Ok(users) => {
             scope.takes(proc, &users, Some(Wait::Semaphore(row.perm.id)), || format!("semaphore set {}", row.perm.id))
         }
-        // Somebody else's, or gone meanwhile: nothing that the tree could have used.
-        Err(e) if matches!(e.errno, Errno::ACCESS | Errno::INVAL | Errno::IDRM) => Ok(false),
-        Err(e) => Err(e.into()),
+        // Gone meanwhile: nothing that the tree could have used.
+        Err(e) if matches!(e.errno, Errno::INVAL | Errno::IDRM) => Ok(false),
+        Err(e) => {
+            let held = scope.waits_for(Wait::Semaphore(row.perm.id));
+            Ok(scope.unless_foreign::<()>(&row.perm, held, Err(e.into()))?.is_some())
+        }
     }
 }
 

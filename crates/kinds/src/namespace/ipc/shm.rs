@@ -107,8 +107,8 @@ pub(super) fn collect(
             continue;
         }
         check(&row, attachments, limits)?;
-        let attached = attachments.is_some();
-        out.extend(scope.unless_foreign(attached, one(proc, row, writer))?);
+        let (perm, attached) = (row.perm, attachments.is_some());
+        out.extend(scope.unless_foreign(&perm, attached, one(proc, row, writer))?);
     }
     Ok(out)
 }
