@@ -1,5 +1,5 @@
-//! What /proc says of frozen processes, read ahead by a thread of its own: half of the time of a large tree goes into the
-//! kernel writing these texts and us parsing them, and none of it needs the tracer.
+//! What /proc says of frozen processes, read ahead by a thread of its own: for a large tree the kernel has much to write and
+//! we have much to parse, and none of it needs the tracer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, sync_channel};
