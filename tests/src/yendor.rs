@@ -212,6 +212,7 @@ impl Yendor {
         command.env("PLACE", &self.place).current_dir(&self.place).stdin(Stdio::null());
         command.args(["--mount", "--propagation", "private", "--", "/bin/sh", "-euc", script, "sh"]);
         command.args(self.account.setpriv()).arg(yendor_binary()).args(arguments);
+        keeps_nothing_else(&mut command);
         command
     }
 

@@ -380,6 +380,29 @@ fn changed_files(flavour: Flavour) {
     assert_eq!(yendor.wait(&again), 0, "{}", said());
 }
 
+/// A tree whose session has no id inside its pid namespace, as in a job of a container engine: it gets one of its own.
+#[test]
+fn a_session_from_outside() {
+    let Some(yendor) = Yendor::new(Flavour::Root) else { return };
+    let program = "where() { read -r _ _ _ _ group session _ </proc/$$/stat; echo \"$1 $group $session\"; }
+        trap 'where after; exit 7' USR1; where before; while :; do sleep 0.02; done";
+    fs::write(yendor.path("program"), program).expect("write a file of our own");
+    let script = "exec unshare --pid --fork --kill-child --mount-proc -- /bin/bash -euc '
+        bash program >said & program=$!
+        until grep -q before said; do sleep 0.05; done
+        \"$@\" checkpoint --pid $program -o image
+        \"$@\" restore --detach --name inner ./image
+        \"$@\" kill --signal USR1 inner
+        code=0; \"$@\" wait inner || code=$?
+        \"$@\" rm inner
+        cat said; exit $code' bash \"$@\"";
+    let outcome = yendor.to_its_end(yendor.sheltered(script, &[]), "a job of an engine".into()).exits(7);
+    let ids: Vec<_> = outcome.stdout.lines().filter_map(|line| line.split_once(' ')).collect();
+    let [("before", "0 0"), ("after", after)] = ids[..] else { panic!("{outcome:?}") };
+    let after: Vec<i32> = after.split(' ').flat_map(str::parse).collect();
+    assert!(after.len() == 2 && after[0] > 1 && after[0] == after[1], "{outcome:?}");
+}
+
 /// The disk is full: the application runs on, and nothing is left that could be taken for an image.
 fn a_full_disk(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };

@@ -4,7 +4,8 @@
 //! all, but for `CLONE_PARENT`. So births have an order: a child in its parent's former session is born before the parent
 //! calls setsid; an orphan whose parent is pid 1 is born, with `CLONE_PARENT`, by the leader of its session; and where
 //! that leader is dead, a stand-in with its id lives until the births are over. Process groups whose leader is dead get a
-//! stand-in likewise.
+//! stand-in likewise, and so does a session that has no id inside: what a program that was started from outside of its pid
+//! namespace, or by pid 1, is in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,33 +46,53 @@ pub const INIT: i32 = 1;
 /// The highest id that a kernel gives (`PID_MAX_LIMIT`).
 const MOST: i32 = 4_194_304;
 
+/// Where a process belongs.
+#[derive(Clone, Copy)]
+struct Kin {
+    pid: i32,
+    parent: i32,
+    group: i32,
+    session: i32,
+}
+
 /// Plans the births of an image's processes.
 ///
 /// # Errors
 /// `Corrupt` for ids that contradict each other, `Unsupported` for a family that cannot be made.
 pub fn plan(processes: &[Record]) -> Result<Plan> {
-    let mut by_pid: BTreeMap<i32, &Record> = BTreeMap::new();
+    let taken = check_ids(processes)?;
+    let family: Vec<Kin> = processes.iter().map(|p| kin(p, &taken)).collect();
+    let mut by_pid: BTreeMap<i32, &Kin> = BTreeMap::new();
+    for p in &family {
+        if p.pid <= INIT || by_pid.insert(p.pid, p).is_some() {
+            return Err(Cause::corrupt(format!("two processes have the id {}, or it is reserved", p.pid)));
+        }
+    }
+    let mut births = Vec::new();
+    for (index, p) in family.iter().enumerate() {
+        births.push(birth(p, index, &by_pid)?);
+    }
+    stand_ins(&family, &by_pid, &mut births);
+    order(births)
+}
+
+/// A session from outside has no id, or pid 1's: it gets the lowest that is free. A group from outside becomes its session's.
+fn kin(p: &Record, taken: &BTreeSet<i32>) -> Kin {
+    let (group, session) = (p.group.0, p.session.0);
+    let free = || (INIT + 1..).find(|id| !taken.contains(id)).unwrap_or(MOST);
+    let session = if session > INIT { session } else { free() };
+    Kin { pid: p.pid.0, parent: p.parent.0, group: if group > INIT { group } else { session }, session }
+}
+
+/// All ids. Those of threads are of the same kind: none is another thread's, a process's, a group's or a session's.
+fn check_ids(processes: &[Record]) -> Result<BTreeSet<i32>> {
     for p in processes {
         for id in [p.pid.0, p.group.0, p.session.0] {
             if !(0..=MOST).contains(&id) {
                 return Err(Cause::corrupt(format!("process {}: id {id}", p.pid)));
             }
         }
-        if p.pid.0 <= INIT || by_pid.insert(p.pid.0, p).is_some() {
-            return Err(Cause::corrupt(format!("two processes have the id {}, or it is reserved", p.pid)));
-        }
     }
-    check_threads(processes)?;
-    let mut births = Vec::new();
-    for (index, p) in processes.iter().enumerate() {
-        births.push(birth(p, index, &by_pid)?);
-    }
-    stand_ins(processes, &by_pid, &mut births);
-    order(births)
-}
-
-/// Ids of threads are of the same kind: none is another thread's, a process's, a group's or a session's.
-fn check_threads(processes: &[Record]) -> Result<()> {
     let mut taken: BTreeSet<i32> = processes.iter().flat_map(|p| [p.pid.0, p.group.0, p.session.0]).collect();
     for p in processes {
         let State::Alive(alive) = &p.state else { continue };
@@ -85,40 +106,37 @@ fn check_threads(processes: &[Record]) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(taken)
 }
 
-fn birth(p: &Record, index: usize, by_pid: &BTreeMap<i32, &Record>) -> Result<Birth> {
+fn birth(p: &Kin, index: usize, by_pid: &BTreeMap<i32, &Kin>) -> Result<Birth> {
     let leads = p.session == p.pid;
     let mut b = Birth {
-        pid: p.pid.0,
-        creator: p.parent.0,
-        parent: p.parent.0,
+        pid: p.pid,
+        creator: p.parent,
+        parent: p.parent,
         sibling: false,
         leads_session: leads,
         before_setsid: false,
-        group: p.group.0,
+        group: p.group,
         record: Some(index),
     };
-    let parent = by_pid.get(&p.parent.0);
+    let parent = by_pid.get(&p.parent);
     match parent {
         _ if leads => {}
         Some(parent) if parent.session == p.session => {}
         // The session that the parent was born in: its own parent's.
-        Some(parent) if parent.session == parent.pid && birth_session(parent, by_pid) == p.session.0 => {
+        Some(parent) if parent.session == parent.pid && birth_session(parent, by_pid) == p.session => {
             b.before_setsid = true;
         }
-        None if p.parent.0 != INIT => {
+        None if p.parent != INIT => {
             return Err(Cause::corrupt(format!("process {}: parent {} does not exist", p.pid, p.parent)));
-        }
-        _ if p.session.0 <= INIT => {
-            return Err(Cause::unsupported(format!("process {} is in a session from outside", p.pid)));
         }
         // Adopted: the leader of its session, or a stand-in, bears it as a sibling, under the same parent.
         _ => {
-            b.creator = p.session.0;
+            b.creator = p.session;
             b.sibling = true;
-            if by_pid.get(&p.session.0).is_some_and(|leader| leader.parent != p.parent) {
+            if by_pid.get(&p.session).is_some_and(|leader| leader.parent != p.parent) {
                 return Err(Cause::unsupported(format!(
                     "process {} is in session {}, whose leader has another parent",
                     p.pid, p.session
@@ -130,20 +148,20 @@ fn birth(p: &Record, index: usize, by_pid: &BTreeMap<i32, &Record>) -> Result<Bi
 }
 
 /// The session that a process was born in.
-fn birth_session(p: &Record, by_pid: &BTreeMap<i32, &Record>) -> i32 {
-    by_pid.get(&p.parent.0).map_or(0, |parent| parent.session.0)
+fn birth_session(p: &Kin, by_pid: &BTreeMap<i32, &Kin>) -> i32 {
+    by_pid.get(&p.parent).map_or(0, |parent| parent.session)
 }
 
 /// Dead leaders of sessions and groups.
-fn stand_ins(processes: &[Record], by_pid: &BTreeMap<i32, &Record>, births: &mut Vec<Birth>) {
+fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, births: &mut Vec<Birth>) {
     let mut made = BTreeSet::new();
     for p in processes {
-        let session = p.session.0;
+        let session = p.session;
         if session > INIT && !by_pid.contains_key(&session) && made.insert(session) {
             births.push(Birth {
                 pid: session,
-                creator: p.parent.0,
-                parent: p.parent.0,
+                creator: p.parent,
+                parent: p.parent,
                 sibling: false,
                 leads_session: true,
                 before_setsid: false,
@@ -153,12 +171,12 @@ fn stand_ins(processes: &[Record], by_pid: &BTreeMap<i32, &Record>, births: &mut
         }
     }
     for p in processes {
-        let (group, session) = (p.group.0, p.session.0);
+        let (group, session) = (p.group, p.session);
         if group > INIT && !by_pid.contains_key(&group) && made.insert(group) {
             births.push(Birth {
                 pid: group,
                 creator: session,
-                parent: by_pid.get(&session).map_or(p.parent.0, |leader| leader.parent.0),
+                parent: by_pid.get(&session).map_or(p.parent, |leader| leader.parent),
                 sibling: true,
                 leads_session: false,
                 before_setsid: false,
@@ -219,6 +237,16 @@ mod tests {
         let plan = plan(&[p(9, 1, 7, 7)]).expect("plan");
         let short: Vec<_> = plan.births.iter().map(|b| (b.pid, b.creator, b.record)).collect();
         assert_eq!(short, [(7, 1, None), (9, 7, Some(0))]);
+    }
+
+    #[test]
+    fn a_session_from_outside_gets_a_stand_in() {
+        for (group, session) in [(0, 0), (1, 1), (0, 1)] {
+            let plan = plan(&[p(2, 1, group, session), p(4, 2, 4, session), p(5, 2, 5, 5)]).expect("plan");
+            let mut short: Vec<_> = plan.births.iter().map(|b| (b.pid, b.creator, b.group, b.record)).collect();
+            short.sort_unstable();
+            assert_eq!(short, [(2, 3, 3, Some(0)), (3, 1, 3, None), (4, 2, 4, Some(1)), (5, 2, 5, Some(2))]);
+        }
     }
 
     #[test]
