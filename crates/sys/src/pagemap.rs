@@ -56,39 +56,54 @@ struct ScanArg {
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
 
-/// The runs of pages in `start..end` that are in memory or in swap, through a descriptor of `/proc/PID/pagemap`.
+/// How many runs one call of the kernel brings at most.
+const MOST: usize = 512;
+
+/// The runs of pages in `start..end` that are in memory or in swap, through a descriptor of `/proc/PID/pagemap`: as many as
+/// one call brings, and up to where they are all.
 ///
 /// # Errors
 /// `EPERM`, `ENOTTY` on a kernel before 6.7.
+pub fn scan_some(pagemap: BorrowedFd<'_>, start: u64, end: u64) -> Result<(Vec<Region>, u64)> {
+    let mut chunk: Vec<Region> = Vec::with_capacity(MOST);
+    let mut arg = ScanArg {
+        size: std::mem::size_of::<ScanArg>() as u64,
+        flags: 0,
+        start,
+        end,
+        walk_end: 0,
+        vec: chunk.as_mut_ptr() as u64,
+        vec_len: MOST as u64,
+        max_pages: 0,
+        category_inverted: 0,
+        category_mask: 0,
+        category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
+        return_mask: (Page::FILE | Page::PRESENT | Page::SWAPPED | Page::PFNZERO).bits(),
+    };
+    // SAFETY: `arg` has the kernel's layout and size; `vec` describes the room of `chunk`, which outlives the call.
+    let n = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+    let Ok(n) = usize::try_from(n) else {
+        return Err(SysError::last("ioctl", format!("PAGEMAP_SCAN, {start:#x}..{end:#x}")));
+    };
+    // SAFETY: the kernel has filled this many, of no more than there is room for.
+    unsafe { chunk.set_len(n.min(MOST)) };
+    Ok((chunk, arg.walk_end))
+}
+
+/// All runs of pages in `start..end` that are in memory or in swap.
+///
+/// # Errors
+/// As [`scan_some`].
 pub fn scan(pagemap: BorrowedFd<'_>, start: u64, end: u64) -> Result<Vec<Region>> {
     let mut out = Vec::new();
     let mut from = start;
-    let mut chunk = vec![Region { start: 0, end: 0, categories: 0 }; 512];
     while from < end {
-        let mut arg = ScanArg {
-            size: std::mem::size_of::<ScanArg>() as u64,
-            flags: 0,
-            start: from,
-            end,
-            walk_end: 0,
-            vec: chunk.as_mut_ptr() as u64,
-            vec_len: chunk.len() as u64,
-            max_pages: 0,
-            category_inverted: 0,
-            category_mask: 0,
-            category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
-            return_mask: (Page::FILE | Page::PRESENT | Page::SWAPPED | Page::PFNZERO).bits(),
-        };
-        // SAFETY: `arg` has the kernel's layout and size; `vec` describes `chunk`, which outlives the call.
-        let n = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
-        let Ok(n) = usize::try_from(n) else {
-            return Err(SysError::last("ioctl", format!("PAGEMAP_SCAN, {from:#x}..{end:#x}")));
-        };
-        out.extend_from_slice(&chunk[..n.min(chunk.len())]);
-        if arg.walk_end <= from {
+        let (some, to) = scan_some(pagemap, from, end)?;
+        out.extend(some);
+        if to <= from {
             break;
         }
-        from = arg.walk_end;
+        from = to;
     }
     Ok(out)
 }

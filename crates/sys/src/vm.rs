@@ -14,6 +14,24 @@ pub fn read(pid: i32, addr: u64, buf: &mut [u8]) -> Result<usize> {
     usize::try_from(n).map_err(|_| SysError::last("process_vm_readv", format!("{pid}, {addr:#x}, {}", buf.len())))
 }
 
+/// How many ranges one call can read (`UIO_MAXIOV`).
+pub const RANGES: usize = 1024;
+
+/// Reads several ranges, each an address and a length, into `buf` one after the other, and says how many bytes it read: fewer
+/// than asked for where one could not be read. At most [`RANGES`] of them, of no more bytes than `buf` has.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_ranges(pid: i32, ranges: &[(u64, usize)], buf: &mut [u8]) -> Result<usize> {
+    let remote: Vec<libc::iovec> =
+        ranges.iter().map(|(at, len)| libc::iovec { iov_base: *at as *mut libc::c_void, iov_len: *len }).collect();
+    let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: `local` describes `buf`, which outlives the call; `remote` is only read by the kernel.
+    let n =
+        unsafe { libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0) };
+    usize::try_from(n).map_err(|_| SysError::last("process_vm_readv", format!("{pid}, {} ranges", ranges.len())))
+}
+
 /// Reads exactly `buf.len()` bytes.
 ///
 /// # Errors

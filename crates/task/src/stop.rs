@@ -128,26 +128,42 @@ impl Stopped {
         }
     }
 
+    /// Lets it run to its next entry into a system call, or the exit from one.
+    ///
+    /// # Errors
+    /// `ESRCH` when it was killed.
+    pub fn to_syscall(&self) -> Result<(), SysError> {
+        ptrace::syscall(self.tid)
+    }
+
+    /// Waits until it is where [`Self::to_syscall`] leads.
+    ///
+    /// # Errors
+    /// Its death, or a signal that came in between.
+    pub fn await_syscall(&self) -> Result<(), StopError> {
+        loop {
+            let Some((_, what)) = wait::wait(Some(self.tid), true)? else { continue };
+            match what {
+                Event::Stopped { signal, event: 0 } if signal == libc_sigtrap() | 0x80 => return Ok(()),
+                // Interrupts and group stops in between: go on to the system-call stop.
+                Event::Stopped { event: event::STOP, .. } => ptrace::syscall(self.tid)?,
+                Event::Stopped { signal, .. } => {
+                    return Err(SysError::new("ptrace", format!("stopped by signal {signal}"), Errno::INTR).into());
+                }
+                Event::Continued => {}
+                event => return Err(Dead { tid: self.tid, event }.into()),
+            }
+        }
+    }
+
     /// Runs the one system call that its registers describe (`rip` at a `syscall` instruction) and returns its result.
     ///
     /// # Errors
     /// Its death, or the kernel's refusal to step it.
     pub fn step_syscall(&self) -> Result<i64, StopError> {
         for _ in 0..2 {
-            ptrace::syscall(self.tid)?;
-            loop {
-                let Some((_, what)) = wait::wait(Some(self.tid), true)? else { continue };
-                match what {
-                    Event::Stopped { signal, event: 0 } if signal == libc_sigtrap() | 0x80 => break,
-                    // Interrupts and group stops in between: go on to the system-call stop.
-                    Event::Stopped { event: event::STOP, .. } => ptrace::syscall(self.tid)?,
-                    Event::Stopped { signal, .. } => {
-                        return Err(SysError::new("ptrace", format!("stopped by signal {signal}"), Errno::INTR).into());
-                    }
-                    Event::Continued => {}
-                    event => return Err(Dead { tid: self.tid, event }.into()),
-                }
-            }
+            self.to_syscall()?;
+            self.await_syscall()?;
         }
         Ok(self.regs()?.rax.cast_signed())
     }

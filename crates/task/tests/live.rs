@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use yendor_sys::futex::RobustList;
-use yendor_task::live::{self, Borrowed};
+use yendor_task::live::{self, Borrowed, Loan};
 use yendor_task::script::out;
 use yendor_task::tree::FrozenTree;
 use yendor_task::{Nr, RunError, Script, args};
@@ -23,16 +23,22 @@ fn proc() -> std::fs::File {
 }
 
 fn borrow_and<T>(pid: i32, f: impl FnOnce(&mut Borrowed<'_>) -> T) -> T {
+    borrow_all_and(&[pid], |all| f(&mut all[0]))
+}
+
+fn borrow_all_and<T>(pids: &[i32], f: impl FnOnce(&mut [Borrowed<'_>]) -> T) -> T {
     let proc = proc();
-    let tree = FrozenTree::freeze(proc.as_fd(), &[pid], pid).expect("freeze");
-    let threads = &tree.processes[&pid];
+    let trees: Vec<_> =
+        pids.iter().map(|pid| FrozenTree::freeze(proc.as_fd(), &[*pid], *pid).expect("freeze")).collect();
     let mut robust = RobustList::register().expect("robust list");
-    let regions = live::regions(proc.as_fd(), pid).expect("maps");
-    let sps: Vec<u64> = threads.iter().map(|t| t.regs().expect("regs").rsp).collect();
-    let entry = live::find_entry(pid, &regions, &sps).expect("entry");
-    let mut b = Borrowed::new(pid, threads, entry, BASE, &mut robust).expect("borrow");
-    let result = f(&mut b);
-    b.give_back(&mut robust).expect("give back");
+    let mut loans = Vec::new();
+    for FrozenTree { root, processes, .. } in &trees {
+        let regions = live::regions(proc.as_fd(), *root).expect("maps");
+        loans.push(Loan::new(*root, &processes[root], &regions, BASE).expect("a loan"));
+    }
+    let mut all = Borrowed::all(loans, &mut robust).expect("borrow");
+    let result = f(&mut all);
+    Borrowed::give_back(all, &mut robust).expect("give back");
     result
 }
 
@@ -73,6 +79,51 @@ fn a_failed_call_stops_the_script_and_is_named() {
     let RunError::Call { index, error } = error else { panic!("{error}") };
     assert_eq!((index, error.to_string().as_str()), (1, "close(9999) = EBADF (Bad file descriptor)"));
     assert!(c.wait().expect("wait").success());
+}
+
+#[test]
+fn several_are_borrowed_side_by_side() {
+    let mut children: Vec<_> = (0..5).map(|i| child(&format!("sleep 0.4; echo {i}"))).collect();
+    let pids: Vec<i32> = children.iter().map(|c| i32::try_from(c.id()).expect("pid")).collect();
+    borrow_all_and(&pids, |all| {
+        let mut s = Script::new();
+        s.call(Nr::GETPID, []);
+        let started: Vec<usize> = all.iter_mut().map(|b| b.start(0, &s).expect("start")).collect();
+        for ((borrowed, started), pid) in all.iter_mut().zip(started).zip(&pids) {
+            assert_eq!(borrowed.finish(0, &s, started).expect("finish")[0].returned, i64::from(*pid));
+        }
+    });
+    for (i, c) in children.drain(..).enumerate() {
+        assert_eq!(c.wait_with_output().expect("wait").stdout, format!("{i}\n").as_bytes());
+    }
+}
+
+/// One of several that cannot be borrowed, because something is in the way, is named, and all of them go on.
+#[test]
+fn who_cannot_be_borrowed_is_named() {
+    let mut children: Vec<_> = (0..3).map(|i| child(&format!("sleep 0.3; echo {i}"))).collect();
+    let pids: Vec<i32> = children.iter().map(|c| i32::try_from(c.id()).expect("pid")).collect();
+    let proc = proc();
+    let trees: Vec<_> =
+        pids.iter().map(|pid| FrozenTree::freeze(proc.as_fd(), &[*pid], *pid).expect("freeze")).collect();
+    let maps = || pids.iter().map(|pid| std::fs::read(format!("/proc/{pid}/maps")).expect("maps")).collect::<Vec<_>>();
+    let before = maps();
+    let mut robust = RobustList::register().expect("robust list");
+    let mut loans = Vec::new();
+    for (i, FrozenTree { root, processes, .. }) in trees.iter().enumerate() {
+        let regions = live::regions(proc.as_fd(), *root).expect("maps");
+        // Its first page alone is free, in the second process.
+        let base = if i == 1 { regions[0].start - 4096 } else { BASE };
+        loans.push(Loan::new(*root, &processes[root], &regions, base).expect("a loan"));
+    }
+    let (index, error) = Borrowed::all(loans, &mut robust).expect_err("something is there");
+    assert_eq!(index, 1);
+    assert!(error.to_string().contains("EEXIST"), "{error}");
+    drop(trees);
+    assert!(maps() == before, "nothing is left in their memory");
+    for (i, c) in children.drain(..).enumerate() {
+        assert_eq!(c.wait_with_output().expect("wait").stdout, format!("{i}\n").as_bytes());
+    }
 }
 
 /// A program that sees any harm: counts in a loop with checks of its own arithmetic, floating point included.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
-use yendor_image::{Addr, Bytes, Digest, FileId, PageRun, ShmId, Writer};
+use yendor_image::{Addr, Bytes, Digest, FileId, ShmId, Writer};
 use yendor_kinds::file::Gather;
-use yendor_kinds::memory::pages::{self, Source, Zeros};
+use yendor_kinds::memory::pages::{self, Piece, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{Record, inherit, layout, shared};
 use yendor_kinds::{Cause, Named, Result};
@@ -23,6 +23,8 @@ pub struct Memory<'w> {
     objects: BTreeMap<(u64, u64), shared::Record>,
     /// Files opened for mappings, by device, inode and whether they can be written.
     files: BTreeMap<(u64, u64, bool), FileId>,
+    /// The same by device and inode as /proc shows them of a mapping, with the path that led there.
+    named: BTreeMap<(u64, u64, bool), (Vec<u8>, FileId)>,
     vdso: Option<Digest>,
     ghosts: Ghosts<'w>,
     writer: &'w Writer,
@@ -40,6 +42,7 @@ impl<'w> Memory<'w> {
             offset: 0,
             objects: BTreeMap::new(),
             files: BTreeMap::new(),
+            named: BTreeMap::new(),
             vdso: None,
             ghosts: Ghosts::default(),
             writer,
@@ -69,37 +72,39 @@ impl<'w> Memory<'w> {
         parent: Option<(i32, &Record)>,
         gather: &mut Gather<'_>,
     ) -> Result<Record> {
-        let source = Source::open(proc.as_fd(), pid)?;
+        let mut source = Source::open(proc.as_fd(), pid)?;
         let parent = parent.filter(|(_, record)| is_fork(&layout, &record.layout));
-        let parent =
+        let mut parent =
             parent.map(|(pid, record)| Ok::<_, Cause>((Source::open(proc.as_fd(), pid)?, record))).transpose()?;
         let mut inherits = parent.as_ref().map(|_| inherit::Record::default());
         let mut areas = Vec::with_capacity(smaps.len());
-        let mut runs = Vec::new();
+        let mut pieces = Vec::new();
+        // Shared memory can be large, and its pages do not count here: no scan goes through it.
+        let fences: Vec<u64> = smaps.iter().filter(|s| s.map.perms.shared).map(|s| s.map.start).collect();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
-            let Some(area) = vma::collect(smap, &mut |s| self.backing(s, &source, gather))? else { continue };
+            let Some(area) = vma::collect(smap, &mut |s| self.backing(s, &mut source, gather))? else { continue };
             if area.backing == Backing::Vdso {
                 self.check_vdso(&source, &area)?;
             }
             let mut zeros = if area.backing == Backing::Anonymous { Zeros::Leave } else { Zeros::Keep };
-            let mut ranges = pages::ranges(&source, &area)?;
+            let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
+            let mut ranges = pages::ranges(&mut source, &area, *fence.unwrap_or(&pages::END))?;
             if is_ghost_mapping(smap, &area) {
                 ranges = vec![(area.start.0, area.end.0)];
-            } else if let (Some((theirs, record)), Some(inherits)) = (&parent, &mut inherits) {
+            } else if let (Some((theirs, record)), Some(inherits)) = (&mut parent, &mut inherits) {
                 let copy = record.areas.iter().find(|a| inherit::is_copy(&area, a)).filter(|_| !area.shared);
                 if let Some(copy) = copy {
-                    let difference = inherit::compare(&source, &ranges, theirs, &pages::ranges(theirs, copy)?)?;
+                    let pages = pages::ranges(theirs, copy, copy.end.0)?;
+                    let difference = inherit::compare(&source, &ranges, theirs, &pages)?;
                     inherits.dropped.extend(difference.dropped.iter().map(|(a, b)| (Addr(*a), Addr(*b))));
                     ranges = difference.changed;
                     zeros = Zeros::Keep;
                 }
             }
-            // A run never crosses from one area into the next.
-            let mut own = Vec::new();
-            pages::copy(&source, &ranges, &mut self.out, PAGES, &mut self.offset, zeros, &mut own)?;
-            runs.append(&mut own);
+            pieces.extend(Piece::of(&ranges, zeros));
             areas.push(area);
         }
+        let runs = pages::copy(&source, pieces.into_iter(), &mut self.out, PAGES, &mut self.offset)?;
         Ok(Record { layout, areas, pages: runs, inherits })
     }
 
@@ -114,7 +119,7 @@ impl<'w> Memory<'w> {
     }
 
     /// What is behind a mapping with an inode.
-    fn backing(&mut self, smap: &Smap, source: &Source<'_>, gather: &mut Gather<'_>) -> Result<Backing> {
+    fn backing(&mut self, smap: &Smap, source: &mut Source<'_>, gather: &mut Gather<'_>) -> Result<Backing> {
         let map = &smap.map;
         let writes = map.perms.shared && smap.detail.vm_flags.has(VmFlag::MayWrite);
         if let Some(id) = gather.holding(map.dev.st_dev(), map.inode, writes) {
@@ -122,11 +127,17 @@ impl<'w> Memory<'w> {
         }
         let named = matches!(map.label(), Label::File(path) if path.starts_with(b"/")) && !map.deleted;
         if named {
+            let key = (map.dev.st_dev(), map.inode, writes);
+            if let Some((_, id)) = self.named.get(&key).filter(|(name, _)| *name == map.name) {
+                return Ok(Backing::File(*id, map.offset));
+            }
             let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
             let fd = gather.open_inside(&map.name, flags | OFlags::NOCTTY)?;
             let stat = rustix::fs::fstat(&fd).named("fstat", || map.name.escape_ascii().to_string())?;
             if stat.st_ino == map.inode {
-                return Ok(Backing::File(self.mapped_file(fd, writes, gather)?, map.offset));
+                let id = self.mapped_file(fd, writes, gather)?;
+                self.named.insert(key, (map.name.clone(), id));
+                return Ok(Backing::File(id, map.offset));
             }
             let shown = map.name.escape_ascii();
             return Err(Cause::unsupported(format!("mapping of {shown}: another file lies at this path now")));
@@ -178,8 +189,8 @@ impl<'w> Memory<'w> {
         let from = map.offset.max(object.size);
         if from < end {
             let start = map.start + (from - map.offset);
-            let mut runs: Vec<PageRun> = Vec::new();
-            pages::copy(source, &[(start, map.end)], &mut self.out, PAGES, &mut self.offset, Zeros::Leave, &mut runs)?;
+            let all = [(start, map.end)];
+            let mut runs = pages::copy(source, Piece::of(&all, Zeros::Leave), &mut self.out, PAGES, &mut self.offset)?;
             for run in &mut runs {
                 run.addr.0 = run.addr.0 - map.start + map.offset;
             }

@@ -2,7 +2,7 @@
 
 use rustix::fs::{Dir, Mode, OFlags, openat};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use yendor_image::FdNum;
+use yendor_image::{FdNum, FileId};
 use yendor_kinds::file::{Descriptor, Gather};
 use yendor_kinds::process::{Inquiry, Question, lock};
 use yendor_kinds::{Cause, Named};
@@ -12,23 +12,35 @@ use crate::error::{At, Error, Result, Step, With};
 
 type Caused<T> = std::result::Result<T, Cause>;
 
-/// Collects the descriptors of a process, in the order of their numbers, and the locks that it holds through them.
+/// What a process holds.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Its descriptors, in the order of their numbers.
+    pub descriptors: Vec<Descriptor>,
+    /// The locks that it has through them.
+    pub locks: Vec<lock::Record>,
+    /// The descriptors, by their place, of which only it can say whether they are closed on exec.
+    doubtful: Vec<usize>,
+}
+
+/// Collects the descriptors of a process.
 ///
 /// # Errors
 /// What the kind of one refuses.
-pub fn collect(gather: &mut Gather<'_>, pid: i32) -> Result<(Vec<Descriptor>, Vec<lock::Record>)> {
+pub fn collect(gather: &mut Gather<'_>, pid: i32) -> Result<Held> {
     let raw = Pid::from_raw(pid).ok_or_else(|| Error::new(Step::Collect, Cause::unsupported("process 0")))?;
     let pidfd = pidfd_open(raw, PidfdFlags::empty()).named("pidfd_open", || format!("{pid}")).at(Step::Collect)?;
     let numbers = numbers(gather, pid).at(Step::Collect)?;
-    let mut out = Vec::with_capacity(numbers.len());
+    let mut held = Held::default();
     let mut locked = Vec::new();
     for number in numbers {
         let shown = format!("descriptor {number}");
-        let file = gather.descriptor(pid, &pidfd, number).at(Step::Collect).kind("file", shown)?;
-        let info = gather.read(&format!("{pid}/fdinfo/{number}")).at(Step::Collect)?;
-        let info = yendor_proc::fdinfo::parse(&info).at(Step::Collect)?;
+        let (file, info) = gather.descriptor(pid, &pidfd, number).at(Step::Collect).kind("file", shown)?;
         let cloexec = info.flags & OFlags::CLOEXEC.bits() != 0;
-        out.push(Descriptor { number, cloexec, file });
+        if cloexec && is_doubtful(gather, file).at(Step::Collect)? {
+            held.doubtful.push(held.descriptors.len());
+        }
+        held.descriptors.push(Descriptor { number, cloexec, file });
         if !info.locks.is_empty() {
             let stat = rustix::fs::fstat(gather.ours(file).at(Step::Collect)?);
             let stat = stat.named("fstat", || format!("{pid}, {number}")).at(Step::Collect)?;
@@ -36,8 +48,15 @@ pub fn collect(gather: &mut Gather<'_>, pid: i32) -> Result<(Vec<Descriptor>, Ve
             locked.push(lock::Held { number, info, inode: (stat.st_dev, stat.st_ino), first });
         }
     }
-    let locks = lock::collect(&locked).at(Step::Collect)?;
-    Ok((out, locks))
+    held.locks = lock::collect(&locked).at(Step::Collect)?;
+    Ok(held)
+}
+
+/// Where a description itself carries `O_CLOEXEC` (from `TIOCGPTPEER`, `mq_open`, `fanotify_init`: whatever opens by the
+/// kernel's dentry_open), fdinfo shows it for every descriptor.
+fn is_doubtful(gather: &Gather<'_>, file: FileId) -> Caused<bool> {
+    let flags = rustix::fs::fcntl_getfl(gather.ours(file)?).named("fcntl", || "F_GETFL".into())?;
+    Ok(flags.contains(OFlags::CLOEXEC))
 }
 
 fn numbers(gather: &Gather<'_>, pid: i32) -> Caused<Vec<FdNum>> {
@@ -53,22 +72,18 @@ fn numbers(gather: &Gather<'_>, pid: i32) -> Caused<Vec<FdNum>> {
     Ok(numbers)
 }
 
-/// Questions about descriptors of which fdinfo does not tell whether they are closed on exec.
+/// Questions about the doubtful descriptors.
 pub struct Doubts(Vec<(usize, Question)>);
 
 impl Doubts {
-    /// Where a description itself carries `O_CLOEXEC` (from `TIOCGPTPEER`, `mq_open`, `fanotify_init`: whatever opens by the
-    /// kernel's dentry_open), fdinfo shows it for every descriptor. Only its owner can say.
-    pub fn ask(list: &[Descriptor], gather: &Gather<'_>, inquiry: &mut Inquiry) -> Caused<Doubts> {
+    /// Asks the owner.
+    pub fn ask(held: &Held, inquiry: &mut Inquiry) -> Doubts {
         const F_GETFD: u32 = 1;
-        let mut doubts = Vec::new();
-        for (index, one) in list.iter().enumerate().filter(|(_, d)| d.cloexec) {
-            let flags = rustix::fs::fcntl_getfl(gather.ours(one.file)?).named("fcntl", || "F_GETFL".into())?;
-            if flags.contains(OFlags::CLOEXEC) {
-                doubts.push((index, inquiry.ask(Nr::FCNTL, args![one.number.0, F_GETFD, 0])));
-            }
-        }
-        Ok(Doubts(doubts))
+        let ask = |i: &usize| {
+            let number = held.descriptors.get(*i).map_or(-1, |d| d.number.0);
+            (*i, inquiry.ask(Nr::FCNTL, args![number, F_GETFD, 0]))
+        };
+        Doubts(held.doubtful.iter().map(ask).collect())
     }
 
     /// The answers.

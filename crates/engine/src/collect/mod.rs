@@ -11,29 +11,35 @@ pub mod ipc;
 mod process;
 mod restriction;
 mod security;
+mod space;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use yendor_image::{FileId, NsPid, Writer};
 use yendor_kinds::file::Gather;
-use yendor_kinds::process::{Record, State, Terminal};
+use yendor_kinds::process::{Alive, Record, State, Terminal};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
 use yendor_kinds::{Cause, Named, memory};
 use yendor_policy::lsm::Here;
 use yendor_proc::{stat, status};
 use yendor_sys::SysError;
 use yendor_sys::futex::RobustList;
+use yendor_task::Stopped;
 use yendor_task::tree::{FrozenTree, read_proc};
 
-use crate::error::{At, Result, Step, With};
+use crate::error::{At, Error, Result, Step, With};
 use crate::state;
 
 pub use address_space::Memory;
 use ahead::Ahead;
+use descriptor::Held;
+use process::{Answered, View};
 pub use security::labels as labels_of;
+use space::Space;
 use watch::Watch;
 
 /// What is known of a process before anything is asked.
@@ -88,50 +94,41 @@ pub fn collect(
     let watch = of.map(|(state, directory)| Watch::container(state, directory)).transpose().at(Step::Collect)?;
     let mut watch = watch.unwrap_or_default();
     watch.look(tree, &order, &proc).at(Step::Collect)?;
-    let mut descriptors = BTreeMap::new();
+    let mut held = BTreeMap::new();
     for facts in order.iter().filter(|f| tree.processes.contains_key(&f.pid)) {
-        let all = descriptor::collect(gather, facts.pid).task(facts.inside().0)?;
-        descriptors.insert(facts.pid, all);
+        held.insert(facts.pid, descriptor::collect(gather, facts.pid).task(facts.inside().0)?);
     }
     let terminals = terminals(gather).at(Step::Collect)?;
-    let mut robust = RobustList::register().at(Step::Collect)?;
+    let mut mine = BTreeMap::new();
+    for facts in &order {
+        let terminal = terminal(facts, &terminals, gather).at(Step::Collect).task(facts.inside().0)?;
+        mine.insert(facts.pid, (held.remove(&facts.pid).unwrap_or_default(), terminal));
+    }
     let mut memory = Memory::new(writer).at(Step::Collect)?;
     let modules = Here::look();
-    let living = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
-    let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
-    let ahead = Ahead::start(own, living).at(Step::Collect)?;
-    let mut processes = Vec::new();
-    let mut unknown_stops = BTreeSet::new();
-    for facts in &order {
-        let inside = facts.inside();
-        let state = match tree.processes.get(&facts.pid) {
-            None => State::Zombie(facts.stat.exit_code),
-            Some(threads) => {
-                let (held, locks) = descriptors.remove(&facts.pid).unwrap_or_default();
-                let parent = parent_of(facts, &order, &processes);
-                let terminal = terminal(facts, &terminals, gather).at(Step::Collect).task(inside.0)?;
-                let stopped_children = stopped_children(tree, &order, facts.pid);
-                let mut one = process::Collecting {
-                    proc: &proc,
-                    facts,
-                    texts: ahead.next(facts.pid).at(Step::Collect).task(inside.0)?,
-                    threads,
-                    gather,
-                    parent,
-                    terminal,
-                    stopped_children,
-                    unknown_stops: &mut unknown_stops,
-                    modules: &modules,
-                    watch: &watch,
-                    memory: &mut memory,
-                };
-                let alive = one.collect(held, locks, &mut robust).at(Step::Collect).task(inside.0)?;
-                watch.adopts(facts.pid, alive.attributes.subreaper);
-                State::Alive(Box::new(alive))
-            }
+    let root = rustix::fs::fstat(&gather.root).named("fstat", || "the tree's root".into()).at(Step::Collect)?;
+    let root = (root.st_dev, root.st_ino);
+    let asked = std::thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(AHEAD);
+        let (memory, gather, proc, order) = (&mut memory, &mut *gather, &proc, &order);
+        let copies = scope.spawn(move || space::copy_all(&receiver, memory, gather, proc, order));
+        let mut asker = Asker { tree, order, proc, root, modules: &modules, watch: &mut watch, copies: sender };
+        let asked = asker.ask_everybody(mine);
+        drop(asker);
+        let copied = copies.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // Who copies stops at an error; then nobody takes what the asker has to send.
+        let copied = copied?;
+        asked.map(|asked| (asked, copied))
+    });
+    let (mut completes, mut copied) = asked?;
+    let mut processes = Vec::with_capacity(order.len());
+    for (place, facts) in order.iter().enumerate() {
+        let state = match (completes.remove(&place), copied.remove(&place)) {
+            (Some(complete), Some(memory)) => State::Alive(Box::new(complete(memory))),
+            _ => State::Zombie(facts.stat.exit_code),
         };
         processes.push(Record {
-            pid: inside,
+            pid: facts.inside(),
             parent: gather.pids.get(&facts.status.ppid).copied().unwrap_or(NsPid(1)),
             group: innermost(facts.status.ns_pgid.as_deref(), facts.stat.pgrp),
             session: innermost(facts.status.ns_sid.as_deref(), facts.stat.session),
@@ -151,6 +148,89 @@ pub fn collect(
         restrictions,
         lost: std::mem::take(&mut gather.lost),
     })
+}
+
+/// How many processes that have answered may wait to be copied: what they hold is bounded.
+const AHEAD: usize = 64;
+/// How many processes are asked side by side at most, and how many threads.
+const GANG: usize = 32;
+const THREADS: usize = 256;
+
+type Complete = Box<dyn FnOnce(memory::Record) -> Alive>;
+/// What is known of a process beside its facts: what it holds, and its terminal.
+type Mine = BTreeMap<i32, (Held, Option<Terminal>)>;
+
+/// Who asks the processes of a tree: its tracer.
+struct Asker<'a> {
+    tree: &'a FrozenTree,
+    order: &'a [Facts],
+    proc: &'a OwnedFd,
+    root: (u64, u64),
+    modules: &'a Here,
+    watch: &'a mut Watch,
+    copies: SyncSender<(usize, Space)>,
+}
+
+impl Asker<'_> {
+    /// Asks all processes, and sends their address spaces to be copied: what makes their records of the copies.
+    fn ask_everybody(&mut self, mut mine: Mine) -> Result<BTreeMap<usize, Complete>> {
+        let mut robust = RobustList::register().at(Step::Collect)?;
+        let living = self.order.iter().map(|f| f.pid).filter(|pid| self.tree.processes.contains_key(pid)).collect();
+        let own = self.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
+        let ahead = Ahead::start(own, living).at(Step::Collect)?;
+        let mut unknown_stops = BTreeSet::new();
+        let mut completes = BTreeMap::new();
+        for gang in gangs(self.order, self.tree) {
+            let mut asking = Vec::with_capacity(gang.len());
+            for (_, facts, threads) in &gang {
+                let stopped = stopped_children(self.tree, self.order, facts.pid);
+                let view = View { proc: self.proc, root: self.root, modules: self.modules, watch: self.watch };
+                let mine = mine.remove(&facts.pid).unwrap_or_default();
+                let texts = ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
+                let one = process::Asking::new(view, facts, texts, threads, mine, &stopped);
+                asking.push(one.at(Step::Collect).task(facts.inside().0)?);
+            }
+            let told = process::ask_all(&mut asking, &mut robust);
+            let told = told.map_err(|(i, cause)| Error::new(Step::Collect, cause).task(gang[i].1.inside().0))?;
+            let mut adopting = Vec::new();
+            for ((asking, told), (place, facts, _)) in asking.into_iter().zip(told).zip(&gang) {
+                let answered = asking.answered(told, &mut unknown_stops).at(Step::Collect).task(facts.inside().0)?;
+                let Answered { space, adopts, complete } = answered;
+                adopting.push((facts.pid, adopts));
+                completes.insert(*place, complete);
+                if self.copies.send((*place, space)).is_err() {
+                    // Whoever copies has failed, and says why.
+                    return Ok(completes);
+                }
+            }
+            for (pid, adopts) in adopting {
+                self.watch.adopts(pid, adopts);
+            }
+        }
+        Ok(completes)
+    }
+}
+
+/// A process to be asked: its place in the order, and its threads.
+type Member<'a> = (usize, &'a Facts, &'a [Stopped]);
+
+/// Living processes that can be asked side by side: what a parent says is known before its children are asked.
+fn gangs<'a>(order: &'a [Facts], tree: &'a FrozenTree) -> Vec<Vec<Member<'a>>> {
+    let mut gangs: Vec<Vec<Member<'_>>> = Vec::new();
+    for (place, facts) in order.iter().enumerate() {
+        let Some(threads) = tree.processes.get(&facts.pid) else { continue };
+        let fits = |gang: &Vec<Member<'_>>| {
+            let others: usize = gang.iter().map(|(_, _, threads)| threads.len()).sum();
+            gang.len() < GANG
+                && others + threads.len() <= THREADS
+                && gang.iter().all(|(_, other, _)| other.pid != facts.status.ppid)
+        };
+        match gangs.last_mut().filter(|gang| fits(gang)) {
+            Some(gang) => gang.push((place, facts, threads)),
+            None => gangs.push(vec![(place, facts, threads)]),
+        }
+    }
+    gangs
 }
 
 /// Descriptions of terminals, by device number.
@@ -184,20 +264,6 @@ fn stopped_children(tree: &FrozenTree, order: &[Facts], parent: i32) -> Vec<i32>
     let stopped =
         |pid: &i32| tree.processes.get(pid).is_some_and(|t| t.first().is_some_and(|l| l.group_stop().is_some()));
     order.iter().filter(|f| f.status.ppid == parent && stopped(&f.pid)).map(|f| f.inside().0).collect()
-}
-
-/// The parent's memory: parents come before their children.
-fn parent_of<'p>(facts: &Facts, order: &[Facts], done: &'p [Record]) -> Option<(i32, &'p memory::Record)> {
-    let index = order.iter().position(|p| p.pid == facts.status.ppid)?;
-    // Only a child that its parent itself will bear starts with a copy (see rebuild::plan).
-    let leads = facts.stat.session == facts.pid;
-    if !leads && order.get(index)?.stat.session != facts.stat.session {
-        return None;
-    }
-    match &done.get(index)?.state {
-        State::Alive(alive) => Some((facts.status.ppid, &alive.memory)),
-        _ => None,
-    }
 }
 
 fn kernel() -> String {

@@ -4,56 +4,72 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_image::{Bytes, Tid};
-use yendor_kinds::file::{Descriptor, Gather};
 use yendor_kinds::process::{
     Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, credential, directory, half_at, hidden,
-    itimer, label, lock, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
+    itimer, label, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_policy::lsm::Here;
 use yendor_proc::maps::{Label, Map};
 use yendor_proc::smaps::Smap;
 use yendor_proc::status::Status;
-use yendor_proc::{personality, status, timers};
+use yendor_proc::{personality, status};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
-use yendor_task::live::{self, Borrowed, Region, RegionKind};
+use yendor_task::live::{self, Borrowed, Loan, Region, RegionKind};
 use yendor_task::regs::Regs;
 use yendor_task::script::out;
 use yendor_task::tree::read_proc;
-use yendor_task::{Nr, Stopped, args};
+use yendor_task::{Nr, RunError, Stopped, args};
 
+use super::Facts;
 use super::ahead::Texts;
-use super::descriptor::Doubts;
+use super::descriptor::{Doubts, Held};
+use super::space::Space;
 use super::watch::Watch;
-use super::{Facts, Memory};
 
-/// A process that is being collected.
-pub struct Collecting<'a, 'g, 'w> {
+/// What all processes of a tree are looked at with.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
     /// /proc.
     pub proc: &'a OwnedFd,
-    /// What is known of it.
-    pub facts: &'a Facts,
-    /// What /proc says of it.
-    pub texts: Texts,
-    /// Its stopped threads, leader first.
-    pub threads: &'a [Stopped],
-    /// What was collected of files.
-    pub gather: &'a mut Gather<'g>,
-    /// Its parent, if that is collected already.
-    pub parent: Option<(i32, &'a memory::Record)>,
-    /// Of a session leader, its terminal.
-    pub terminal: Option<Terminal>,
-    /// Its stopped children, by their id inside.
-    pub stopped_children: Vec<i32>,
-    /// Stopped processes whose parent has not waited for the stop yet, by their id inside.
-    pub unknown_stops: &'a mut BTreeSet<i32>,
+    /// The tree's root directory: device and inode.
+    pub root: (u64, u64),
     /// The security modules of this machine.
     pub modules: &'a Here,
     /// What tasks have forbidden themselves.
     pub watch: &'a Watch,
-    /// What was collected of memory.
-    pub memory: &'a mut Memory<'w>,
+}
+
+/// A process that is being asked.
+pub struct Asking<'a> {
+    view: View<'a>,
+    /// What is known of it.
+    facts: &'a Facts,
+    /// What /proc says of it.
+    texts: Texts,
+    /// Its stopped threads, leader first.
+    threads: &'a [Stopped],
+    held: Held,
+    /// Of a session leader, its terminal.
+    terminal: Option<Terminal>,
+    statuses: Vec<Status>,
+    restricted: Vec<Restricted>,
+    regions: Vec<Region>,
+    /// The signals that wait: for the process, and for each thread.
+    queued: (signal::Queue, Vec<signal::Queue>),
+    asked: Vec<AskedThread>,
+    about: AskedProcess,
+}
+
+/// What is left to be done for a process once it has answered.
+pub struct Answered {
+    /// Its address space, to be copied.
+    pub space: Space,
+    /// Whether it adopts orphans.
+    pub adopts: bool,
+    /// Its record, once its memory is copied.
+    pub complete: Box<dyn FnOnce(memory::Record) -> Alive>,
 }
 
 /// Questions to a thread.
@@ -78,8 +94,8 @@ struct AskedProcess {
     stops: Vec<(i32, Question)>,
 }
 
-/// What a process told while it was borrowed.
-struct Told {
+/// What a process told while it was borrowed, beside its answers.
+pub struct Told {
     /// The registers that each thread had.
     registers: Vec<Regs>,
     /// The timers whose signals wait, and their overruns.
@@ -99,67 +115,79 @@ impl AskedThread {
     }
 }
 
-impl Collecting<'_, '_, '_> {
-    /// Its job-control stop. Whether the parent knows of it the parent has said before (pid 1 never asks).
-    fn stopped(&self) -> Option<Stop> {
-        let signal = self.threads.first()?.group_stop()?;
-        Some(Stop { signal, known: !self.unknown_stops.contains(&self.facts.inside().0) })
-    }
-
-    fn file(&self, name: &str) -> Result<Vec<u8>> {
-        Ok(read_proc(self.proc.as_fd(), &format!("{}/{name}", self.facts.pid))?)
-    }
-
-    /// Collects everything but its descriptors, which are `held`, and its file locks.
+impl<'a> Asking<'a> {
+    /// Lays out the questions. `stopped_children`: by their id inside.
     ///
     /// # Errors
-    /// What cannot be captured.
-    pub fn collect(
-        &mut self,
-        mut held: Vec<Descriptor>,
-        locks: Vec<lock::Record>,
-        robust: &mut RobustList,
-    ) -> Result<Alive> {
-        let statuses = self.statuses()?;
-        let restricted = self.restricted(&statuses)?;
-        let pid = self.facts.pid;
-        let timers = std::mem::take(&mut self.texts.timers);
-        let mut asked: Vec<AskedThread> = self.threads.iter().map(|_| AskedThread::new()).collect();
+    /// A process that must not be asked: its restrictions are not known, or would not let it answer.
+    pub fn new(
+        view: View<'a>,
+        facts: &'a Facts,
+        texts: Texts,
+        threads: &'a [Stopped],
+        (held, terminal): (Held, Option<Terminal>),
+        stopped_children: &[i32],
+    ) -> Result<Asking<'a>> {
+        let pid = facts.pid;
+        let statuses = statuses(view.proc, facts, threads)?;
+        let restricted = threads.iter().zip(&statuses).map(|(t, status)| view.watch.of(t.tid(), status, view.proc));
+        let restricted = restricted.collect::<Result<Vec<_>>>()?;
+        let mut asked: Vec<AskedThread> = threads.iter().map(|_| AskedThread::new()).collect();
         let leader = asked.first_mut().ok_or_else(|| Cause::unsupported("a process without threads"))?;
         let inquiry = &mut leader.inquiry;
         let about = AskedProcess {
             actions: sigaction::ask(inquiry),
             itimers: itimer::ask(inquiry),
-            timers: posix_timer::ask(inquiry, &timers),
+            timers: posix_timer::ask(inquiry, &texts.timers),
             attributes: attribute::ask_process(inquiry),
             brk: inquiry.ask(Nr::BRK, args![0]),
-            doubts: Doubts::ask(&held, self.gather, inquiry)?,
-            stops: self.stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
+            doubts: Doubts::ask(&held, inquiry),
+            stops: stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
         };
         for (asked, restricted) in asked.iter().zip(&restricted) {
-            self.watch.permits(restricted, &asked.inquiry.script().calls)?;
+            view.watch.permits(restricted, &asked.inquiry.script().calls)?;
         }
-        let smaps = std::mem::take(&mut self.texts.smaps);
-        let mut shared_pending = signal::Queue::collect(pid, true)?;
-        let queues = self.threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
-        let regions = regions(&smaps);
-        let Told { registers, waiting } =
-            self.ask_tasks(&regions, &mut asked, &timers, &about.timers, (&shared_pending, &queues), robust)?;
+        let regions = regions(&texts.smaps);
+        let queues = threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
+        let queued = (signal::Queue::collect(pid, true)?, queues);
+        Ok(Asking { view, facts, texts, threads, held, terminal, statuses, restricted, regions, queued, asked, about })
+    }
+
+    /// Its job-control stop. Whether the parent knows of it the parent has said before (pid 1 never asks).
+    fn stopped(&self, unknown: &BTreeSet<i32>) -> Option<Stop> {
+        let signal = self.threads.first()?.group_stop()?;
+        Some(Stop { signal, known: !unknown.contains(&self.facts.inside().0) })
+    }
+
+    fn loan(&self) -> Result<Loan<'a>> {
+        let size = Borrowed::size(self.threads.len()) as u64;
+        let base = hole(&self.regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
+        Ok(Loan::new(self.facts.pid, self.threads, &self.regions, base)?)
+    }
+
+    /// Makes what was told and what /proc says one record. `unknown_stops`: stopped processes whose parent has not waited for
+    /// the stop yet, by their id inside; it adds its children.
+    ///
+    /// # Errors
+    /// What cannot be captured.
+    pub fn answered(mut self, told: Told, unknown_stops: &mut BTreeSet<i32>) -> Result<Answered> {
+        let Told { registers, waiting } = told;
+        let (mut shared_pending, _) = std::mem::take(&mut self.queued);
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
         let mut threads = Vec::with_capacity(self.threads.len());
-        let known = statuses.iter().zip(restricted);
-        for (((stopped, asked), regs), known) in self.threads.iter().zip(&asked).zip(&registers).zip(known) {
+        let known = self.statuses.iter().zip(std::mem::take(&mut self.restricted));
+        for (((stopped, asked), regs), known) in self.threads.iter().zip(&self.asked).zip(&registers).zip(known) {
             let mut thread = self.thread(stopped, asked, regs, pending_for_all, known)?;
             thread.signals.pending.without_timers(&waiting);
             threads.push(thread);
         }
-        let leader = &asked[0].inquiry;
-        about.doubts.settle(&mut held, leader)?;
-        for (child, question) in &about.stops {
+        let leader = &self.asked[0].inquiry;
+        self.about.doubts.settle(&mut self.held.descriptors, leader)?;
+        for (child, question) in &self.about.stops {
             // si_pid, where anything was to be told.
             if half_at(leader.bytes(*question)?, 16) != 0 {
-                self.unknown_stops.insert(*child);
+                unknown_stops.insert(*child);
             }
         }
         let inside = |tid: i32| {
@@ -168,69 +196,35 @@ impl Collecting<'_, '_, '_> {
         };
         let attributes = attribute::collect_process(
             leader,
-            about.attributes,
+            self.about.attributes,
             u32::from_str_radix(&self.texts.coredump_filter, 16).unwrap_or(0),
             self.texts.oom_score_adj.parse().unwrap_or(0),
         )?;
-        let exe = self.executable()?;
-        let auxv = std::mem::take(&mut self.texts.auxv);
-        let layout = memory::layout::collect(&self.facts.stat, leader.value(about.brk)?, auxv, exe);
-        Ok(Alive {
-            actions: sigaction::collect(leader, &about.actions)?,
-            itimers: itimer::collect(leader, about.itimers)?,
-            posix_timers: posix_timer::collect(leader, &timers, &about.timers, &waiting, inside)?,
-            limits: rlimit::collect(&self.texts.limits),
-            directory: self.directory()?,
-            memory: self.memory.collect(self.proc, pid, layout, &smaps, self.parent, self.gather)?,
-            stopped: self.stopped(),
+        let actions = sigaction::collect(leader, &self.about.actions)?;
+        let itimers = itimer::collect(leader, self.about.itimers)?;
+        let posix_timers = posix_timer::collect(leader, &self.texts.timers, &self.about.timers, &waiting, inside)?;
+        let brk = leader.value(self.about.brk)?;
+        let limits = rlimit::collect(&self.texts.limits);
+        let directory = self.directory()?;
+        let stopped = self.stopped(unknown_stops);
+        let Asking { facts, texts: Texts { smaps, auxv, .. }, held, terminal, .. } = self;
+        let adopts = attributes.subreaper;
+        let complete = Box::new(move |memory| Alive {
+            actions,
+            itimers,
+            posix_timers,
+            limits,
+            directory,
+            memory,
+            stopped,
             pending: shared_pending,
-            terminal: self.terminal,
-            descriptors: held,
-            locks,
+            terminal,
+            descriptors: held.descriptors,
+            locks: held.locks,
             attributes,
             threads,
-        })
-    }
-
-    /// Borrows the process, has every thread answer, gives it back. `queued`: the signal queues of the process and
-    /// of its threads.
-    fn ask_tasks(
-        &self,
-        regions: &[Region],
-        asked: &mut [AskedThread],
-        timers: &[timers::Timer],
-        about: &[posix_timer::Asked],
-        queued: (&signal::Queue, &[signal::Queue]),
-        robust: &mut RobustList,
-    ) -> Result<Told> {
-        let mut pointers = Vec::with_capacity(self.threads.len());
-        for t in self.threads {
-            pointers.push(t.regs()?.rsp);
-        }
-        let entry = live::find_entry(self.facts.pid, regions, &pointers)?;
-        let size = Borrowed::size(self.threads.len()) as u64;
-        let base = hole(regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
-        let mut borrowed = Borrowed::new(self.facts.pid, self.threads, entry, base, robust)?;
-        let mut failed = None;
-        for (i, a) in asked.iter_mut().enumerate() {
-            match borrowed.run(i, a.inquiry.script()) {
-                Ok(done) => a.inquiry.answered(done),
-                Err(e) => {
-                    failed = Some(e);
-                    break;
-                }
-            }
-        }
-        let waiting = match (&failed, asked.first()) {
-            (None, Some(leader)) => count_overruns(&mut borrowed, &leader.inquiry, timers, about, queued),
-            _ => Ok(Vec::new()),
-        };
-        let registers = (0..asked.len()).filter_map(|i| borrowed.regs(i).copied()).collect();
-        borrowed.give_back(robust)?;
-        match failed {
-            Some(e) => Err(e.into()),
-            None => Ok(Told { registers, waiting: waiting? }),
-        }
+        });
+        Ok(Answered { space: Space { pid: facts.pid, brk, auxv, smaps }, adopts, complete })
     }
 
     fn thread(
@@ -249,11 +243,12 @@ impl Collecting<'_, '_, '_> {
         hidden::check(inquiry, *hidden, tid)?;
         let signals = signal::collect(tid, ptrace::sigmask(tid)?, inquiry, *stack)?;
         let pending = (signals.pending.mask() | shared_pending) & !signals.mask != 0;
-        let comm = self.file(&format!("task/{tid}/comm"))?;
+        let comm = read_proc(self.view.proc.as_fd(), &format!("{pid}/task/{tid}/comm"))?;
         let name = Bytes(comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec());
-        let personality = personality::parse(&read_proc(self.proc.as_fd(), &format!("{pid}/task/{tid}/personality"))?)?;
-        let domain = |tid| self.modules.tomoyo_domain(tid);
-        let labels = label::collect(self.proc, (pid, tid), &self.modules.modules(), domain)?;
+        let personality =
+            personality::parse(&read_proc(self.view.proc.as_fd(), &format!("{pid}/task/{tid}/personality"))?)?;
+        let domain = |tid| self.view.modules.tomoyo_domain(tid);
+        let labels = label::collect(self.view.proc, (pid, tid), &self.view.modules.modules(), domain)?;
         Ok(Thread {
             restricted,
             labels,
@@ -267,33 +262,18 @@ impl Collecting<'_, '_, '_> {
         })
     }
 
-    /// The /proc/PID/task/TID/status of each thread.
-    fn statuses(&self) -> Result<Vec<Status>> {
-        let of = |tid| match tid {
-            tid if tid == self.facts.pid => Ok(self.facts.status.clone()),
-            tid => Ok(status::parse(&self.file(&format!("task/{tid}/status"))?)?),
-        };
-        self.threads.iter().map(|t| of(t.tid())).collect()
-    }
-
-    /// What each thread has forbidden itself.
-    fn restricted(&self, statuses: &[Status]) -> Result<Vec<Restricted>> {
-        self.threads.iter().zip(statuses).map(|(t, status)| self.watch.of(t.tid(), status, self.proc)).collect()
-    }
-
     fn link(&self, name: &str) -> Result<Vec<u8>> {
         let path = format!("{}/{name}", self.facts.pid);
         let target =
-            rustix::fs::readlinkat(self.proc, path.as_str(), Vec::new()).named("readlinkat", || path.clone())?;
+            rustix::fs::readlinkat(self.view.proc, path.as_str(), Vec::new()).named("readlinkat", || path.clone())?;
         Ok(target.into_bytes())
     }
 
     fn directory(&self) -> Result<directory::Record> {
         use rustix::fs::{AtFlags, statat};
         let path = format!("{}/root", self.facts.pid);
-        let own = statat(self.proc, path.as_str(), AtFlags::empty()).named("statat", || path.clone())?;
-        let tree = rustix::fs::fstat(&self.gather.root).named("fstat", || "the tree's root".into())?;
-        let chrooted = (own.st_dev, own.st_ino) != (tree.st_dev, tree.st_ino);
+        let own = statat(self.view.proc, path.as_str(), AtFlags::empty()).named("statat", || path.clone())?;
+        let chrooted = (own.st_dev, own.st_ino) != self.view.root;
         let cwd = self.link("cwd")?;
         let gone = cwd.strip_suffix(b" (deleted)");
         Ok(directory::Record {
@@ -303,27 +283,72 @@ impl Collecting<'_, '_, '_> {
             umask: self.facts.status.umask.unwrap_or(0o022),
         })
     }
+}
 
-    fn executable(&mut self) -> Result<Option<yendor_image::FileId>> {
-        use rustix::fs::{Mode, OFlags, openat};
-        let path = format!("{}/exe", self.facts.pid);
-        match openat(self.proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(fd) => self.memory.mapped_file(fd, false, self.gather).map(Some),
-            Err(e) => Err(yendor_sys::SysError::new("openat", format!("/proc/{path}"), e).into()),
+/// The /proc/PID/task/TID/status of each thread.
+fn statuses(proc: &OwnedFd, facts: &Facts, threads: &[Stopped]) -> Result<Vec<Status>> {
+    let pid = facts.pid;
+    let of = |tid| match tid {
+        tid if tid == pid => Ok(facts.status.clone()),
+        tid => Ok(status::parse(&read_proc(proc.as_fd(), &format!("{pid}/task/{tid}/status"))?)?),
+    };
+    threads.iter().map(|t| of(t.tid())).collect()
+}
+
+/// What went wrong with one of several processes, and which.
+type Failed = (usize, Cause);
+
+/// Borrows processes, has every thread answer, gives them back: all side by side.
+///
+/// # Errors
+/// What cannot be captured. The tasks are as before.
+pub fn ask_all(all: &mut [Asking<'_>], robust: &mut RobustList) -> std::result::Result<Vec<Told>, Failed> {
+    let cause = |(i, e): (usize, RunError)| (i, Cause::from(e));
+    let mut loans = Vec::with_capacity(all.len());
+    for (i, asking) in all.iter().enumerate() {
+        loans.push(asking.loan().map_err(|e| (i, e))?);
+    }
+    let mut borrowed = Borrowed::all(loans, robust).map_err(cause)?;
+    let registers: Vec<Vec<Regs>> = borrowed.iter().map(|b| b.regs().collect()).collect();
+    let answered = answers(all, &mut borrowed);
+    let given_back = Borrowed::give_back(borrowed, robust).map_err(cause);
+    let answered = answered?;
+    given_back?;
+    let told = answered.into_iter().zip(registers).map(|(waiting, registers)| Told { registers, waiting });
+    Ok(told.collect())
+}
+
+/// Has all threads of borrowed processes answer. The timers whose signals wait, and their overruns.
+fn answers(all: &mut [Asking<'_>], borrowed: &mut [Borrowed<'_>]) -> std::result::Result<Vec<Vec<(i32, u64)>>, Failed> {
+    let mut started = Vec::new();
+    let mut failed = None;
+    for (i, (asking, borrowed)) in all.iter().zip(borrowed.iter_mut()).enumerate() {
+        for (thread, asked) in asking.asked.iter().enumerate() {
+            match borrowed.start(thread, asked.inquiry.script()) {
+                Ok(n) => started.push((i, thread, n)),
+                Err(e) => failed = failed.or(Some((i, e.into()))),
+            }
         }
     }
+    for (i, thread, n) in started {
+        let inquiry = &mut all[i].asked[thread].inquiry;
+        match borrowed[i].finish(thread, inquiry.script(), n) {
+            Ok(done) => inquiry.answered(done),
+            Err(e) => failed = failed.or(Some((i, e.into()))),
+        }
+    }
+    if let Some(failed) = failed {
+        return Err(failed);
+    }
+    let counts = all.iter().zip(borrowed).enumerate();
+    counts.map(|(i, (asking, borrowed))| count_overruns(borrowed, asking).map_err(|e| (i, e))).collect()
 }
 
 /// The timers whose signals wait, and how often each has expired since: see [`posix_timer`].
-fn count_overruns(
-    borrowed: &mut Borrowed<'_>,
-    leader: &Inquiry,
-    timers: &[timers::Timer],
-    asked: &[posix_timer::Asked],
-    (shared, own): (&signal::Queue, &[signal::Queue]),
-) -> Result<Vec<(i32, u64)>> {
+fn count_overruns(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>) -> Result<Vec<(i32, u64)>> {
+    let Asking { texts, asked, about, queued: (shared, own), .. } = asking;
     let mut out = Vec::new();
-    for waiting in posix_timer::Waiting::find(timers, leader, asked, shared, own) {
+    for waiting in posix_timer::Waiting::find(&texts.timers, &asked[0].inquiry, &about.timers, shared, own) {
         let index = waiting.thread.unwrap_or(0);
         let mut overruns = 0;
         let looked = borrowed.run(index, &waiting.look())?;

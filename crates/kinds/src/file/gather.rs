@@ -82,17 +82,17 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// The id of the description behind descriptor `number` of `pid`, collecting it if it is new.
+    /// The id of the description behind descriptor `number` of `pid`, collecting it if it is new, and its fdinfo.
     ///
     /// # Errors
     /// What its kind refuses.
-    pub fn descriptor(&mut self, pid: i32, pidfd: impl AsFd, number: FdNum) -> Result<FileId> {
+    pub fn descriptor(&mut self, pid: i32, pidfd: impl AsFd, number: FdNum) -> Result<(FileId, FdInfo)> {
         use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
         let ours = pidfd_getfd(pidfd, number.0, PidfdGetfdFlags::empty())
             .named("pidfd_getfd", || format!("{pid}, {number}"))?;
         let link = self.link(&format!("{pid}/fd/{number}"))?;
-        let info = self.read(&format!("{pid}/fdinfo/{number}"))?;
-        self.adopt(ours, link, &info, Some((pid, number)))
+        let info = yendor_proc::fdinfo::parse(&self.read(&format!("{pid}/fdinfo/{number}"))?)?;
+        Ok((self.adopt(ours, link, &info, Some((pid, number)))?, info))
     }
 
     /// The id of a description that we hold ourselves (received from a socket's queue, opened for a mapping).
@@ -103,11 +103,11 @@ impl<'a> Gather<'a> {
         let raw = fd.as_raw_fd();
         let me = rustix::process::getpid().as_raw_nonzero().get();
         let link = self.link(&format!("{me}/fd/{raw}"))?;
-        let info = self.read(&format!("{me}/fdinfo/{raw}"))?;
+        let info = yendor_proc::fdinfo::parse(&self.read(&format!("{me}/fdinfo/{raw}"))?)?;
         self.adopt(fd, link, &info, None)
     }
 
-    fn adopt(&mut self, fd: OwnedFd, link: Bytes, info: &[u8], holder: Option<(i32, FdNum)>) -> Result<FileId> {
+    fn adopt(&mut self, fd: OwnedFd, link: Bytes, info: &FdInfo, holder: Option<(i32, FdNum)>) -> Result<FileId> {
         let stat = rustix::fs::fstat(&fd).named("fstat", || link.to_string())?;
         let key = (stat.st_dev, stat.st_ino);
         let place = match self.search(key, fd.as_fd())? {
@@ -116,7 +116,7 @@ impl<'a> Gather<'a> {
         };
         let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
         self.holders.extend(holder.map(|(pid, _)| (id, pid)));
-        let seen = Seen { id, fd, link, info: yendor_proc::fdinfo::parse(info)?, stat, holder };
+        let seen = Seen { id, fd, link, info: info.clone(), stat, holder };
         if let Some(line) = seen.info.leftover.first() {
             let line = line.escape_ascii();
             return Err(Cause::unsupported(format!("{}: its fdinfo says \"{line}\", which is not known", seen.link)));

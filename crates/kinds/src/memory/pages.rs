@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use yendor_image::{Addr, PAGE_BYTES, PageRun};
-use yendor_sys::pagemap::{self, Page};
+use yendor_sys::pagemap::{self, Page, Region};
 use yendor_sys::{Errno, SysError, vm};
 use yendor_task::{Nr, Script, Want, args};
 
@@ -17,6 +17,9 @@ use crate::{Named, Result};
 
 /// Bytes that are copied at once.
 const CHUNK: u64 = 256 * 1024;
+
+/// The end of a task's addresses, but for one that asks for more of them (x86_64).
+pub const END: u64 = 0x7fff_ffff_f000;
 
 /// A task whose pages are read.
 pub struct Source<'a> {
@@ -28,6 +31,15 @@ pub struct Source<'a> {
     pub mem: OwnedFd,
     /// /proc.
     pub proc: BorrowedFd<'a>,
+    scanned: Stretch,
+}
+
+/// What one scan has found: it serves all areas that lie in the stretch.
+#[derive(Debug, Default)]
+struct Stretch {
+    start: u64,
+    end: u64,
+    runs: Vec<Region>,
 }
 
 impl<'a> Source<'a> {
@@ -42,7 +54,29 @@ impl<'a> Source<'a> {
             openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .named("openat", || format!("/proc/{path}"))
         };
-        Ok(Source { pid, pagemap: open("pagemap")?, mem: open("mem")?, proc })
+        Ok(Source { pid, pagemap: open("pagemap")?, mem: open("mem")?, proc, scanned: Stretch::default() })
+    }
+
+    /// The runs of pages in `start..end` that hold something. A scan may go on until `until`, which helps with what is asked
+    /// for next.
+    fn scan(&mut self, start: u64, end: u64, until: u64) -> Result<Vec<Region>> {
+        let mut found = Vec::new();
+        let mut at = start;
+        while at < end {
+            if !(self.scanned.start..self.scanned.end).contains(&at) {
+                let (runs, to) = pagemap::scan_some(self.pagemap.as_fd(), at, until.max(end))?;
+                self.scanned = Stretch { start: at, end: to.max(at), runs };
+            }
+            let to = self.scanned.end.min(end);
+            if to <= at {
+                break;
+            }
+            let first = self.scanned.runs.partition_point(|r| r.end <= at);
+            let inside = self.scanned.runs[first..].iter().take_while(|r| r.start < to);
+            found.extend(inside.map(|r| Region { start: r.start.max(at), end: r.end.min(to), ..*r }));
+            at = to;
+        }
+        Ok(found)
     }
 
     /// Reads `buf.len()` bytes at `at`, whatever the protection.
@@ -66,15 +100,16 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Ranges of an area that must travel: what was written, without the zero page.
+/// Ranges of an area that must travel: what was written, without the zero page. `until`: how far the kernel may look beyond
+/// the area; what it finds there serves the areas that are asked for next.
 ///
 /// # Errors
 /// What the scan says.
-pub fn ranges(source: &Source<'_>, area: &Area) -> Result<Vec<(u64, u64)>> {
+pub fn ranges(source: &mut Source<'_>, area: &Area, until: u64) -> Result<Vec<(u64, u64)>> {
     if area.shared || area.is_kernel() {
         return Ok(Vec::new());
     }
-    let found = pagemap::scan(source.pagemap.as_fd(), area.start.0, area.end.0)?;
+    let found = source.scan(area.start.0, area.end.0, until)?;
     let private_only = !matches!(area.backing, Backing::Anonymous);
     let wanted = |categories: u64| {
         let c = Page::from_bits_retain(categories);
@@ -87,8 +122,8 @@ pub fn ranges(source: &Source<'_>, area: &Area) -> Result<Vec<(u64, u64)>> {
 ///
 /// # Errors
 /// What the scan says.
-pub fn copied(source: &Source<'_>, start: u64, end: u64) -> Result<Vec<(u64, u64)>> {
-    let found = pagemap::scan(source.pagemap.as_fd(), start, end)?;
+pub fn copied(source: &mut Source<'_>, start: u64, end: u64) -> Result<Vec<(u64, u64)>> {
+    let found = source.scan(start, end, end)?;
     let own = |categories: u64| !Page::from_bits_retain(categories).contains(Page::FILE);
     Ok(found.iter().filter(|r| own(r.categories)).map(|r| (r.start, r.end)).collect())
 }
@@ -102,39 +137,102 @@ pub enum Zeros {
     Keep,
 }
 
-/// Copies ranges into `out`, the pages file number `file`, and appends their runs. `offset`: where `out` stands.
+/// A range of pages that travels.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece {
+    /// First byte.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// What becomes of its zeros.
+    pub zeros: Zeros,
+    /// Whether it is the first of its area: no run crosses from one area into the next.
+    pub first: bool,
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        usize::try_from(self.end - self.start).unwrap_or(0)
+    }
+
+    /// The pieces of one area.
+    pub fn of(ranges: &[(u64, u64)], zeros: Zeros) -> impl Iterator<Item = Piece> {
+        ranges.iter().enumerate().map(move |(i, &(start, end))| Piece { start, end, zeros, first: i == 0 })
+    }
+}
+
+/// Copies pieces into `out`, the pages file number `file`, and says in which runs. `offset`: where `out` stands.
 ///
 /// # Errors
 /// The task's memory cannot be read, or the image not be written.
 pub fn copy(
     source: &Source<'_>,
-    ranges: &[(u64, u64)],
+    pieces: impl Iterator<Item = Piece>,
     out: &mut impl Write,
     file: u16,
     offset: &mut u64,
-    zeros: Zeros,
-    runs: &mut Vec<PageRun>,
-) -> Result<()> {
-    // No larger than needed: most areas have a page or two.
-    let largest = ranges.iter().map(|(start, end)| end - start).max().unwrap_or(0).min(CHUNK);
-    let mut buffer = vec![0u8; usize::try_from(largest).unwrap_or(0)];
-    for &(start, end) in ranges {
-        let mut at = start;
-        while at < end {
-            let len = (end - at).min(CHUNK);
-            let chunk = &mut buffer[..usize::try_from(len).unwrap_or(0)];
-            source.read(at, chunk)?;
-            let wanted = if zeros == Zeros::Leave { non_zero(chunk) } else { vec![(0, chunk.len() / PAGE)] };
+) -> Result<Vec<PageRun>> {
+    let mut runs = Vec::new();
+    let mut batch = Batch::default();
+    let mut store = |batch: &mut Batch| -> Result<()> {
+        batch.read(source)?;
+        let mut rest = batch.buffer.as_slice();
+        for piece in batch.pieces.drain(..) {
+            let (chunk, after) = rest.split_at(piece.len());
+            rest = after;
+            let wanted = if piece.zeros == Zeros::Leave { non_zero(chunk) } else { vec![(0, chunk.len() / PAGE)] };
+            let mut apart = piece.first;
             for (first, pages) in wanted {
                 let bytes = &chunk[first * PAGE..(first + pages) * PAGE];
                 out.write_all(bytes).map_err(|e| SysError::io("write", yendor_image::pages_name(file), &e))?;
-                push(runs, at + (first * PAGE) as u64, pages as u64, file, *offset);
+                let addr = Addr(piece.start + (first * PAGE) as u64);
+                push(&mut runs, PageRun { addr, pages: pages as u64, file, offset: *offset }, apart);
+                apart = false;
                 *offset += bytes.len() as u64;
             }
-            at += len;
+        }
+        Ok(())
+    };
+    for mut piece in pieces {
+        while piece.start < piece.end {
+            let end = piece.end.min(piece.start + CHUNK - batch.bytes);
+            batch.bytes += end - piece.start;
+            batch.pieces.push(Piece { end, ..piece });
+            piece = Piece { start: end, first: false, ..piece };
+            if batch.bytes == CHUNK || batch.pieces.len() == vm::RANGES {
+                store(&mut batch)?;
+            }
         }
     }
-    Ok(())
+    store(&mut batch)?;
+    Ok(runs)
+}
+
+/// Pieces that are read by one call: most areas have a page or two.
+#[derive(Default)]
+struct Batch {
+    pieces: Vec<Piece>,
+    bytes: u64,
+    buffer: Vec<u8>,
+}
+
+impl Batch {
+    /// Fills the buffer with the bytes of all pieces.
+    fn read(&mut self, source: &Source<'_>) -> Result<()> {
+        self.buffer.resize(usize::try_from(std::mem::take(&mut self.bytes)).unwrap_or(0), 0);
+        let ranges: Vec<(u64, usize)> = self.pieces.iter().map(|p| (p.start, p.len())).collect();
+        if vm::read_ranges(source.pid, &ranges, &mut self.buffer).is_ok_and(|n| n == self.buffer.len()) {
+            return Ok(());
+        }
+        // Some of it the task itself may not read.
+        let mut rest = self.buffer.as_mut_slice();
+        for (at, len) in ranges {
+            let (chunk, after) = rest.split_at_mut(len);
+            source.read(at, chunk)?;
+            rest = after;
+        }
+        Ok(())
+    }
 }
 
 const PAGE: usize = 4096;
@@ -155,16 +253,16 @@ fn non_zero(chunk: &[u8]) -> Vec<(usize, usize)> {
     out
 }
 
-/// Appends a run, or lengthens the last one.
-fn push(runs: &mut Vec<PageRun>, addr: u64, pages: u64, file: u16, offset: u64) {
-    if let Some(last) = runs.last_mut() {
+/// Appends a run, or lengthens the last one where it goes on and is not to be `apart`.
+fn push(runs: &mut Vec<PageRun>, run: PageRun, apart: bool) {
+    if let Some(last) = runs.last_mut().filter(|_| !apart) {
         let bytes = last.pages * PAGE_BYTES;
-        if last.file == file && last.addr.0 + bytes == addr && last.offset + bytes == offset {
-            last.pages += pages;
+        if last.file == run.file && last.addr.0 + bytes == run.addr.0 && last.offset + bytes == run.offset {
+            last.pages += run.pages;
             return;
         }
     }
-    runs.push(PageRun { addr: Addr(addr), pages, file, offset });
+    runs.push(run);
 }
 
 /// The task reads its pages from the image: `fd` is its descriptor of pages file `run.file`.

@@ -6,6 +6,9 @@ pub const WAIT: u64 = 0;
 /// Offset in [`CODE`] where pid 1 starts: reap until the main task has ended, note its status, exit.
 pub const INIT: u64 = 0xc0;
 
+/// Offset in [`CODE`] where a borrowed task starts: it closes the descriptor in r8, then waits for scripts.
+pub const ENTER: u64 = 0xf3;
+
 /// Offset in [`CODE`] where the flags are loaded from the stack, and then one system call is made.
 pub const FLAGS: u64 = 0xb3;
 
@@ -82,6 +85,11 @@ pub const CODE: &[u8] = &[
     0x31, 0xff,                                     // xor edi, edi
     0xb8, 0xe7, 0x00, 0x00, 0x00,                   // mov eax, 231        exit_group
     0x0f, 0x05,                                     // syscall
+    // enter
+    0x4c, 0x89, 0xc7,                               // mov rdi, r8
+    0xb8, 0x03, 0x00, 0x00, 0x00,                   // mov eax, 3          close
+    0x0f, 0x05,                                     // syscall
+    0xe9, 0xfe, 0xfe, 0xff, 0xff,                   // jmp wait
 ];
 
 #[cfg(test)]
@@ -89,7 +97,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn init_and_flags_start_where_they_say() {
+    fn all_start_where_they_say() {
+        let at = usize::try_from(ENTER).expect("offset");
+        assert_eq!(&CODE[at..at + 3], &[0x4c, 0x89, 0xc7]);
+        assert_eq!(CODE.len() + 0xffff_fefe - 0x1_0000_0000, usize::try_from(WAIT).expect("offset"));
         let at = usize::try_from(FLAGS).expect("offset");
         assert_eq!(&CODE[at..at + 3], &[0x9d, 0x0f, 0x05]);
         let at = usize::try_from(INIT).expect("offset");

@@ -49,7 +49,7 @@ pub enum RegionKind {
 ///
 /// # Errors
 /// `ENOENT` naming what is missing: no vdso, or no `rt_sigreturn` sequence in its code.
-pub fn find_entry(pid: i32, regions: &[Region], stack_pointers: &[u64]) -> Result<Entry, SysError> {
+pub fn find(pid: i32, regions: &[Region], stack_pointers: &[u64]) -> Result<Entry, SysError> {
     let missing = |what: &str| SysError::new("borrow", format!("{pid}: {what}"), Errno::NOENT);
     let vdso = regions.iter().find(|r| r.what == RegionKind::Vdso).ok_or_else(|| missing("it has no vdso"))?;
     let syscall = find_syscall(pid, vdso)?.ok_or_else(|| missing("its vdso has no plain system call"))?;
@@ -156,7 +156,7 @@ fn find_sigreturn(pid: i32, regions: &[Region]) -> Result<Option<u64>, SysError>
                 // A hole in a sparse mapping: not where a C library keeps its code.
                 _ => break,
             };
-            if let Some(i) = find(&window[..n]) {
+            if let Some(i) = sigreturn_in(&window[..n]) {
                 SIGRETURN_HINT.keep(r, at + i as u64);
                 return Ok(Some(at + i as u64));
             }
@@ -172,7 +172,7 @@ fn find_sigreturn(pid: i32, regions: &[Region]) -> Result<Option<u64>, SysError>
     Ok(None)
 }
 
-fn find(code: &[u8]) -> Option<usize> {
+fn sigreturn_in(code: &[u8]) -> Option<usize> {
     // The rarer bytes first: the system call's number.
     (0..code.len()).find(|&i| {
         let b = code[i];

@@ -1,23 +1,26 @@
-//! Borrowing a live task: scratch memory is mapped into it, scripts run in its threads, and everything is undone.
+//! Borrowing live tasks: scratch memory is mapped into each process, scripts run in its threads, and everything is undone.
 //!
-//! The dead-man rule: from the moment its registers differ from its own until they are its own again, the task returns
+//! Several processes are borrowed side by side: what each has to do takes the kernel little time, but a while to begin.
+//!
+//! The dead-man rule: from the moment its registers differ from its own until they are its own again, a task returns
 //! to its own state by itself if we die. Two mechanisms do it:
 //! - while calls are injected through the vdso's `syscall` instruction, the stack pointer is at a signal frame whose
 //!   return address is the program's own `rt_sigreturn` sequence: the instruction after the call runs into it;
 //! - while a thread sits in the gadget it also waits for our death (a robust futex word in the scratch memory), and then
-//!   executes `rt_sigreturn` on a frame in its slot.
+//!   executes `rt_sigreturn` on a frame: the leader on the same one, another thread on one in its slot.
 //!
-//! The first frame lies at the very bottom of the program's main stack, far below any stack pointer in use, or, where
+//! The leader's frame lies at the very bottom of the program's main stack, far below any stack pointer in use, or, where
 //! there is none, below the thread's red zone, as a signal's frame would. The bytes there are put back.
 
 mod entry;
 mod frame;
+mod injection;
 
 use std::os::fd::OwnedFd;
 
 use yendor_sys::futex::RobustList;
 use yendor_sys::mapping::Mapping;
-use yendor_sys::{Errno, SysError, ptrace, vm};
+use yendor_sys::{Errno, SysError, ptrace};
 
 use crate::arena::{Arena, PAGE, RunError};
 use crate::gadget;
@@ -26,24 +29,34 @@ use crate::regs::{Regs, resumable};
 use crate::script::{Done, Script};
 use crate::stop::{StopError, Stopped};
 
-pub use entry::{Entry, Region, RegionKind, find_entry, find_plain_syscall, regions};
-use frame::{UCONTEXT, frame};
+pub use entry::{Entry, Region, RegionKind, find_plain_syscall, regions};
+use frame::frame;
+use injection::{Injection, call_all};
 
 /// Bytes of a slot for a live thread.
 const SLOT: usize = 48 * 1024;
 /// Bytes at the end of a slot for the frame.
 pub(crate) const FRAME_ROOM: usize = 16 * 1024;
-/// A borrowed process.
+
+/// A process to be borrowed.
 #[derive(Debug)]
-pub struct Borrowed<'a> {
+pub struct Loan<'a> {
     pid: i32,
     threads: &'a [Stopped],
     entry: Entry,
-    arena: Arena,
+    /// Where its scratch memory shall be.
+    base: u64,
     saved: Vec<Saved>,
-    /// Stack bytes under the first frame.
-    stack_bytes: (u64, Vec<u8>),
-    returned: bool,
+}
+
+/// A borrowed process.
+#[derive(Debug)]
+pub struct Borrowed<'a> {
+    loan: Loan<'a>,
+    injection: Injection,
+    arena: Arena,
+    /// The leader's descriptor of the scratch memory, until it closes it.
+    fd: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -55,37 +68,101 @@ struct Saved {
     running: bool,
 }
 
-impl<'a> Borrowed<'a> {
-    /// Borrows the process of `threads` (leader first): maps scratch memory at `base`, which must be free for
-    /// [`Self::size`] bytes.
+/// What went wrong with one of several processes, and which.
+pub type Failed = (usize, RunError);
+
+impl<'a> Loan<'a> {
+    /// Finds out how the process of `threads` (leader first) can be borrowed, with scratch memory at `base`, where
+    /// [`Borrowed::size`] bytes must be free. `regions`: its mappings.
     ///
     /// # Errors
-    /// The kernel's refusals, or the death of the task. The task is as before.
-    pub fn new(
-        pid: i32,
-        threads: &'a [Stopped],
-        entry: Entry,
-        base: u64,
-        robust: &mut RobustList,
-    ) -> Result<Borrowed<'a>, RunError> {
-        let leader = threads.first().ok_or_else(|| SysError::new("borrow", format!("{pid}"), Errno::SRCH))?;
+    /// `ENOENT` naming what is missing, or the kernel's refusals.
+    pub fn new(pid: i32, threads: &'a [Stopped], regions: &[Region], base: u64) -> Result<Loan<'a>, SysError> {
+        if threads.is_empty() {
+            return Err(SysError::new("borrow", format!("{pid}"), Errno::SRCH));
+        }
         let mut saved = Vec::with_capacity(threads.len());
         for t in threads {
             saved.push(Saved { tid: t.tid(), regs: t.regs()?, mask: ptrace::sigmask(t.tid())?, running: false });
         }
-        let original = &saved[0];
-        let (stack_bytes, injection) = Injection::begin(leader, original, entry)?;
-        let mapped = map_scratch(pid, leader, &injection, base, threads.len());
-        let arena = match mapped {
-            Ok(memory) => Arena::new(memory, base, SLOT, robust.alive()),
-            Err(e) => {
-                injection.end(leader, original, &stack_bytes)?;
-                return Err(e);
-            }
-        };
+        let pointers: Vec<u64> = saved.iter().map(|s| s.regs.rsp).collect();
+        let entry = entry::find(pid, regions, &pointers)?;
+        Ok(Loan { pid, threads, entry, base, saved })
+    }
+
+    fn begin(self) -> Result<Begun<'a>, RunError> {
+        let injection = Injection::begin(&self.threads[0], &self.saved[0], self.entry)?;
+        Ok(Begun { loan: self, injection, fd: None, memory: None, mapped: 0 })
+    }
+}
+
+/// A process that is being borrowed.
+struct Begun<'a> {
+    loan: Loan<'a>,
+    injection: Injection,
+    fd: Option<u64>,
+    memory: Option<Mapping>,
+    /// How much of the scratch memory it has mapped.
+    mapped: u64,
+}
+
+impl<'a> Begun<'a> {
+    fn leader(&self) -> (&'a Stopped, &Injection) {
+        (&self.loan.threads[0], &self.injection)
+    }
+
+    fn len(&self) -> u64 {
+        Borrowed::size(self.loan.threads.len()) as u64
+    }
+
+    /// The scratch memory, as we see it.
+    fn map_ours(&mut self) -> Result<(), RunError> {
+        let len = Borrowed::size(self.loan.threads.len());
+        let ours = fetch(self.loan.pid, self.fd.unwrap_or(u64::MAX))?;
+        rustix::fs::ftruncate(&ours, len as u64).map_err(|e| SysError::new("ftruncate", "scratch", e))?;
+        self.memory = Some(Mapping::of(ours, len)?);
+        Ok(())
+    }
+
+    fn borrowed(self, robust: &mut RobustList) -> Option<Borrowed<'a>> {
+        let arena = Arena::new(self.memory?, self.loan.base, SLOT, robust.alive());
         robust.add(arena.memory(), Arena::alive_entry());
-        injection.end(leader, original, &stack_bytes)?;
-        Ok(Borrowed { pid, threads, entry, arena, saved, stack_bytes, returned: false })
+        Some(Borrowed { loan: self.loan, injection: self.injection, arena, fd: self.fd })
+    }
+
+    /// Undoes what was done. An error changes nothing: there was one already.
+    fn undo(self) {
+        let (leader, injection) = (&self.loan.threads[0], &self.injection);
+        if self.mapped > 0 {
+            let _ = injection.call(leader, Nr::MUNMAP, [self.loan.base, self.mapped, 0, 0, 0, 0]);
+        }
+        if let Some(fd) = self.fd {
+            let _ = injection.call(leader, Nr::CLOSE, [fd, 0, 0, 0, 0, 0]);
+        }
+        let _ = self.injection.end(leader, &self.loan.saved[0]);
+    }
+}
+
+impl<'a> Borrowed<'a> {
+    /// Borrows processes, side by side.
+    ///
+    /// # Errors
+    /// The kernel's refusals, or the death of a task. All tasks are as before.
+    pub fn all(loans: Vec<Loan<'a>>, robust: &mut RobustList) -> Result<Vec<Borrowed<'a>>, Failed> {
+        let mut begun = Vec::with_capacity(loans.len());
+        let mapped = (|| {
+            for (i, loan) in loans.into_iter().enumerate() {
+                begun.push(loan.begin().map_err(|e| (i, e))?);
+            }
+            map_scratch(&mut begun)
+        })();
+        match mapped {
+            Ok(()) => Ok(begun.into_iter().filter_map(|b| b.borrowed(robust)).collect()),
+            Err(failed) => {
+                begun.into_iter().for_each(Begun::undo);
+                Err(failed)
+            }
+        }
     }
 
     /// Bytes of scratch memory for a process with `threads` threads.
@@ -99,71 +176,117 @@ impl<'a> Borrowed<'a> {
     /// # Errors
     /// A failed call, or the death of the task.
     pub fn run(&mut self, index: usize, script: &Script) -> Result<Vec<Done>, RunError> {
-        let (Some(thread), Some(saved)) = (self.threads.get(index), self.saved.get_mut(index)) else {
-            return Err(SysError::new("borrow", format!("thread {index}"), Errno::SRCH).into());
-        };
-        if !saved.running {
-            let at = self.arena.slot_address(index) + (SLOT - FRAME_ROOM) as u64;
-            let xstate = ptrace::xstate(saved.tid)?;
-            let offset = usize::try_from(at - self.arena.base()).unwrap_or(0);
-            let image = frame(at, &resumable(&saved.regs, false), saved.mask, &xstate);
-            if image.len() > FRAME_ROOM {
-                return Err(RunError::TooLarge { call: "rt_sigreturn", bytes: image.len() });
-            }
-            self.arena.memory().write(offset, &image);
-            let regs = self.arena.entry_regs(&saved.regs, index, gadget::WAIT, at);
-            // Registers first: from here on the frame brings the old mask back if we die.
-            thread.set_regs(&regs)?;
-            saved.running = true;
-            ptrace::set_sigmask(saved.tid, u64::MAX)?;
-            ptrace::cont(saved.tid, 0)?;
-        }
-        self.arena.run(index, self.threads[index].tid(), script)
+        let started = self.start(index, script)?;
+        self.finish(index, script, started)
     }
 
-    /// Ends the borrowing: scratch memory gone, every thread with its own registers in its stop.
+    /// Starts a script in thread number `index`; how many of its calls.
     ///
     /// # Errors
-    /// The kernel's refusals, or the death of the task.
-    pub fn give_back(mut self, robust: &mut RobustList) -> Result<(), RunError> {
-        self.undo(robust)
+    /// The kernel's refusals, or a script that is too large.
+    pub fn start(&mut self, index: usize, script: &Script) -> Result<usize, RunError> {
+        let (Some(thread), Some(saved)) = (self.loan.threads.get(index), self.loan.saved.get_mut(index)) else {
+            return Err(SysError::new("borrow", format!("thread {index}"), Errno::SRCH).into());
+        };
+        let started = self.arena.start(index, &script.calls)?;
+        if saved.running {
+            return Ok(started);
+        }
+        let frame = if index == 0 { self.injection.context() } else { lay_frame(&self.arena, index, saved)? };
+        // Who has the descriptor closes it first.
+        let fd = if index == 0 { self.fd.take() } else { None };
+        let entry = if fd.is_some() { gadget::ENTER } else { gadget::WAIT };
+        let mut regs = self.arena.entry_regs(&saved.regs, index, entry, frame);
+        regs.r8 = fd.unwrap_or(regs.r8);
+        // Registers first: from here on the frame brings the old mask back if we die.
+        thread.set_regs(&regs)?;
+        saved.running = true;
+        ptrace::set_sigmask(saved.tid, u64::MAX)?;
+        ptrace::cont(saved.tid, 0)?;
+        Ok(started)
     }
 
-    fn undo(&mut self, robust: &mut RobustList) -> Result<(), RunError> {
-        if self.returned {
-            return Ok(());
+    /// Waits for a script that was started, and runs what is left of it.
+    ///
+    /// # Errors
+    /// A failed call, or the death of the task.
+    pub fn finish(&mut self, index: usize, script: &Script, started: usize) -> Result<Vec<Done>, RunError> {
+        let tid = self.loan.saved.get(index).map_or(0, |s| s.tid);
+        self.arena.complete(index, tid, script, started)
+    }
+
+    /// Ends the borrowing of processes: scratch memory gone, every thread with its own registers in its stop.
+    ///
+    /// # Errors
+    /// The kernel's refusals, or the death of a task: the first of them. The others are given back all the same.
+    pub fn give_back(mut all: Vec<Borrowed<'a>>, robust: &mut RobustList) -> Result<(), Failed> {
+        let mut outcome = Ok(());
+        let mut note = |i: usize, result: Result<(), RunError>| {
+            if let (true, Err(e)) = (outcome.is_ok(), result) {
+                outcome = Err((i, e));
+            }
+        };
+        for (i, saved) in running(&mut all) {
+            note(i, ptrace::interrupt(saved.tid).map_err(RunError::from));
         }
-        self.returned = true;
-        for (thread, saved) in self.threads.iter().zip(&mut self.saved) {
-            if saved.running {
-                Stopped::interrupt(saved.tid).map_err(|e| stop_error(saved.tid, e))?;
+        for (i, saved) in running(&mut all) {
+            note(i, Stopped::wait(saved.tid).map(drop).map_err(|e| stop_error(saved.tid, e)));
+        }
+        for (i, borrowed) in all.iter_mut().enumerate() {
+            note(i, borrowed.followers_return());
+        }
+        let calls = all.iter().map(|b| {
+            let args = [b.arena.base(), b.arena.memory().len() as u64, 0, 0, 0, 0];
+            (&b.loan.threads[0], &b.injection, Nr::MUNMAP, args)
+        });
+        for (i, unmapped) in call_all(calls).into_iter().enumerate() {
+            note(i, unmapped.map(drop));
+        }
+        for (i, borrowed) in all.into_iter().enumerate() {
+            robust.remove(borrowed.arena.memory(), Arena::alive_entry());
+            let (leader, injection) = (&borrowed.loan.threads[0], &borrowed.injection);
+            if let Some(fd) = borrowed.fd {
+                note(i, injection.call(leader, Nr::CLOSE, [fd, 0, 0, 0, 0, 0]).map(drop));
+            }
+            note(i, borrowed.injection.end(leader, &borrowed.loan.saved[0]));
+        }
+        outcome
+    }
+
+    /// Every stopped thread but the leader has its own registers again.
+    fn followers_return(&mut self) -> Result<(), RunError> {
+        for (thread, saved) in self.loan.threads.iter().zip(&mut self.loan.saved) {
+            if std::mem::take(&mut saved.running) && saved.tid != self.loan.pid {
                 // The mask first: while the registers still lead to the frame, a death in between is harmless.
                 ptrace::set_sigmask(saved.tid, saved.mask)?;
                 thread.set_regs(&saved.regs)?;
-                saved.running = false;
             }
         }
-        let leader = &self.threads[0];
-        let (stack_bytes, injection) = Injection::begin(leader, &self.saved[0], self.entry)?;
-        self.stack_bytes = stack_bytes;
-        let len = self.arena.memory().len() as u64;
-        let unmapped = injection.call(leader, Nr::MUNMAP, [self.arena.base(), len, 0, 0, 0, 0]);
-        robust.remove(self.arena.memory(), Arena::alive_entry());
-        injection.end(leader, &self.saved[0], &self.stack_bytes)?;
-        unmapped.map(drop)
+        Ok(())
     }
 
-    /// The process.
-    #[must_use]
-    pub fn pid(&self) -> i32 {
-        self.pid
+    /// The general registers that each thread had when it was stopped.
+    pub fn regs(&self) -> impl Iterator<Item = Regs> {
+        self.loan.saved.iter().map(|s| s.regs)
     }
+}
 
-    /// The general registers that a thread had when it was stopped.
-    #[must_use]
-    pub fn regs(&self, index: usize) -> Option<&Regs> {
-        self.saved.get(index).map(|s| &s.regs)
+/// Threads that wait in the gadget, with the place of their process among `all`.
+fn running<'b>(all: &'b mut [Borrowed<'_>]) -> impl Iterator<Item = (usize, &'b Saved)> {
+    let threads = all.iter().enumerate().flat_map(|(i, b)| b.loan.saved.iter().map(move |s| (i, s)));
+    threads.filter(|(_, saved)| saved.running)
+}
+
+/// Lays a frame down in a thread's slot; its address.
+fn lay_frame(arena: &Arena, index: usize, saved: &Saved) -> Result<u64, RunError> {
+    let at = arena.slot_address(index) + (SLOT - FRAME_ROOM) as u64;
+    let xstate = ptrace::xstate(saved.tid)?;
+    let image = frame(at, &resumable(&saved.regs, false), saved.mask, &xstate);
+    if image.len() > FRAME_ROOM {
+        return Err(RunError::TooLarge { call: "rt_sigreturn", bytes: image.len() });
     }
+    arena.memory().write(usize::try_from(at - arena.base()).unwrap_or(0), &image);
+    Ok(at)
 }
 
 fn stop_error(tid: i32, e: StopError) -> RunError {
@@ -173,104 +296,36 @@ fn stop_error(tid: i32, e: StopError) -> RunError {
     }
 }
 
-/// Bytes that were overwritten, and where.
-type Overwritten = (u64, Vec<u8>);
-
-/// A thread whose registers are ready for calls through the vdso, with a frame on its stack to fall back to.
-struct Injection {
-    regs: Regs,
-}
-
-impl Injection {
-    fn begin(leader: &Stopped, saved: &Saved, entry: Entry) -> Result<(Overwritten, Injection), RunError> {
-        let xstate = ptrace::xstate(leader.tid())?;
-        let room = (8 + UCONTEXT + 64 + xstate.len() + 8) as u64;
-        let at = match entry.stack {
-            Some(bottom) => bottom + 64,
-            None => (saved.regs.rsp - 128 - room) & !63,
-        };
-        // The return address, then the ucontext: as a signal's frame lies.
-        let context = at + 8;
-        let mut image = entry.sigreturn.to_ne_bytes().to_vec();
-        image.extend_from_slice(&frame(context, &resumable(&saved.regs, false), saved.mask, &xstate));
-        let mut old = vec![0u8; image.len() + NAME.len()];
-        if entry.stack.is_none() {
-            // The stack may end in between.
-            ptrace::peek(leader.tid(), at)?;
-        }
-        vm::read_exact(leader.tid(), at, &mut old)?;
-        image.extend_from_slice(NAME);
-        vm::write_all(leader.tid(), at, &image)?;
-        let mut regs = saved.regs;
-        regs.rip = entry.syscall;
-        regs.rsp = at;
-        regs.orig_rax = u64::MAX;
-        regs.eflags &= !0x500;
-        // A harmless call until the first real one: getpid.
-        regs.rax = Nr::GETPID.raw();
-        leader.set_regs(&regs)?;
-        ptrace::set_sigmask(leader.tid(), u64::MAX)?;
-        let name = at + (image.len() - NAME.len()) as u64;
-        regs.rdi = name;
-        Ok(((at, old), Injection { regs }))
-    }
-
-    fn call(&self, leader: &Stopped, nr: Nr, args: [u64; 6]) -> Result<u64, RunError> {
-        let mut regs = self.regs;
-        regs.rax = nr.raw();
-        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
-        leader.set_regs(&regs)?;
-        let returned = leader.step_syscall().map_err(|e| stop_error(leader.tid(), e))?;
-        if (-4095..0).contains(&returned) {
-            let errno = Errno::from_raw_os_error(i32::try_from(-returned).unwrap_or(0));
-            return Err(SysError::new(nr.name(), format!("{:#x}, {:#x}", args[0], args[1]), errno).into());
-        }
-        Ok(returned.cast_unsigned())
-    }
-
-    /// The address of the scratch memory's name in the task.
-    fn name(&self) -> u64 {
-        self.regs.rdi
-    }
-
-    fn end(self, leader: &Stopped, saved: &Saved, stack: &Overwritten) -> Result<(), RunError> {
-        ptrace::set_sigmask(leader.tid(), saved.mask)?;
-        leader.set_regs(&saved.regs)?;
-        vm::write_all(leader.tid(), stack.0, &stack.1)?;
-        Ok(())
-    }
-}
-
-/// What the scratch memory is called in /proc/PID/maps.
-const NAME: &[u8] = b"yendor-scratch\0";
-
-fn map_scratch(
-    pid: i32,
-    leader: &Stopped,
-    injection: &Injection,
-    base: u64,
-    threads: usize,
-) -> Result<Mapping, RunError> {
+/// Each process makes scratch memory of its own and maps it: code that it may execute, the rest that it may write.
+fn map_scratch(all: &mut [Begun<'_>]) -> Result<(), Failed> {
     const SHARED_FIXED_NOREPLACE: u64 = 0x10_0001;
     const MFD_CLOEXEC: u64 = 1;
-    let len = Borrowed::size(threads);
-    let fd = injection.call(leader, Nr::MEMFD_CREATE, [injection.name(), MFD_CLOEXEC, 0, 0, 0, 0])?;
-    let mapped = (|| {
-        let ours = fetch(pid, fd)?;
-        rustix::fs::ftruncate(&ours, len as u64).map_err(|e| SysError::new("ftruncate", "scratch", e))?;
-        let mapping = Mapping::of(ours, len)?;
-        let page = PAGE as u64;
-        injection.call(leader, Nr::MMAP, [base, page, 5, SHARED_FIXED_NOREPLACE, fd, 0])?;
-        let rest =
-            injection.call(leader, Nr::MMAP, [base + page, len as u64 - page, 3, SHARED_FIXED_NOREPLACE, fd, page]);
-        if let Err(e) = rest {
-            injection.call(leader, Nr::MUNMAP, [base, page, 0, 0, 0, 0])?;
-            return Err(e);
+    const READ_EXEC: u64 = 5;
+    const READ_WRITE: u64 = 3;
+    let made = injection::each(all, |b| (Nr::MEMFD_CREATE, [b.injection.name(), MFD_CLOEXEC, 0, 0, 0, 0]));
+    for (b, fd) in all.iter_mut().zip(&made) {
+        b.fd = fd.as_ref().ok().copied();
+    }
+    first_failure(made)?;
+    for (i, b) in all.iter_mut().enumerate() {
+        b.map_ours().map_err(|e| (i, e))?;
+    }
+    for (from, protection) in [(0, READ_EXEC), (PAGE as u64, READ_WRITE)] {
+        let to = |b: &Begun<'_>| if from == 0 { PAGE as u64 } else { b.len() };
+        let done = injection::each(all, |b| {
+            let fd = b.fd.unwrap_or(u64::MAX);
+            (Nr::MMAP, [b.loan.base + from, to(b) - from, protection, SHARED_FIXED_NOREPLACE, fd, from])
+        });
+        for (b, done) in all.iter_mut().zip(&done) {
+            b.mapped = if done.is_ok() { to(b) } else { b.mapped };
         }
-        Ok(mapping)
-    })();
-    injection.call(leader, Nr::CLOSE, [fd, 0, 0, 0, 0, 0])?;
-    mapped
+        first_failure(done)?;
+    }
+    Ok(())
+}
+
+fn first_failure(results: Vec<Result<u64, RunError>>) -> Result<(), Failed> {
+    results.into_iter().enumerate().find_map(|(i, r)| r.err().map(|e| (i, e))).map_or(Ok(()), Err)
 }
 
 /// A descriptor of the task, as one of ours.

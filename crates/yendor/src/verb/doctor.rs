@@ -220,7 +220,8 @@ fn pagemap() -> Finding {
         name: None,
     };
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
-    let scan = pages::Source::open(std::os::fd::AsFd::as_fd(&proc), pid).and_then(|s| pages::ranges(&s, &area));
+    let scan = pages::Source::open(std::os::fd::AsFd::as_fd(&proc), pid)
+        .and_then(|mut s| pages::ranges(&mut s, &area, area.end.0));
     match scan {
         Ok(found) if !found.is_empty() => yes(WHAT, "finds the pages that hold something"),
         Ok(_) => no(WHAT, "finds nothing", "checkpoints would miss memory: they are not possible here"),
