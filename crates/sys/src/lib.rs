@@ -26,6 +26,7 @@ pub mod spawn;
 pub mod tty;
 pub mod vm;
 pub mod wait;
+pub mod xstate;
 
 pub use error::{Result, SysError, errno_name};
 pub use rustix::io::Errno;

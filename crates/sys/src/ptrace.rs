@@ -1,6 +1,8 @@
 //! ptrace(2), one function per request. Which call is allowed in which state is the task crate's business.
 
-use crate::{Result, SysError};
+use std::sync::OnceLock;
+
+use crate::{Result, SysError, xstate};
 
 /// A task's general registers (`struct user_regs_struct`).
 pub type Regs = libc::user_regs_struct;
@@ -126,11 +128,17 @@ pub fn peek(tid: i32, addr: u64) -> Result<u64> {
     if ret < 0 { Err(SysError::last("ptrace", format!("PTRACE_PEEKDATA, {tid}, {addr:#x}"))) } else { Ok(word) }
 }
 
-/// The extended state (x87, SSE, AVX ...) in the processor's XSAVE layout.
+/// The extended state (x87, SSE, AVX ...), as far as it is in use: see [`xstate`](crate::xstate).
 ///
 /// # Errors
 /// As [`cont`].
 pub fn xstate(tid: i32) -> Result<Vec<u8>> {
+    let mut state = whole_xstate(tid)?;
+    state.truncate(xstate::length(xstate::in_use(&state)));
+    Ok(state)
+}
+
+fn whole_xstate(tid: i32) -> Result<Vec<u8>> {
     let mut buf = vec![0u8; 16 * 1024];
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     request("PTRACE_GETREGSET, NT_X86_XSTATE", libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, (&raw mut iov) as u64)?;
@@ -138,12 +146,27 @@ pub fn xstate(tid: i32) -> Result<Vec<u8>> {
     Ok(buf)
 }
 
-/// Sets the extended state.
+/// The components that an extended state can have here, and the bytes of one that has them all. `tid`: any stopped task.
+///
+/// # Errors
+/// As [`cont`].
+pub fn xstate_room(tid: i32) -> Result<(u64, usize)> {
+    static ROOM: OnceLock<(u64, usize)> = OnceLock::new();
+    if let Some(room) = ROOM.get() {
+        return Ok(*room);
+    }
+    let whole = whole_xstate(tid)?;
+    Ok(*ROOM.get_or_init(|| (xstate::possible(&whole), whole.len())))
+}
+
+/// Sets the extended state; components that are not in use become as in a new thread.
 ///
 /// # Errors
 /// `EINVAL` or `EFAULT` for a state that this processor cannot hold, else as [`cont`].
 pub fn set_xstate(tid: i32, state: &[u8]) -> Result<()> {
+    let (_, len) = xstate_room(tid)?;
     let mut copy = state.to_vec();
+    copy.resize(len.max(state.len()), 0);
     let mut iov = libc::iovec { iov_base: copy.as_mut_ptr().cast(), iov_len: copy.len() };
     request("PTRACE_SETREGSET, NT_X86_XSTATE", libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, (&raw mut iov) as u64)
         .map(drop)

@@ -134,7 +134,8 @@ fn it_survives_our_death_at_any_instant() {
     let rounds = if std::env::var_os("YENDOR_SOAK").is_some() { 400 } else { 40 };
     let target = child("while :; do sleep 0.001; done & sleep 30");
     let busy = child(&format!("while :; do {COUNTER}; done >/dev/null"));
-    for pid in [&target, &busy].map(|c| i32::try_from(c.id()).expect("pid")) {
+    let vectors = keeps_a_vector();
+    for pid in [&target, &busy].map(|c| i32::try_from(c.id()).expect("pid")).into_iter().chain(vectors) {
         for round in 0..rounds {
             // The tracer is a process of its own: it forks here and is killed at some instant.
             let tracer = yendor_sys_fork();
@@ -159,6 +160,7 @@ fn it_survives_our_death_at_any_instant() {
             assert!(!state.contains("State:\tZ"), "round {round}: it died\n{state}");
         }
     }
+    vectors.into_iter().for_each(kill_and_wait);
     for mut c in [target, busy] {
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", c.id())).unwrap_or_default();
         c.kill().expect("kill");
@@ -167,6 +169,37 @@ fn it_survives_our_death_at_any_instant() {
             kill_and_wait(pid.parse().expect("pid"));
         }
     }
+}
+
+/// A process that has something in the upper half of an AVX register, and ends once it is something else.
+#[allow(unsafe_code)]
+fn keeps_a_vector() -> Option<i32> {
+    if !std::arch::is_x86_feature_detected!("avx") {
+        eprintln!("skipped: a processor with AVX");
+        return None;
+    }
+    let pid = yendor_sys_fork();
+    if pid == 0 {
+        let wanted: [u64; 4] = [1, 2, 3, 0x1234_5678_9abc_def0];
+        let mut seen = [0u64; 4];
+        // SAFETY: loads and stores within the two arrays; the process does nothing else.
+        unsafe {
+            std::arch::asm!(
+                "vmovdqu ymm15, [{wanted}]",
+                "2:",
+                "vmovdqu [{seen}], ymm15",
+                "mov {word}, [{seen} + 24]",
+                "cmp {word}, [{wanted} + 24]",
+                "je 2b",
+                wanted = in(reg) wanted.as_ptr(),
+                seen = in(reg) seen.as_mut_ptr(),
+                word = out(reg) _,
+                out("ymm15") _,
+            );
+            libc::_exit(1);
+        }
+    }
+    Some(pid)
 }
 
 #[allow(unsafe_code)]

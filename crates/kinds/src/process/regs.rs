@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
-use yendor_sys::{ptrace, vm};
+use yendor_sys::{ptrace, vm, xstate};
 use yendor_task::Stopped;
 use yendor_task::regs::{Regs, resumable};
 
@@ -18,7 +18,7 @@ use crate::{Cause, Result};
 pub struct Record {
     /// r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs.
     pub general: Vec<u64>,
-    /// The processor's XSAVE layout.
+    /// The processor's XSAVE layout, as far as components are in use.
     pub extended: Bytes,
 }
 
@@ -160,7 +160,47 @@ pub fn from_words(record: &Record) -> Result<Regs> {
 pub fn rebuild(tid: i32, record: &Record) -> Result<()> {
     let Record { general: _, extended } = record;
     let regs = from_words(record)?;
+    check(&extended.0, ptrace::xstate_room(tid)?)?;
     ptrace::set_xstate(tid, &extended.0)?;
     ptrace::set_regs(tid, &regs)?;
     Ok(())
+}
+
+/// Whether this processor, which has room for `possible` components in `most` bytes, can hold an extended state.
+fn check(state: &[u8], (possible, most): (u64, usize)) -> Result<()> {
+    if state.len() < xstate::LEAST || state.len() > MOST {
+        return Err(Cause::corrupt(format!("an extended state of {} bytes", state.len())));
+    }
+    let in_use = xstate::in_use(state);
+    if let Some(lacking) = (0..63).find(|n| in_use & !possible & 1 << n != 0) {
+        let name = xstate::name(lacking);
+        return Err(Cause::unsupported(format!("registers of {name}, which this processor does not have")));
+    }
+    if state.len() != xstate::length(in_use) || state.len() > most {
+        return Err(Cause::unsupported("an extended state that another processor has laid out"));
+    }
+    Ok(())
+}
+
+/// More than any processor needs.
+const MOST: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_processor_cannot_hold_is_refused() {
+        let state = |in_use: u64, len: usize| {
+            let mut state = vec![0; len];
+            state[512..520].copy_from_slice(&in_use.to_ne_bytes());
+            state
+        };
+        let room = (0b11, 576);
+        check(&state(0b11, 576), room).expect("what every processor has");
+        let said = |state: &[u8]| check(state, room).expect_err("it cannot be held").to_string();
+        assert!(said(&state(1 << 18, 576)).contains("AMX"));
+        assert!(said(&state(0b11, 640)).contains("another processor"));
+        assert!(said(&[0; 64]).contains("64 bytes"));
+    }
 }

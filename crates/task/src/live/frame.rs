@@ -1,5 +1,7 @@
 //! Signal frames: what `rt_sigreturn` takes a thread's whole state from.
 
+use yendor_sys::xstate;
+
 use crate::regs::Regs;
 
 /// Bytes of `ucontext` on x86_64 without the extended state.
@@ -53,19 +55,19 @@ pub(super) fn frame(address: u64, regs: &Regs, mask: u64, xstate: &[u8]) -> Vec<
     f
 }
 
-/// The extended state with the marks that the kernel wants in a signal frame (arch/x86/include/uapi/asm/sigcontext.h).
+/// The extended state with the marks that the kernel wants in a signal frame (arch/x86/include/uapi/asm/sigcontext.h). It
+/// takes no state that is larger than what the task may use: hence only the components that hold something.
 fn signal_xstate(xstate: &[u8]) -> Vec<u8> {
     const SW: usize = 464;
     let mut x = xstate.to_vec();
-    if x.len() < 576 {
+    if x.len() < xstate::LEAST {
         return x;
     }
     let size = u32::try_from(x.len()).unwrap_or(0);
     x[SW..SW + 4].copy_from_slice(&0x4650_5853u32.to_ne_bytes());
     x[SW + 4..SW + 8].copy_from_slice(&(size + 4).to_ne_bytes());
-    // The features that the state may hold stand where ptrace put them: XCR0, first word of the software bytes.
-    let xcr0: [u8; 8] = xstate[SW..SW + 8].try_into().unwrap_or([0; 8]);
-    x[SW + 8..SW + 16].copy_from_slice(&xcr0);
+    let in_use = xstate::in_use(&x);
+    x[SW + 8..SW + 16].copy_from_slice(&in_use.to_ne_bytes());
     x[SW + 16..SW + 20].copy_from_slice(&size.to_ne_bytes());
     x.extend_from_slice(&0x4650_5845u32.to_ne_bytes());
     x
