@@ -23,6 +23,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// An image that is being written, in a hidden directory next to its final place.
@@ -53,7 +54,12 @@ struct Slot {
     file: File,
     /// What is known of it once it is complete.
     done: Option<Done>,
+    /// Who has the disk take it, while other files are written.
+    syncing: Option<JoinHandle<io::Result<()>>>,
 }
+
+/// Bytes from which on a file is worth a thread that waits for the disk.
+const LARGE: u64 = 1 << 20;
 
 #[derive(Clone, Copy, Debug)]
 struct Done {
@@ -208,7 +214,11 @@ impl Writer {
 
     fn sync_files(&self) -> Result<Vec<FileEntry>> {
         let mut entries = Vec::new();
-        for (name, slot) in self.slots().iter() {
+        for (name, slot) in self.slots().iter_mut() {
+            if let Some(syncing) = slot.syncing.take() {
+                let synced = syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                synced.map_err(|source| Error::io(name, "fsync", source))?;
+            }
             let unfinished = || Error::Unfinished { file: name.clone() };
             let Done { bytes, digest, content } = slot.done.ok_or_else(unfinished)?;
             slot.file.sync_all().map_err(|source| Error::io(name, "fsync", source))?;
@@ -254,13 +264,19 @@ impl Writer {
     fn begin(&self, name: &str) -> Result<File> {
         let file = self.create_new(&self.stored_name(name))?;
         let kept = file.try_clone().map_err(|source| Error::io(name, "dup", source))?;
-        self.slots().insert(name.to_owned(), Slot { file: kept, done: None });
+        self.slots().insert(name.to_owned(), Slot { file: kept, done: None, syncing: None });
         Ok(file)
     }
 
     fn end(&self, name: &str, done: Done) -> Result<()> {
         let mut slots = self.slots();
-        slots.get_mut(name).ok_or_else(|| Error::missing(name))?.done = Some(done);
+        let slot = slots.get_mut(name).ok_or_else(|| Error::missing(name))?;
+        slot.done = Some(done);
+        if done.bytes >= LARGE {
+            let file = slot.file.try_clone().map_err(|source| Error::io(name, "dup", source))?;
+            // Without a thread it waits until the commit.
+            slot.syncing = std::thread::Builder::new().spawn(move || file.sync_all()).ok();
+        }
         Ok(())
     }
 

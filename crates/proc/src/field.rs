@@ -14,14 +14,23 @@ pub(crate) struct Line<'a> {
 
 /// The lines of a whole file. The kernel ends every line, so a missing end is a cut.
 pub(crate) fn lines<'a>(file: &'static str, text: &'a [u8]) -> Result<Vec<Line<'a>>> {
+    Ok(each_line(file, text)?.collect())
+}
+
+/// The same one after the other, for a long file.
+pub(crate) fn each_line<'a>(file: &'static str, text: &'a [u8]) -> Result<impl Iterator<Item = Line<'a>>> {
+    let lines = |body: Option<&'a [u8]>| {
+        let lines = body.into_iter().flat_map(|body| body.split(|b| *b == b'\n'));
+        lines.zip(1..).map(move |(rest, number)| Line { file, number, rest })
+    };
     if text.is_empty() {
-        return Ok(Vec::new());
+        return Ok(lines(None));
     }
-    let last = text.iter().filter(|b| **b == b'\n').count();
     let Some(body) = text.strip_suffix(b"\n") else {
+        let last = text.iter().filter(|b| **b == b'\n').count();
         return Err(ParseError { file, line: last.saturating_add(1), what: "end of line: the text is cut off" });
     };
-    Ok(body.split(|b| *b == b'\n').zip(1..).map(|(rest, number)| Line { file, number, rest }).collect())
+    Ok(lines(Some(body)))
 }
 
 /// A file that is one line, whatever bytes are in it.

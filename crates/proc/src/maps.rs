@@ -3,7 +3,7 @@
 //! Source: proc_pid_maps(5); `fs/proc/task_mmu.c`, `show_map_vma`. Empty for a zombie and a kernel thread.
 
 use crate::Dev;
-use crate::field::{Line, Result, lines, number, split_once, unescape_newline};
+use crate::field::{Line, Result, lines, unescape_newline};
 
 const FILE: &str = "maps";
 
@@ -139,7 +139,7 @@ pub(crate) fn map(mut line: Line<'_>) -> Result<Map> {
 
 /// Whether a line of `smaps` is the head of a mapping: it starts with an address, keys start with a capital.
 pub(crate) fn is_head(line: &Line<'_>) -> bool {
-    split_once(line.rest(), b'-').is_some_and(|(start, _)| number::<u64>(start, 16).is_some())
+    line.rest().first().is_some_and(|first| matches!(first, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn perms(line: &mut Line<'_>) -> Result<Perms> {

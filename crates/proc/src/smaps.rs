@@ -2,83 +2,20 @@
 //!
 //! Source: proc_pid_smaps(5); `fs/proc/task_mmu.c`, `show_smap` and `show_smap_vma_flags`.
 
-use crate::field::{Line, Result, keyed, lines, number};
+use crate::field::{Line, Result, each_line};
 use crate::maps::{self, Map};
 
 const FILE: &str = "smaps";
 
-/// One mapping with its details.
+/// One mapping with its details. Its sizes are not looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Smap {
     /// The line that `maps` has too.
     pub map: Map,
-    /// The lines below it.
-    pub detail: Detail,
-}
-
-keyed! {
-    /// Sizes and flags of a mapping; sizes in KiB.
-    Detail
-    required {
-        /// Length of the mapping.
-        size: u64 = "Size" via kib,
-        /// Page size of the mapping: larger than 4 for hugetlb.
-        kernel_page_size: u64 = "KernelPageSize" via kib,
-        /// Resident.
-        rss: u64 = "Rss" via kib,
-        /// Flags of the mapping.
-        vm_flags: VmFlags = "VmFlags" via flag_letters,
-    }
-    optional {
-        /// Page size of the page tables.
-        mmu_page_size: u64 = "MMUPageSize" via kib,
-        /// Resident, shared pages divided by their users.
-        pss: u64 = "Pss" via kib,
-        /// The dirty part of `pss`.
-        pss_dirty: u64 = "Pss_Dirty" via kib,
-        /// The anonymous part of `pss` (`smaps_rollup`).
-        pss_anon: u64 = "Pss_Anon" via kib,
-        /// The file part of `pss` (`smaps_rollup`).
-        pss_file: u64 = "Pss_File" via kib,
-        /// The shared memory part of `pss` (`smaps_rollup`).
-        pss_shmem: u64 = "Pss_Shmem" via kib,
-        /// Resident, mapped more than once, clean.
-        shared_clean: u64 = "Shared_Clean" via kib,
-        /// Resident, mapped more than once, dirty.
-        shared_dirty: u64 = "Shared_Dirty" via kib,
-        /// Resident, mapped once, clean.
-        private_clean: u64 = "Private_Clean" via kib,
-        /// Resident, mapped once, dirty.
-        private_dirty: u64 = "Private_Dirty" via kib,
-        /// Marked as referenced.
-        referenced: u64 = "Referenced" via kib,
-        /// Anonymous pages, also those of a private file mapping.
-        anonymous: u64 = "Anonymous" via kib,
-        /// Merged by KSM.
-        ksm: u64 = "KSM" via kib,
-        /// Given up by `MADV_FREE`.
-        lazy_free: u64 = "LazyFree" via kib,
-        /// Anonymous transparent huge pages.
-        anon_huge_pages: u64 = "AnonHugePages" via kib,
-        /// Shared memory in huge mappings.
-        shmem_pmd_mapped: u64 = "ShmemPmdMapped" via kib,
-        /// Files in huge mappings.
-        file_pmd_mapped: u64 = "FilePmdMapped" via kib,
-        /// hugetlb pages, shared.
-        shared_hugetlb: u64 = "Shared_Hugetlb" via kib,
-        /// hugetlb pages, private.
-        private_hugetlb: u64 = "Private_Hugetlb" via kib,
-        /// Swapped out.
-        swap: u64 = "Swap" via kib,
-        /// Swapped out, divided by users.
-        swap_pss: u64 = "SwapPss" via kib,
-        /// The part of `pss` in a locked mapping.
-        locked: u64 = "Locked" via kib,
-        /// May be given transparent huge pages.
-        thp_eligible: u32 = "THPeligible" via Line::dec,
-        /// Protection key; only where the CPU has them.
-        protection_key: u32 = "ProtectionKey" via Line::dec,
-    }
+    /// Flags of the mapping.
+    pub vm_flags: VmFlags,
+    /// Protection key; only where the CPU has them.
+    pub protection_key: Option<u32>,
 }
 
 /// A flag of a mapping, called as in `include/linux/mm.h`.
@@ -108,10 +45,8 @@ const MNEMONICS: [(&[u8; 2], VmFlag); 38] = [
 /// The `VmFlags` line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VmFlags {
-    /// Every mnemonic, in printed order.
-    pub raw: Vec<[u8; 2]>,
-    /// Those that are known.
-    pub known: Vec<VmFlag>,
+    /// Those that are known, bit `n` for number `n` of [`VmFlag`].
+    known: u64,
     /// Those that are not.
     pub leftover: Vec<[u8; 2]>,
 }
@@ -120,7 +55,7 @@ impl VmFlags {
     /// Whether a flag is set.
     #[must_use]
     pub fn has(&self, flag: VmFlag) -> bool {
-        self.known.contains(&flag)
+        self.known & 1 << flag as u32 != 0
     }
 }
 
@@ -135,37 +70,43 @@ impl VmFlag {
 /// Parses all of `/proc/PID/smaps`.
 ///
 /// # Errors
-/// A line out of place, a mapping without its sizes and flags, or text that is cut off.
+/// A line out of place, a mapping without its flags, or text that is cut off.
 pub fn parse(text: &[u8]) -> Result<Vec<Smap>> {
-    let lines = lines(FILE, text)?;
+    const FLAGS: &str = "VmFlags";
     let mut out = Vec::new();
-    let mut rest = lines.as_slice();
-    while let Some((head, tail)) = rest.split_first() {
-        let map = maps::map(*head)?;
-        let count = tail.iter().position(maps::is_head).unwrap_or(tail.len());
-        let (own, after) = tail.split_at_checked(count).ok_or_else(|| head.bad("details"))?;
-        let end = own.last().unwrap_or(head);
-        out.push(Smap { map, detail: Detail::from_lines(own.iter().copied(), *end)? });
-        rest = after;
+    let mut open: Option<(Map, Line<'_>)> = None;
+    let mut protection_key = None;
+    for line in each_line(FILE, text)? {
+        if maps::is_head(&line) {
+            if let Some((_, head)) = open {
+                return Err(head.bad(FLAGS));
+            }
+            open = Some((maps::map(line)?, line));
+            protection_key = None;
+            continue;
+        }
+        match line.key() {
+            Some((FLAGS, mut value)) => {
+                let (map, _) = open.take().ok_or_else(|| line.bad("a mapping"))?;
+                out.push(Smap { map, vm_flags: flag_letters(&mut value, FLAGS)?, protection_key });
+            }
+            Some(("ProtectionKey", mut value)) => protection_key = Some(value.dec("ProtectionKey")?),
+            Some(_) if open.is_some() => {}
+            _ => return Err(line.bad("a mapping")),
+        }
     }
-    Ok(out)
-}
-
-fn kib(line: &mut Line<'_>, what: &'static str) -> Result<u64> {
-    let value = line.token(what)?;
-    if line.token(what)? != b"kB" {
-        return Err(line.bad(what));
+    match open {
+        Some((_, head)) => Err(head.bad(FLAGS)),
+        None => Ok(out),
     }
-    number(value, 10).ok_or_else(|| line.bad(what))
 }
 
 fn flag_letters(line: &mut Line<'_>, what: &'static str) -> Result<VmFlags> {
     let mut flags = VmFlags::default();
     while let Some(word) = line.word() {
         let letters: [u8; 2] = word.try_into().map_err(|_| line.bad(what))?;
-        flags.raw.push(letters);
         match MNEMONICS.iter().find(|(known, _)| **known == letters) {
-            Some((_, flag)) => flags.known.push(*flag),
+            Some((_, flag)) => flags.known |= 1 << *flag as u32,
             None => flags.leftover.push(letters),
         }
     }
@@ -218,14 +159,10 @@ VmFlags: ex
         assert_eq!(smaps.len(), 2);
         let first = &smaps[0];
         assert_eq!((first.map.name.as_slice(), first.map.deleted), (&b"/tmp/Size: 4 kB \n(x)"[..], true));
-        assert_eq!((first.detail.size, first.detail.rss, first.detail.kernel_page_size), (8, 4, 4));
-        assert_eq!((first.detail.private_dirty, first.detail.protection_key), (Some(4), Some(3)));
-        assert_eq!(first.detail.thp_eligible, Some(0));
-        assert!(first.detail.vm_flags.has(VmFlag::Sealed) && !first.detail.vm_flags.has(VmFlag::Exec));
-        assert_eq!(first.detail.vm_flags.raw.last(), Some(b"sl"));
+        assert!(first.vm_flags.has(VmFlag::Sealed) && !first.vm_flags.has(VmFlag::Exec));
         assert_eq!(smaps[1].map.label(), Label::Vsyscall);
-        assert_eq!((smaps[1].detail.pss, smaps[1].detail.protection_key), (None, None));
-        assert!(smaps.iter().all(|s| s.detail.leftover.is_empty() && s.detail.vm_flags.leftover.is_empty()));
+        assert_eq!([&smaps[0], &smaps[1]].map(|s| s.protection_key), [Some(3), None]);
+        assert!(smaps.iter().all(|s| s.vm_flags.leftover.is_empty()));
     }
 
     #[test]
@@ -245,11 +182,10 @@ VmFlags: ex
             ("rd wr mr mw me sr ac", VmFlag::SeqRead),
         ] {
             let parsed = parse(text(flags).as_bytes()).unwrap();
-            assert!(parsed[0].detail.vm_flags.has(flag), "{flags}");
-            assert_eq!(parsed[0].detail.leftover, [b"New: 5 kB"]);
+            assert!(parsed[0].vm_flags.has(flag), "{flags}");
         }
         let parsed = parse(text("rd zz").as_bytes()).unwrap();
-        assert_eq!(parsed[0].detail.vm_flags.leftover, [*b"zz"]);
+        assert_eq!(parsed[0].vm_flags.leftover, [*b"zz"]);
         assert!(parse(text("rdx").as_bytes()).is_err());
     }
 
@@ -266,7 +202,8 @@ VmFlags: ex
         let cut = CAPTURED.strip_suffix(b"VmFlags: ex \n").unwrap();
         assert_eq!(parse(cut).unwrap_err().what, "VmFlags");
         assert!(parse(b"Size: 8 kB\n").is_err());
-        assert!(parse(b"1-2 rw-p 0 00:00 0 \nSize: 1 MB\n").is_err());
+        assert!(parse(b"1-2 rw-p 0 00:00 0 \n1-2 rw-p 0 00:00 0 \nVmFlags: rd \n").is_err());
+        assert!(parse(b"1-2 rw-p 0 00:00 0 \nVmFlags: rd \nVmFlags: rd \n").is_err());
     }
 
     #[test]
@@ -280,8 +217,7 @@ VmFlags: ex
         let smaps = parse(&std::fs::read("/proc/self/smaps").unwrap()).unwrap();
         assert!(!smaps.is_empty());
         for smap in smaps {
-            assert_eq!(smap.detail.leftover, Vec::<Vec<u8>>::new());
-            assert_eq!(smap.detail.vm_flags.leftover, Vec::<[u8; 2]>::new());
+            assert_eq!(smap.vm_flags.leftover, Vec::<[u8; 2]>::new());
         }
     }
 }

@@ -2,12 +2,15 @@
 //! arch/x86/include/uapi/asm/sigcontext.h): 512 old bytes, a header that says which components hold something, and the
 //! components, each at a place of its own that the processor tells.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where the header lies, which begins with the components in use.
 const HEADER: usize = 512;
 /// Bytes of the old part and the header, which every state has.
 pub const LEAST: usize = 576;
+/// Bytes of the old part that hold something: x87, SSE.
+pub const OLD_BYTES: usize = 416;
 /// Where the kernel says which components there can be.
 const SOFTWARE: usize = 464;
 /// Components that lie in the old part.
@@ -23,31 +26,47 @@ pub fn in_use(state: &[u8]) -> u64 {
     word(state, HEADER)
 }
 
+/// A state of `len` bytes with this old part, and room for the components in use.
+#[must_use]
+pub fn with(in_use: u64, old: &[u8; OLD_BYTES], len: usize) -> Vec<u8> {
+    let mut state = vec![0; len.max(LEAST)];
+    state[..OLD_BYTES].copy_from_slice(old);
+    state[HEADER..HEADER + 8].copy_from_slice(&in_use.to_ne_bytes());
+    state
+}
+
 /// The components that a state which ptrace(2) brought could hold here.
 #[must_use]
 pub fn possible(state: &[u8]) -> u64 {
     word(state, SOFTWARE)
 }
 
+/// The components beyond the old part that are in use.
+pub fn components(in_use: u64) -> impl Iterator<Item = u32> {
+    (2..63).filter(move |n| in_use & !OLD & 1 << n != 0)
+}
+
 /// Bytes of a state with these components in use, on this processor.
 #[must_use]
 pub fn length(in_use: u64) -> usize {
-    let component = |n: u32| if in_use & !OLD & 1 << n == 0 { 0 } else { end_of(n) };
-    (2..63).map(component).max().unwrap_or(0).max(LEAST)
+    components(in_use).map(|n| place(n).end).max().unwrap_or(0).max(LEAST)
 }
 
-/// Where a component ends. Asking the processor takes a virtual machine tens of microseconds: once each.
-fn end_of(component: u32) -> usize {
-    static ENDS: [AtomicU32; 64] = [const { AtomicU32::new(0) }; 64];
-    let known = &ENDS[component as usize & 63];
-    let mut end = known.load(Ordering::Relaxed);
-    if end == 0 {
+/// Where a component lies on this processor; nowhere if it has none. Asking the processor takes a virtual machine tens of
+/// microseconds: once each.
+#[must_use]
+pub fn place(component: u32) -> Range<usize> {
+    static PLACES: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+    let known = &PLACES[component as usize & 63];
+    let mut place = known.load(Ordering::Relaxed);
+    if place == 0 {
         const LEAF: u32 = 0xd;
         let told = std::arch::x86_64::__cpuid_count(LEAF, component);
-        end = told.ebx + told.eax;
-        known.store(end, Ordering::Relaxed);
+        place = u64::from(told.ebx) << 32 | u64::from(told.eax);
+        known.store(place, Ordering::Relaxed);
     }
-    end as usize
+    let (start, len) = ((place >> 32) as usize, (place & 0xffff_ffff) as usize);
+    start..start + len
 }
 
 /// What a component is called.

@@ -86,7 +86,7 @@ pub fn children(proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<i32>, SysError> {
 
 /// Whether the process is a zombie.
 fn is_zombie(proc: BorrowedFd<'_>, pid: i32) -> bool {
-    let Ok(stat) = read_proc(proc, &format!("{pid}/stat")) else { return true };
+    let Ok(stat) = read_proc(proc, &format!("{pid}/stat")) else { return false };
     let after = stat.iter().rposition(|b| *b == b')').map_or(&[][..], |i| &stat[i + 1..]);
     matches!(after.get(1), Some(b'Z' | b'X'))
 }
@@ -117,11 +117,9 @@ impl FrozenTree {
         // Ask all first, wait afterwards: the tasks stop side by side.
         let mut asked = Vec::with_capacity(pids.len());
         for &pid in pids {
-            if is_zombie(proc, pid) {
-                self.zombies.push(pid);
-                continue;
-            }
             match ask(pid) {
+                // Who has ended cannot be traced: EPERM says that too.
+                Err(_) if is_zombie(proc, pid) => self.zombies.push(pid),
                 Err(e) if gone(&e) => continue,
                 Err(e) => {
                     release(&asked);

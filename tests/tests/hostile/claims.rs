@@ -299,9 +299,16 @@ fn processes() -> Vec<Claim> {
         lie("a segment base in the kernel", May::Contained, |f, _| {
             f.set(&t("regs/general/21"), number(0xffff_8880_0000_0000));
         }),
-        lie("an empty extended state", May::Damaged, |f, _| f.set(&t("regs/extended"), Value::Bytes(Vec::new()))),
+        lie("an empty extended state", May::Damaged, |f, _| f.set(&t("regs/extended/old"), Value::Bytes(Vec::new()))),
         lie("an extended state of a MiB", May::Damaged, |f, _| {
-            f.set(&t("regs/extended"), Value::Bytes(vec![0xff; 1 << 20]));
+            f.set(&t("regs/extended/old"), Value::Bytes(vec![0xff; 1 << 20]));
+        }),
+        lie("vector registers of a MiB", May::Damaged, |f, _| {
+            f.set(&t("regs/extended/in_use"), number(0b111));
+            f.set(&t("regs/extended/components"), Value::Array(vec![Value::Bytes(vec![0xff; 1 << 20])]));
+        }),
+        lie("registers in use that are not there", May::Damaged, |f, _| {
+            f.set(&t("regs/extended/in_use"), number(u64::MAX));
         }),
         lie("real-time scheduling", May::Denied, |f, _| {
             // struct sched_attr: size, policy FIFO, flags, nice, priority 99.

@@ -121,7 +121,7 @@ impl<'w> Memory<'w> {
     /// What is behind a mapping with an inode.
     fn backing(&mut self, smap: &Smap, source: &mut Source<'_>, gather: &mut Gather<'_>) -> Result<Backing> {
         let map = &smap.map;
-        let writes = map.perms.shared && smap.detail.vm_flags.has(VmFlag::MayWrite);
+        let writes = map.perms.shared && smap.vm_flags.has(VmFlag::MayWrite);
         if let Some(id) = gather.holding(map.dev.st_dev(), map.inode, writes) {
             return Ok(Backing::File(id, map.offset));
         }

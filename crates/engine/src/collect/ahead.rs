@@ -2,7 +2,8 @@
 //! we have much to parse, and none of it needs the tracer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use yendor_kinds::{Cause, Result};
@@ -12,8 +13,8 @@ use yendor_proc::timers::{self, Timer};
 use yendor_sys::{Errno, SysError};
 use yendor_task::tree::read_proc;
 
-/// How many processes it is ahead at most: what it holds is bounded.
-const AHEAD: usize = 16;
+/// How many mappings it is ahead at most, as processes without any count, too: what it holds is bounded.
+const AHEAD: usize = 32 * 1024;
 
 /// Files of a process's /proc directory.
 #[derive(Debug)]
@@ -49,10 +50,38 @@ impl Texts {
     }
 }
 
+/// What a process counts.
+fn weight(texts: &Result<Texts>) -> usize {
+    texts.as_ref().map_or(1, |texts| texts.smaps.len() + 1)
+}
+
 /// Who reads ahead.
 pub struct Ahead {
     texts: Option<Receiver<Result<Texts>>>,
     thread: Option<JoinHandle<()>>,
+    held: Arc<Held>,
+}
+
+/// How much was read and not taken yet.
+#[derive(Default)]
+struct Held {
+    mappings: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl Held {
+    /// Waits for room, and takes it.
+    fn add(&self, more: usize) {
+        let held = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.fewer.wait_while(held, |held| *held >= AHEAD).unwrap_or_else(PoisonError::into_inner);
+        *held = held.saturating_add(more);
+    }
+
+    fn remove(&self, less: usize) {
+        let mut held = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = held.saturating_sub(less);
+        self.fewer.notify_one();
+    }
 }
 
 impl Ahead {
@@ -61,17 +90,21 @@ impl Ahead {
     /// # Errors
     /// `EAGAIN` at a limit of tasks.
     pub fn start(proc: OwnedFd, pids: Vec<i32>) -> Result<Ahead> {
-        let (sender, receiver) = sync_channel(AHEAD);
+        let (sender, receiver) = channel();
+        let held = Arc::<Held>::default();
+        let theirs = held.clone();
         let thread = std::thread::Builder::new().name("yendor-proc".into()).spawn(move || {
             for pid in pids {
-                if sender.send(Texts::read(proc.as_fd(), pid)).is_err() {
+                let texts = Texts::read(proc.as_fd(), pid);
+                theirs.add(weight(&texts));
+                if sender.send(texts).is_err() {
                     // Nobody wants to know more.
                     return;
                 }
             }
         });
         let thread = thread.map_err(|e| SysError::io("clone", "a thread that reads /proc", &e))?;
-        Ok(Ahead { texts: Some(receiver), thread: Some(thread) })
+        Ok(Ahead { texts: Some(receiver), thread: Some(thread), held })
     }
 
     /// The texts of the next process, which is `pid`.
@@ -80,7 +113,9 @@ impl Ahead {
     /// What /proc said.
     pub fn next(&self, pid: i32) -> Result<Texts> {
         let gone = || SysError::new("read", format!("/proc/{pid}"), Errno::SRCH);
-        let texts = self.texts.as_ref().and_then(|t| t.recv().ok()).ok_or_else(gone)??;
+        let texts = self.texts.as_ref().and_then(|t| t.recv().ok()).ok_or_else(gone)?;
+        self.held.remove(weight(&texts));
+        let texts = texts?;
         if texts.pid == pid { Ok(texts) } else { Err(gone().into()) }
     }
 }
@@ -88,6 +123,7 @@ impl Ahead {
 impl Drop for Ahead {
     fn drop(&mut self) {
         drop(self.texts.take());
+        self.held.remove(usize::MAX);
         if let Some(thread) = self.thread.take() {
             // It has nothing to say that its texts did not.
             let _ = thread.join();

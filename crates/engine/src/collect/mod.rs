@@ -87,6 +87,9 @@ pub fn collect(
 ) -> Result<Snapshot> {
     let proc = gather.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let order = in_order(tree, &proc)?;
+    let living = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
+    let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
+    let ahead = Ahead::start(own, living).at(Step::Collect)?;
     for facts in &order {
         gather.pids.insert(facts.pid, facts.inside());
     }
@@ -112,7 +115,7 @@ pub fn collect(
         let (sender, receiver) = sync_channel(AHEAD);
         let (memory, gather, proc, order) = (&mut memory, &mut *gather, &proc, &order);
         let copies = scope.spawn(move || space::copy_all(&receiver, memory, gather, proc, order));
-        let mut asker = Asker { tree, order, proc, root, modules: &modules, watch: &mut watch, copies: sender };
+        let mut asker = Asker { tree, order, proc, root, modules: &modules, watch: &mut watch, ahead, copies: sender };
         let asked = asker.ask_everybody(mine);
         drop(asker);
         let copied = copies.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -168,6 +171,7 @@ struct Asker<'a> {
     root: (u64, u64),
     modules: &'a Here,
     watch: &'a mut Watch,
+    ahead: Ahead,
     copies: SyncSender<(usize, Space)>,
 }
 
@@ -175,9 +179,6 @@ impl Asker<'_> {
     /// Asks all processes, and sends their address spaces to be copied: what makes their records of the copies.
     fn ask_everybody(&mut self, mut mine: Mine) -> Result<BTreeMap<usize, Complete>> {
         let mut robust = RobustList::register().at(Step::Collect)?;
-        let living = self.order.iter().map(|f| f.pid).filter(|pid| self.tree.processes.contains_key(pid)).collect();
-        let own = self.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
-        let ahead = Ahead::start(own, living).at(Step::Collect)?;
         let mut unknown_stops = BTreeSet::new();
         let mut completes = BTreeMap::new();
         for gang in gangs(self.order, self.tree) {
@@ -186,7 +187,7 @@ impl Asker<'_> {
                 let stopped = stopped_children(self.tree, self.order, facts.pid);
                 let view = View { proc: self.proc, root: self.root, modules: self.modules, watch: self.watch };
                 let mine = mine.remove(&facts.pid).unwrap_or_default();
-                let texts = ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
+                let texts = self.ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
                 let one = process::Asking::new(view, facts, texts, threads, mine, &stopped);
                 asking.push(one.at(Step::Collect).task(facts.inside().0)?);
             }
@@ -270,11 +271,33 @@ fn kernel() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
+/// The facts of many processes, by as many threads as there are processors: for a large tree the kernel has much to write.
+fn read_all(proc: &OwnedFd, pids: &[i32]) -> Result<Vec<Facts>> {
+    /// For fewer processes a thread is not worth its while.
+    const SHARE: usize = 64;
+    let read = |pids: &[i32]| -> Result<Vec<Facts>> {
+        pids.iter().map(|pid| Facts::read(proc, *pid).at(Step::Collect).task(*pid)).collect()
+    };
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(pids.len() / SHARE);
+    if workers < 2 {
+        return read(pids);
+    }
+    let shares: Vec<Result<Vec<Facts>>> = std::thread::scope(|scope| {
+        let shares: Vec<_> = pids.chunks(pids.len().div_ceil(workers)).collect();
+        let running: Vec<_> = shares.into_iter().map(|share| scope.spawn(move || read(share))).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join();
+        running.into_iter().map(|t| join(t).unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let shares: Vec<Vec<Facts>> = shares.into_iter().collect::<Result<_>>()?;
+    Ok(shares.into_iter().flatten().collect())
+}
+
 /// All processes, parents before children, the root first.
 fn in_order(tree: &FrozenTree, proc: &OwnedFd) -> Result<Vec<Facts>> {
+    let pids: Vec<i32> = tree.processes.keys().chain(&tree.zombies).copied().collect();
     let mut all = BTreeMap::new();
-    for pid in tree.processes.keys().chain(&tree.zombies) {
-        all.insert(*pid, Facts::read(proc, *pid).at(Step::Collect).task(*pid)?);
+    for facts in read_all(proc, &pids)? {
+        all.insert(facts.pid, facts);
     }
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     for facts in all.values().filter(|f| f.pid != tree.root) {

@@ -96,8 +96,8 @@ struct AskedProcess {
 
 /// What a process told while it was borrowed, beside its answers.
 pub struct Told {
-    /// The registers that each thread had.
-    registers: Vec<Regs>,
+    /// The general registers and the extended state that each thread had.
+    registers: Vec<(Regs, Vec<u8>)>,
     /// The timers whose signals wait, and their overruns.
     waiting: Vec<(i32, u64)>,
 }
@@ -177,7 +177,7 @@ impl<'a> Asking<'a> {
         shared_pending.without_timers(&waiting);
         let mut threads = Vec::with_capacity(self.threads.len());
         let known = self.statuses.iter().zip(std::mem::take(&mut self.restricted));
-        for (((stopped, asked), regs), known) in self.threads.iter().zip(&self.asked).zip(&registers).zip(known) {
+        for (((stopped, asked), regs), known) in self.threads.iter().zip(&self.asked).zip(registers).zip(known) {
             let mut thread = self.thread(stopped, asked, regs, pending_for_all, known)?;
             thread.signals.pending.without_timers(&waiting);
             threads.push(thread);
@@ -231,7 +231,7 @@ impl<'a> Asking<'a> {
         &self,
         stopped: &Stopped,
         asked: &AskedThread,
-        general: &Regs,
+        registers: (Regs, Vec<u8>),
         shared_pending: u64,
         (status, restricted): (&Status, Restricted),
     ) -> Result<Thread> {
@@ -243,6 +243,7 @@ impl<'a> Asking<'a> {
         hidden::check(inquiry, *hidden, tid)?;
         let signals = signal::collect(tid, ptrace::sigmask(tid)?, inquiry, *stack)?;
         let pending = (signals.pending.mask() | shared_pending) & !signals.mask != 0;
+        let rseq = rseq::collect(tid, inquiry, *tid_address)?;
         let comm = read_proc(self.view.proc.as_fd(), &format!("{pid}/task/{tid}/comm"))?;
         let name = Bytes(comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec());
         let personality =
@@ -253,9 +254,9 @@ impl<'a> Asking<'a> {
             restricted,
             labels,
             tid: Tid(status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid)),
-            regs: regs::collect(stopped, general, pending)?,
+            regs: regs::collect(tid, registers, rseq.rseq.0, pending)?,
             signals,
-            rseq: rseq::collect(tid, inquiry, *tid_address)?,
+            rseq,
             sched: sched::collect(inquiry, *sched)?,
             credentials: credential::collect(status, inquiry, *securebits)?,
             attributes: attribute::collect_thread(inquiry, *attributes, name, personality)?,
@@ -309,7 +310,7 @@ pub fn ask_all(all: &mut [Asking<'_>], robust: &mut RobustList) -> std::result::
         loans.push(asking.loan().map_err(|e| (i, e))?);
     }
     let mut borrowed = Borrowed::all(loans, robust).map_err(cause)?;
-    let registers: Vec<Vec<Regs>> = borrowed.iter().map(|b| b.regs().collect()).collect();
+    let registers: Vec<Vec<_>> = borrowed.iter().map(|b| b.registers().collect()).collect();
     let answered = answers(all, &mut borrowed);
     let given_back = Borrowed::give_back(borrowed, robust).map_err(cause);
     let answered = answered?;

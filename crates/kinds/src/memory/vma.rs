@@ -126,7 +126,7 @@ const REFUSED: &[(VmFlag, &str)] = &[
 /// A flag that cannot be restored is refused by name.
 pub fn collect(smap: &Smap, file: &mut impl FnMut(&Smap) -> Result<Backing>) -> Result<Option<Record>> {
     let map = &smap.map;
-    let flags = &smap.detail.vm_flags;
+    let flags = &smap.vm_flags;
     let place = || format!("mapping {:x}-{:x}", map.start, map.end);
     let (backing, name) = match map.label() {
         Label::Vsyscall => return Ok(None),
@@ -153,7 +153,7 @@ pub fn collect(smap: &Smap, file: &mut impl FnMut(&Smap) -> Result<Backing>) -> 
             return Err(Cause::unsupported(format!("{}: {what}", place())));
         }
         // A key that stands for "execute only" comes with the protection.
-        if smap.detail.protection_key.is_some_and(|key| key != 0) && (map.perms.read || map.perms.write) {
+        if smap.protection_key.is_some_and(|key| key != 0) && (map.perms.read || map.perms.write) {
             return Err(Cause::unsupported(format!("{}: a protection key (pkey_mprotect)", place())));
         }
         if !flags.leftover.is_empty() {

@@ -6,20 +6,31 @@
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_sys::{ptrace, vm, xstate};
-use yendor_task::Stopped;
 use yendor_task::regs::{Regs, resumable};
 
 use super::{half_at, word_at};
 use crate::{Cause, Result};
 
-/// Registers, in the order of `struct user_regs_struct`, and the XSAVE area.
+/// Registers, in the order of `struct user_regs_struct`, and the extended state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs.
     pub general: Vec<u64>,
-    /// The processor's XSAVE layout, as far as components are in use.
-    pub extended: Bytes,
+    /// What XSAVE keeps.
+    pub extended: Extended,
+}
+
+/// The extended state as its components, whose sizes are the same on all processors and whose places are not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extended {
+    /// The components in use, bit `n` for number `n` (Intel SDM, volume 1, 13.1).
+    pub in_use: u64,
+    /// x87 and SSE: the first 416 bytes of the FXSAVE layout.
+    pub old: Bytes,
+    /// The others in use, in the order of their numbers.
+    pub components: Vec<Bytes>,
 }
 
 const CS_64: u64 = 0x33;
@@ -36,27 +47,25 @@ pub fn flags_to_load(record: &Record, now: u64) -> Result<Option<u64>> {
     Ok((now & ID != wanted).then_some(now & !ID | wanted))
 }
 
-/// Reads the registers as they must be for the thread to go on elsewhere; `signal_pending`: see [`resumable`].
+/// The registers as they must be for the thread to go on elsewhere; `signal_pending`: see [`resumable`].
 ///
 /// # Errors
 /// The kernel's refusal; a 32-bit task is refused by name.
-pub fn collect(thread: &Stopped, regs: &Regs, signal_pending: bool) -> Result<Record> {
+pub fn collect(tid: i32, (regs, extended): (Regs, Vec<u8>), rseq: u64, signal_pending: bool) -> Result<Record> {
     if regs.cs != CS_64 {
-        return Err(Cause::unsupported(format!("task {} runs 32-bit code (cs = {:#x})", thread.tid(), regs.cs)));
+        return Err(Cause::unsupported(format!("task {tid} runs 32-bit code (cs = {:#x})", regs.cs)));
     }
-    let mut regs = resumable(regs, signal_pending);
-    abort_critical_section(thread.tid(), &mut regs)?;
-    Ok(Record { general: to_words(&regs), extended: Bytes(ptrace::xstate(thread.tid())?) })
+    let mut regs = resumable(&regs, signal_pending);
+    if rseq != 0 {
+        abort_critical_section(tid, rseq, &mut regs)?;
+    }
+    Ok(Record { general: to_words(&regs), extended: split(&extended) })
 }
 
 /// A restartable sequence that we interrupted must not go on: it starts at its abort handler (rseq(2)).
-fn abort_critical_section(tid: i32, regs: &mut Regs) -> Result<()> {
-    let area = ptrace::rseq(tid)?;
-    if area.area == 0 {
-        return Ok(());
-    }
+fn abort_critical_section(tid: i32, area: u64, regs: &mut Regs) -> Result<()> {
     let mut pointer = [0u8; 8];
-    vm::read_exact(tid, area.area + 8, &mut pointer)?;
+    vm::read_exact(tid, area + 8, &mut pointer)?;
     let section = u64::from_ne_bytes(pointer);
     if section == 0 {
         return Ok(());
@@ -160,30 +169,38 @@ pub fn from_words(record: &Record) -> Result<Regs> {
 pub fn rebuild(tid: i32, record: &Record) -> Result<()> {
     let Record { general: _, extended } = record;
     let regs = from_words(record)?;
-    check(&extended.0, ptrace::xstate_room(tid)?)?;
-    ptrace::set_xstate(tid, &extended.0)?;
+    let extended = join(extended, ptrace::xstate_room(tid)?)?;
+    ptrace::set_xstate(tid, &extended)?;
     ptrace::set_regs(tid, &regs)?;
     Ok(())
 }
 
-/// Whether this processor, which has room for `possible` components in `most` bytes, can hold an extended state.
-fn check(state: &[u8], (possible, most): (u64, usize)) -> Result<()> {
-    if state.len() < xstate::LEAST || state.len() > MOST {
-        return Err(Cause::corrupt(format!("an extended state of {} bytes", state.len())));
-    }
+fn split(state: &[u8]) -> Extended {
     let in_use = xstate::in_use(state);
-    if let Some(lacking) = (0..63).find(|n| in_use & !possible & 1 << n != 0) {
+    let part = |place: std::ops::Range<usize>| Bytes(state.get(place).unwrap_or_default().to_vec());
+    let components = xstate::components(in_use).map(|n| part(xstate::place(n))).collect();
+    Extended { in_use, old: part(0..xstate::OLD_BYTES), components }
+}
+
+/// Lays components out for this processor, which has the `possible` ones, all of them in `len` bytes.
+fn join(record: &Extended, (possible, len): (u64, usize)) -> Result<Vec<u8>> {
+    let Extended { in_use, old, components } = record;
+    let numbers: Vec<u32> = xstate::components(*in_use).collect();
+    let old = old.0.as_slice().try_into().ok().filter(|_| numbers.len() == components.len());
+    let old = old.ok_or_else(|| Cause::corrupt("an extended state that is not what it says"))?;
+    if let Some(lacking) = (0..64).find(|n| in_use & !possible & 1 << n != 0) {
         let name = xstate::name(lacking);
         return Err(Cause::unsupported(format!("registers of {name}, which this processor does not have")));
     }
-    if state.len() != xstate::length(in_use) || state.len() > most {
-        return Err(Cause::unsupported("an extended state that another processor has laid out"));
+    let mut state = xstate::with(*in_use, old, len);
+    for (number, bytes) in numbers.into_iter().zip(components) {
+        let place = state.get_mut(xstate::place(number)).filter(|place| place.len() == bytes.0.len());
+        let name = xstate::name(number);
+        let place = place.ok_or_else(|| Cause::corrupt(format!("{name} registers of {} bytes", bytes.0.len())))?;
+        place.copy_from_slice(&bytes.0);
     }
-    Ok(())
+    Ok(state)
 }
-
-/// More than any processor needs.
-const MOST: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -191,16 +208,29 @@ mod tests {
 
     #[test]
     fn what_this_processor_cannot_hold_is_refused() {
-        let state = |in_use: u64, len: usize| {
-            let mut state = vec![0; len];
-            state[512..520].copy_from_slice(&in_use.to_ne_bytes());
-            state
+        let old = || Bytes(vec![7; xstate::OLD_BYTES]);
+        let record = |in_use, components: &[usize]| Extended {
+            in_use,
+            old: old(),
+            components: components.iter().map(|len| Bytes(vec![0; *len])).collect(),
         };
-        let room = (0b11, 576);
-        check(&state(0b11, 576), room).expect("what every processor has");
-        let said = |state: &[u8]| check(state, room).expect_err("it cannot be held").to_string();
-        assert!(said(&state(1 << 18, 576)).contains("AMX"));
-        assert!(said(&state(0b11, 640)).contains("another processor"));
-        assert!(said(&[0; 64]).contains("64 bytes"));
+        let room = (0b111, 1024);
+        let said = |record: &Extended| join(record, room).expect_err("it cannot be held").to_string();
+        assert_eq!(join(&record(0b11, &[]), room).expect("what every processor has").len(), 1024);
+        assert!(said(&record(1 << 18, &[8192])).contains("AMX"));
+        assert!(said(&record(1 << 63, &[])).contains("not known"));
+        assert!(said(&record(0b111, &[])).contains("not what it says"));
+        assert!(said(&record(0b111, &[255])).contains("AVX registers of 255 bytes"));
+        assert!(said(&Extended { old: Bytes(Vec::new()), ..record(0b11, &[]) }).contains("not what it says"));
+    }
+
+    #[test]
+    fn what_is_split_is_joined() {
+        let mut state = xstate::with(0b11, &[9; xstate::OLD_BYTES], 2048);
+        if std::arch::is_x86_feature_detected!("avx") {
+            state[512] = 0b111;
+            state[576..576 + 256].fill(5);
+        }
+        assert_eq!(join(&split(&state), (0b111, 2048)).expect("join"), state);
     }
 }

@@ -25,15 +25,14 @@ pub struct Injection {
 impl Injection {
     /// Lays the frame down and makes the registers ready.
     pub fn begin(leader: &Stopped, saved: &Saved, entry: Entry) -> Result<Injection, RunError> {
-        let xstate = ptrace::xstate(leader.tid())?;
-        let room = (8 + UCONTEXT + 64 + xstate.len() + 8) as u64;
+        let room = (8 + UCONTEXT + 64 + saved.xstate.len() + 8) as u64;
         let at = match entry.stack {
             Some(bottom) => bottom + 64,
             None => (saved.regs.rsp - 128 - room) & !63,
         };
         // The return address, then the ucontext: as a signal's frame lies.
         let mut image = entry.sigreturn.to_ne_bytes().to_vec();
-        image.extend_from_slice(&frame(at + 8, &resumable(&saved.regs, false), saved.mask, &xstate));
+        image.extend_from_slice(&frame(at + 8, &resumable(&saved.regs, false), saved.mask, &saved.xstate));
         let name = at + image.len() as u64;
         image.extend_from_slice(NAME);
         let mut stack = vec![0u8; image.len()];

@@ -63,6 +63,8 @@ pub struct Borrowed<'a> {
 struct Saved {
     tid: i32,
     regs: Regs,
+    /// The extended state.
+    xstate: Vec<u8>,
     mask: u64,
     /// Whether it waits in the gadget now.
     running: bool,
@@ -83,7 +85,8 @@ impl<'a> Loan<'a> {
         }
         let mut saved = Vec::with_capacity(threads.len());
         for t in threads {
-            saved.push(Saved { tid: t.tid(), regs: t.regs()?, mask: ptrace::sigmask(t.tid())?, running: false });
+            let (regs, xstate, mask) = (t.regs()?, ptrace::xstate(t.tid())?, ptrace::sigmask(t.tid())?);
+            saved.push(Saved { tid: t.tid(), regs, xstate, mask, running: false });
         }
         let pointers: Vec<u64> = saved.iter().map(|s| s.regs.rsp).collect();
         let entry = entry::find(pid, regions, &pointers)?;
@@ -265,9 +268,9 @@ impl<'a> Borrowed<'a> {
         Ok(())
     }
 
-    /// The general registers that each thread had when it was stopped.
-    pub fn regs(&self) -> impl Iterator<Item = Regs> {
-        self.loan.saved.iter().map(|s| s.regs)
+    /// The general registers and the extended state that each thread had when it was stopped.
+    pub fn registers(&self) -> impl Iterator<Item = (Regs, Vec<u8>)> {
+        self.loan.saved.iter().map(|s| (s.regs, s.xstate.clone()))
     }
 }
 
@@ -280,8 +283,7 @@ fn running<'b>(all: &'b mut [Borrowed<'_>]) -> impl Iterator<Item = (usize, &'b 
 /// Lays a frame down in a thread's slot; its address.
 fn lay_frame(arena: &Arena, index: usize, saved: &Saved) -> Result<u64, RunError> {
     let at = arena.slot_address(index) + (SLOT - FRAME_ROOM) as u64;
-    let xstate = ptrace::xstate(saved.tid)?;
-    let image = frame(at, &resumable(&saved.regs, false), saved.mask, &xstate);
+    let image = frame(at, &resumable(&saved.regs, false), saved.mask, &saved.xstate);
     if image.len() > FRAME_ROOM {
         return Err(RunError::TooLarge { call: "rt_sigreturn", bytes: image.len() });
     }
