@@ -37,7 +37,7 @@ const HELPERS: [&str; 4] = ["newuidmap", "newgidmap", "unshare", "rm"];
 
 /// Calls that are not counted: those that cannot fail (close(2) closes whatever it returns; nobody may forbid to kill one's
 /// own child), those without which no program in Rust can live, and those that only wait or end.
-const SPARED: [i64; 25] = [
+const SPARED: [i64; 27] = [
     libc::SYS_close,
     libc::SYS_kill,
     libc::SYS_getpid,
@@ -56,6 +56,8 @@ const SPARED: [i64; 25] = [
     libc::SYS_madvise,
     libc::SYS_futex,
     libc::SYS_sigaltstack,
+    libc::SYS_rseq,
+    libc::SYS_set_robust_list,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigreturn,
     libc::SYS_exit,

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use yendor_image::{FileId, NsPid, Writer};
 use yendor_kinds::file::Gather;
@@ -114,7 +115,7 @@ pub fn collect(
     let asked = std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
         let (memory, gather, proc, order) = (&mut memory, &mut *gather, &proc, &order);
-        let copies = scope.spawn(move || space::copy_all(&receiver, memory, gather, proc, order));
+        let copies = thread(scope, "memory", move || space::copy_all(&receiver, memory, gather, proc, order))?;
         let mut asker = Asker { tree, order, proc, root, modules: &modules, watch: &mut watch, ahead, copies: sender };
         let asked = asker.ask_everybody(mine);
         drop(asker);
@@ -282,14 +283,24 @@ fn read_all(proc: &OwnedFd, pids: &[i32]) -> Result<Vec<Facts>> {
     if workers < 2 {
         return read(pids);
     }
-    let shares: Vec<Result<Vec<Facts>>> = std::thread::scope(|scope| {
-        let shares: Vec<_> = pids.chunks(pids.len().div_ceil(workers)).collect();
-        let running: Vec<_> = shares.into_iter().map(|share| scope.spawn(move || read(share))).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join();
-        running.into_iter().map(|t| join(t).unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    let shares: Result<Vec<Vec<Facts>>> = std::thread::scope(|scope| {
+        let mut running = Vec::new();
+        for share in pids.chunks(pids.len().div_ceil(workers)) {
+            running.push(thread(scope, "proc", move || read(share))?);
+        }
+        running.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
-    let shares: Vec<Vec<Facts>> = shares.into_iter().collect::<Result<_>>()?;
-    Ok(shares.into_iter().flatten().collect())
+    Ok(shares?.into_iter().flatten().collect())
+}
+
+/// Starts a thread, which a limit may forbid.
+fn thread<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>> {
+    let started = std::thread::Builder::new().name(format!("yendor-{name}")).spawn_scoped(scope, work);
+    started.map_err(|e| SysError::io("clone", format!("a thread, {name}"), &e)).at(Step::Collect)
 }
 
 /// All processes, parents before children, the root first.

@@ -192,10 +192,14 @@ fn take_over(site: &Site<'_>, tid: i32, slot: usize) -> std::result::Result<(), 
 /// Process groups: leaders first, then those who join them.
 fn groups(site: &Site<'_>, plan: &Plan, tasks: &Tasks) -> Result<()> {
     for leaders in [true, false] {
-        for b in plan.births.iter().filter(|b| (b.group == b.pid) == leaders && !b.leads_session) {
+        let moving = || plan.births.iter().filter(|b| (b.group == b.pid) == leaders && !b.leads_session);
+        for b in moving() {
             let mut script = Script::new();
             script.call(Nr::SETPGID, args![0, b.group]);
-            site.run(&tasks[&b.pid], &script).at(Step::Rebuild).task(b.pid)?;
+            site.begin(&tasks[&b.pid], script).at(Step::Rebuild).task(b.pid)?;
+        }
+        for b in moving() {
+            site.land(&tasks[&b.pid]).at(Step::Rebuild).task(b.pid)?;
         }
     }
     Ok(())

@@ -2,17 +2,18 @@
 //! gadget's calls would be judged by the filter, too.
 
 use std::ops::Range;
-use std::os::fd::AsFd;
 
 use yendor_kinds::Cause;
+use yendor_kinds::memory::vma::{Backing, Record};
 use yendor_kinds::process::seccomp::Filter;
 use yendor_kinds::process::{Alive, credential};
 use yendor_policy::seccomp;
 use yendor_sys::{Errno, SysError, vm};
 use yendor_task::arena::{lay_down, memory_size};
+use yendor_task::live::{self, Region, RegionKind};
 use yendor_task::regs::Regs;
 use yendor_task::script::{Memory, Want};
-use yendor_task::{Arg, Call, Nr, Script, Stopped, live};
+use yendor_task::{Arg, Call, Nr, Script, Stopped};
 
 use super::{PARKING, Site, process::stop_cause};
 use crate::request::Seccomp;
@@ -119,23 +120,37 @@ pub struct Calls {
 
 impl Calls {
     /// Takes a task over that is stopped.
-    pub fn new(site: &Site<'_>, tid: i32, alive: &Alive) -> Result<Calls, Cause> {
-        let regions = live::regions(site.proc.as_fd(), tid)?;
+    pub fn new(tid: i32, alive: &Alive) -> Result<Calls, Cause> {
+        let vdso = alive.memory.areas.iter().find(|a| a.backing == Backing::Vdso);
+        let region = |a: &Record| Region { start: a.start.0, end: a.end.0, exec: true, what: RegionKind::Vdso };
         let mut regs = Stopped::already(tid).regs()?;
-        regs.rip = live::find_plain_syscall(tid, &regions)?;
+        regs.rip = live::find_plain_syscall(tid, vdso.map(region).as_slice())?;
         regs.orig_rax = u64::MAX;
         Ok(Calls { task: Stopped::already(tid), regs, room: room(alive) })
     }
 
-    /// Scratch memory cannot unmap itself.
-    pub fn unmap_scratch(&self, site: &Site<'_>) -> Result<(), Cause> {
+    /// Scratch memory cannot unmap itself: these tasks do it side by side. What went wrong, and with which of them.
+    pub fn unmap_scratch(all: &[&Calls], site: &Site<'_>) -> Result<(), (usize, Cause)> {
         let base = site.arena.base();
-        let call = Call {
-            nr: Nr::MUNMAP,
-            args: vec![base.into(), (site.arena.end() + PARKING - base).into()],
-            want: Want::Exactly(0),
+        let len = site.arena.end() + PARKING - base;
+        let each = |step: &dyn Fn(&Calls) -> Result<(), Cause>| {
+            all.iter().enumerate().try_for_each(|(i, calls)| step(calls).map_err(|cause| (i, cause)))
         };
-        self.call(&call)
+        each(&|calls| {
+            calls.task.set_regs(&calls.with(Nr::MUNMAP, [base, len, 0, 0, 0, 0]))?;
+            Ok(calls.task.to_syscall()?)
+        })?;
+        each(&|calls| {
+            calls.task.await_syscall().map_err(stop_cause)?;
+            Ok(calls.task.to_syscall()?)
+        })?;
+        each(&|calls| {
+            calls.task.await_syscall().map_err(stop_cause)?;
+            match calls.task.regs()?.rax.cast_signed() {
+                0 => Ok(()),
+                failed => Err(SysError::new(Nr::MUNMAP.name(), format!("{base:#x}, {len:#x}"), errno(failed)).into()),
+            }
+        })
     }
 
     /// Drops what [`able`] has added, under the filters.
@@ -188,23 +203,32 @@ impl Calls {
         if wanted {
             return Ok(());
         }
-        let errno = i32::try_from(-returned).ok().filter(|n| (1..4096).contains(n));
-        let errno = errno.map_or(Errno::PROTO, Errno::from_raw_os_error);
-        Err(SysError::new(call.nr.name(), call.shown_args(), errno).into())
+        Err(SysError::new(call.nr.name(), call.shown_args(), errno(returned)).into())
     }
 
     fn make(&self, nr: Nr, args: [u64; 6]) -> Result<i64, Cause> {
+        self.task.set_regs(&self.with(nr, args))?;
+        self.task.step_syscall().map_err(stop_cause)
+    }
+
+    /// Registers for a call.
+    fn with(&self, nr: Nr, args: [u64; 6]) -> Regs {
         let mut regs = self.regs;
         regs.rax = nr.raw();
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
-        self.task.set_regs(&regs)?;
-        self.task.step_syscall().map_err(stop_cause)
+        regs
     }
+}
+
+/// The error that a call returned.
+fn errno(returned: i64) -> Errno {
+    let number = i32::try_from(returned.saturating_neg()).ok().filter(|n| (1..4096).contains(n));
+    number.map_or(Errno::PROTO, Errno::from_raw_os_error)
 }
 
 /// Anonymous memory that can be written: the far end of a stack, else the largest area.
 fn room(alive: &Alive) -> Option<(u64, u64)> {
-    use yendor_kinds::memory::vma::{Backing, Flag, Record};
+    use yendor_kinds::memory::vma::Flag;
     const READ_WRITE: u32 = 3;
     /// Twice the longest filter.
     const ENOUGH: u64 = 64 * 1024;

@@ -72,22 +72,63 @@ pub fn all(
                 living.push(Ready { tid: task.tid, pid: task.tid, inside: birth.pid, restricted });
             }
             State::Alive(alive) => {
-                let mut one =
-                    Building { site, alive, task, pid: birth.pid, threads: Vec::new(), has: site.labels.now() };
-                one.prepare(tasks, domains, &mut next_slot).task(birth.pid)?;
-                building.push((one, birth.parent));
+                let late = BTreeMap::new();
+                let (parent, threads, has) = (birth.parent, Vec::new(), site.labels.now());
+                let mut one = Building { site, alive, task, pid: birth.pid, parent, late, threads, has };
+                one.enter_directory().task(birth.pid)?;
+                building.push(one);
             }
         }
     }
-    // Children before parents: what a child's end or stop tells its parent must not be among the parent's signals.
-    for (one, parent) in building.into_iter().rev() {
-        one.confine(notes).task(one.pid)?;
-        one.finish(&mut living).task(one.pid)?;
-        if let Some(stop) = &one.alive.stopped {
-            one.stop(*stop, tasks.get(&parent)).at(Step::Thaw).task(one.pid)?;
-        }
+    for one in &mut building {
+        one.prepare(tasks, domains, &mut next_slot).task(one.pid)?;
+    }
+    for gang in gangs(building) {
+        finish(&gang, tasks, &mut living, notes)?;
     }
     Ok(living)
+}
+
+/// Processes that are finished side by side: children before their parents. What a child's end or stop tells its parent
+/// must not be among the parent's signals.
+fn gangs<'a, 's>(building: Vec<Building<'a, 's>>) -> Vec<Vec<Building<'a, 's>>> {
+    const MOST: usize = 64;
+    let mut gangs: Vec<Vec<Building<'_, '_>>> = Vec::new();
+    for one in building.into_iter().rev() {
+        let apart = |other: &Building<'_, '_>| other.parent != one.pid && one.parent != other.pid;
+        match gangs.last_mut().filter(|gang| gang.len() < MOST && gang.iter().all(apart)) {
+            Some(gang) => gang.push(one),
+            None => gangs.push(vec![one]),
+        }
+    }
+    gangs
+}
+
+/// Everything that comes last, until processes are ready to run.
+fn finish(gang: &[Building<'_, '_>], tasks: &Tasks, living: &mut Vec<Ready>, notes: &mut Vec<String>) -> Result<()> {
+    for one in gang {
+        one.limit(notes).task(one.pid)?;
+    }
+    for one in gang {
+        one.confine().task(one.pid)?;
+    }
+    let Some(site) = gang.first().map(|one| one.site) else { return Ok(()) };
+    for one in gang {
+        one.interrupt().task(one.pid)?;
+    }
+    let mut calls = Vec::with_capacity(gang.len());
+    for one in gang {
+        calls.push(one.stand_still().task(one.pid)?);
+    }
+    let unmapped = Calls::unmap_scratch(&calls.iter().collect::<Vec<_>>(), site);
+    unmapped.map_err(|(i, cause)| Error::new(Step::Thaw, cause).task(gang[i].pid))?;
+    for (one, calls) in gang.iter().zip(&calls) {
+        one.finish(calls, living).task(one.pid)?;
+        if let Some(stop) = &one.alive.stopped {
+            one.stop(*stop, tasks.get(&one.parent)).at(Step::Thaw).task(one.pid)?;
+        }
+    }
+    Ok(())
 }
 
 /// Where a deleted working directory is made for a moment: at its old path if that can be.
@@ -177,6 +218,10 @@ struct Building<'a, 's> {
     alive: &'a Alive,
     task: &'a Task,
     pid: i32,
+    /// Its parent, by its id inside.
+    parent: i32,
+    /// Its numbers of files that it fetched from the keeper.
+    late: BTreeMap<FileId, i32>,
     /// Threads beside the leader.
     threads: Vec<Task>,
     /// The labels that a thread of it is born with.
@@ -184,17 +229,27 @@ struct Building<'a, 's> {
 }
 
 impl Building<'_, '_> {
-    /// Descriptors, everything of the process, and its other threads.
-    fn prepare(&mut self, tasks: &Tasks, domains: &mut Domains, slot: &mut usize) -> Result<()> {
+    /// Its place in the file system, while it has its other descriptors still.
+    fn enter_directory(&mut self) -> Result<()> {
         let (site, alive) = (self.site, self.alive);
-        let late = late::fetch(site, self.task, &alive.descriptors).at(Step::Rebuild)?;
+        self.late = late::fetch(site, self.task, &alive.descriptors).at(Step::Rebuild)?;
         let mut script = Script::new();
         if let Some((terminal, fd)) = alive.terminal.and_then(|t| Some((t, site.files.get(&t.file)?))) {
             terminal.bring_forward(*fd, &mut script);
         }
         self.label_leader(Set::wants_door)?;
         directory::rebuild(&alive.directory, &gone_place(&alive.directory), &mut script);
-        site.run(self.task, &script).at(Step::Rebuild)?;
+        site.begin(self.task, script).at(Step::Rebuild)?;
+        if alive.directory.cwd_deleted {
+            // It is made again at a place that another may want too.
+            site.land(self.task).at(Step::Rebuild)?;
+        }
+        Ok(())
+    }
+
+    /// Descriptors, everything of the process, and its other threads.
+    fn prepare(&mut self, tasks: &Tasks, domains: &mut Domains, slot: &mut usize) -> Result<()> {
+        let (site, alive) = (self.site, self.alive);
         if alive.threads.len() > 1 {
             self.label_leader(Set::wants_one_thread)?;
         }
@@ -203,19 +258,23 @@ impl Building<'_, '_> {
         }
         // Before the descriptors of rulesets go with all others.
         self.threads = birth::threads(site, self.task, (self.pid, alive), tasks, domains, slot)?;
-        let mut script = Script::new();
-        descriptors(site, &alive.descriptors, &late, &mut script).at(Step::Rebuild)?;
-        sigaction::rebuild(&alive.actions, &mut script);
-        attribute::rebuild_process(&alive.attributes, &mut script);
-        site.begin(self.task, script).at(Step::Rebuild)?;
         self.proc_files().at(Step::Rebuild)?;
-        for (task, thread) in self.each() {
+        for (i, (task, thread)) in self.each().enumerate() {
             let mut script = Script::new();
+            if i == 0 {
+                descriptors(site, &alive.descriptors, &self.late, &mut script).at(Step::Rebuild)?;
+                sigaction::rebuild(&alive.actions, &mut script);
+                attribute::rebuild_process(&alive.attributes, &mut script);
+            }
             attribute::rebuild_thread(&thread.attributes, &mut script);
             signal::rebuild(&thread.signals, &mut script);
             rseq::rebuild(&thread.rseq, &mut script);
             sched::rebuild(&thread.sched, &site.now.sched, &mut script);
-            site.run(task, &script).at(Step::Rebuild)?;
+            site.begin(task, script).at(Step::Rebuild)?;
+            if i == 0 && !self.threads.is_empty() {
+                // The others share what it sets.
+                site.land(task).at(Step::Rebuild)?;
+            }
         }
         Ok(())
     }
@@ -246,8 +305,8 @@ impl Building<'_, '_> {
         set(self.site, self.task, "oom_score_adj", &attributes.oom_score_adj.to_string())
     }
 
-    /// Limits, pending signals, credentials: what comes last. Then timers, which run from now on.
-    fn confine(&self, notes: &mut Vec<String>) -> Result<()> {
+    /// Limits; signals that came while it was made go. Timers are made, and run from now on.
+    fn limit(&self, notes: &mut Vec<String>) -> Result<()> {
         let (site, alive) = (self.site, self.alive);
         let mut script = Script::new();
         let lowered = rlimit::rebuild(&alive.limits, &site.now.limits, &mut script);
@@ -259,7 +318,13 @@ impl Building<'_, '_> {
             script.call_wanting(Nr::RT_SIGTIMEDWAIT, args![bytes([0xffu8; 8]), 0, bytes([0u8; 16]), 8], Want::Anything);
         }
         posix_timer::rebuild(&alive.posix_timers, &mut script);
-        site.run(self.task, &script).at(Step::Rebuild)?;
+        site.begin(self.task, script).at(Step::Rebuild)
+    }
+
+    /// Pending signals, credentials: what comes last. Then timers are armed.
+    fn confine(&self) -> Result<()> {
+        let (site, alive) = (self.site, self.alive);
+        site.land(self.task).at(Step::Rebuild)?;
         self.expire_timers().at(Step::Rebuild)?;
         for (i, (task, thread)) in self.each().enumerate() {
             let mut script = Script::new();
@@ -287,7 +352,11 @@ impl Building<'_, '_> {
                 // The last thread's change of credentials may have changed what the leader set.
                 attribute::after_credentials(Some(&alive.attributes), &thread.attributes, &mut script);
             }
-            site.run(task, &script).at(Step::Confine)?;
+            site.begin(task, script).at(Step::Confine)?;
+            if !self.threads.is_empty() {
+                // Each changes what belongs to all.
+                site.land(task).at(Step::Confine)?;
+            }
         }
         let mut script = Script::new();
         lock::rebuild(&alive.locks, &mut script);
@@ -295,7 +364,7 @@ impl Building<'_, '_> {
         self.own_files(&mut script);
         posix_timer::arm(&alive.posix_timers, &mut script);
         itimer::rebuild(&alive.itimers, &mut script);
-        site.run(self.task, &script).at(Step::Confine).map(drop)
+        site.begin(self.task, script).at(Step::Confine)
     }
 
     /// Who gets the signals of files: set by the first process that holds each.
@@ -316,6 +385,9 @@ impl Building<'_, '_> {
     /// Timers that had expired do so again.
     fn expire_timers(&self) -> std::result::Result<(), Cause> {
         let timers = &self.alive.posix_timers;
+        if timers.timers.is_empty() {
+            return Ok(());
+        }
         let now = self.site.run(self.task, &posix_timer::clocks(timers))?;
         for (thread, script) in posix_timer::expire(timers, &now) {
             let own = |(_, t): &(&Task, &Thread)| Some(t.tid.0) == thread;
@@ -325,15 +397,27 @@ impl Building<'_, '_> {
         Ok(())
     }
 
-    /// Scratch memory goes; registers and masks come.
-    fn finish(&self, living: &mut Vec<Ready>) -> Result<()> {
+    /// Asks its threads to stop, once they have done all.
+    fn interrupt(&self) -> Result<()> {
+        for (task, _) in self.each() {
+            self.site.land(task).at(Step::Confine)?;
+            ptrace::interrupt(task.tid).at(Step::Thaw)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until they have stopped; they make calls through the vdso from now on.
+    fn stand_still(&self) -> Result<Calls> {
         for (task, thread) in self.each() {
-            let stopped = Stopped::interrupt(task.tid).map_err(stop_cause).at(Step::Thaw)?;
+            let stopped = Stopped::wait(task.tid).map_err(stop_cause).at(Step::Thaw)?;
             self.load_flags(&stopped, task, thread).at(Step::Thaw)?;
         }
-        let calls = Calls::new(self.site, self.task.tid, self.alive).at(Step::Thaw)?;
-        calls.unmap_scratch(self.site).at(Step::Thaw)?;
-        self.filters(&calls).at(Step::Confine)?;
+        Calls::new(self.task.tid, self.alive).at(Step::Thaw)
+    }
+
+    /// Without scratch memory: filters, then registers and masks.
+    fn finish(&self, calls: &Calls, living: &mut Vec<Ready>) -> Result<()> {
+        self.filters(calls).at(Step::Confine)?;
         for (task, thread) in self.each() {
             regs::rebuild(task.tid, &thread.regs).at(Step::Thaw)?;
             ptrace::set_sigmask(task.tid, thread.signals.mask).at(Step::Thaw)?;
@@ -407,7 +491,7 @@ impl Building<'_, '_> {
         let shared = filter::shared(&chains);
         for (i, (chain, (task, thread))) in chains.iter().zip(self.each()).enumerate() {
             chain.check(&thread.restricted.filters)?;
-            let own = if i == 0 { None } else { Some(Calls::new(site, task.tid, self.alive)?) };
+            let own = if i == 0 { None } else { Some(Calls::new(task.tid, self.alive)?) };
             let calls = own.as_ref().unwrap_or(calls);
             if i == 0 {
                 chain.install(0..shared, true, calls, site.confine.cookie)?;
