@@ -57,6 +57,35 @@ fn files_of(image: &Path) -> Vec<String> {
     names
 }
 
+/// Many pages are compared with their digest while tasks read them: a bit that is flipped is found before any task runs.
+fn a_damaged_large_image(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = yendor.fresh("large");
+    let program = "x=$(head -c 20000000 /dev/zero | tr '\\0' x); trap 'echo ${#x}; exit 0' USR1; echo ready
+        while :; do sleep 0.02; done";
+    yendor.run_detached(&container, &["/bin/bash", "-c", program]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let image = yendor.path("image");
+    yendor.checkpoint(&container, &image);
+    yendor.call(&["rm", &container]).exits(0);
+    let pages = OpenOptions::new().write(true).read(true).open(image.join("pages-0")).expect("pages");
+    let length = pages.metadata().expect("pages").len();
+    assert!(length > 16 << 20, "{length}");
+    for at in [0, length / 2, length - 1] {
+        let mut byte = [0];
+        pages.read_exact_at(&mut byte, at).expect("read");
+        pages.write_all_at(&[byte[0] ^ 4], at).expect("write");
+        refused(&yendor, &image, 4, &["pages-0"]);
+        pages.write_all_at(&byte, at).expect("write");
+    }
+    let again = yendor.fresh("again");
+    yendor.restore(&image, &again);
+    yendor.kill(&again, "USR1");
+    assert_eq!(yendor.wait(&again), 0);
+    assert!(yendor.logs(&again).contains("20000000"));
+    yendor.call(&["rm", &again]).exits(0);
+}
+
 /// Every file of an image missing, truncated, with a bit flipped, too long.
 fn a_damaged_image(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -432,6 +461,7 @@ fn a_full_disk(flavour: Flavour) {
 
 yendor_tests::flavours! {
     a_damaged_image
+    a_damaged_large_image
     no_image
     a_contradictory_image
     bad_names

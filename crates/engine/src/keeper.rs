@@ -25,8 +25,8 @@ use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
 use crate::hole;
 use crate::label::Labels;
-use crate::load::{Loader, Plain};
-use crate::rebuild::{Materials, Rebuilt, Running, rebuild};
+use crate::load::{Hashing, Loader, Plain};
+use crate::rebuild::{Image, Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
 use crate::request::{Mount, Request, Root};
 use crate::state::{self, Standard, State, Status};
@@ -124,6 +124,10 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let mut plain = startup.plain.map(|shape| receive_plain(control, shape)).transpose().at(Step::Load)?;
     let start = |image: &OwnedFd| Loader::start(image.as_fd(), plain.as_ref(), &startup.trust);
     let loader = image.as_ref().map(start).transpose()?;
+    let hashing = match &image {
+        Some(image) if plain.is_none() => Hashing::start(image.as_fd())?,
+        _ => None,
+    };
     let mut contained = contain::prepare(&startup.request, given)?;
     let mut request = startup.request.clone();
     // What a terminal shows while nobody looks goes to the log.
@@ -172,7 +176,12 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let slave = console.as_ref().map(|c| &c.slave);
     let outside = Outside { stdio: &stdio, console: slave };
     let proc = contained.host_proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Contain)?;
-    let mut rebuilt = build(&snapshot, reader.as_ref(), &startup.request, &mut labels, contained, clocks, &outside)?;
+    let image = reader.as_ref().map(|reader| Image { reader, hashing: hashing.as_ref() });
+    let mut rebuilt = build(&snapshot, image, &startup.request, &mut labels, contained, clocks, &outside)?;
+    if let Some((hashing, reader)) = hashing.zip(reader.as_ref()) {
+        // Tasks have read what must be right before they run.
+        hashing.compare(reader.manifest())?;
+    }
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
     let recorder;
     (state.filters, recorder) = recorder::start(&mut rebuilt, &snapshot, &directory, proc).at(Step::Confine)?;
@@ -240,7 +249,7 @@ fn open_log(directory: &OwnedFd) -> std::result::Result<OwnedFd, SysError> {
 
 fn build(
     snapshot: &Snapshot,
-    reader: Option<&Reader>,
+    image: Option<Image<'_>>,
     request: &Request,
     labels: &mut Labels,
     contained: Contained,
@@ -255,11 +264,11 @@ fn build(
         .named("open", || "/".into())
         .at(Step::Rebuild)?;
     let proc = || contained.host_proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Rebuild);
-    let mut workshop = Workshop::new(reader, root, proc()?, filled, &snapshot.files).at(Step::Load)?;
+    let mut workshop = Workshop::new(image.map(|i| i.reader), root, proc()?, filled, &snapshot.files).at(Step::Load)?;
     workshop.clocks = clocks;
     let proc = proc()?;
     let finishing = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Rebuild)?;
-    let rebuilt = rebuild(Materials { snapshot, reader, request, labels, workshop, proc, contained })?;
+    let rebuilt = rebuild(Materials { snapshot, image, request, labels, workshop, proc, contained })?;
     if let Some(record) = &snapshot.container.ipc {
         ipc::finish(record, finishing.as_fd()).at(Step::Thaw).kind("namespace", "ipc")?;
     }

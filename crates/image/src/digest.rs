@@ -1,8 +1,12 @@
 //! BLAKE3 digests.
 
 use crate::bytes::{from_hex, to_hex};
+use crate::reader::HASH_BYTES;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 
 /// The 256-bit BLAKE3 of some bytes; as text 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,6 +16,24 @@ impl Digest {
     /// The digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Digest {
         Digest(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The digest of a file from its beginning, and its length in bytes. Of one that is longer than `most` no more is read
+    /// than shows it: a file that grows while it is read would keep its reader for ever.
+    pub fn of_file(file: &File, most: u64) -> io::Result<(u64, Digest)> {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; HASH_BYTES];
+        let mut bytes: u64 = 0;
+        while bytes <= most {
+            let length = match file.read_at(&mut buffer, bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                length => length?,
+            };
+            let Some(chunk) = buffer.get(..length).filter(|chunk| !chunk.is_empty()) else { break };
+            hasher.update(chunk);
+            bytes = bytes.saturating_add(u64::try_from(length).map_err(io::Error::other)?);
+        }
+        Ok((bytes, hasher.finalize().into()))
     }
 
     /// The digest that `text` spells, in lower-case digits only.

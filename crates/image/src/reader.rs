@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek};
+use std::io::Seek;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -151,24 +151,11 @@ impl Reader {
             return Ok(());
         }
         let stored = &self.manifest.stored_name(name);
-        let mut file = self.open_stored(entry)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; HASH_BYTES];
-        let mut bytes: u64 = 0;
-        // A file that grows while it is read must not keep us here for ever.
-        while bytes <= entry.bytes {
-            let length = match file.read(&mut buffer) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                length => length.map_err(|source| Error::io(stored, "read", source))?,
-            };
-            let Some(chunk) = buffer.get(..length).filter(|chunk| !chunk.is_empty()) else {
-                break;
-            };
-            hasher.update(chunk);
-            bytes = bytes.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
-        }
+        let file = self.open_stored(entry)?;
+        let (bytes, digest) =
+            Digest::of_file(&file, entry.bytes).map_err(|source| Error::io(stored, "read", source))?;
         check_size(stored, entry.bytes, bytes)?;
-        if Digest::from(hasher.finalize()) != entry.blake3 {
+        if digest != entry.blake3 {
             return Err(Error::Digest { file: stored.clone(), bytes: entry.bytes });
         }
         Ok(())

@@ -20,7 +20,6 @@ use std::io::{self, BufWriter, Write};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -156,7 +155,7 @@ impl Writer {
             Some(slot) => slot.file.try_clone().map_err(|source| Error::io(name, "dup", source))?,
             None => return Err(Error::missing(name)),
         };
-        let (bytes, digest) = hash(&file).map_err(|source| Error::io(name, "read", source))?;
+        let (bytes, digest) = Digest::of_file(&file, u64::MAX).map_err(|source| Error::io(name, "read", source))?;
         self.end(name, Done { bytes, digest, content: bytes })
     }
 
@@ -478,21 +477,4 @@ fn remove(parent: &OwnedFd, name: &OsStr, dir: &OwnedFd) {
         let _ = unlinkat(dir, entry.file_name(), AtFlags::empty());
     }
     let _ = unlinkat(parent, name, AtFlags::REMOVEDIR);
-}
-
-fn hash(file: &File) -> io::Result<(u64, Digest)> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; HASH_BYTES];
-    let mut bytes: u64 = 0;
-    loop {
-        let length = match file.read_at(&mut buffer, bytes) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            length => length?,
-        };
-        let Some(chunk) = buffer.get(..length).filter(|chunk| !chunk.is_empty()) else {
-            return Ok((bytes, hasher.finalize().into()));
-        };
-        hasher.update(chunk);
-        bytes = bytes.saturating_add(u64::try_from(length).map_err(io::Error::other)?);
-    }
 }

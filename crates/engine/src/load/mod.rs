@@ -9,9 +9,11 @@
 
 pub mod check;
 mod decrypt;
+mod hashing;
 
 pub(crate) use decrypt::Raised;
 pub use decrypt::{IdentityFile, Plain};
+pub use hashing::Hashing;
 
 use std::fs::File;
 use std::io::Read;
@@ -141,6 +143,11 @@ impl Loader {
     }
 
     fn begin(&self) -> Result<()> {
+        self.word()
+    }
+
+    /// The first word lets it begin, the second one end.
+    fn word(&self) -> Result<()> {
         match rustix::io::write(&self.begin, &[1]) {
             // A loader that is gone: how it ended says more.
             Ok(_) | Err(Errno::PIPE) => Ok(()),
@@ -149,6 +156,7 @@ impl Loader {
     }
 
     fn answer<T: DeserializeOwned>(self) -> Result<T> {
+        self.word()?;
         let Loader { copy, begin, answer } = self;
         drop(begin);
         let mut bytes = Vec::new();
@@ -211,6 +219,8 @@ fn start<T: Serialize>(
         }
         let understood = understand(&Limits::default()).map_err(|e| Failure::from(&e));
         let said = encode(&understood).is_some_and(|bytes| write_all(&answer_write, &bytes).is_ok());
+        // Its end is not to be heard of before somebody listens, who then says so.
+        let _ = rustix::io::retry_on_intr(|| rustix::io::read(&begin_read, &mut [0]));
         if said { 0 } else { NO_ANSWER }
     });
     Ok(Loader { copy: copy.at(Step::Load)?, begin, answer })

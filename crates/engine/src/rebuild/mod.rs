@@ -40,6 +40,7 @@ use crate::confine::Confine;
 use crate::contain::{Cgroup, Contained};
 use crate::error::{At, Result, Step, With};
 use crate::label::Labels;
+use crate::load::Hashing;
 use crate::request::{Enforce, Request};
 
 /// Bytes of a task's slot.
@@ -52,7 +53,7 @@ pub struct Materials<'a> {
     /// What to build.
     pub snapshot: &'a Snapshot,
     /// The image; none for a container that is composed.
-    pub reader: Option<&'a Reader>,
+    pub image: Option<Image<'a>>,
     /// What the caller wants: the container's policy.
     pub request: &'a Request,
     /// The labels of tasks.
@@ -63,6 +64,15 @@ pub struct Materials<'a> {
     pub proc: OwnedFd,
     /// The container, which gets its first task here.
     pub contained: Contained,
+}
+
+/// An image that processes are rebuilt from.
+#[derive(Clone, Copy)]
+pub struct Image<'a> {
+    /// Its files.
+    pub reader: &'a Reader,
+    /// Who compares some of them with their digests.
+    pub hashing: Option<&'a Hashing>,
 }
 
 /// A stub that became, or becomes, a task of the image.
@@ -170,7 +180,8 @@ fn notice(tid: i32) -> std::result::Result<(), SysError> {
 /// # Errors
 /// The first thing that could not be made; everything made so far is gone.
 pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
-    let Materials { snapshot, reader, request, labels, mut workshop, proc, mut contained } = materials;
+    let Materials { snapshot, image, request, labels, mut workshop, proc, mut contained } = materials;
+    let reader = image.map(|i| i.reader);
     let plan = plan::plan(&snapshot.processes).at(Step::Load)?;
     let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
     let above = highest(snapshot) + 1;
@@ -196,7 +207,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let files = files
         .map_err(|e| confine.blame(e, labels.has_profiles(), || making.is_some_and(|id| workshop.fd(id).is_ok())))?;
     let objects = make_objects(snapshot, reader, above, &mut held)?;
-    let pages = open_pages(reader, above, &mut held)?;
+    let pages = open_pages(image, above, &mut held)?;
     let slots = 1 + plan.births.len() + threads(snapshot);
     let len = Arena::size(slots, SLOT).next_multiple_of(PAGE);
     let base = hole(snapshot, len as u64 + PARKING).at(Step::Rebuild)?;
@@ -455,15 +466,17 @@ fn make_objects(
     Ok(out)
 }
 
-fn open_pages(reader: Option<&Reader>, above: i32, held: &mut Vec<OwnedFd>) -> Result<BTreeMap<u16, i32>> {
+fn open_pages(image: Option<Image<'_>>, above: i32, held: &mut Vec<OwnedFd>) -> Result<BTreeMap<u16, i32>> {
     let mut out = BTreeMap::new();
-    let Some(reader) = reader else { return Ok(out) };
+    let Some(Image { reader, hashing }) = image else { return Ok(out) };
     for number in 0..u16::MAX {
         let name = yendor_image::pages_name(number);
         if !reader.has(&name) {
             break;
         }
-        reader.verify(&name).at(Step::Load)?;
+        if !hashing.is_some_and(|h| h.covers(&name)) {
+            reader.verify(&name).at(Step::Load)?;
+        }
         let (file, _) = reader.open_file(&name).at(Step::Load)?;
         out.insert(number, lift(&file, above, held).at(Step::Rebuild)?);
     }

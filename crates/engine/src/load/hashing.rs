@@ -1,0 +1,87 @@
+//! Large files of pages are compared with their digests while tasks read them already: nothing runs before both are done.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{Mode, OFlags};
+use yendor_image::{Digest, Error as Damage, Manifest, pages_name};
+use yendor_kinds::{Cause, Named};
+use yendor_sys::Errno;
+use yendor_sys::SysError;
+
+use super::{Loader, start};
+use crate::error::{At, Error, Result, Step};
+
+/// Bytes of pages from which on a process of its own is worth its while.
+const LARGE: u64 = 8 << 20;
+
+/// A process without rights that reads files of pages.
+pub struct Hashing {
+    loader: Loader,
+    names: Vec<String>,
+}
+
+impl Hashing {
+    /// Starts it, for an image that is not encrypted, if that has many pages. As [`Loader::start`], it is to be called before
+    /// the caller's pid namespace for children is another one.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn start(directory: BorrowedFd<'_>) -> Result<Option<Hashing>> {
+        let (mut names, mut files, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for number in 0..u16::MAX {
+            let name = pages_name(number);
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = match rustix::fs::openat(directory, name.as_str(), flags, Mode::empty()) {
+                Ok(fd) => File::from(fd),
+                Err(Errno::NOENT) => break,
+                // Whoever needs it will say what is wrong with it.
+                Err(_) => return Ok(None),
+            };
+            let stat = rustix::fs::fstat(&file).named("fstat", || name.clone()).at(Step::Load)?;
+            if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+                return Ok(None);
+            }
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            bytes += size;
+            names.push(name);
+            files.push((file, size));
+        }
+        if bytes < LARGE {
+            return Ok(None);
+        }
+        let keep: Vec<BorrowedFd<'_>> = files.iter().map(|(file, _)| file.as_fd()).collect();
+        let loader = start(false, &keep, |_| {
+            let digests = files.iter().map(|(file, size)| Digest::of_file(file, *size));
+            let digests: std::io::Result<Vec<(u64, Digest)>> = digests.collect();
+            digests.map_err(|e| SysError::io("read", "pages", &e)).at(Step::Load)
+        })?;
+        loader.begin()?;
+        Ok(Some(Hashing { loader, names }))
+    }
+
+    /// Whether this file is among those that it reads.
+    #[must_use]
+    pub fn covers(&self, name: &str) -> bool {
+        self.names.iter().any(|covered| covered == name)
+    }
+
+    /// Waits for it: all files must be what the table of contents says.
+    ///
+    /// # Errors
+    /// A damaged image.
+    pub fn compare(self, manifest: &Manifest) -> Result<()> {
+        let found: Vec<(u64, Digest)> = self.loader.answer()?;
+        if found.len() != self.names.len() {
+            return Err(Error::new(Step::Load, Cause::corrupt("its reader does not answer sensibly")));
+        }
+        for (name, (bytes, digest)) in self.names.iter().zip(found) {
+            let Some(entry) = manifest.file(name) else { continue };
+            if (bytes, digest) != (entry.bytes, entry.blake3) {
+                let damage = Damage::Digest { file: name.clone(), bytes: entry.bytes };
+                return Err(Error::new(Step::Load, Cause::from(damage)));
+            }
+        }
+        Ok(())
+    }
+}
