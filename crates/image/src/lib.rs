@@ -8,6 +8,7 @@ mod bytes;
 pub mod cbor;
 pub mod crypt;
 mod digest;
+mod disk;
 mod error;
 mod id;
 mod limits;

@@ -3,21 +3,19 @@
 use crate::SIGNATURE_FILE;
 use crate::Watcher;
 use crate::crypt::{Output, Recipients};
+use crate::disk::Disk;
 use crate::manifest::{Encryption, Method, stored_name};
 use crate::reader::HASH_BYTES;
 use crate::upgrade::{NEWEST_LINE, Version};
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
 use crate::{cbor, is_file_name};
-use rustix::fs::{
-    Advice, AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, fadvise, flock, mkdirat, openat, renameat, unlinkat,
-};
+use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -248,7 +246,8 @@ impl Writer {
 
     fn hashing(&self, name: &str) -> Result<FileWriter<'_>> {
         let watcher = self.watcher.clone();
-        let hashed = Hashed { file: self.begin(name)?, hasher: blake3::Hasher::new(), bytes: 0, pushed: 0, watcher };
+        let disk = Disk::new(self.begin(name)?);
+        let hashed = Hashed { disk, hasher: blake3::Hasher::new(), bytes: 0, watcher };
         let output = BufWriter::with_capacity(HASH_BYTES, hashed);
         let output = match &self.recipients {
             None => Output::Plain(output),
@@ -325,9 +324,10 @@ impl FileWriter<'_> {
 
     /// Ends the file; without this the image cannot be committed.
     pub fn finish(self) -> Result<()> {
-        let hashed = self.output.finish().map_err(|source| Error::io(&self.name, "write", source))?;
-        let digest = hashed.hasher.finalize().into();
-        self.writer.end(&self.name, Done { bytes: hashed.bytes, digest, content: self.offset })
+        let failed = |source| Error::io(&self.name, "write", source);
+        let Hashed { disk, hasher, bytes, .. } = self.output.finish().map_err(failed)?;
+        disk.finish().map_err(failed)?;
+        self.writer.end(&self.name, Done { bytes, digest: hasher.finalize().into(), content: self.offset })
     }
 }
 
@@ -343,47 +343,27 @@ impl Write for FileWriter<'_> {
     }
 }
 
-/// Hashes exactly the bytes that the file took.
+/// Hashes exactly the bytes that the file gets.
 #[derive(Debug)]
 struct Hashed {
-    file: File,
+    disk: Disk,
     hasher: blake3::Hasher,
     bytes: u64,
-    /// How many of them the disk has been told of.
-    pushed: u64,
     watcher: Watcher,
 }
 
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = self.file.write(bytes)?;
-        self.hasher.update(bytes.get(..length).unwrap_or(bytes));
-        let more = u64::try_from(length).map_err(io::Error::other)?;
+        self.disk.write_all(bytes)?;
+        self.hasher.update(bytes);
+        let more = u64::try_from(bytes.len()).map_err(io::Error::other)?;
         self.bytes = self.bytes.saturating_add(more);
         self.watcher.tell(more);
-        self.push();
-        Ok(length)
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Hashed {
-    /// Bytes that the disk is sent away with at once.
-    const AHEAD: u64 = 8 << 20;
-
-    /// Has the kernel write to the disk while more is collected: the fsync at the end finds less to do.
-    ///
-    /// The advice starts writing (`generic_fadvise`, mm/fadvise.c) and forgets pages that are clean: these are not yet.
-    fn push(&mut self) {
-        let more = self.bytes - self.pushed;
-        if more >= Self::AHEAD {
-            // Only advice: without it everything is slower and as right.
-            let _ = fadvise(&self.file, self.pushed, NonZeroU64::new(more), Advice::DontNeed);
-            self.pushed = self.bytes;
-        }
+        Ok(())
     }
 }
 
