@@ -451,6 +451,36 @@ fn a_killed_start_is_cleared_up(flavour: Flavour) {
     assert!(run.join("dead").exists());
 }
 
+/// Scratch memory that a killed checkpoint has left in a process is not taken for the program's own.
+#[test]
+fn what_a_killed_checkpoint_has_left_is_left_out() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    if !Path::new("/usr/bin/python3").exists() {
+        println!("skipped: no /usr/bin/python3");
+        return;
+    }
+    // As it would be left: a descriptor, and a mapping of it.
+    let program = "import mmap, os, signal, sys
+fd = os.memfd_create('yendor-scratch'); os.ftruncate(fd, 8192); held = mmap.mmap(fd, 8192)
+def check(*_):
+    try: os.fstat(fd); print('open')
+    except OSError: print('closed')
+    print('yendor-scratch' in open('/proc/self/maps').read()); sys.stdout.flush(); os._exit(0)
+signal.signal(signal.SIGUSR1, check); print('ready', flush=True)
+while True: signal.pause()";
+    let container = yendor.fresh("left");
+    yendor.run_detached(&container, &["/usr/bin/python3", "-c", program]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let image = yendor.path("image");
+    yendor.checkpoint(&container, &image);
+    let again = yendor.fresh("again");
+    yendor.restore(&image, &again);
+    yendor.kill(&again, "USR1");
+    assert_eq!(yendor.wait(&again), 0, "{}", yendor.logs(&again));
+    let said = yendor.logs(&again);
+    assert!(said.contains("closed") && said.contains("False"), "{said}");
+}
+
 yendor_tests::flavours! {
     checkpoint_killed
     ending_checkpoint_killed

@@ -61,12 +61,12 @@ pub fn cont(tid: i32, signal: i32) -> Result<()> {
     request("PTRACE_CONT", libc::PTRACE_CONT, tid, 0, crate::raw::word(signal)).map(drop)
 }
 
-/// Resumes a stopped task up to its next system-call stop.
+/// Resumes a stopped task up to its next system-call stop, and delivers `signal` (0: none).
 ///
 /// # Errors
 /// As [`cont`].
-pub fn syscall(tid: i32) -> Result<()> {
-    request("PTRACE_SYSCALL", libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
+pub fn syscall(tid: i32, signal: i32) -> Result<()> {
+    request("PTRACE_SYSCALL", libc::PTRACE_SYSCALL, tid, 0, crate::raw::word(signal)).map(drop)
 }
 
 /// Leaves a group-stopped task in its group stop.

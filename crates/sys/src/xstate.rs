@@ -13,8 +13,8 @@ pub const LEAST: usize = 576;
 pub const OLD_BYTES: usize = 416;
 /// Where the kernel says which components there can be.
 const SOFTWARE: usize = 464;
-/// Components that lie in the old part.
-const OLD: u64 = 0b11;
+/// Components that lie in the old part: x87, SSE.
+pub const OLD: u64 = 0b11;
 
 fn word(state: &[u8], at: usize) -> u64 {
     state.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)

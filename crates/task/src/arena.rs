@@ -14,6 +14,7 @@ use crate::fault;
 use crate::gadget::{CODE, FLAGS, record, slot};
 use crate::regs::Regs;
 use crate::script::{Arg, Call, Done, Memory, Script, Want};
+use crate::stop::SIGSTOP;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -358,6 +359,8 @@ impl Arena {
                 Some((_, Event::Stopped { event: yendor_sys::ptrace::event::STOP, .. })) => {
                     yendor_sys::ptrace::cont(tid, 0)?;
                 }
+                // The one signal that nobody can block: the task will be in its group stop when we let it go.
+                Some((_, Event::Stopped { signal: SIGSTOP, event: 0 })) => yendor_sys::ptrace::cont(tid, SIGSTOP)?,
                 Some((_, Event::Stopped { event: yendor_sys::ptrace::event::EXEC, .. })) => {
                     return Err(RunError::Executed { tid });
                 }

@@ -133,7 +133,7 @@ impl Stopped {
     /// # Errors
     /// `ESRCH` when it was killed.
     pub fn to_syscall(&self) -> Result<(), SysError> {
-        ptrace::syscall(self.tid)
+        ptrace::syscall(self.tid, 0)
     }
 
     /// Waits until it is where [`Self::to_syscall`] leads.
@@ -146,7 +146,9 @@ impl Stopped {
             match what {
                 Event::Stopped { signal, event: 0 } if signal == libc_sigtrap() | 0x80 => return Ok(()),
                 // Interrupts and group stops in between: go on to the system-call stop.
-                Event::Stopped { event: event::STOP, .. } => ptrace::syscall(self.tid)?,
+                Event::Stopped { event: event::STOP, .. } => ptrace::syscall(self.tid, 0)?,
+                // The one signal that nobody can block: the task will be in its group stop when we let it go.
+                Event::Stopped { signal: SIGSTOP, event: 0 } => ptrace::syscall(self.tid, SIGSTOP)?,
                 Event::Stopped { signal, .. } => {
                     return Err(SysError::new("ptrace", format!("stopped by signal {signal}"), Errno::INTR).into());
                 }
@@ -168,6 +170,9 @@ impl Stopped {
         Ok(self.regs()?.rax.cast_signed())
     }
 }
+
+/// What stops every task, and cannot be blocked.
+pub(crate) const SIGSTOP: i32 = 19;
 
 const fn libc_sigtrap() -> i32 {
     5

@@ -98,6 +98,100 @@ fn several_are_borrowed_side_by_side() {
     }
 }
 
+/// Nobody can block SIGSTOP: one that comes while a process is borrowed stops it when it is given back.
+#[test]
+fn a_stop_from_outside_waits() {
+    let c = child("sleep 0.2; echo done");
+    let pid = i32::try_from(c.id()).expect("pid");
+    let signal = |signal: &str| {
+        assert!(Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill").success());
+    };
+    let mut s = Script::new();
+    s.call(Nr::GETPID, []);
+    // In the gadget; then before the call that unmaps the scratch memory.
+    borrow_and(pid, |b| {
+        b.run(0, &s).expect("run");
+        signal("-STOP");
+        b.run(0, &s).expect("run again");
+        signal("-STOP");
+    });
+    let state = || std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let until = Instant::now() + Duration::from_secs(5);
+    while !state().contains("State:\tT") {
+        assert!(Instant::now() < until, "{}", state());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal("-CONT");
+    assert_eq!(c.wait_with_output().expect("wait").stdout, b"done\n");
+}
+
+/// Who stops in the middle of a restartable sequence goes on at its abort handler, as if the kernel had interrupted it.
+#[test]
+fn a_restartable_sequence_is_aborted() {
+    let Some(pid) = spins_in_a_sequence() else { return };
+    for _ in 0..200 {
+        borrow_and(pid, |b| {
+            let mut s = Script::new();
+            s.call(Nr::GETPID, []);
+            b.run(0, &s).expect("run");
+        });
+        std::thread::sleep(Duration::from_micros(300));
+    }
+    let state = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("alive");
+    kill_and_wait(pid);
+    assert!(!state.contains("State:\tZ"), "it went on in a sequence that the kernel had forgotten:\n{state}");
+}
+
+/// A process that is nearly always in a restartable sequence, and ends when it is in one that is not registered any more.
+#[allow(unsafe_code)]
+fn spins_in_a_sequence() -> Option<i32> {
+    // SAFETY: looks a name up.
+    let offset = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) };
+    if offset.is_null() {
+        eprintln!("skipped: a C library that registers restartable sequences");
+        return None;
+    }
+    let pid = yendor_sys_fork();
+    if pid == 0 {
+        /// `struct rseq_cs`: version and flags, start, length, abort handler.
+        #[repr(align(32))]
+        struct Section([u64; 4]);
+        let mut section = Section([0; 4]);
+        // SAFETY: the C library's variable. `fs:0` holds the thread pointer; its rseq area lies at that offset, and the
+        // pointer to the section 8 bytes into it. The child does nothing else.
+        unsafe {
+            let offset = *offset.cast::<isize>();
+            std::arch::asm!(
+                "mov {area}, fs:0",
+                "add {area}, {offset}",
+                "lea {word}, [rip + 5f]",
+                "mov [{section} + 8], {word}",
+                "neg {word}",
+                "mov [{section} + 16], {word}",
+                "lea {word}, [rip + 6f]",
+                "add [{section} + 16], {word}",
+                "lea {word}, [rip + 7f]",
+                "mov [{section} + 24], {word}",
+                "jmp 7f",
+                ".long 0x53053053",
+                "7:",
+                "mov [{area} + 8], {section}",
+                "5:",
+                "cmp [{area} + 8], {section}",
+                "je 5b",
+                "6:",
+                area = out(reg) _,
+                word = out(reg) _,
+                section = in(reg) section.0.as_mut_ptr(),
+                offset = in(reg) offset,
+            );
+            libc::_exit(1);
+        }
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    Some(pid)
+}
+
 /// One of several that cannot be borrowed, because something is in the way, is named, and all of them go on.
 #[test]
 fn who_cannot_be_borrowed_is_named() {

@@ -346,6 +346,36 @@ fn memory() -> Vec<Claim> {
             let last = f.list(&m("areas")).len() - 1;
             f.set(&m(&format!("areas/{last}/end")), number(u64::MAX - 4095));
         }),
+        lie("a copy of memory whose vdso has 2^43 bytes", May::Damaged, |f, _| {
+            const FREE: u64 = 0x6000_0000_0000;
+            let of = |i: usize| format!("processes/{i}/state/alive/memory");
+            let inherits = |f: &mut Forge, i: usize| {
+                let path = format!("{}/inherits", of(i));
+                f.has(&path) && !f.at(&path).is_null()
+            };
+            let count = f.list("processes").len();
+            let copy = (0..count).find(|i| inherits(f, *i)).expect("a process that shares its parent's memory");
+            let list = f.list(&format!("{}/areas", of(copy)));
+            let get = |area: &Value, name: &str| {
+                let found = area.as_map().and_then(|m| m.iter().find(|(k, _)| k.as_text() == Some(name)));
+                found.map(|(_, value)| value.clone()).expect("a field")
+            };
+            let vdso = list.iter().position(|a| get(a, "backing").as_text() == Some("vdso")).expect("a vdso");
+            let mut moved = list.remove(vdso);
+            if let Value::Map(fields) = &mut moved {
+                for (name, value) in fields.iter_mut() {
+                    match name.as_text() {
+                        Some("start") => *value = number(FREE),
+                        Some("end") => *value = number(FREE + (1 << 43)),
+                        _ => {}
+                    }
+                }
+            }
+            let behind =
+                |area: &Value| get(area, "start").as_integer().is_some_and(|n| i128::from(n) > i128::from(FREE));
+            let place = list.iter().position(behind).expect("libraries");
+            list.insert(place, moved);
+        }),
         lie("a mapping that ends before it begins", May::Damaged, |f, _| area(f, "end", 4096)),
         lie("a mapping at 0", May::Contained, |f, _| {
             area(f, "start", 0);

@@ -14,7 +14,7 @@ use yendor_tests::{Account, Bait, Census, Flavour, Forge, Outcome, Yendor};
 use claims::{CLAIMS, May, On};
 
 const PROGRAM: &str = "echo file > /tmp/f; echo ghost > /tmp/g; exec 5< /etc/passwd 6< /tmp/f 7<> /tmp/g 8> /dev/null; \
-                       rm /tmp/g; sleep 1000 & echo ready; wait";
+                       rm /tmp/g; sleep 1000 & (sleep 1000; :) & echo ready; wait";
 
 /// What is said of a process of ours that did not end by itself: the keeper, the loader.
 const CRASHES: [&str; 3] = ["panicked", "keeper died", "its reader could not go on"];

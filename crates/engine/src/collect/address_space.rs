@@ -12,6 +12,7 @@ use yendor_kinds::memory::{Record, inherit, layout, shared};
 use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::maps::Label;
 use yendor_proc::smaps::{Smap, VmFlag};
+use yendor_task::live::SCRATCH;
 
 use super::ghost::Ghosts;
 use super::{Objects, PAGES};
@@ -214,7 +215,7 @@ fn is_fork(child: &layout::Record, parent: &layout::Record) -> bool {
 
 /// Scratch memory of a checkpoint that was killed.
 fn is_leftover(smap: &Smap) -> bool {
-    smap.map.name.starts_with(b"/memfd:yendor-scratch")
+    smap.map.name.starts_with(SCRATCH)
 }
 
 /// A private mapping of a deleted file: all of it must travel.

@@ -35,7 +35,8 @@ pub fn collect(gather: &mut Gather<'_>, pid: i32) -> Result<Held> {
     let mut locked = Vec::new();
     for number in numbers {
         let shown = format!("descriptor {number}");
-        let (file, info) = gather.descriptor(pid, &pidfd, number).at(Step::Collect).kind("file", shown)?;
+        let found = gather.descriptor(pid, &pidfd, number).at(Step::Collect).kind("file", shown)?;
+        let Some((file, info)) = found else { continue };
         let cloexec = info.flags & OFlags::CLOEXEC.bits() != 0;
         if cloexec && is_doubtful(gather, file).at(Step::Collect)? {
             held.doubtful.push(held.descriptors.len());

@@ -1,7 +1,8 @@
 //! collect: a frozen tree becomes an image.
 //!
-//! Order: descriptors of all processes first (mappings may refer to them), then each process in turn: borrow it, ask it
-//! what only it knows, give it back, and copy its memory. Nothing of the tree is changed at the end.
+//! Order: descriptors of all processes first (mappings may refer to them), then gangs of processes, parents before children:
+//! borrow them, ask them what only they know, give them back. A thread of its own copies their memory meanwhile. Nothing of
+//! the tree is changed at the end.
 
 mod address_space;
 mod ahead;
@@ -17,6 +18,8 @@ pub mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
@@ -112,12 +115,18 @@ pub fn collect(
     let modules = Here::look();
     let root = rustix::fs::fstat(&gather.root).named("fstat", || "the tree's root".into()).at(Step::Collect)?;
     let root = (root.st_dev, root.st_ino);
+    let wanted = AtomicBool::new(true);
     let asked = std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
         let (memory, gather, proc, order) = (&mut memory, &mut *gather, &proc, &order);
-        let copies = thread(scope, "memory", move || space::copy_all(&receiver, memory, gather, proc, order))?;
+        let wanted = &wanted;
+        let copies = thread(scope, "memory", move || {
+            let spaces = receiver.iter().take_while(|_| wanted.load(Relaxed));
+            space::copy_all(spaces, memory, gather, proc, order)
+        })?;
         let mut asker = Asker { tree, order, proc, root, modules: &modules, watch: &mut watch, ahead, copies: sender };
         let asked = asker.ask_everybody(mine);
+        wanted.store(asked.is_ok(), Relaxed);
         drop(asker);
         let copied = copies.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // Who copies stops at an error; then nobody takes what the asker has to send.
@@ -154,8 +163,8 @@ pub fn collect(
     })
 }
 
-/// How many processes that have answered may wait to be copied: what they hold is bounded.
-const AHEAD: usize = 64;
+/// How many processes that have answered may wait to be copied, with what is known of their mappings.
+const AHEAD: usize = 32;
 /// How many processes are asked side by side at most, and how many threads.
 const GANG: usize = 32;
 const THREADS: usize = 256;

@@ -16,8 +16,7 @@ use yendor_proc::status::Status;
 use yendor_proc::{personality, status};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
-use yendor_task::live::{self, Borrowed, Loan, Region, RegionKind};
-use yendor_task::regs::Regs;
+use yendor_task::live::{self, Borrowed, Loan, Region, RegionKind, Registers};
 use yendor_task::script::out;
 use yendor_task::tree::read_proc;
 use yendor_task::{Nr, RunError, Stopped, args};
@@ -96,8 +95,8 @@ struct AskedProcess {
 
 /// What a process told while it was borrowed, beside its answers.
 pub struct Told {
-    /// The general registers and the extended state that each thread had.
-    registers: Vec<(Regs, Vec<u8>)>,
+    /// The registers that each thread had.
+    registers: Vec<Registers>,
     /// The timers whose signals wait, and their overruns.
     waiting: Vec<(i32, u64)>,
 }
@@ -177,7 +176,7 @@ impl<'a> Asking<'a> {
         shared_pending.without_timers(&waiting);
         let mut threads = Vec::with_capacity(self.threads.len());
         let known = self.statuses.iter().zip(std::mem::take(&mut self.restricted));
-        for (((stopped, asked), regs), known) in self.threads.iter().zip(&self.asked).zip(registers).zip(known) {
+        for (((stopped, asked), regs), known) in self.threads.iter().zip(&self.asked).zip(&registers).zip(known) {
             let mut thread = self.thread(stopped, asked, regs, pending_for_all, known)?;
             thread.signals.pending.without_timers(&waiting);
             threads.push(thread);
@@ -231,7 +230,7 @@ impl<'a> Asking<'a> {
         &self,
         stopped: &Stopped,
         asked: &AskedThread,
-        registers: (Regs, Vec<u8>),
+        registers: &Registers,
         shared_pending: u64,
         (status, restricted): (&Status, Restricted),
     ) -> Result<Thread> {
@@ -243,7 +242,6 @@ impl<'a> Asking<'a> {
         hidden::check(inquiry, *hidden, tid)?;
         let signals = signal::collect(tid, ptrace::sigmask(tid)?, inquiry, *stack)?;
         let pending = (signals.pending.mask() | shared_pending) & !signals.mask != 0;
-        let rseq = rseq::collect(tid, inquiry, *tid_address)?;
         let comm = read_proc(self.view.proc.as_fd(), &format!("{pid}/task/{tid}/comm"))?;
         let name = Bytes(comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec());
         let personality =
@@ -254,9 +252,9 @@ impl<'a> Asking<'a> {
             restricted,
             labels,
             tid: Tid(status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid)),
-            regs: regs::collect(tid, registers, rseq.rseq.0, pending)?,
+            regs: regs::collect(tid, registers, pending)?,
             signals,
-            rseq,
+            rseq: rseq::collect(tid, &registers.rseq, inquiry, *tid_address)?,
             sched: sched::collect(inquiry, *sched)?,
             credentials: credential::collect(status, inquiry, *securebits)?,
             attributes: attribute::collect_thread(inquiry, *attributes, name, personality)?,

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::Receiver;
 
 use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::FileId;
@@ -32,7 +31,7 @@ pub struct Space {
 /// # Errors
 /// A mapping that cannot be captured.
 pub fn copy_all(
-    spaces: &Receiver<(usize, Space)>,
+    spaces: impl Iterator<Item = (usize, Space)>,
     memory: &mut Memory<'_>,
     gather: &mut Gather<'_>,
     proc: &OwnedFd,

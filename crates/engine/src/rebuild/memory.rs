@@ -44,7 +44,16 @@ impl Memories {
         let origin = self.copies.get(&pid).and_then(|whose| record_of(site, *whose));
         let mut script = Script::new();
         let kept = match (origin, &memory.inherits) {
-            (Some(origin), Some(_)) => keep(origin, memory, &mut script),
+            (Some(origin), Some(_)) => {
+                let kernels = |record: &Record| -> Vec<_> {
+                    let own = record.areas.iter().filter(|a| a.is_kernel());
+                    own.map(|a| (a.backing.clone(), a.start, a.end)).collect()
+                };
+                if kernels(origin) != kernels(memory) {
+                    return Err(Cause::corrupt(format!("process {pid}: a copy with another vdso")));
+                }
+                keep(origin, memory, &mut script)
+            }
             (Some(origin), None) => {
                 forget(site, origin, &mut script);
                 Vec::new()

@@ -308,6 +308,10 @@ impl Building<'_, '_> {
     /// Limits; signals that came while it was made go. Timers are made, and run from now on.
     fn limit(&self, notes: &mut Vec<String>) -> Result<()> {
         let (site, alive) = (self.site, self.alive);
+        for (task, _) in self.each() {
+            // Limits are the whole process's, and could hinder what its other threads do still.
+            site.land(task).at(Step::Rebuild)?;
+        }
         let mut script = Script::new();
         let lowered = rlimit::rebuild(&alive.limits, &site.now.limits, &mut script);
         if !lowered.is_empty() {

@@ -9,6 +9,7 @@ use yendor_image::{Bytes, FdNum, FileId, NsPid, Writer};
 use yendor_proc::fdinfo::{EpollTarget, FdInfo, InotifyWatch};
 use yendor_sys::kcmp::{self, What};
 use yendor_sys::{Errno, SysError};
+use yendor_task::live::SCRATCH;
 
 use super::{Entry, Owner, Record, Seen};
 use crate::{Cause, Named, Result};
@@ -82,17 +83,21 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// The id of the description behind descriptor `number` of `pid`, collecting it if it is new, and its fdinfo.
+    /// The id of the description behind descriptor `number` of `pid`, collecting it if it is new, and its fdinfo. None
+    /// for what a checkpoint that was killed has left: its scratch memory.
     ///
     /// # Errors
     /// What its kind refuses.
-    pub fn descriptor(&mut self, pid: i32, pidfd: impl AsFd, number: FdNum) -> Result<(FileId, FdInfo)> {
+    pub fn descriptor(&mut self, pid: i32, pidfd: impl AsFd, number: FdNum) -> Result<Option<(FileId, FdInfo)>> {
         use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
         let ours = pidfd_getfd(pidfd, number.0, PidfdGetfdFlags::empty())
             .named("pidfd_getfd", || format!("{pid}, {number}"))?;
         let link = self.link(&format!("{pid}/fd/{number}"))?;
+        if link.0.starts_with(SCRATCH) {
+            return Ok(None);
+        }
         let info = yendor_proc::fdinfo::parse(&self.read(&format!("{pid}/fdinfo/{number}"))?)?;
-        Ok((self.adopt(ours, link, &info, Some((pid, number)))?, info))
+        Ok(Some((self.adopt(ours, link, &info, Some((pid, number)))?, info)))
     }
 
     /// The id of a description that we hold ourselves (received from a socket's queue, opened for a mapping).

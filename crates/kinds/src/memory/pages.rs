@@ -69,7 +69,8 @@ impl<'a> Source<'a> {
             }
             let to = self.scanned.end.min(end);
             if to <= at {
-                break;
+                let what = format!("PAGEMAP_SCAN, {at:#x}: it does not go on");
+                return Err(SysError::new("ioctl", what, Errno::IO).into());
             }
             let first = self.scanned.runs.partition_point(|r| r.end <= at);
             let inside = self.scanned.runs[first..].iter().take_while(|r| r.start < to);

@@ -5,10 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
-use yendor_sys::{ptrace, vm, xstate};
+use yendor_sys::{ptrace, xstate};
+use yendor_task::live::Registers;
 use yendor_task::regs::{Regs, resumable};
 
-use super::{half_at, word_at};
 use crate::{Cause, Result};
 
 /// Registers, in the order of `struct user_regs_struct`, and the extended state.
@@ -51,35 +51,13 @@ pub fn flags_to_load(record: &Record, now: u64) -> Result<Option<u64>> {
 ///
 /// # Errors
 /// The kernel's refusal; a 32-bit task is refused by name.
-pub fn collect(tid: i32, (regs, extended): (Regs, Vec<u8>), rseq: u64, signal_pending: bool) -> Result<Record> {
+pub fn collect(tid: i32, registers: &Registers, signal_pending: bool) -> Result<Record> {
+    let Registers { general: regs, extended, rseq: _ } = registers;
     if regs.cs != CS_64 {
         return Err(Cause::unsupported(format!("task {tid} runs 32-bit code (cs = {:#x})", regs.cs)));
     }
-    let mut regs = resumable(&regs, signal_pending);
-    if rseq != 0 {
-        abort_critical_section(tid, rseq, &mut regs)?;
-    }
-    Ok(Record { general: to_words(&regs), extended: split(&extended) })
-}
-
-/// A restartable sequence that we interrupted must not go on: it starts at its abort handler (rseq(2)).
-fn abort_critical_section(tid: i32, area: u64, regs: &mut Regs) -> Result<()> {
-    let mut pointer = [0u8; 8];
-    vm::read_exact(tid, area + 8, &mut pointer)?;
-    let section = u64::from_ne_bytes(pointer);
-    if section == 0 {
-        return Ok(());
-    }
-    // struct rseq_cs { u32 version, flags; u64 start_ip, post_commit_offset, abort_ip }
-    let mut cs = [0u8; 32];
-    if vm::read_exact(tid, section, &mut cs).is_err() {
-        return Ok(());
-    }
-    let (start, length, abort) = (word_at(&cs, 8), word_at(&cs, 16), word_at(&cs, 24));
-    if half_at(&cs, 0) == 0 && regs.rip.wrapping_sub(start) < length {
-        regs.rip = abort;
-    }
-    Ok(())
+    let regs = resumable(regs, signal_pending);
+    Ok(Record { general: to_words(&regs), extended: split(extended) })
 }
 
 fn to_words(r: &Regs) -> Vec<u64> {

@@ -35,8 +35,7 @@ pub fn ask(inquiry: &mut Inquiry) -> Question {
 ///
 /// # Errors
 /// The kernel's.
-pub fn collect(tid: i32, inquiry: &Inquiry, asked: Question) -> Result<Record> {
-    let conf = ptrace::rseq(tid)?;
+pub fn collect(tid: i32, conf: &ptrace::Rseq, inquiry: &Inquiry, asked: Question) -> Result<Record> {
     Ok(Record {
         rseq: (conf.area, conf.size, conf.signature),
         robust: ptrace::robust_list(tid)?,

@@ -75,7 +75,9 @@ fn find_syscall(pid: i32, vdso: &Region) -> Result<Option<u64>, SysError> {
     if let Some(at) = SYSCALL_HINT.at(pid, vdso, is_plain_syscall) {
         return Ok(Some(at));
     }
-    let mut code = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
+    /// No vdso is larger; who says where it is may be an image.
+    const MOST: u64 = 256 * 1024;
+    let mut code = vec![0; usize::try_from(vdso.end.saturating_sub(vdso.start).min(MOST)).unwrap_or(0)];
     vm::read_exact(pid, vdso.start, &mut code)?;
     let found =
         (0..code.len().saturating_sub(2)).find(|&i| is_plain_syscall(&code[i..])).map(|i| vdso.start + i as u64);

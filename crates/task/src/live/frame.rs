@@ -66,8 +66,9 @@ fn signal_xstate(xstate: &[u8]) -> Vec<u8> {
     let size = u32::try_from(x.len()).unwrap_or(0);
     x[SW..SW + 4].copy_from_slice(&0x4650_5853u32.to_ne_bytes());
     x[SW + 4..SW + 8].copy_from_slice(&(size + 4).to_ne_bytes());
-    let in_use = xstate::in_use(&x);
-    x[SW + 8..SW + 16].copy_from_slice(&in_use.to_ne_bytes());
+    // With x87 and SSE, as the kernel's own frames: MXCSR belongs to them, and may be all that there is of them.
+    let features = xstate::in_use(&x) | xstate::OLD;
+    x[SW + 8..SW + 16].copy_from_slice(&features.to_ne_bytes());
     x[SW + 16..SW + 20].copy_from_slice(&size.to_ne_bytes());
     x.extend_from_slice(&0x4650_5845u32.to_ne_bytes());
     x

@@ -9,7 +9,7 @@ use crate::nr::Nr;
 use crate::regs::{Regs, resumable};
 use crate::stop::Stopped;
 
-/// What the scratch memory is called in /proc/PID/maps.
+/// What the scratch memory is called: [`super::SCRATCH`] without what the kernel adds.
 const NAME: &[u8] = b"yendor-scratch\0";
 
 /// A leader whose registers are ready for calls.
@@ -25,14 +25,14 @@ pub struct Injection {
 impl Injection {
     /// Lays the frame down and makes the registers ready.
     pub fn begin(leader: &Stopped, saved: &Saved, entry: Entry) -> Result<Injection, RunError> {
-        let room = (8 + UCONTEXT + 64 + saved.xstate.len() + 8) as u64;
+        let room = (8 + UCONTEXT + 64 + saved.own.extended.len() + 8) as u64;
         let at = match entry.stack {
             Some(bottom) => bottom + 64,
-            None => (saved.regs.rsp - 128 - room) & !63,
+            None => (saved.own.general.rsp - 128 - room) & !63,
         };
         // The return address, then the ucontext: as a signal's frame lies.
         let mut image = entry.sigreturn.to_ne_bytes().to_vec();
-        image.extend_from_slice(&frame(at + 8, &resumable(&saved.regs, false), saved.mask, &saved.xstate));
+        image.extend_from_slice(&frame(at + 8, &resumable(&saved.own.general, false), saved.mask, &saved.own.extended));
         let name = at + image.len() as u64;
         image.extend_from_slice(NAME);
         let mut stack = vec![0u8; image.len()];
@@ -42,7 +42,7 @@ impl Injection {
         }
         vm::read_exact(leader.tid(), at, &mut stack)?;
         vm::write_all(leader.tid(), at, &image)?;
-        let mut regs = saved.regs;
+        let mut regs = saved.own.general;
         regs.rip = entry.syscall;
         regs.rsp = at;
         regs.orig_rax = u64::MAX;
@@ -79,9 +79,9 @@ impl Injection {
     }
 
     /// The leader's own registers and stack again.
-    pub fn end(self, leader: &Stopped, saved: &Saved) -> Result<(), RunError> {
+    pub fn end(&self, leader: &Stopped, saved: &Saved) -> Result<(), RunError> {
         ptrace::set_sigmask(leader.tid(), saved.mask)?;
-        leader.set_regs(&saved.regs)?;
+        leader.set_regs(&saved.own.general)?;
         Ok(vm::write_all(leader.tid(), self.regs.rsp, &self.stack)?)
     }
 }

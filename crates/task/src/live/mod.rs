@@ -11,10 +11,14 @@
 //!
 //! The leader's frame lies at the very bottom of the program's main stack, far below any stack pointer in use, or, where
 //! there is none, below the thread's red zone, as a signal's frame would. The bytes there are put back.
+//!
+//! What our death can leave in a process is the scratch memory, as a mapping or as a descriptor that is closed on exec. Both
+//! are called [`SCRATCH`]; a later checkpoint leaves them out.
 
 mod entry;
 mod frame;
 mod injection;
+mod section;
 
 use std::os::fd::OwnedFd;
 
@@ -32,6 +36,9 @@ use crate::stop::{StopError, Stopped};
 pub use entry::{Entry, Region, RegionKind, find_plain_syscall, regions};
 use frame::frame;
 use injection::{Injection, call_all};
+
+/// What the scratch memory is called in /proc/PID/maps and fd.
+pub const SCRATCH: &[u8] = b"/memfd:yendor-scratch";
 
 /// Bytes of a slot for a live thread.
 const SLOT: usize = 48 * 1024;
@@ -59,12 +66,21 @@ pub struct Borrowed<'a> {
     fd: Option<u64>,
 }
 
+/// Registers and the like of a thread that was stopped.
+#[derive(Debug, Clone)]
+pub struct Registers {
+    /// The general ones, outside of any restartable sequence.
+    pub general: Regs,
+    /// The extended state.
+    pub extended: Vec<u8>,
+    /// Its registration for restartable sequences.
+    pub rseq: ptrace::Rseq,
+}
+
 #[derive(Debug)]
 struct Saved {
     tid: i32,
-    regs: Regs,
-    /// The extended state.
-    xstate: Vec<u8>,
+    own: Registers,
     mask: u64,
     /// Whether it waits in the gadget now.
     running: bool,
@@ -85,10 +101,13 @@ impl<'a> Loan<'a> {
         }
         let mut saved = Vec::with_capacity(threads.len());
         for t in threads {
-            let (regs, xstate, mask) = (t.regs()?, ptrace::xstate(t.tid())?, ptrace::sigmask(t.tid())?);
-            saved.push(Saved { tid: t.tid(), regs, xstate, mask, running: false });
+            let tid = t.tid();
+            let (mut general, rseq) = (t.regs()?, ptrace::rseq(tid)?);
+            section::leave(tid, &rseq, &mut general)?;
+            let own = Registers { general, extended: ptrace::xstate(tid)?, rseq };
+            saved.push(Saved { tid, own, mask: ptrace::sigmask(tid)?, running: false });
         }
-        let pointers: Vec<u64> = saved.iter().map(|s| s.regs.rsp).collect();
+        let pointers: Vec<u64> = saved.iter().map(|s| s.own.general.rsp).collect();
         let entry = entry::find(pid, regions, &pointers)?;
         Ok(Loan { pid, threads, entry, base, saved })
     }
@@ -199,7 +218,7 @@ impl<'a> Borrowed<'a> {
         // Who has the descriptor closes it first.
         let fd = if index == 0 { self.fd.take() } else { None };
         let entry = if fd.is_some() { gadget::ENTER } else { gadget::WAIT };
-        let mut regs = self.arena.entry_regs(&saved.regs, index, entry, frame);
+        let mut regs = self.arena.entry_regs(&saved.own.general, index, entry, frame);
         regs.r8 = fd.unwrap_or(regs.r8);
         // Registers first: from here on the frame brings the old mask back if we die.
         thread.set_regs(&regs)?;
@@ -258,19 +277,30 @@ impl<'a> Borrowed<'a> {
 
     /// Every stopped thread but the leader has its own registers again.
     fn followers_return(&mut self) -> Result<(), RunError> {
+        let mut outcome = Ok(());
         for (thread, saved) in self.loan.threads.iter().zip(&mut self.loan.saved) {
             if std::mem::take(&mut saved.running) && saved.tid != self.loan.pid {
                 // The mask first: while the registers still lead to the frame, a death in between is harmless.
-                ptrace::set_sigmask(saved.tid, saved.mask)?;
-                thread.set_regs(&saved.regs)?;
+                let back =
+                    ptrace::set_sigmask(saved.tid, saved.mask).and_then(|()| thread.set_regs(&saved.own.general));
+                outcome = outcome.and(back.map_err(RunError::from));
             }
         }
-        Ok(())
+        outcome
     }
 
-    /// The general registers and the extended state that each thread had when it was stopped.
-    pub fn registers(&self) -> impl Iterator<Item = (Regs, Vec<u8>)> {
-        self.loan.saved.iter().map(|s| (s.regs, s.xstate.clone()))
+    /// The registers that each thread had when it was stopped.
+    pub fn registers(&self) -> impl Iterator<Item = Registers> {
+        self.loan.saved.iter().map(|s| s.own.clone())
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    /// Who is not given back would wait in the gadget until we die: better now than never.
+    fn drop(&mut self) {
+        if self.loan.saved.iter().any(|s| s.running) {
+            std::process::abort();
+        }
     }
 }
 
@@ -283,7 +313,7 @@ fn running<'b>(all: &'b mut [Borrowed<'_>]) -> impl Iterator<Item = (usize, &'b 
 /// Lays a frame down in a thread's slot; its address.
 fn lay_frame(arena: &Arena, index: usize, saved: &Saved) -> Result<u64, RunError> {
     let at = arena.slot_address(index) + (SLOT - FRAME_ROOM) as u64;
-    let image = frame(at, &resumable(&saved.regs, false), saved.mask, &saved.xstate);
+    let image = frame(at, &resumable(&saved.own.general, false), saved.mask, &saved.own.extended);
     if image.len() > FRAME_ROOM {
         return Err(RunError::TooLarge { call: "rt_sigreturn", bytes: image.len() });
     }
