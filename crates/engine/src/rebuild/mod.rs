@@ -7,6 +7,7 @@
 
 mod birth;
 mod death;
+mod descriptor;
 mod domain;
 mod filter;
 mod init;
@@ -14,6 +15,8 @@ mod late;
 mod memory;
 pub mod plan;
 mod process;
+mod program;
+mod running;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -31,11 +34,12 @@ use yendor_sys::mapping::{Mapping, Placed};
 use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError, ptrace};
 use yendor_task::arena::PAGE;
-use yendor_task::{Arena, Script, gadget};
+use yendor_task::{Arena, Script};
 
 use self::domain::Domains;
 use self::memory::Memories;
 pub use self::process::Ready;
+pub use self::running::Running;
 use crate::confine::Confine;
 use crate::contain::{Cgroup, Contained};
 use crate::error::{At, Result, Step, With};
@@ -308,41 +312,6 @@ impl Rebuilt {
             notes: std::mem::take(&mut self.notes),
             cgroup: self.cgroup.take(),
         })
-    }
-}
-
-/// A container whose tasks run.
-#[derive(Debug)]
-pub struct Running {
-    /// Pid 1, as the keeper sees it.
-    pub init: i32,
-    /// The root task, as the keeper sees it.
-    pub main: i32,
-    /// What could not be had in full.
-    pub notes: Vec<String>,
-    /// Its limits; they go when this is dropped.
-    pub cgroup: Option<Cgroup>,
-    memory: Mapping,
-}
-
-impl Running {
-    /// Waits for the end of pid 1. The wait status of the main task, if it ended before.
-    ///
-    /// # Errors
-    /// `ECHILD` when somebody else has waited.
-    pub fn wait(&self) -> std::result::Result<Option<i32>, SysError> {
-        yendor_sys::wait::wait(Some(self.init), true)?;
-        Ok(self.status())
-    }
-
-    /// The wait status of the main task, once it has ended.
-    #[must_use]
-    pub fn status(&self) -> Option<i32> {
-        use std::sync::atomic::Ordering::Acquire;
-        const SLOT_0: usize = 2 * PAGE;
-        let ended = self.memory.word(SLOT_0 + gadget::slot::ENDED).load(Acquire);
-        let status = self.memory.word(SLOT_0 + gadget::slot::STATUS).load(Acquire);
-        (ended == 1).then(|| status.cast_signed())
     }
 }
 

@@ -4,26 +4,26 @@ use std::collections::BTreeMap;
 
 use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::{FileId, Tid};
-use yendor_kinds::file::Descriptor;
 use yendor_kinds::memory::vma;
 use yendor_kinds::process::{
-    Alive, Exec, Restricted, State, Stop, Thread, attribute, credential, directory, itimer, lock, posix_timer, regs,
-    rlimit, rseq, sched, sigaction, signal,
+    Alive, Restricted, State, Stop, Thread, attribute, credential, directory, itimer, lock, posix_timer, regs, rlimit,
+    rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named};
 use yendor_sys::ptrace;
 use yendor_sys::wait::{self, Event};
-use yendor_task::script::{Arg, Memory, Want, bytes, cstr};
+use yendor_task::script::{Want, bytes};
 use yendor_task::stop::StopError;
-use yendor_task::{Nr, RunError, Script, Stopped, args};
+use yendor_task::{Nr, Script, Stopped, args};
 
 use super::birth::{self, Tasks};
 use super::death::die;
+use super::descriptor::descriptors;
 use super::domain::Domains;
 use super::filter::{self, Calls, Chain};
 use super::memory::Memories;
 use super::plan::Plan;
-use super::{Site, Task, late};
+use super::{Site, Task, late, program};
 use crate::error::{At, Error, Result, Step, With};
 use crate::label::{self, Set};
 
@@ -67,7 +67,7 @@ pub fn all(
         match &record.state {
             State::Zombie(status) => die(site, task, *status).at(Step::Rebuild).task(birth.pid)?,
             State::Exec(exec) => {
-                start(site, task, exec).task(birth.pid)?;
+                program::start(site, task, exec).task(birth.pid)?;
                 let restricted = Restricted::default();
                 living.push(Ready { tid: task.tid, pid: task.tid, inside: birth.pid, restricted });
             }
@@ -132,7 +132,7 @@ fn finish(gang: &[Building<'_, '_>], tasks: &Tasks, living: &mut Vec<Ready>, not
 }
 
 /// Where a deleted working directory is made for a moment: at its old path if that can be.
-fn gone_place(directory: &directory::Record) -> Vec<u8> {
+pub fn gone_place(directory: &directory::Record) -> Vec<u8> {
     let path = directory.cwd.0.as_slice();
     let parent = path.iter().rposition(|b| *b == b'/').map_or(&b"/"[..], |i| &path[..i.max(1)]);
     let free = rustix::fs::lstat(path).is_err() && rustix::fs::stat(parent).is_ok();
@@ -159,41 +159,8 @@ pub fn stop_cause(e: StopError) -> Cause {
     }
 }
 
-/// Descriptors move from the workshop's numbers to their own; all others are closed.
-fn descriptors(
-    site: &Site<'_>,
-    list: &[Descriptor],
-    late: &BTreeMap<FileId, i32>,
-    script: &mut Script,
-) -> std::result::Result<(), Cause> {
-    const O_CLOEXEC: u32 = 0o2_000_000;
-    let mut free = 0;
-    for d in list {
-        let Some(from) = late.get(&d.file).or_else(|| site.files.get(&d.file)) else {
-            return Err(Cause::corrupt(format!("descriptor {}: no file {}", d.number, d.file)));
-        };
-        let n = d.number.0;
-        if n < free {
-            return Err(Cause::corrupt(format!("descriptor {n} twice, or not in order")));
-        }
-        if n > free {
-            script.call(Nr::CLOSE_RANGE, args![free, n - 1, 0]);
-        }
-        free = n + 1;
-        script.call(Nr::DUP3, args![*from, n, if d.cloexec { O_CLOEXEC } else { 0 }]);
-    }
-    for d in list {
-        let first = list.iter().find(|other| other.file == d.file).map(|other| other.number) == Some(d.number);
-        if let Some(entry) = site.snapshot.files.iter().find(|e| first && e.id == d.file) {
-            entry.record.finish(d.number, script);
-        }
-    }
-    script.call(Nr::CLOSE_RANGE, args![free, u32::MAX, 0]);
-    Ok(())
-}
-
 /// Writes a file of a task's /proc directory that does not say so already.
-fn set(site: &Site<'_>, task: &Task, name: &str, value: &str) -> std::result::Result<(), Cause> {
+pub fn set(site: &Site<'_>, task: &Task, name: &str, value: &str) -> std::result::Result<(), Cause> {
     let path = format!("{}/{name}", task.tid);
     let fd = openat(&site.proc, path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .named("openat", || format!("/proc/{path}"))?;
@@ -506,61 +473,5 @@ impl Building<'_, '_> {
             }
         }
         Ok(())
-    }
-}
-
-/// The task starts a program: descriptors, directory, credentials, execve. It stops as the new program.
-fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
-    let (door, sets): (Vec<Set>, Vec<Set>) = site.labels.of_program().into_iter().partition(Set::wants_door);
-    label(site, task, &door, 0)?;
-    let mut script = Script::new();
-    directory::rebuild(&exec.directory, &gone_place(&exec.directory), &mut script);
-    descriptors(site, &exec.descriptors, &BTreeMap::new(), &mut script).at(Step::Rebuild)?;
-    if let Some(limits) = &exec.limits {
-        rlimit::rebuild(limits, &site.now.limits, &mut script);
-    }
-    if let Some(adj) = exec.oom_score_adj {
-        set(site, task, "oom_score_adj", &adj.to_string()).at(Step::Rebuild)?;
-    }
-    site.run(task, &script).at(Step::Rebuild)?;
-    let mut script = Script::new();
-    let mut credentials = site.confine.credentials(&exec.credentials);
-    if site.confine.filter().is_some() {
-        // What it has too much is gone after execve: the capabilities of a new program come from its user and the bounding set.
-        credentials = filter::able(&credentials);
-    }
-    let free = label::free_number(exec.descriptors.iter().map(|d| d.number.0));
-    let (first, sets): (Vec<Set>, Vec<Set>) = sets.into_iter().partition(Set::wants_capabilities);
-    label(site, task, &first, free)?;
-    credential::rebuild(&credentials, &site.now.credentials, &mut script);
-    site.run(task, &script).at(Step::Confine)?;
-    label(site, task, &sets, free)?;
-    let mut script = Script::new();
-    credential::lock(&credentials, &mut script);
-    site.run(task, &script).at(Step::Confine)?;
-    let stopped = Stopped::interrupt(task.tid).map_err(stop_cause).at(Step::Thaw)?;
-    ptrace::set_options(task.tid, ptrace::O_EXITKILL | ptrace::O_TRACESYSGOOD | ptrace::O_TRACEEXEC).at(Step::Thaw)?;
-    stopped.resume().at(Step::Thaw)?;
-    let list = |items: &[yendor_image::Bytes]| {
-        let mut memory = Memory { bytes: vec![0; (items.len() + 1) * 8], ..Memory::default() };
-        for (i, item) in items.iter().enumerate() {
-            let mut text = item.0.clone();
-            text.push(0);
-            memory.pointers.push((i * 8, Memory { bytes: text, ..Memory::default() }));
-        }
-        Arg::from(memory)
-    };
-    let mut script = Script::new();
-    script.call(Nr::RT_SIGPROCMASK, args![2, bytes([0u8; 8]), 0, 8]);
-    if let Some(policy) = site.confine.filter() {
-        filter::install(policy, site.confine.cookie, &mut script);
-    }
-    script.call(Nr::EXECVE, [cstr(&exec.path.0), list(&exec.argv), list(&exec.env)]);
-    match site.arena.run(task.slot, task.tid, &script) {
-        Err(RunError::Executed { .. }) => Ok(()),
-        // That the program may be executed at all was seen before: it is the label that is not to be had by it.
-        Err(e) if !sets.is_empty() && Cause::from(e.clone()).is_denied() => Err(sets[0].failed(Cause::from(e))),
-        Err(e) => Err(Error::new(Step::Thaw, Cause::from(e))).kind("program", exec.path.to_string()),
-        Ok(_) => Err(Error::new(Step::Thaw, Cause::corrupt("execve returned"))),
     }
 }
