@@ -111,7 +111,7 @@ impl Drop for Stage {
 }
 
 fn shown(arguments: &[&str]) -> String {
-    let word = |w: &&str| if w.contains([' ', '$', ';']) { format!("'{w}'") } else { (*w).to_owned() };
+    let word = |w: &&str| if w.is_empty() || w.contains([' ', '$', ';']) { format!("'{w}'") } else { (*w).to_owned() };
     arguments.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
