@@ -15,7 +15,8 @@ const BEGINNINGS: &[&str] = &[
 
 pub(super) fn paths(tree: &Tree, checkout: &Path, home: Option<&Path>) -> Vec<String> {
     // A checkout in `/src` or a home of `/root` would make ordinary words of a container forbidden.
-    let telling = |path: &&Path| path.components().count() > 2;
+    // That of the tests' own account is none of somebody's: a virtual machine of the lab has it too.
+    let telling = |path: &&Path| path.components().count() > 2 && !path.ends_with("yendor-test");
     let here = [Some(checkout), home].into_iter().flatten().filter(telling);
     let here: Vec<String> = here.map(|path| path.display().to_string()).collect();
 
@@ -43,6 +44,8 @@ mod tests {
         assert_eq!(paths(&tree, Path::new("/home/frodo/yendor"), None).len(), 1);
         assert_eq!(paths(&tree, Path::new("/src"), Some(Path::new("/home/frodo"))).len(), 1);
         assert!(paths(&tree, Path::new("/src"), Some(Path::new("/root"))).is_empty());
+        let lab = super::super::tree(&[("lab.rs", "/home/yendor-test")]);
+        assert!(paths(&lab, Path::new("/src"), Some(Path::new("/home/yendor-test"))).is_empty());
     }
 
     #[test]

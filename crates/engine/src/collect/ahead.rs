@@ -13,7 +13,7 @@ use yendor_proc::timers::{self, Timer};
 use yendor_sys::{Errno, SysError};
 use yendor_task::tree::read_proc;
 
-/// How many mappings it is ahead at most, as processes without any count, too: what it holds is bounded.
+/// How many mappings it is ahead at most, each process counting as one more: what it holds is bounded.
 const AHEAD: usize = 32 * 1024;
 
 /// Files of a process's /proc directory.

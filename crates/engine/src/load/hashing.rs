@@ -43,7 +43,7 @@ impl Hashing {
                 return Ok(None);
             }
             let size = u64::try_from(stat.st_size).unwrap_or(0);
-            bytes += size;
+            bytes = size.saturating_add(bytes);
             names.push(name);
             files.push((file, size));
         }
