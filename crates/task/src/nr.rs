@@ -152,6 +152,7 @@ calls! {
     231 EXIT_GROUP "exit_group",
     233 EPOLL_CTL "epoll_ctl",
     234 TGKILL "tgkill",
+    237 MBIND "mbind",
     238 SET_MEMPOLICY "set_mempolicy",
     239 GET_MEMPOLICY "get_mempolicy",
     247 WAITID "waitid",

@@ -8,7 +8,7 @@ use yendor_image::{Addr, Bytes, Digest, FileId, ShmId, Writer};
 use yendor_kinds::file::Gather;
 use yendor_kinds::memory::pages::{self, Piece, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
-use yendor_kinds::memory::{Record, inherit, layout, shared};
+use yendor_kinds::memory::{Record, inherit, layout, policy, shared};
 use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::maps::Label;
 use yendor_proc::smaps::{Smap, VmFlag};
@@ -69,7 +69,7 @@ impl<'w> Memory<'w> {
         proc: &OwnedFd,
         pid: i32,
         layout: layout::Record,
-        smaps: &[Smap],
+        (smaps, mut policies): (&[Smap], BTreeMap<Addr, policy::Record>),
         parent: Option<(i32, &Record)>,
         gather: &mut Gather<'_>,
     ) -> Result<Record> {
@@ -83,7 +83,8 @@ impl<'w> Memory<'w> {
         // Shared memory can be large, and its pages do not count here: no scan goes through it.
         let fences: Vec<u64> = smaps.iter().filter(|s| s.map.perms.shared).map(|s| s.map.start).collect();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
-            let Some(area) = vma::collect(smap, &mut |s| self.backing(s, &mut source, gather))? else { continue };
+            let Some(mut area) = vma::collect(smap, &mut |s| self.backing(s, &mut source, gather))? else { continue };
+            area.policy = policies.remove(&area.start);
             if area.backing == Backing::Vdso {
                 self.check_vdso(&source, &area)?;
             }

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
-use yendor_image::{Bytes, Tid};
+use yendor_image::{Addr, Bytes, Tid};
+use yendor_kinds::memory::policy;
 use yendor_kinds::process::{
     Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, credential, directory, half_at, hidden,
     itimer, label, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
@@ -91,14 +92,22 @@ struct AskedProcess {
     brk: Question,
     doubts: Doubts,
     stops: Vec<(i32, Question)>,
+    policies: Vec<(Addr, Question)>,
 }
 
 /// What a process told while it was borrowed, beside its answers.
 pub struct Told {
     /// The registers that each thread had.
     registers: Vec<Registers>,
+    more: More,
+}
+
+/// What could only be asked when the first answers were there.
+struct More {
     /// The timers whose signals wait, and their overruns.
     waiting: Vec<(i32, u64)>,
+    /// The memory policies of mappings.
+    policies: Vec<(Addr, policy::Record)>,
 }
 
 impl AskedThread {
@@ -142,6 +151,7 @@ impl<'a> Asking<'a> {
             brk: inquiry.ask(Nr::BRK, args![0]),
             doubts: Doubts::ask(&held, inquiry),
             stops: stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
+            policies: policy::ask_mappings(inquiry, &texts.smaps),
         };
         for (asked, restricted) in asked.iter().zip(&restricted) {
             view.watch.permits(restricted, &asked.inquiry.script().calls)?;
@@ -170,7 +180,7 @@ impl<'a> Asking<'a> {
     /// # Errors
     /// What cannot be captured.
     pub fn answered(mut self, told: Told, unknown_stops: &mut BTreeSet<i32>) -> Result<Answered> {
-        let Told { registers, waiting } = told;
+        let Told { registers, more: More { waiting, policies } } = told;
         let (mut shared_pending, _) = std::mem::take(&mut self.queued);
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
@@ -223,7 +233,8 @@ impl<'a> Asking<'a> {
             attributes,
             threads,
         });
-        Ok(Answered { space: Space { pid: facts.pid, brk, auxv, smaps }, adopts, complete })
+        let space = Space { pid: facts.pid, brk, auxv, smaps, policies: policies.into_iter().collect() };
+        Ok(Answered { space, adopts, complete })
     }
 
     fn thread(
@@ -313,12 +324,12 @@ pub fn ask_all(all: &mut [Asking<'_>], robust: &mut RobustList) -> std::result::
     let given_back = Borrowed::give_back(borrowed, robust).map_err(cause);
     let answered = answered?;
     given_back?;
-    let told = answered.into_iter().zip(registers).map(|(waiting, registers)| Told { registers, waiting });
+    let told = answered.into_iter().zip(registers).map(|(more, registers)| Told { registers, more });
     Ok(told.collect())
 }
 
-/// Has all threads of borrowed processes answer. The timers whose signals wait, and their overruns.
-fn answers(all: &mut [Asking<'_>], borrowed: &mut [Borrowed<'_>]) -> std::result::Result<Vec<Vec<(i32, u64)>>, Failed> {
+/// Has all threads of borrowed processes answer, and asks what their answers lead to.
+fn answers(all: &mut [Asking<'_>], borrowed: &mut [Borrowed<'_>]) -> std::result::Result<Vec<More>, Failed> {
     let mut started = Vec::new();
     let mut failed = None;
     for (i, (asking, borrowed)) in all.iter().zip(borrowed.iter_mut()).enumerate() {
@@ -339,8 +350,16 @@ fn answers(all: &mut [Asking<'_>], borrowed: &mut [Borrowed<'_>]) -> std::result
     if let Some(failed) = failed {
         return Err(failed);
     }
-    let counts = all.iter().zip(borrowed).enumerate();
-    counts.map(|(i, (asking, borrowed))| count_overruns(borrowed, asking).map_err(|e| (i, e))).collect()
+    let both = all.iter().zip(borrowed).enumerate();
+    both.map(|(i, (asking, borrowed))| ask_more(borrowed, asking).map_err(|e| (i, e))).collect()
+}
+
+fn ask_more(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>) -> Result<More> {
+    let waiting = count_overruns(borrowed, asking)?;
+    let places = policy::set(&asking.asked[0].inquiry, &asking.about.policies);
+    let policies =
+        if places.is_empty() { Vec::new() } else { policy::looked(&places, &borrowed.run(0, &policy::look(&places))?) };
+    Ok(More { waiting, policies })
 }
 
 /// The timers whose signals wait, and how often each has expired since: see [`posix_timer`].

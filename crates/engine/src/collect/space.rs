@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags, openat};
-use yendor_image::FileId;
+use yendor_image::{Addr, FileId};
 use yendor_kinds::file::Gather;
-use yendor_kinds::memory::{Record, layout};
+use yendor_kinds::memory::{Record, layout, policy};
 use yendor_kinds::{Cause, Named};
 use yendor_proc::smaps::Smap;
 
@@ -24,6 +24,8 @@ pub struct Space {
     pub auxv: Vec<u8>,
     /// Its mappings.
     pub smaps: Vec<Smap>,
+    /// The memory policies of those that have one, by where they start.
+    pub policies: BTreeMap<Addr, policy::Record>,
 }
 
 /// Copies what comes, which is in the order of `order`, each with its place there, until nobody sends any more.
@@ -39,7 +41,7 @@ pub fn copy_all(
 ) -> Result<BTreeMap<usize, Record>> {
     let places: BTreeMap<i32, usize> = order.iter().enumerate().map(|(i, f)| (f.pid, i)).collect();
     let mut done = BTreeMap::new();
-    for (place, Space { pid, brk, auxv, smaps }) in spaces {
+    for (place, Space { pid, brk, auxv, smaps, policies }) in spaces {
         let Some(facts) = order.get(place) else { continue };
         let inside = facts.inside().0;
         let exe = executable(pid, proc, memory, gather).at(Step::Collect).task(inside)?;
@@ -48,7 +50,8 @@ pub fn copy_all(
         let parent = places.get(&facts.status.ppid).and_then(|i| Some((order.get(*i)?, done.get(i)?)));
         let bears = |parent: &Facts| facts.stat.session == pid || parent.stat.session == facts.stat.session;
         let parent = parent.filter(|(parent, _)| bears(parent)).map(|(parent, record)| (parent.pid, record));
-        let record = memory.collect(proc, pid, layout, &smaps, parent, gather).at(Step::Collect).task(inside)?;
+        let record =
+            memory.collect(proc, pid, layout, (&smaps, policies), parent, gather).at(Step::Collect).task(inside)?;
         done.insert(place, record);
     }
     Ok(done)

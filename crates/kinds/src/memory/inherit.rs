@@ -21,7 +21,7 @@ pub struct Record {
 /// Whether a child's area is its parent's, as fork copied it. The protection may differ.
 #[must_use]
 pub fn is_copy(child: &vma::Record, parent: &vma::Record) -> bool {
-    let vma::Record { start, end, protection: _, backing, shared, flags, name } = child;
+    let vma::Record { start, end, protection: _, backing, shared, flags, name, policy } = child;
     let forked = |f: &&Flag| matches!(f, Flag::DontFork | Flag::WipeOnFork);
     // Locks are not inherited: they do not make an area another one.
     let plain = |flags: &[Flag]| -> Vec<Flag> {
@@ -30,8 +30,8 @@ pub fn is_copy(child: &vma::Record, parent: &vma::Record) -> bool {
     // An attachment can have several areas, which shmat(2) only makes all at once.
     let attached = matches!(backing, vma::Backing::Sysv { .. });
     !attached
-        && (*start, *end, backing, *shared, name)
-            == (parent.start, parent.end, &parent.backing, parent.shared, &parent.name)
+        && (*start, *end, backing, *shared, name, policy)
+            == (parent.start, parent.end, &parent.backing, parent.shared, &parent.name, &parent.policy)
         && plain(flags) == plain(&parent.flags)
         && !flags.iter().any(|f| forked(&f))
 }

@@ -10,6 +10,7 @@
 pub mod inherit;
 pub mod layout;
 pub mod pages;
+pub mod policy;
 pub mod shared;
 pub mod vma;
 

@@ -1,6 +1,6 @@
 //! An area of an address space.
 //! *Read from:* /proc/PID/smaps; the file behind it by its path, checked against device and inode.
-//! *Made again by:* mmap at the same address, madvise, mlock2, mprotect; the vdso by mremap.
+//! *Made again by:* mmap at the same address, madvise, mbind, mlock2, mprotect; the vdso by mremap.
 //! *Lost:* nothing.
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use yendor_proc::smaps::{Smap, VmFlag};
 use yendor_task::script::cstr;
 use yendor_task::{Nr, Script, args};
 
+use super::policy;
 use crate::{Cause, Named, Result};
 
 /// One area.
@@ -30,6 +31,8 @@ pub struct Record {
     pub flags: Vec<Flag>,
     /// The name that `PR_SET_VMA_ANON_NAME` gave it.
     pub name: Option<Bytes>,
+    /// On which memory nodes its pages are put, where mbind(2) has said so.
+    pub policy: Option<policy::Record>,
 }
 
 /// What is behind an area.
@@ -120,7 +123,7 @@ const REFUSED: &[(VmFlag, &str)] = &[
     (VmFlag::Sync, "synchronous page faults (MAP_SYNC)"),
 ];
 
-/// Reads an area; `file` is asked for what is behind a file or shared object. `None` for what is not the process's own.
+/// Reads an area but for its [`policy`]; `file` is asked for what is behind a file or shared object. `None` for what is not the process's own.
 ///
 /// # Errors
 /// A flag that cannot be restored is refused by name.
@@ -176,6 +179,7 @@ pub fn collect(smap: &Smap, file: &mut impl FnMut(&Smap) -> Result<Backing>) -> 
         shared: map.perms.shared,
         flags: set,
         name,
+        policy: None,
     }))
 }
 
@@ -269,12 +273,15 @@ impl Record {
         }
     }
 
-    /// Settings that change what filling does (huge pages).
+    /// Settings that change what filling does: huge pages, memory nodes.
     pub fn advise_before(&self, script: &mut Script) {
         for (flag, advice) in [(Flag::HugePage, 14), (Flag::NoHugePage, 15)] {
             if self.has(flag) {
                 script.call(Nr::MADVISE, args![self.start.0, self.len(), advice]);
             }
+        }
+        if let Some(policy) = &self.policy {
+            policy.bind(self.start, self.len(), script);
         }
     }
 

@@ -8,8 +8,9 @@ use yendor_image::Bytes;
 use yendor_task::script::{bytes, out};
 use yendor_task::{Nr, Script, args};
 
-use super::{Inquiry, Question, half_at};
+use super::{Inquiry, Question};
 use crate::Result;
+use crate::memory::policy;
 
 /// The settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -23,8 +24,8 @@ pub struct Record {
     pub io_priority: u64,
     /// Nanoseconds.
     pub timer_slack: u64,
-    /// `MPOL_*` and the mask of its nodes (set_mempolicy(2)); `MPOL_DEFAULT` is 0.
-    pub memory: (u32, Bytes),
+    /// On which memory nodes its pages are put, where set_mempolicy(2) has said so.
+    pub memory: Option<policy::Record>,
 }
 
 /// The questions.
@@ -35,8 +36,6 @@ const PR_SET_TIMERSLACK: u32 = 29;
 const PR_GET_TIMERSLACK: u32 = 30;
 const ATTR: usize = 56;
 const MASK: usize = 128;
-/// As many nodes as any kernel knows.
-const NODES: usize = 1024;
 
 /// Asks.
 pub fn ask(inquiry: &mut Inquiry) -> Asked {
@@ -45,7 +44,7 @@ pub fn ask(inquiry: &mut Inquiry) -> Asked {
         inquiry.ask(Nr::SCHED_GETAFFINITY, args![0, MASK, out(MASK)]),
         inquiry.ask(Nr::IOPRIO_GET, args![1, 0]),
         inquiry.ask(Nr::PRCTL, args![PR_GET_TIMERSLACK, 0, 0, 0, 0]),
-        inquiry.ask(Nr::GET_MEMPOLICY, args![out(8), out(NODES / 8), NODES, 0, 0]),
+        policy::ask(inquiry),
     ])
 }
 
@@ -61,15 +60,8 @@ pub fn collect(inquiry: &Inquiry, asked: Asked) -> Result<Record> {
         affinity: Bytes(inquiry.bytes(affinity)?.get(..size).unwrap_or_default().to_vec()),
         io_priority: inquiry.value(io)?,
         timer_slack: inquiry.value(slack)?,
-        memory: memory_policy(inquiry, memory),
+        memory: policy::collect(inquiry, memory),
     })
-}
-
-/// Of a kernel without NUMA: the default.
-fn memory_policy(inquiry: &Inquiry, asked: Question) -> (u32, Bytes) {
-    let policy = inquiry.bytes(asked).map_or(0, |bytes| half_at(bytes, 0));
-    let nodes = if policy == 0 { &[][..] } else { inquiry.second(asked) };
-    (policy, Bytes(nodes.to_vec()))
 }
 
 /// The attributes as sched_setattr wants them: it takes utilisation clamps only when told so.
@@ -101,8 +93,7 @@ pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
     if *timer_slack != now.timer_slack {
         script.call(Nr::PRCTL, args![PR_SET_TIMERSLACK, *timer_slack, 0, 0, 0]);
     }
-    let (policy, nodes) = memory;
-    if *policy != 0 {
-        script.call(Nr::SET_MEMPOLICY, args![*policy, bytes(nodes.0.clone()), nodes.0.len() * 8]);
+    if let Some(policy) = memory {
+        policy.rebuild(script);
     }
 }

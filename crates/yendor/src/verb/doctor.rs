@@ -218,6 +218,7 @@ fn pagemap() -> Finding {
         shared: false,
         flags: Vec::new(),
         name: None,
+        policy: None,
     };
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     let scan = pages::Source::open(std::os::fd::AsFd::as_fd(&proc), pid)

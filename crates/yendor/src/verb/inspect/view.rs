@@ -238,7 +238,8 @@ pub fn memory(snapshot: &Snapshot) -> String {
     for (p, a) in alive(snapshot) {
         for area in &a.memory.areas {
             let stored: u64 = a.memory.pages.iter().map(|run| overlap(run, area)).sum();
-            let what = backing(area, &known);
+            let policy = area.policy.as_ref().map(|p| format!(", memory policy {:#x}", p.mode)).unwrap_or_default();
+            let what = backing(area, &known) + &policy;
             rows.push(row(&[&p.pid, &area.start, &area.end, &protection(area), &print::bytes(stored), &what]));
         }
     }
