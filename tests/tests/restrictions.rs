@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use yendor_tests::{Flavour, PATIENCE, Yendor, probe, wait_until};
+use yendor_tests::{Flavour, PATIENCE, Started, Yendor, lead_a_session, probe, wait_until};
 
 fn everybody(test: impl Fn(&Yendor)) {
     for flavour in [Flavour::Root, Flavour::RootUserns, Flavour::user()] {
@@ -134,4 +134,54 @@ fn what_the_filter_costs() {
     println!("getppid, read, open+close in ns: {bare:?} outside, {inside:?} inside; {:?}", begin.elapsed());
     // Two calls in the last one; and Python's own time varies.
     assert!(bare.iter().zip(&inside).all(|(a, b)| b - a < 400), "outside {bare:?}, inside {inside:?}");
+}
+
+/// Of a tree that Yendor did not start nobody recorded the Landlock domains: a task that may be in one is refused by name,
+/// and lost only by the caller's word. Neither a task without one, nor what it is allowed, is in the way.
+#[test]
+fn a_domain_that_nobody_recorded() {
+    // Call 444 is landlock_create_ruleset (of a directory's removal), 446 landlock_restrict_self; one thread of two is in it.
+    const CONFINED: &str = "
+def confine():
+    fd = libc.syscall(444, struct.pack('Q', 1 << 4), 8, 0)
+    libc.prctl(38, 1, 0, 0, 0)
+    say('domain', libc.syscall(446, fd, 0))
+    os.close(fd)
+    wait()
+import threading
+thread = threading.Thread(target=confine, daemon=True)
+thread.start()
+wait()
+";
+    const FREE: &str = "\nsay('domain', 0)\nwait()";
+    let (Some(root), Some(user)) = (Yendor::new(Flavour::Root), Yendor::new(Flavour::user())) else { return };
+    // Whose tree, and who takes its image.
+    for (number, (theirs, ours)) in [(&root, &root), (&user, &user), (&user, &root)].into_iter().enumerate() {
+        for (kind, program, code) in [("free", FREE, 0), ("confined", CONFINED, 3)] {
+            let [output, image, lost] = ["output", "image", "lost"].map(|what| format!("{what}-{kind}-{number}"));
+            let mut command = theirs.program("/usr/bin/python3".as_ref());
+            command.args(["-c", &format!("{INSTALL}{program}")]);
+            command.stdout(theirs.output(&output)).stderr(theirs.output(&output));
+            lead_a_session(&mut command);
+            let mut started = Started::new(&mut command);
+            let said = || std::fs::read_to_string(theirs.path(&output)).unwrap_or_default();
+            assert!(wait_until(PATIENCE, || said().contains("domain 0")), "{}", said());
+            let [image, lost] = [ours.path(&image), ours.path(&lost)];
+            let pid = started.pid().to_string();
+            let words = ["checkpoint", "--pid", &pid, "-o", image.to_str().expect("UTF-8"), "--leave-running"];
+            let outcome = ours.call(&words).exits(code);
+            if code == 3 {
+                assert!(outcome.stderr.contains("Landlock domain") && outcome.stderr.contains("--allow-lost landlock"));
+                assert!(!image.exists());
+                let lost = lost.to_str().expect("UTF-8");
+                let words = ["checkpoint", "--pid", &pid, "-o", lost, "--leave-running", "--allow-lost", "landlock"];
+                ours.call(&words).exits(0);
+                let shown = ours.call(&["inspect", "--lost", lost]).exits(0).stdout;
+                // Not of the thread that is free.
+                assert_eq!(shown.matches("Landlock domain").count(), 1, "{shown}");
+            }
+            assert!(started.ended(Duration::ZERO).is_none(), "{}", said());
+            started.kill();
+        }
+    }
 }

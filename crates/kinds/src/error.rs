@@ -77,6 +77,12 @@ impl Cause {
         Cause::Unsupported { what: what.into() }
     }
 
+    /// `Unsupported`, but for a flag of the caller.
+    #[must_use]
+    pub fn would_be_lost(kind: &str, object: &str) -> Self {
+        Cause::unsupported(format!("{object} would be lost; --allow-lost {kind} accepts that"))
+    }
+
     /// `Passing` in one word.
     pub fn passing(what: impl Into<String>) -> Self {
         Cause::Passing { what: what.into() }

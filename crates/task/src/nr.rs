@@ -168,6 +168,7 @@ calls! {
     268 FCHMODAT "fchmodat",
     272 UNSHARE "unshare",
     273 SET_ROBUST_LIST "set_robust_list",
+    274 GET_ROBUST_LIST "get_robust_list",
     277 SYNC_FILE_RANGE "sync_file_range",
     281 EPOLL_PWAIT "epoll_pwait",
     285 FALLOCATE "fallocate",

@@ -22,5 +22,8 @@ fn main() -> ExitCode {
     if hidden::is_keeper() {
         yendor_engine::front::keeper_main()
     }
+    if hidden::is_peer() {
+        return yendor_engine::collect::peer::main();
+    }
     cli::run()
 }

@@ -9,6 +9,7 @@ mod ahead;
 mod descriptor;
 mod ghost;
 pub mod ipc;
+pub mod peer;
 mod process;
 mod restriction;
 mod security;
@@ -41,6 +42,7 @@ use crate::state;
 pub use address_space::Memory;
 use ahead::Ahead;
 use descriptor::Held;
+use peer::Peers;
 use process::{Answered, View};
 pub use security::labels as labels_of;
 use space::Space;
@@ -100,6 +102,8 @@ pub fn collect(
     refuse_shared(&order).at(Step::Collect)?;
     let watch = of.map(|(state, directory)| Watch::container(state, directory)).transpose().at(Step::Collect)?;
     let mut watch = watch.unwrap_or_default();
+    let allowed = gather.allow_lost.contains(peer::KIND);
+    let peers = if of.is_none() { Peers::new(&proc, allowed).at(Step::Collect)? } else { None };
     watch.look(tree, &order, &proc).at(Step::Collect)?;
     let mut held = BTreeMap::new();
     for facts in order.iter().filter(|f| tree.processes.contains_key(&f.pid)) {
@@ -124,16 +128,20 @@ pub fn collect(
             let spaces = receiver.iter().take_while(|_| wanted.load(Relaxed));
             space::copy_all(spaces, memory, gather, proc, order)
         })?;
-        let mut asker = Asker { tree, order, proc, root, modules: &modules, watch: &mut watch, ahead, copies: sender };
+        let (modules, watch, peers) = (&modules, &mut watch, peers.as_ref());
+        let lost = Vec::new();
+        let mut asker = Asker { tree, order, proc, root, modules, watch, peers, ahead, copies: sender, lost };
         let asked = asker.ask_everybody(mine);
         wanted.store(asked.is_ok(), Relaxed);
+        let lost = std::mem::take(&mut asker.lost);
         drop(asker);
         let copied = copies.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // Who copies stops at an error; then nobody takes what the asker has to send.
         let copied = copied?;
-        asked.map(|asked| (asked, copied))
+        asked.map(|asked| (asked, copied, lost))
     });
-    let (mut completes, mut copied) = asked?;
+    let (mut completes, mut copied, lost) = asked?;
+    gather.lost.extend(lost.into_iter().map(|object| (peer::KIND.to_owned(), object)));
     let mut processes = Vec::with_capacity(order.len());
     for (place, facts) in order.iter().enumerate() {
         let state = match (completes.remove(&place), copied.remove(&place)) {
@@ -181,8 +189,11 @@ struct Asker<'a> {
     root: (u64, u64),
     modules: &'a Here,
     watch: &'a mut Watch,
+    peers: Option<&'a Peers>,
     ahead: Ahead,
     copies: SyncSender<(usize, Space)>,
+    /// What is lost, as the caller has allowed.
+    lost: Vec<String>,
 }
 
 impl Asker<'_> {
@@ -195,7 +206,13 @@ impl Asker<'_> {
             let mut asking = Vec::with_capacity(gang.len());
             for (_, facts, threads) in &gang {
                 let stopped = stopped_children(self.tree, self.order, facts.pid);
-                let view = View { proc: self.proc, root: self.root, modules: self.modules, watch: self.watch };
+                let view = View {
+                    proc: self.proc,
+                    root: self.root,
+                    modules: self.modules,
+                    watch: self.watch,
+                    peers: self.peers,
+                };
                 let mine = mine.remove(&facts.pid).unwrap_or_default();
                 let texts = self.ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
                 let one = process::Asking::new(view, facts, texts, threads, mine, &stopped);
@@ -206,7 +223,8 @@ impl Asker<'_> {
             let mut adopting = Vec::new();
             for ((asking, told), (place, facts, _)) in asking.into_iter().zip(told).zip(&gang) {
                 let answered = asking.answered(told, &mut unknown_stops).at(Step::Collect).task(facts.inside().0)?;
-                let Answered { space, adopts, complete } = answered;
+                let Answered { space, adopts, lost, complete } = answered;
+                self.lost.extend(lost);
                 adopting.push((facts.pid, adopts));
                 completes.insert(*place, complete);
                 if self.copies.send((*place, space)).is_err() {

@@ -25,6 +25,7 @@ use yendor_task::{Nr, RunError, Stopped, args};
 use super::Facts;
 use super::ahead::Texts;
 use super::descriptor::{Doubts, Held};
+use super::peer::{Look, Peers};
 use super::space::Space;
 use super::watch::Watch;
 
@@ -39,6 +40,8 @@ pub struct View<'a> {
     pub modules: &'a Here,
     /// What tasks have forbidden themselves.
     pub watch: &'a Watch,
+    /// Whom tasks look at that nobody watched.
+    pub peers: Option<&'a Peers>,
 }
 
 /// A process that is being asked.
@@ -68,6 +71,8 @@ pub struct Answered {
     pub space: Space,
     /// Whether it adopts orphans.
     pub adopts: bool,
+    /// What is lost with it, as the caller has allowed.
+    pub lost: Vec<String>,
     /// Its record, once its memory is copied.
     pub complete: Box<dyn FnOnce(memory::Record) -> Alive>,
 }
@@ -81,6 +86,7 @@ struct AskedThread {
     securebits: Question,
     attributes: Question,
     hidden: hidden::Asked,
+    look: Option<Look>,
 }
 
 /// Questions to the leader about the process.
@@ -111,7 +117,7 @@ struct More {
 }
 
 impl AskedThread {
-    fn new() -> AskedThread {
+    fn new(peers: Option<&Peers>, status: &Status) -> AskedThread {
         let mut inquiry = Inquiry::default();
         let stack = signal::ask(&mut inquiry);
         let tid_address = rseq::ask(&mut inquiry);
@@ -119,7 +125,8 @@ impl AskedThread {
         let securebits = credential::ask(&mut inquiry);
         let attributes = attribute::ask_thread(&mut inquiry);
         let hidden = hidden::ask(&mut inquiry);
-        AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, hidden }
+        let look = peers.map(|peers| peers.ask(status, &mut inquiry));
+        AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, hidden, look }
     }
 }
 
@@ -140,7 +147,7 @@ impl<'a> Asking<'a> {
         let statuses = statuses(view.proc, facts, threads)?;
         let restricted = threads.iter().zip(&statuses).map(|(t, status)| view.watch.of(t.tid(), status, view.proc));
         let restricted = restricted.collect::<Result<Vec<_>>>()?;
-        let mut asked: Vec<AskedThread> = threads.iter().map(|_| AskedThread::new()).collect();
+        let mut asked: Vec<AskedThread> = statuses.iter().map(|status| AskedThread::new(view.peers, status)).collect();
         let leader = asked.first_mut().ok_or_else(|| Cause::unsupported("a process without threads"))?;
         let inquiry = &mut leader.inquiry;
         let about = AskedProcess {
@@ -191,6 +198,7 @@ impl<'a> Asking<'a> {
             thread.signals.pending.without_timers(&waiting);
             threads.push(thread);
         }
+        let lost = self.lost()?;
         let leader = &self.asked[0].inquiry;
         self.about.doubts.settle(&mut self.held.descriptors, leader)?;
         for (child, question) in &self.about.stops {
@@ -234,7 +242,18 @@ impl<'a> Asking<'a> {
             threads,
         });
         let space = Space { pid: facts.pid, brk, auxv, smaps, policies: policies.into_iter().collect() };
-        Ok(Answered { space, adopts, complete })
+        Ok(Answered { space, adopts, lost, complete })
+    }
+
+    /// What its threads may have that nobody knows of.
+    fn lost(&self) -> Result<Vec<String>> {
+        let mut lost = Vec::new();
+        for (thread, asked) in self.threads.iter().zip(&self.asked) {
+            if let (Some(peers), Some(look)) = (self.view.peers, &asked.look) {
+                lost.extend(peers.judge(&asked.inquiry, look, thread.tid())?);
+            }
+        }
+        Ok(lost)
     }
 
     fn thread(
@@ -249,7 +268,7 @@ impl<'a> Asking<'a> {
         if ptrace::user_dispatch(tid)?.mode != 0 {
             return Err(Cause::unsupported(format!("task {tid} uses syscall user dispatch")));
         }
-        let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, hidden } = asked;
+        let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, hidden, look: _ } = asked;
         hidden::check(inquiry, *hidden, tid)?;
         let signals = signal::collect(tid, ptrace::sigmask(tid)?, inquiry, *stack)?;
         let pending = (signals.pending.mask() | shared_pending) & !signals.mask != 0;

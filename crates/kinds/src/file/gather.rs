@@ -284,7 +284,7 @@ impl<'a> Gather<'a> {
             self.lost.push((kind.to_owned(), object));
             return Ok(());
         }
-        Err(Cause::unsupported(format!("{object} would be lost; --allow-lost {kind} accepts that")))
+        Err(Cause::would_be_lost(kind, &object))
     }
 }
 
