@@ -241,7 +241,10 @@ impl Trace {
         let of_tracee = number == libc::SYS_ptrace.cast_unsigned() && regs.rdi != u64::from(libc::PTRACE_SEIZE)
             || number == libc::SYS_wait4.cast_unsigned() && regs.rdx & u64::from(libc::__WALL.cast_unsigned()) != 0;
         let own_limit = number == libc::SYS_prlimit64.cast_unsigned() && regs.rdi == 0 && regs.rdx == 0;
+        // The standard library reads from one whether a child has begun, and takes no failure for an answer: there is none.
+        let from_pipe = number == libc::SYS_read.cast_unsigned() && !task.keeper && is_pipe(pid, regs.rdi);
         let spared = !task.begun
+            || from_pipe
             || of_tracee
             || own_limit
             // The standard library, which waits for a child's output by it, takes no failure for an answer.
@@ -275,6 +278,11 @@ fn is_entering(pid: libc::pid_t) -> bool {
     // SAFETY: the kernel fills at most the size that it is told.
     unsafe { libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, pid, info.len(), info.as_mut_ptr()) };
     info[0] == ENTRY
+}
+
+fn is_pipe(pid: libc::pid_t, fd: u64) -> bool {
+    let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
+    link.to_string_lossy().starts_with("pipe:")
 }
 
 fn program(pid: libc::pid_t) -> String {

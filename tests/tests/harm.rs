@@ -188,7 +188,7 @@ fn restore_with(yendor: &Yendor, orphans: &Orphans, image: &Path, nth: u64, faul
     let mut command = yendor.traced(&arguments);
     command.stdout(Stdio::null()).stderr(fs::File::create(&errors).expect("a file of our own"));
     let traced = with_fault(command, nth, fault, PATIENCE);
-    let said = fs::read_to_string(&errors).unwrap_or_default();
+    let said = String::from_utf8_lossy(&fs::read(&errors).unwrap_or_default()).into_owned();
     let case = format!("{fault:?} {nth}: {traced:?}: {said}");
     println!("{case}");
     let state = || state(yendor, &container);

@@ -71,8 +71,11 @@ fn live(control: Control) -> i32 {
             1
         }
         Ok((mut kept, started)) => {
-            // If the front has died since its tasks run: as if it had died a moment later, the container goes on.
-            let _ = control.send(&Report::Started(started), &[]);
+            // If the front has died since its tasks run: as if it had died a moment later, the container goes on. One that
+            // lives and cannot be told must not take it for lost, nor wait for ever.
+            if control.send(&Report::Started(started), &[]).is_err() && front_lives(&control).is_ok() {
+                kept.running.end();
+            }
             kept.watch(&control);
             0
         }

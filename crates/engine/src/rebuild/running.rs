@@ -22,6 +22,13 @@ pub struct Running {
 }
 
 impl Running {
+    /// Ends all of its tasks.
+    pub fn end(&self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        // Our own child: it fails only when that has ended.
+        let _ = Pid::from_raw(self.init).map(|init| kill_process(init, Signal::KILL));
+    }
+
     /// Waits for the end of pid 1. The wait status of the main task, if it ended before.
     ///
     /// # Errors
