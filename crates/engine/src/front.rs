@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use yendor_image::{Digest, Watcher};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
@@ -19,7 +20,7 @@ pub use crate::keeper::keeper_main;
 use crate::load::{Plain, Raised, open_directory};
 use crate::request::Request;
 use crate::sign::Trust;
-use crate::state::{self, Places};
+use crate::state::{self, Places, Status};
 use crate::wire::{More, Report, Startup};
 pub use crate::wire::{Spec, Stdio};
 
@@ -119,12 +120,39 @@ pub fn launch(what: &Launch, plain: Option<Plain>) -> Result<Started> {
         Err(e) => {
             // Its tasks have been told to end with it. It cleans up behind itself, if it could; what stays without a state is
             // known for what it is.
-            admit::gone(pid);
+            give_up(pid, &claim);
             let _ = std::fs::remove_file(claim.path().join(state::FILE));
             let _ = state::remove(claim.path());
             Err(e)
         }
     }
+}
+
+/// Waits for the end of a keeper that has been given up. Where only its word did not reach us, its container runs: that ends
+/// first.
+fn give_up(keeper: i32, claim: &Claim) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let moment = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    let opened = Pid::from_raw(keeper).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    if let Some(Ok(ended)) = opened {
+        while rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&moment))) == Ok(0) {
+            let running = state::read(claim.path()).ok().filter(|s| s.keeper == keeper && s.status == Status::Running);
+            // What has ended by itself meanwhile is nobody's child, or another's.
+            let init =
+                running.and_then(|s| Some((s.init, pidfd_open(Pid::from_raw(s.init)?, PidfdFlags::empty()).ok()?)));
+            if let Some((init, pidfd)) = init
+                && parent(init) == Some(keeper)
+            {
+                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            }
+        }
+    }
+    admit::gone(keeper);
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let text = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    yendor_proc::status::parse(&text).ok().map(|status| status.ppid)
 }
 
 fn us(since: std::time::Instant) -> u64 {
