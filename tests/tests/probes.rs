@@ -51,6 +51,7 @@ probes! {
     cwd "cwd": root userns user tree_root tree_user three_generations_root three_generations_user;
     cwd_deleted "cwd-deleted": root userns user tree_root tree_user three_generations_root three_generations_user;
     devs "devs": root userns user tree_root tree_user three_generations_root three_generations_user;
+    ending "ending": root userns user tree_root tree_user three_generations_root three_generations_user;
     epoll "epoll": root userns user tree_root tree_user three_generations_root three_generations_user;
     eventfd "eventfd": root userns user tree_root tree_user three_generations_root three_generations_user;
     file_map "file-map": root userns user tree_root tree_user three_generations_root three_generations_user;

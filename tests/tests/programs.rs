@@ -188,20 +188,7 @@ programs! {
     ssh "/usr/sbin/sshd" "ssh.py" []: userns user;
     web "/usr/sbin/php-fpm8.2" "web.py" []: userns user;
     init "/usr/bin/s6-svscan" "init.py" []: userns user;
-}
-
-const MAKE: Script = Script { name: "make.py", arguments: &[] };
-
-#[test]
-#[ignore = "pending: now and then make ends with 2 after a restore"]
-fn make_userns() {
-    userns(&MAKE);
-}
-
-#[test]
-#[ignore = "pending: now and then make ends with 2 after a restore"]
-fn make_user() {
-    user(&MAKE);
+    make "/usr/bin/make" "make.py" []: userns user;
 }
 
 /// What a debugger holds cannot be had; both go on.
@@ -228,7 +215,6 @@ fn gdb() {
 fn no_script_is_forgotten() {
     let folder = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/programs")).expect("the scripts are there");
     let there = folder.flatten().map(|file| file.file_name().to_string_lossy().into_owned());
-    let forgotten: Vec<String> =
-        there.filter(|name| name != "lib.py" && name != MAKE.name && !SCRIPTS.contains(&name.as_str())).collect();
+    let forgotten: Vec<String> = there.filter(|name| name != "lib.py" && !SCRIPTS.contains(&name.as_str())).collect();
     assert!(forgotten.is_empty(), "{forgotten:?}");
 }

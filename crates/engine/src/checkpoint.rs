@@ -19,7 +19,7 @@ use yendor_kinds::snapshot::{Container, Root, Snapshot, Volume};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
 use yendor_sys::SysError;
-use yendor_task::tree::{self, FrozenTree};
+use yendor_task::tree::{self, FrozenTree, Top};
 
 use crate::admit;
 use crate::collect::{collect, ipc};
@@ -129,8 +129,8 @@ fn new_writer(target: &Target, output: &Path, options: &Options) -> Result<Write
 /// One attempt; whatever hinders it, the tree runs on and nothing is left.
 fn attempt(target: &Target, proc: &OwnedFd, writer: Writer, options: &Options) -> Result<Summary> {
     let begin = Instant::now();
-    let (roots, root) = roots(target, proc)?;
-    let tree = FrozenTree::freeze(proc.as_fd(), &roots, root).map_err(|e| not_ours(e, proc, &roots));
+    let (top, root) = top(target, proc)?;
+    let tree = FrozenTree::freeze(proc.as_fd(), top, root).map_err(|e| not_ours(e, proc, top));
     let tree = tree.at(Step::Freeze)?;
     let mut summary = Summary { tasks: tree.processes.len() + tree.zombies.len(), ..Summary::default() };
     summary.timings.push(("freeze".into(), us(begin)));
@@ -235,11 +235,14 @@ fn open_directory(path: &str) -> std::result::Result<OwnedFd, SysError> {
 }
 
 /// A task that a debugger holds is nothing that rights would help with.
-fn not_ours(error: SysError, proc: &OwnedFd, roots: &[i32]) -> Cause {
+fn not_ours(error: SysError, proc: &OwnedFd, top: Top) -> Cause {
     if error.errno != yendor_sys::Errno::PERM {
         return error.into();
     }
-    let mut left = roots.to_vec();
+    let mut left = match top {
+        Top::Process(pid) => vec![pid],
+        Top::Below(pid) => tree::children(proc.as_fd(), pid).unwrap_or_default(),
+    };
     while let Some(pid) = left.pop() {
         let status = tree::read_proc(proc.as_fd(), &format!("{pid}/status")).ok();
         let tracer = status.and_then(|text| yendor_proc::status::parse(&text).ok()).map_or(0, |s| s.tracer_pid);
@@ -295,18 +298,18 @@ fn join(state: &State) -> std::result::Result<(), Cause> {
     Ok(())
 }
 
-/// The processes to freeze from, and the one that everything grows from.
-fn roots(target: &Target, proc: &OwnedFd) -> Result<(Vec<i32>, i32)> {
+/// Where to begin to freeze, and the process that everything grows from.
+fn top(target: &Target, proc: &OwnedFd) -> Result<(Top, i32)> {
     match target {
-        Target::Tree(pid) => Ok((vec![*pid], *pid)),
-        Target::Container(state, _) if state.init == state.main => Ok((vec![state.init], state.init)),
+        Target::Tree(pid) => Ok((Top::Process(*pid), *pid)),
+        Target::Container(state, _) if state.init == state.main => Ok((Top::Process(state.init), state.init)),
         Target::Container(state, _) => {
             let all = tree::children(proc.as_fd(), state.init).at(Step::Freeze)?;
             if !all.contains(&state.main) {
                 let what = format!("container {} has ended", state.name);
                 return Err(Error::new(Step::Freeze, Cause::Reported { message: what, code: 1 }));
             }
-            Ok((all, state.main))
+            Ok((Top::Below(state.init), state.main))
         }
     }
 }

@@ -58,8 +58,11 @@ impl Stopped {
                     return Ok(Stopped { tid, group_stop });
                 }
                 // A signal was on its way: let it be delivered and go on waiting for our own stop.
-                Event::Stopped { signal, event: 0 } => ptrace::cont(tid, signal)?,
-                Event::Stopped { .. } => ptrace::cont(tid, 0)?,
+                Event::Stopped { signal, event } => match ptrace::cont(tid, if event == 0 { signal } else { 0 }) {
+                    // Killed in its stop; its end is yet to be told, and its parent learns of it only after us.
+                    Err(e) if e.is_gone() => {}
+                    other => other?,
+                },
                 Event::Continued => {}
                 event => return Err(Dead { tid, event }.into()),
             }

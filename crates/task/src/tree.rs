@@ -1,6 +1,6 @@
 //! Freezing a process tree: every task seized and stopped, and let go again when the [`FrozenTree`] is dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use yendor_sys::ptrace;
@@ -18,8 +18,17 @@ pub struct FrozenTree {
     pub root: i32,
     /// In the order of their ids.
     pub processes: BTreeMap<i32, Vec<Stopped>>,
-    /// Processes that have ended and wait for their parents.
+    /// Processes of it that have ended, whose parents have not waited for them yet.
     pub zombies: Vec<i32>,
+}
+
+/// Where a tree begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Top {
+    /// A process, and all below it.
+    Process(i32),
+    /// All below a process that itself runs on: pid 1 of our own making, which adopts orphans and buries them.
+    Below(i32),
 }
 
 /// Reads a small file of /proc beneath `proc`.
@@ -66,12 +75,16 @@ fn gone(e: &SysError) -> bool {
 /// # Errors
 /// What /proc says, except for tasks that are gone.
 pub fn children(proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<i32>, SysError> {
+    match ids(proc, &format!("{pid}/task")) {
+        Err(e) if gone(&e) => Ok(Vec::new()),
+        tasks => children_of(proc, pid, tasks?),
+    }
+}
+
+/// The children of threads of a process.
+fn children_of(proc: BorrowedFd<'_>, pid: i32, tids: impl IntoIterator<Item = i32>) -> Result<Vec<i32>, SysError> {
     let mut out = Vec::new();
-    let tasks = match ids(proc, &format!("{pid}/task")) {
-        Err(e) if gone(&e) => return Ok(out),
-        other => other?,
-    };
-    for tid in tasks {
+    for tid in tids {
         match read_proc(proc, &format!("{pid}/task/{tid}/children")) {
             Err(e) if gone(&e) => {}
             Err(e) => return Err(e),
@@ -84,33 +97,91 @@ pub fn children(proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<i32>, SysError> {
     Ok(out)
 }
 
-/// Whether the process is a zombie.
-fn is_zombie(proc: BorrowedFd<'_>, pid: i32) -> bool {
-    let Ok(stat) = read_proc(proc, &format!("{pid}/stat")) else { return false };
+/// A task's state and its parent; `None` for one that is gone.
+fn state(proc: BorrowedFd<'_>, task: &str) -> Result<Option<(u8, i32)>, SysError> {
+    let stat = match read_proc(proc, &format!("{task}/stat")) {
+        Err(e) if gone(&e) => return Ok(None),
+        other => other?,
+    };
     let after = stat.iter().rposition(|b| *b == b')').map_or(&[][..], |i| &stat[i + 1..]);
-    matches!(after.get(1), Some(b'Z' | b'X'))
+    let text = String::from_utf8_lossy(after);
+    let mut words = text.split_ascii_whitespace();
+    let state = words.next().and_then(|w| w.bytes().next());
+    let both = state.zip(words.next().and_then(|w| w.parse().ok()));
+    both.map(Some).ok_or_else(|| SysError::new("read", format!("/proc/{task}/stat"), Errno::PROTO))
+}
+
+/// Whether a task that cannot be traced has ended: what seize says then means nothing else.
+fn has_ended(proc: BorrowedFd<'_>, task: &str) -> Result<bool, SysError> {
+    Ok(state(proc, task)?.is_none_or(|(state, _)| matches!(state, b'Z' | b'X')))
 }
 
 impl FrozenTree {
-    /// Stops `root` and all its descendants, without `except` (pid 1 of our own making).
+    /// Stops a whole tree; `root` is the process of it that everything grows from.
     ///
     /// # Errors
     /// `EPERM` when a task may not be traced. Everything stopped so far runs again.
-    pub fn freeze(proc: BorrowedFd<'_>, roots: &[i32], root: i32) -> Result<FrozenTree, SysError> {
+    pub fn freeze(proc: BorrowedFd<'_>, top: Top, root: i32) -> Result<FrozenTree, SysError> {
         let mut tree = FrozenTree { root, processes: BTreeMap::new(), zombies: Vec::new() };
-        let mut level: Vec<i32> = roots.to_vec();
-        // A running process can fork until it is stopped: look at its children only afterwards.
+        let mut known = BTreeSet::new();
+        let mut parents = Vec::new();
+        let mut new = match top {
+            Top::Process(pid) => vec![pid],
+            Top::Below(pid) => children(proc, pid)?,
+        };
+        while !new.is_empty() {
+            tree.descend(proc, new, &mut known, &mut parents)?;
+            // Who ended meanwhile has left its children to somebody who had been looked at before. Orphans go up: those
+            // below are looked at first. Who had no children when it was stopped gets none.
+            new = Vec::new();
+            for &pid in parents.iter().rev() {
+                new.extend(tree.children(proc, pid)?);
+            }
+            if let Top::Below(pid) = top {
+                new.extend(children(proc, pid)?);
+            }
+            new.retain(|pid| !known.contains(pid));
+        }
+        // Who has ended and has no parent in the tree is not of it any more.
+        for pid in std::mem::take(&mut tree.zombies) {
+            if let Some((b'Z', parent)) = state(proc, &pid.to_string())?
+                && tree.processes.contains_key(&parent)
+            {
+                tree.zombies.push(pid);
+            }
+        }
+        Ok(tree)
+    }
+
+    /// Stops processes and all their descendants, level by level. Those with children are added to `parents`.
+    fn descend(
+        &mut self,
+        proc: BorrowedFd<'_>,
+        mut level: Vec<i32>,
+        known: &mut BTreeSet<i32>,
+        parents: &mut Vec<i32>,
+    ) -> Result<(), SysError> {
         while !level.is_empty() {
+            known.extend(&level);
+            self.stop_all(proc, &level)?;
+            // A running process can fork until it is stopped: its children are looked at only afterwards.
             let mut next = Vec::new();
-            tree.stop_all(proc, &level)?;
             for pid in level {
-                if tree.processes.contains_key(&pid) {
-                    next.extend(children(proc, pid)?);
+                let below = self.children(proc, pid)?;
+                if !below.is_empty() {
+                    parents.push(pid);
                 }
+                next.extend(below.into_iter().filter(|pid| !known.contains(pid)));
             }
             level = next;
         }
-        Ok(tree)
+        Ok(())
+    }
+
+    /// The children of a process, if it is stopped.
+    fn children(&self, proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<i32>, SysError> {
+        let threads = self.processes.get(&pid).map(Vec::as_slice).unwrap_or_default();
+        children_of(proc, pid, threads.iter().map(Stopped::tid))
     }
 
     fn stop_all(&mut self, proc: BorrowedFd<'_>, pids: &[i32]) -> Result<(), SysError> {
@@ -118,14 +189,15 @@ impl FrozenTree {
         let mut asked = Vec::with_capacity(pids.len());
         for &pid in pids {
             match ask(pid) {
-                // Who has ended cannot be traced: EPERM says that too.
-                Err(_) if is_zombie(proc, pid) => self.zombies.push(pid),
-                Err(e) if gone(&e) => continue,
-                Err(e) => {
-                    release(&asked);
-                    return Err(e);
-                }
                 Ok(()) => asked.push(pid),
+                // Who has ended cannot be traced: EPERM says that too.
+                Err(e) => match has_ended(proc, &pid.to_string()) {
+                    Ok(true) => self.zombies.push(pid),
+                    other => {
+                        release(&asked);
+                        return Err(other.err().unwrap_or(e));
+                    }
+                },
             }
         }
         for (i, &pid) in asked.iter().enumerate() {
@@ -141,48 +213,16 @@ impl FrozenTree {
     fn stop_threads(&mut self, proc: BorrowedFd<'_>, pid: i32) -> Result<(), SysError> {
         let mut threads = match Stopped::wait(pid) {
             Ok(leader) => vec![leader],
-            Err(StopError::Dead(_)) => return Ok(()),
-            Err(StopError::Sys(e)) if gone(&e) => return Ok(()),
+            // It was about to end: from now on its parent can wait for it.
+            Err(StopError::Dead(_)) => {
+                self.zombies.push(pid);
+                return Ok(());
+            }
             Err(StopError::Sys(e)) => return Err(e),
         };
-        loop {
-            let known: Vec<i32> = threads.iter().map(Stopped::tid).collect();
-            let new: Vec<i32> = match ids(proc, &format!("{pid}/task")) {
-                Ok(all) => all.into_iter().filter(|t| !known.contains(t)).collect(),
-                Err(e) => {
-                    self.processes.insert(pid, threads);
-                    return Err(e);
-                }
-            };
-            let mut asked = Vec::new();
-            for tid in new {
-                match ask(tid) {
-                    Ok(()) => asked.push(tid),
-                    Err(e) if gone(&e) => {}
-                    Err(e) => {
-                        release(&asked);
-                        self.processes.insert(pid, threads);
-                        return Err(e);
-                    }
-                }
-            }
-            if asked.is_empty() {
-                break;
-            }
-            for tid in asked {
-                match Stopped::wait(tid) {
-                    Ok(t) => threads.push(t),
-                    Err(StopError::Dead(_)) => {}
-                    Err(StopError::Sys(e)) if gone(&e) => {}
-                    Err(StopError::Sys(e)) => {
-                        self.processes.insert(pid, threads);
-                        return Err(e);
-                    }
-                }
-            }
-        }
+        let stopped = stop_others(proc, pid, &mut threads);
         self.processes.insert(pid, threads);
-        Ok(())
+        stopped
     }
 
     /// Ends every process of the tree: its state is safe elsewhere.
@@ -244,6 +284,41 @@ fn exit(leader: &Stopped) -> Result<(), SysError> {
     regs.rdi = KILLED;
     leader.set_regs(&regs)?;
     ptrace::cont(leader.tid(), 0)
+}
+
+/// Stops the other threads of a process.
+fn stop_others(proc: BorrowedFd<'_>, pid: i32, threads: &mut Vec<Stopped>) -> Result<(), SysError> {
+    let mut known: BTreeSet<i32> = threads.iter().map(Stopped::tid).collect();
+    loop {
+        let mut new = ids(proc, &format!("{pid}/task"))?;
+        new.retain(|tid| known.insert(*tid));
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut asked = Vec::new();
+        for tid in new {
+            match ask(tid) {
+                Ok(()) => asked.push(tid),
+                Err(e) => match has_ended(proc, &format!("{pid}/task/{tid}")) {
+                    Ok(true) => {}
+                    other => {
+                        release(&asked);
+                        return Err(other.err().unwrap_or(e));
+                    }
+                },
+            }
+        }
+        for (i, &tid) in asked.iter().enumerate() {
+            match Stopped::wait(tid) {
+                Ok(t) => threads.push(t),
+                Err(StopError::Dead(_)) => {}
+                Err(StopError::Sys(e)) => {
+                    release(&asked[i + 1..]);
+                    return Err(e);
+                }
+            }
+        }
+    }
 }
 
 fn ask(tid: i32) -> Result<(), SysError> {

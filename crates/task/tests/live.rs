@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use yendor_sys::futex::RobustList;
 use yendor_task::live::{self, Borrowed, Loan};
 use yendor_task::script::out;
-use yendor_task::tree::FrozenTree;
+use yendor_task::tree::{FrozenTree, Top};
 use yendor_task::{Nr, RunError, Script, args};
 
 const BASE: u64 = 0x5959_0000_0000;
@@ -29,7 +29,7 @@ fn borrow_and<T>(pid: i32, f: impl FnOnce(&mut Borrowed<'_>) -> T) -> T {
 fn borrow_all_and<T>(pids: &[i32], f: impl FnOnce(&mut [Borrowed<'_>]) -> T) -> T {
     let proc = proc();
     let trees: Vec<_> =
-        pids.iter().map(|pid| FrozenTree::freeze(proc.as_fd(), &[*pid], *pid).expect("freeze")).collect();
+        pids.iter().map(|pid| FrozenTree::freeze(proc.as_fd(), Top::Process(*pid), *pid).expect("freeze")).collect();
     let mut robust = RobustList::register().expect("robust list");
     let mut loans = Vec::new();
     for FrozenTree { root, processes, .. } in &trees {
@@ -199,7 +199,7 @@ fn who_cannot_be_borrowed_is_named() {
     let pids: Vec<i32> = children.iter().map(|c| i32::try_from(c.id()).expect("pid")).collect();
     let proc = proc();
     let trees: Vec<_> =
-        pids.iter().map(|pid| FrozenTree::freeze(proc.as_fd(), &[*pid], *pid).expect("freeze")).collect();
+        pids.iter().map(|pid| FrozenTree::freeze(proc.as_fd(), Top::Process(*pid), *pid).expect("freeze")).collect();
     let maps = || pids.iter().map(|pid| std::fs::read(format!("/proc/{pid}/maps")).expect("maps")).collect::<Vec<_>>();
     let before = maps();
     let mut robust = RobustList::register().expect("robust list");
