@@ -432,6 +432,30 @@ fn a_session_from_outside() {
     assert!(after.len() == 2 && after[0] > 1 && after[0] == after[1], "{outcome:?}");
 }
 
+/// A process whose first thread has ended and whose others have not is not taken for one that has ended.
+fn headless(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let program = "import ctypes, os, sys, threading, time
+def tick():
+    for n in range(1, 600): os.write(1, b'tick %d\\n' % n); time.sleep(0.05)
+if sys.argv[1] == 'main' or os.fork() == 0:
+    threading.Thread(target=tick).start()
+    ctypes.CDLL(None).syscall(60, 0)
+time.sleep(30)";
+    for who in ["main", "child"] {
+        let container = yendor.fresh(who);
+        yendor.run_detached(&container, &["/usr/bin/python3", "-c", program, who]);
+        yendor.wait_for_log(&container, "tick 2", PATIENCE);
+        let image = yendor.path("image");
+        let refused = yendor.call(&["checkpoint", &container, "-o", text(&image)]).exits(3);
+        assert!(refused.stderr.contains("whose first thread has ended"), "{}", refused.stderr);
+        assert!(!image.exists(), "half an image is left");
+        let ticks = yendor.logs(&container).lines().count();
+        yendor.wait_for_log(&container, &format!("tick {}", ticks + 5), PATIENCE);
+        assert_eq!(tick_gap(&yendor.logs(&container)), None);
+    }
+}
+
 /// The disk is full: the application runs on, and nothing is left that could be taken for an image.
 fn a_full_disk(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -466,6 +490,7 @@ yendor_tests::flavours! {
     a_contradictory_image
     bad_names
     a_full_disk
+    headless
     held_files
     changed_files
 }

@@ -132,6 +132,11 @@ fn attempt(target: &Target, proc: &OwnedFd, writer: Writer, options: &Options) -
     let (top, root) = top(target, proc)?;
     let tree = FrozenTree::freeze(proc.as_fd(), top, root).map_err(|e| not_ours(e, proc, top));
     let tree = tree.at(Step::Freeze)?;
+    if let Some(pid) = tree.headless.first() {
+        // Most are on their way out with all their threads.
+        let what = format!("process {pid}, whose first thread has ended before the others");
+        return Err(Error::new(Step::Freeze, Cause::passing(what)));
+    }
     let mut summary = Summary { tasks: tree.processes.len() + tree.zombies.len(), ..Summary::default() };
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();

@@ -20,6 +20,8 @@ pub struct FrozenTree {
     pub processes: BTreeMap<i32, Vec<Stopped>>,
     /// Processes of it that have ended, whose parents have not waited for them yet.
     pub zombies: Vec<i32>,
+    /// Processes whose first thread has ended, and others not or not yet: nobody can stop them by their id.
+    pub headless: Vec<i32>,
 }
 
 /// Where a tree begins.
@@ -97,23 +99,37 @@ fn children_of(proc: BorrowedFd<'_>, pid: i32, tids: impl IntoIterator<Item = i3
     Ok(out)
 }
 
-/// A task's state and its parent; `None` for one that is gone.
-fn state(proc: BorrowedFd<'_>, task: &str) -> Result<Option<(u8, i32)>, SysError> {
-    let stat = match read_proc(proc, &format!("{task}/stat")) {
-        Err(e) if gone(&e) => return Ok(None),
-        other => other?,
-    };
-    let after = stat.iter().rposition(|b| *b == b')').map_or(&[][..], |i| &stat[i + 1..]);
-    let text = String::from_utf8_lossy(after);
-    let mut words = text.split_ascii_whitespace();
-    let state = words.next().and_then(|w| w.bytes().next());
-    let both = state.zip(words.next().and_then(|w| w.parse().ok()));
-    both.map(Some).ok_or_else(|| SysError::new("read", format!("/proc/{task}/stat"), Errno::PROTO))
+/// What `stat` tells of a task.
+struct Stat {
+    state: u8,
+    parent: i32,
+    /// How many threads its process has.
+    threads: u32,
+}
+
+impl Stat {
+    /// `None` for a task that is gone.
+    fn read(proc: BorrowedFd<'_>, task: &str) -> Result<Option<Stat>, SysError> {
+        let stat = match read_proc(proc, &format!("{task}/stat")) {
+            Err(e) if gone(&e) => return Ok(None),
+            other => other?,
+        };
+        let unknown = || SysError::new("read", format!("/proc/{task}/stat"), Errno::PROTO);
+        // The name before may have anything in it.
+        let after = stat.iter().rposition(|b| *b == b')').map_or(&[][..], |i| &stat[i + 1..]);
+        Stat::parse(&String::from_utf8_lossy(after)).map(Some).ok_or_else(unknown)
+    }
+
+    fn parse(after_name: &str) -> Option<Stat> {
+        let mut words = after_name.split_ascii_whitespace();
+        let state = *words.next()?.as_bytes().first()?;
+        Some(Stat { state, parent: words.next()?.parse().ok()?, threads: words.nth(15)?.parse().ok()? })
+    }
 }
 
 /// Whether a task that cannot be traced has ended: what seize says then means nothing else.
 fn has_ended(proc: BorrowedFd<'_>, task: &str) -> Result<bool, SysError> {
-    Ok(state(proc, task)?.is_none_or(|(state, _)| matches!(state, b'Z' | b'X')))
+    Ok(Stat::read(proc, task)?.is_none_or(|stat| matches!(stat.state, b'Z' | b'X')))
 }
 
 impl FrozenTree {
@@ -122,7 +138,7 @@ impl FrozenTree {
     /// # Errors
     /// `EPERM` when a task may not be traced. Everything stopped so far runs again.
     pub fn freeze(proc: BorrowedFd<'_>, top: Top, root: i32) -> Result<FrozenTree, SysError> {
-        let mut tree = FrozenTree { root, processes: BTreeMap::new(), zombies: Vec::new() };
+        let mut tree = FrozenTree { root, processes: BTreeMap::new(), zombies: Vec::new(), headless: Vec::new() };
         let mut known = BTreeSet::new();
         let mut parents = Vec::new();
         let mut new = match top {
@@ -142,12 +158,14 @@ impl FrozenTree {
             }
             new.retain(|pid| !known.contains(pid));
         }
-        // Who has ended and has no parent in the tree is not of it any more.
         for pid in std::mem::take(&mut tree.zombies) {
-            if let Some((b'Z', parent)) = state(proc, &pid.to_string())?
-                && tree.processes.contains_key(&parent)
-            {
-                tree.zombies.push(pid);
+            match Stat::read(proc, &pid.to_string())? {
+                Some(Stat { threads: 2.., .. }) => tree.headless.push(pid),
+                Some(Stat { state: b'Z', parent, .. }) if tree.processes.contains_key(&parent) => {
+                    tree.zombies.push(pid)
+                }
+                // Nobody of the tree will wait for it.
+                _ => {}
             }
         }
         Ok(tree)
