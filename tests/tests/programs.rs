@@ -211,6 +211,35 @@ fn gdb() {
     yendor.wait_for_log(&name, &format!("tick {}", ticks + 5), START);
 }
 
+/// Who waits in vfork for a child that gets no further cannot be stopped; nobody is left stopped for it.
+#[test]
+fn vfork() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let name = yendor.fresh("vfork");
+    let program = "import os, sys, time
+os.mkfifo('/tmp/fifo')
+if os.fork() == 0:
+    actions = [(os.POSIX_SPAWN_OPEN, 0, '/tmp/fifo', os.O_RDONLY, 0)]
+    os.posix_spawn('/bin/cat', ['cat'], {}, file_actions=actions)
+    os._exit(os.wait()[1] >> 8)
+for n in range(1, 100000):
+    print('tick', n, flush=True); time.sleep(0.05)
+    if os.path.exists('/tmp/go'): break
+os.close(os.open('/tmp/fifo', os.O_WRONLY))
+sys.exit(7 + (os.wait()[1] >> 8))";
+    yendor.run_detached(&name, &["/usr/bin/python3", "-c", program]);
+    yendor.wait_for_log(&name, "tick 5", START);
+    let image = yendor.path("image");
+    let refused = yendor.call(&["checkpoint", &name, "-o", image.to_str().expect("paths of tests are UTF-8")]);
+    let refused = refused.exits(3);
+    assert!(refused.stderr.contains("cannot be stopped"), "{}", refused.stderr);
+    assert!(!image.exists(), "half an image is left");
+    let ticks = yendor.logs(&name).lines().count();
+    yendor.wait_for_log(&name, &format!("tick {}", ticks + 5), START);
+    yendor.call(&["exec", &name, "--", "/usr/bin/touch", "/tmp/go"]).exits(0);
+    assert_eq!(yendor.wait(&name), 7, "{}", yendor.logs(&name));
+}
+
 #[test]
 fn no_script_is_forgotten() {
     let folder = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/programs")).expect("the scripts are there");

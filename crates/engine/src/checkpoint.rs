@@ -241,8 +241,13 @@ fn open_directory(path: &str) -> std::result::Result<OwnedFd, SysError> {
 
 /// A task that a debugger holds is nothing that rights would help with.
 fn not_ours(error: SysError, proc: &OwnedFd, top: Top) -> Cause {
-    if error.errno != yendor_sys::Errno::PERM {
-        return error.into();
+    match error.errno {
+        yendor_sys::Errno::PERM => {}
+        yendor_sys::Errno::TIMEDOUT => {
+            let what = format!("a task that cannot be stopped where it waits, as in vfork ({error})");
+            return Cause::unsupported(what);
+        }
+        _ => return error.into(),
     }
     let mut left = match top {
         Top::Process(pid) => vec![pid],

@@ -1,5 +1,7 @@
 //! A task in a ptrace stop. What can only be done to a stopped task is a method here; letting it go consumes it.
 
+use std::time::{Duration, Instant};
+
 use yendor_sys::ptrace::{self, event};
 use yendor_sys::wait::{self, Event};
 use yendor_sys::{Errno, SysError};
@@ -51,22 +53,54 @@ impl Stopped {
     /// Its death, or the kernel's refusal.
     pub fn wait(tid: i32) -> Result<Stopped, StopError> {
         loop {
-            let Some((_, what)) = wait::wait(Some(tid), true)? else { continue };
-            match what {
-                Event::Stopped { signal, event: event::STOP } => {
-                    let group_stop = (signal & 0x7f != libc_sigtrap()).then_some(signal & 0x7f);
-                    return Ok(Stopped { tid, group_stop });
-                }
-                // A signal was on its way: let it be delivered and go on waiting for our own stop.
-                Event::Stopped { signal, event } => match ptrace::cont(tid, if event == 0 { signal } else { 0 }) {
-                    // Killed in its stop; its end is yet to be told, and its parent learns of it only after us.
-                    Err(e) if e.is_gone() => {}
-                    other => other?,
-                },
-                Event::Continued => {}
-                event => return Err(Dead { tid, event }.into()),
+            if let Some(stopped) = Self::look(tid, true)? {
+                return Ok(stopped);
             }
         }
+    }
+
+    /// As [`Self::wait`], but not for longer than `limit`: a task may wait in the kernel for what never comes, as a parent
+    /// does in vfork(2).
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`; the task is still seized, until we end. Otherwise as [`Self::wait`].
+    pub fn wait_for(tid: i32, limit: Duration) -> Result<Stopped, StopError> {
+        /// Most tasks stop sooner than anybody can sleep.
+        const SOON: Duration = Duration::from_micros(200);
+        let begin = Instant::now();
+        loop {
+            if let Some(stopped) = Self::look(tid, false)? {
+                return Ok(stopped);
+            }
+            match begin.elapsed() {
+                waited if waited > limit => {
+                    let what = format!("PTRACE_INTERRUPT, {tid}: no stop in {} s", limit.as_secs());
+                    return Err(SysError::new("ptrace", what, Errno::TIMEDOUT).into());
+                }
+                waited if waited < SOON => std::thread::yield_now(),
+                waited => std::thread::sleep((waited / 8).min(Duration::from_millis(10))),
+            }
+        }
+    }
+
+    /// One event of a task that was asked to stop, if there is one or `block`.
+    fn look(tid: i32, block: bool) -> Result<Option<Stopped>, StopError> {
+        let Some((_, what)) = wait::wait(Some(tid), block)? else { return Ok(None) };
+        match what {
+            Event::Stopped { signal, event: event::STOP } => {
+                let group_stop = (signal & 0x7f != libc_sigtrap()).then_some(signal & 0x7f);
+                return Ok(Some(Stopped { tid, group_stop }));
+            }
+            // A signal was on its way: let it be delivered and go on waiting for our own stop.
+            Event::Stopped { signal, event } => match ptrace::cont(tid, if event == 0 { signal } else { 0 }) {
+                // Killed in its stop; its end is yet to be told, and its parent learns of it only after us.
+                Err(e) if e.is_gone() => {}
+                other => other?,
+            },
+            Event::Continued => {}
+            event => return Err(Dead { tid, event }.into()),
+        }
+        Ok(None)
     }
 
     /// Interrupts a seized, running task and waits for the stop.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use yendor_sys::ptrace;
 use yendor_sys::wait::Event;
@@ -10,6 +11,9 @@ use yendor_sys::{Errno, SysError};
 use crate::live;
 use crate::nr::Nr;
 use crate::stop::{StopError, Stopped};
+
+/// For how long a task may take to stop, while others are stopped already.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A frozen tree: processes by their id, each with its stopped threads, leader first.
 #[derive(Debug)]
@@ -136,7 +140,7 @@ impl FrozenTree {
     /// Stops a whole tree; `root` is the process of it that everything grows from.
     ///
     /// # Errors
-    /// `EPERM` when a task may not be traced. Everything stopped so far runs again.
+    /// `EPERM` when a task may not be traced, `ETIMEDOUT` when it does not stop. Everything stopped so far runs again.
     pub fn freeze(proc: BorrowedFd<'_>, top: Top, root: i32) -> Result<FrozenTree, SysError> {
         let mut tree = FrozenTree { root, processes: BTreeMap::new(), zombies: Vec::new(), headless: Vec::new() };
         let mut known = BTreeSet::new();
@@ -229,7 +233,7 @@ impl FrozenTree {
 
     /// Waits for the asked leader, then seizes threads until no new one appears.
     fn stop_threads(&mut self, proc: BorrowedFd<'_>, pid: i32) -> Result<(), SysError> {
-        let mut threads = match Stopped::wait(pid) {
+        let mut threads = match Stopped::wait_for(pid, PATIENCE) {
             Ok(leader) => vec![leader],
             // It was about to end: from now on its parent can wait for it.
             Err(StopError::Dead(_)) => {
@@ -327,7 +331,7 @@ fn stop_others(proc: BorrowedFd<'_>, pid: i32, threads: &mut Vec<Stopped>) -> Re
             }
         }
         for (i, &tid) in asked.iter().enumerate() {
-            match Stopped::wait(tid) {
+            match Stopped::wait_for(tid, PATIENCE) {
                 Ok(t) => threads.push(t),
                 Err(StopError::Dead(_)) => {}
                 Err(StopError::Sys(e)) => {
@@ -344,10 +348,11 @@ fn ask(tid: i32) -> Result<(), SysError> {
     ptrace::interrupt(tid)
 }
 
-/// Lets tasks go that were asked to stop but not waited for yet.
+/// Lets tasks go that were asked to stop but not waited for yet. Whoever does not stop goes when we end.
 fn release(tids: &[i32]) {
+    const MOMENT: Duration = Duration::from_millis(500);
     for &tid in tids {
-        if let Ok(stopped) = Stopped::wait(tid) {
+        if let Ok(stopped) = Stopped::wait_for(tid, MOMENT) {
             // It may have died meanwhile; then there is nothing to let go.
             let _ = stopped.detach();
         }
