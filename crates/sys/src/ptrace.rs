@@ -9,6 +9,8 @@ pub type Regs = libc::user_regs_struct;
 
 /// Event numbers above the signal in a wait status.
 pub mod event {
+    /// `PTRACE_EVENT_CLONE`.
+    pub const CLONE: i32 = 3;
     /// `PTRACE_EVENT_EXEC`.
     pub const EXEC: i32 = 4;
     /// `PTRACE_EVENT_EXIT`.
@@ -19,6 +21,8 @@ pub mod event {
 
 /// `PTRACE_O_TRACESYSGOOD`.
 pub const O_TRACESYSGOOD: u64 = 1;
+/// `PTRACE_O_TRACECLONE`: a task that is cloned becomes a tracee before it begins.
+pub const O_TRACECLONE: u64 = 1 << 3;
 /// `PTRACE_O_TRACEEXEC`.
 pub const O_TRACEEXEC: u64 = 1 << 4;
 /// `PTRACE_O_EXITKILL`: the tracee dies with the tracer.
@@ -35,6 +39,16 @@ fn request(name: &'static str, request: u32, tid: i32, addr: u64, data: u64) -> 
     // SAFETY: every caller passes numbers, or addresses of memory of the size that the request needs, alive for the call.
     let ret = unsafe { libc::ptrace(request, tid, addr, data) };
     if ret < 0 { Err(SysError::last("ptrace", format!("{name}, {tid}"))) } else { Ok(ret) }
+}
+
+/// The id of the task that a `PTRACE_EVENT_CLONE` is about, as the tracer sees it.
+///
+/// # Errors
+/// `ESRCH` when it was killed.
+pub fn event_message(tid: i32) -> Result<i32> {
+    let mut message: libc::c_ulong = 0;
+    request("GETEVENTMSG", libc::PTRACE_GETEVENTMSG, tid, 0, (&raw mut message).addr() as u64)?;
+    i32::try_from(message).map_err(|_| SysError::new("ptrace", format!("GETEVENTMSG, {tid}"), rustix::io::Errno::RANGE))
 }
 
 /// Attaches without stopping.

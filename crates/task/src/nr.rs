@@ -80,6 +80,7 @@ calls! {
     53 SOCKETPAIR "socketpair",
     54 SETSOCKOPT "setsockopt",
     55 GETSOCKOPT "getsockopt",
+    56 CLONE "clone",
     57 FORK "fork",
     59 EXECVE "execve",
     60 EXIT "exit",

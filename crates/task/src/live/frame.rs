@@ -9,7 +9,9 @@ pub(super) const UCONTEXT: usize = 304;
 
 /// The signal frame (`ucontext`, extended state) at `address` that returns a thread to `regs` with `mask` blocked.
 pub(super) fn frame(address: u64, regs: &Regs, mask: u64, xstate: &[u8]) -> Vec<u8> {
-    let fp = (address + UCONTEXT as u64).next_multiple_of(64);
+    let state = (address + UCONTEXT as u64).next_multiple_of(64);
+    // None: the kernel clears what there was.
+    let fp = if xstate.is_empty() { 0 } else { state };
     let mut f = Vec::with_capacity(UCONTEXT + 64 + xstate.len());
     let mut word = |w: u64| f.extend_from_slice(&w.to_ne_bytes());
     // UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS, no link.
@@ -50,8 +52,10 @@ pub(super) fn frame(address: u64, regs: &Regs, mask: u64, xstate: &[u8]) -> Vec<
         word(0);
     }
     word(mask);
-    f.resize(usize::try_from(fp - address).unwrap_or(UCONTEXT), 0);
-    f.extend_from_slice(&signal_xstate(xstate));
+    if fp != 0 {
+        f.resize(usize::try_from(fp - address).unwrap_or(UCONTEXT), 0);
+        f.extend_from_slice(&signal_xstate(xstate));
+    }
     f
 }
 

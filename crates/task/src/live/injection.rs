@@ -12,12 +12,22 @@ use crate::stop::Stopped;
 /// What the scratch memory is called: [`super::SCRATCH`] without what the kernel adds.
 const NAME: &[u8] = b"yendor-scratch\0";
 
+/// As many bytes as a frame without extended state takes, and the word before it.
+const TWIN_ROOM: usize = 8 + UCONTEXT + 64 + 32;
+
+/// Registers with which a task ends itself.
+fn ending(from: &Regs, entry: Entry, stack: u64) -> Regs {
+    Regs { rip: entry.syscall, rsp: stack, rax: Nr::EXIT_GROUP.raw(), rdi: 0, ..*from }
+}
+
 /// A leader whose registers are ready for calls.
 #[derive(Debug)]
 pub struct Injection {
     regs: Regs,
     /// The address of the scratch memory's name in the task.
     name: u64,
+    /// Where the stack of a twin begins: beneath it is what ends the twin.
+    twin: u64,
     /// The bytes of the stack that were overwritten.
     stack: Vec<u8>,
 }
@@ -25,7 +35,7 @@ pub struct Injection {
 impl Injection {
     /// Lays the frame down and makes the registers ready.
     pub fn begin(leader: &Stopped, saved: &Saved, entry: Entry) -> Result<Injection, RunError> {
-        let room = (8 + UCONTEXT + 64 + saved.own.extended.len() + 8) as u64;
+        let room = (8 + UCONTEXT + 64 + saved.own.extended.len() + 8 + NAME.len() + TWIN_ROOM) as u64;
         let at = match entry.stack {
             Some(bottom) => bottom + 64,
             None => (saved.own.general.rsp - 128 - room) & !63,
@@ -35,6 +45,11 @@ impl Injection {
         image.extend_from_slice(&frame(at + 8, &resumable(&saved.own.general, false), saved.mask, &saved.own.extended));
         let name = at + image.len() as u64;
         image.extend_from_slice(NAME);
+        // Likewise for a child of the leader: it has the same memory.
+        let twin = (at + image.len() as u64).next_multiple_of(16) + 8;
+        image.resize(usize::try_from(twin - at).unwrap_or(image.len()), 0);
+        image.extend_from_slice(&entry.sigreturn.to_ne_bytes());
+        image.extend_from_slice(&frame(twin + 8, &ending(&saved.own.general, entry, twin), u64::MAX, &[]));
         let mut stack = vec![0u8; image.len()];
         if entry.stack.is_none() {
             // The stack may end in between.
@@ -51,7 +66,7 @@ impl Injection {
         regs.rax = Nr::GETPID.raw();
         leader.set_regs(&regs)?;
         ptrace::set_sigmask(leader.tid(), u64::MAX)?;
-        Ok(Injection { regs, name, stack })
+        Ok(Injection { regs, name, twin, stack })
     }
 
     /// The address of the scratch memory's name in the task.
@@ -70,7 +85,19 @@ impl Injection {
         results.pop().unwrap_or_else(|| Err(SysError::new(nr.name(), "", Errno::SRCH).into()))
     }
 
-    fn start(&self, leader: &Stopped, nr: Nr, args: [u64; 6]) -> Result<(), RunError> {
+    /// Where a child of the leader must have its stack.
+    pub fn twin_stack(&self) -> u64 {
+        self.twin
+    }
+
+    /// Makes one call in such a child.
+    pub fn call_twin(&self, twin: &Stopped, nr: Nr, args: [u64; 6]) -> Result<u64, RunError> {
+        let own = Injection { regs: Regs { rsp: self.twin, ..self.regs }, stack: Vec::new(), ..*self };
+        own.call(twin, nr, args)
+    }
+
+    /// Starts one call.
+    pub fn start(&self, leader: &Stopped, nr: Nr, args: [u64; 6]) -> Result<(), RunError> {
         let mut regs = self.regs;
         regs.rax = nr.raw();
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;

@@ -19,6 +19,7 @@ mod entry;
 mod frame;
 mod injection;
 mod section;
+pub mod twin;
 
 use std::os::fd::OwnedFd;
 
@@ -36,6 +37,7 @@ use crate::stop::{StopError, Stopped};
 pub use entry::{Entry, Region, RegionKind, find_plain_syscall, regions};
 use frame::frame;
 use injection::{Injection, call_all};
+use twin::Twin;
 
 /// What the scratch memory is called in /proc/PID/maps and fd.
 pub const SCRATCH: &[u8] = b"/memfd:yendor-scratch";
@@ -237,12 +239,18 @@ impl<'a> Borrowed<'a> {
         self.arena.complete(index, tid, script, started)
     }
 
-    /// Ends the borrowing of processes: scratch memory gone, every thread with its own registers in its stop.
+    /// Ends the borrowing of processes: scratch memory gone, every thread with its own registers in its stop. Before that those
+    /// that are `copied` fork a [`Twin`], where they may.
     ///
     /// # Errors
     /// The kernel's refusals, or the death of a task: the first of them. The others are given back all the same.
-    pub fn give_back(mut all: Vec<Borrowed<'a>>, robust: &mut RobustList) -> Result<(), Failed> {
+    pub fn give_back(
+        mut all: Vec<Borrowed<'a>>,
+        copied: &[bool],
+        robust: &mut RobustList,
+    ) -> Result<Vec<Option<Twin>>, Failed> {
         let mut outcome = Ok(());
+        let mut twins = Vec::with_capacity(all.len());
         let mut note = |i: usize, result: Result<(), RunError>| {
             if let (true, Err(e)) = (outcome.is_ok(), result) {
                 outcome = Err((i, e));
@@ -264,6 +272,14 @@ impl<'a> Borrowed<'a> {
         for (i, unmapped) in call_all(calls).into_iter().enumerate() {
             note(i, unmapped.map(drop));
         }
+        for (i, borrowed) in all.iter().enumerate() {
+            let wanted = copied.get(i).copied().unwrap_or(false);
+            let twin = if wanted { Twin::fork(&borrowed.loan.threads[0], &borrowed.injection) } else { Ok(None) };
+            twins.push(twin.unwrap_or_else(|e| {
+                note(i, Err(e));
+                None
+            }));
+        }
         for (i, borrowed) in all.into_iter().enumerate() {
             robust.remove(borrowed.arena.memory(), Arena::alive_entry());
             let (leader, injection) = (&borrowed.loan.threads[0], &borrowed.injection);
@@ -272,7 +288,7 @@ impl<'a> Borrowed<'a> {
             }
             note(i, borrowed.injection.end(leader, &borrowed.loan.saved[0]));
         }
-        outcome
+        outcome.map(|()| twins)
     }
 
     /// Every stopped thread but the leader has its own registers again.

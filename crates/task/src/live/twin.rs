@@ -1,0 +1,135 @@
+//! A copy of a process's memory: a child that it forks, and that never runs a line of the program.
+//!
+//! The kernel shares the pages of both until one of them is written. The child stays in the stop that it is born in, and is
+//! killed when its memory has been read. Should its tracer die before it can be told to die with it, it runs into a frame
+//! that ends it (see [`super`], the dead-man rule).
+//!
+//! The program does not notice: the child ends without a signal, and wait(2) knows it only with `__WALL` or `__WCLONE`. What
+//! can be seen while it lives: a child called `yendor-scratch`, which counts as a task against limits, keeps the working
+//! directory in use and System V segments attached. Its descriptors are closed at once: no pipe stays open through it.
+
+use std::os::fd::BorrowedFd;
+
+use yendor_sys::ptrace::{self, event};
+use yendor_sys::wait::{self, Event};
+use yendor_sys::{Errno, SysError};
+
+use super::injection::Injection;
+use super::{Loan, regions, stop_error};
+use crate::arena::RunError;
+use crate::nr::Nr;
+use crate::stop::{StopError, Stopped};
+
+/// The calls that it takes: a seccomp filter of the program must allow them.
+pub const CALLS: [Nr; 4] = [Nr::CLONE, Nr::PRCTL, Nr::CLOSE_RANGE, Nr::EXIT_GROUP];
+
+/// The copy of a process.
+#[derive(Debug)]
+pub struct Twin {
+    tid: i32,
+}
+
+impl Twin {
+    /// Has a borrowed leader fork. `None` where it may not (limits of tasks or of memory).
+    pub(super) fn fork(leader: &Stopped, injection: &Injection) -> Result<Option<Twin>, RunError> {
+        // Its options go to the child, too.
+        ptrace::set_options(leader.tid(), ptrace::O_TRACESYSGOOD | ptrace::O_TRACECLONE)?;
+        let born = clone(leader, injection);
+        ptrace::set_options(leader.tid(), ptrace::O_TRACESYSGOOD)?;
+        let Some(twin) = born? else { return Ok(None) };
+        match twin.settle(injection) {
+            Ok(()) => Ok(Some(twin)),
+            // It was killed, or could not do without what it holds: not worth a failure of the whole.
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Its id as the tracer sees it.
+    #[must_use]
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// From its birth to its rest: dies with us, has a name, holds nothing open.
+    fn settle(&self, injection: &Injection) -> Result<(), RunError> {
+        const PR_SET_NAME: u64 = 15;
+        let born = Stopped::wait(self.tid).map_err(|e| stop_error(self.tid, e))?;
+        ptrace::set_options(self.tid, ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL)?;
+        injection.call_twin(&born, Nr::PRCTL, [PR_SET_NAME, injection.name(), 0, 0, 0, 0])?;
+        injection.call_twin(&born, Nr::CLOSE_RANGE, [0, u64::from(u32::MAX), 0, 0, 0, 0])?;
+        Ok(())
+    }
+}
+
+impl Drop for Twin {
+    /// It ends. Its parent has yet to bury it: see [`bury`].
+    fn drop(&mut self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        // Ours until we have waited for it, so its id is nobody else's.
+        let _ = Pid::from_raw(self.tid).map(|pid| kill_process(pid, Signal::KILL));
+        while let Ok(what) = wait::wait(Some(self.tid), true) {
+            if matches!(what, Some((_, Event::Exited(_) | Event::Killed(_)))) {
+                break;
+            }
+        }
+    }
+}
+
+/// Makes the call, and follows it to its end: the child, or `None` where it failed.
+fn clone(leader: &Stopped, injection: &Injection) -> Result<Option<Twin>, RunError> {
+    injection.start(leader, Nr::CLONE, [0, injection.twin_stack(), 0, 0, 0, 0])?;
+    leader.await_syscall().map_err(|e| stop_error(leader.tid(), e))?;
+    leader.to_syscall()?;
+    let twin = loop {
+        let Some((_, what)) = wait::wait(Some(leader.tid()), true)? else { continue };
+        match what {
+            Event::Stopped { event: event::CLONE, .. } => {
+                break Twin { tid: ptrace::event_message(leader.tid())? };
+            }
+            Event::Stopped { signal, event: 0 } if signal == SYSCALL_STOP => return Ok(None),
+            // As in `Stopped::await_syscall`.
+            Event::Stopped { event: event::STOP, .. } => leader.to_syscall()?,
+            Event::Stopped { signal: crate::stop::SIGSTOP, event: 0 } => {
+                ptrace::syscall(leader.tid(), crate::stop::SIGSTOP)?;
+            }
+            Event::Stopped { signal, .. } => {
+                return Err(SysError::new("ptrace", format!("stopped by signal {signal}"), Errno::INTR).into());
+            }
+            Event::Continued => {}
+            event => return Err(RunError::Died { tid: leader.tid(), event }),
+        }
+    };
+    leader.to_syscall()?;
+    leader.await_syscall().map_err(|e| stop_error(leader.tid(), e))?;
+    Ok(Some(twin))
+}
+
+/// SIGTRAP with the mark of `PTRACE_O_TRACESYSGOOD`.
+const SYSCALL_STOP: i32 = 5 | 0x80;
+
+/// Has a running process bury its twin, which has ended. `inside`: the twin's id in the process's own pid namespace.
+///
+/// # Errors
+/// Whatever hinders it: then the twin is a zombie until the process ends. One that has ended is nothing to do.
+pub fn bury(proc: BorrowedFd<'_>, pid: i32, inside: i32) -> Result<(), RunError> {
+    const WALL_WNOHANG: u64 = 0x4000_0001;
+    match Stopped::seize(pid, ptrace::O_TRACESYSGOOD) {
+        Err(e) if e.is_gone() => return Ok(()),
+        other => other?,
+    }
+    let stopped = match Stopped::interrupt(pid) {
+        Err(StopError::Dead(_)) => return Ok(()),
+        other => [other.map_err(|e| stop_error(pid, e))?],
+    };
+    let done = (|| {
+        // No scratch memory: one call through the vdso is all.
+        let loan = Loan::new(pid, &stopped, &regions(proc, pid)?, 0)?;
+        let begun = loan.begin()?;
+        let (leader, injection) = begun.leader();
+        let buried = injection.call(leader, Nr::WAIT4, [i64::from(inside).cast_unsigned(), 0, WALL_WNOHANG, 0, 0, 0]);
+        let ended = begun.injection.end(leader, &begun.loan.saved[0]);
+        buried.and(ended)
+    })();
+    let [leader] = stopped;
+    done.and(leader.detach().map_err(RunError::from))
+}
