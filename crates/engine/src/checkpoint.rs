@@ -22,7 +22,7 @@ use yendor_sys::SysError;
 use yendor_task::tree::{self, FrozenTree, Top};
 
 use crate::admit;
-use crate::collect::{collect, ipc};
+use crate::collect::{Rest, Twins, collect, ipc};
 use crate::error::{At, Error, Result, Step, With};
 use crate::keeper::CHECKPOINTED;
 use crate::request;
@@ -65,6 +65,8 @@ pub struct Summary {
     pub stopped_us: u64,
     /// Bytes of the image.
     pub bytes: u64,
+    /// Bytes of memory that were read when the tasks ran again.
+    pub read_later: u64,
     /// Processes.
     pub tasks: usize,
     /// Open files.
@@ -130,6 +132,8 @@ fn new_writer(target: &Target, output: &Path, options: &Options) -> Result<Write
 fn attempt(target: &Target, proc: &OwnedFd, writer: Writer, options: &Options) -> Result<Summary> {
     let begin = Instant::now();
     let (top, root) = top(target, proc)?;
+    // What must go when the tree runs again goes after it.
+    let mut twins = if options.leave_running { Some(Twins::new(proc).at(Step::Freeze)?) } else { None };
     let tree = FrozenTree::freeze(proc.as_fd(), top, root).map_err(|e| not_ours(e, proc, top));
     let tree = tree.at(Step::Freeze)?;
     if let Some(pid) = tree.headless.first() {
@@ -140,18 +144,20 @@ fn attempt(target: &Target, proc: &OwnedFd, writer: Writer, options: &Options) -
     let mut summary = Summary { tasks: tree.processes.len() + tree.zombies.len(), ..Summary::default() };
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
-    let (snapshot, touched) = gather(target, &tree, proc, &writer, options)?;
+    let (mut snapshot, rest, touched) = gather(target, &tree, proc, &writer, options, twins.as_mut())?;
     summary.timings.push(("collect".into(), us(collecting)));
     let storing = Instant::now();
     summary.files = snapshot.files.len();
     summary.lost.clone_from(&snapshot.lost);
     let mut tree = Some(tree);
     if options.leave_running {
-        // All bytes are copied: the tasks need not wait for the disk.
+        // All bytes are copied, or will be from copies of the tasks, which need not wait.
         drop(tree.take());
         summary.stopped_us = us(begin);
     }
     let harm = |e: Error| Error { broken: touched, ..e };
+    summary.read_later = rest.read(&mut snapshot).map_err(harm)?;
+    drop(twins.take());
     writer.records(&snapshot).at(Step::Store).map_err(harm)?;
     // Whatever can fail still, before there is an image.
     let marker = match target {
@@ -325,13 +331,14 @@ fn top(target: &Target, proc: &OwnedFd) -> Result<(Top, i32)> {
 }
 
 /// Everything, and whether the last look has left traces in the tree.
-fn gather(
+fn gather<'w>(
     target: &Target,
     tree: &FrozenTree,
     proc: &OwnedFd,
-    writer: &Writer,
+    writer: &'w Writer,
     options: &Options,
-) -> Result<(Snapshot, bool)> {
+    twins: Option<&mut Twins>,
+) -> Result<(Snapshot, Rest<'w>, bool)> {
     let root = tree.root;
     let path = format!("{root}/root");
     let top =
@@ -351,7 +358,7 @@ fn gather(
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);
     let of = if let Target::Container(state, directory) = target { Some((state, directory.as_path())) } else { None };
-    let mut snapshot = collect(tree, &mut gather, writer, container, of)?;
+    let (mut snapshot, rest) = collect(tree, &mut gather, writer, container, of, twins)?;
     if let Target::Container(state, _) = target {
         snapshot.container.layers = layers(state, writer).at(Step::Collect).kind("file system", "layer")?;
     }
@@ -363,7 +370,7 @@ fn gather(
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
     let touched = unix::look_at_backlogs(&mut gather, &mut snapshot.files)
         .map_err(|(broken, cause)| Error { broken, ..Error::new(Step::Collect, cause) })?;
-    Ok((snapshot, touched))
+    Ok((snapshot, rest, touched))
 }
 
 /// How far the tree's clocks are ahead of ours.

@@ -1,10 +1,11 @@
 //! Memory of the processes of a frozen tree: areas, pages, and what several processes share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
-use yendor_image::{Addr, Bytes, Digest, FileId, ShmId, Writer};
+use yendor_image::{Addr, Bytes, Digest, FileId, PageRun, ShmId, Writer};
 use yendor_kinds::file::Gather;
 use yendor_kinds::memory::pages::{self, Piece, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
@@ -16,6 +17,65 @@ use yendor_task::live::SCRATCH;
 
 use super::ghost::Ghosts;
 use super::{Objects, PAGES};
+
+/// An address space to be collected.
+pub struct Job<'a> {
+    /// Whose, as the tracer sees it.
+    pub pid: i32,
+    /// What the kernel remembers beside its areas.
+    pub layout: layout::Record,
+    /// Its mappings.
+    pub smaps: &'a [Smap],
+    /// The memory policies of those that have one.
+    pub policies: BTreeMap<Addr, policy::Record>,
+    /// Who has borne it and runs the same program, and what was collected of that.
+    pub parent: Option<(i32, &'a Record)>,
+    /// Whether what fork copies is left for [`Memory::complete`].
+    pub later: bool,
+}
+
+/// Areas that are read as a whole when they are read later, by their start: of deleted files.
+pub type Later = BTreeSet<Addr>;
+
+/// The private memory of one process, and of its parent where it may still share some.
+struct Private<'s, 'p> {
+    source: Source<'s>,
+    parent: Option<(Source<'s>, &'p Record)>,
+    inherits: Option<inherit::Record>,
+    pieces: Vec<Piece>,
+}
+
+impl<'s, 'p> Private<'s, 'p> {
+    fn new(source: Source<'s>, parent: Option<(Source<'s>, &'p Record)>) -> Private<'s, 'p> {
+        let inherits = parent.as_ref().map(|_| inherit::Record::default());
+        Private { source, parent, inherits, pieces: Vec::new() }
+    }
+
+    /// What of an area must travel: `whole`, all of it. `until`: how far the kernel may look beyond it.
+    fn add(&mut self, area: &vma::Record, whole: bool, until: u64) -> Result<()> {
+        let mut zeros = if area.backing == Backing::Anonymous { Zeros::Leave } else { Zeros::Keep };
+        let mut ranges = pages::ranges(&mut self.source, area, until)?;
+        if whole {
+            ranges = vec![(area.start.0, area.end.0)];
+        } else if let (Some((theirs, record)), Some(inherits)) = (&mut self.parent, &mut self.inherits) {
+            let copy = record.areas.iter().find(|a| inherit::is_copy(area, a)).filter(|_| !area.shared);
+            if let Some(copy) = copy {
+                let pages = pages::ranges(theirs, copy, copy.end.0)?;
+                let difference = inherit::compare(&self.source, &ranges, theirs, &pages)?;
+                inherits.dropped.extend(difference.dropped.iter().map(|(a, b)| (Addr(*a), Addr(*b))));
+                ranges = difference.changed;
+                zeros = Zeros::Keep;
+            }
+        }
+        self.pieces.extend(Piece::of(&ranges, zeros));
+        Ok(())
+    }
+
+    fn copy(self, out: &mut impl Write, offset: &mut u64) -> Result<(Vec<PageRun>, Option<inherit::Record>)> {
+        let runs = pages::copy(&self.source, self.pieces.into_iter(), out, PAGES, offset)?;
+        Ok((runs, self.inherits))
+    }
+}
 
 /// What was collected of memory so far.
 pub struct Memory<'w> {
@@ -50,64 +110,86 @@ impl<'w> Memory<'w> {
         })
     }
 
-    /// The shared objects and the vdso's digest, once the pages are written.
+    /// The shared objects and the vdso's digest, once all processes were collected.
     ///
     /// # Errors
     /// The image cannot be written.
-    pub fn finish(self, gather: &mut Gather<'_>) -> Result<(Objects, Option<Digest>)> {
-        self.out.finish()?;
-        self.ghosts.finish(gather)?;
-        Ok((self.objects.into_values().collect(), self.vdso))
+    pub fn shared(&mut self, gather: &mut Gather<'_>) -> Result<(Objects, Option<Digest>)> {
+        std::mem::take(&mut self.ghosts).finish(gather)?;
+        Ok((std::mem::take(&mut self.objects).into_values().collect(), self.vdso))
+    }
+
+    /// All pages are written.
+    ///
+    /// # Errors
+    /// The image cannot be written.
+    pub fn finish(self) -> Result<()> {
+        Ok(self.out.finish().map(drop)?)
     }
 
     /// One address space.
     ///
     /// # Errors
     /// A mapping that cannot be captured, by name.
-    pub fn collect(
-        &mut self,
-        proc: &OwnedFd,
-        pid: i32,
-        layout: layout::Record,
-        (smaps, mut policies): (&[Smap], BTreeMap<Addr, policy::Record>),
-        parent: Option<(i32, &Record)>,
-        gather: &mut Gather<'_>,
-    ) -> Result<Record> {
-        let mut source = Source::open(proc.as_fd(), pid)?;
-        let parent = parent.filter(|(_, record)| is_fork(&layout, &record.layout));
-        let mut parent =
+    pub fn collect(&mut self, proc: &OwnedFd, job: Job<'_>, gather: &mut Gather<'_>) -> Result<(Record, Later)> {
+        let Job { pid, layout, smaps, mut policies, parent, later } = job;
+        let parent =
             parent.map(|(pid, record)| Ok::<_, Cause>((Source::open(proc.as_fd(), pid)?, record))).transpose()?;
-        let mut inherits = parent.as_ref().map(|_| inherit::Record::default());
+        let mut private = Private::new(Source::open(proc.as_fd(), pid)?, parent);
         let mut areas = Vec::with_capacity(smaps.len());
-        let mut pieces = Vec::new();
+        let mut whole = Later::default();
         // Shared memory can be large, and its pages do not count here: no scan goes through it.
         let fences: Vec<u64> = smaps.iter().filter(|s| s.map.perms.shared).map(|s| s.map.start).collect();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
-            let Some(mut area) = vma::collect(smap, &mut |s| self.backing(s, &mut source, gather))? else { continue };
+            let file = &mut |s: &Smap| self.backing(s, &mut private.source, gather);
+            let Some(mut area) = vma::collect(smap, file)? else { continue };
             area.policy = policies.remove(&area.start);
             if area.backing == Backing::Vdso {
-                self.check_vdso(&source, &area)?;
+                self.check_vdso(&private.source, &area)?;
             }
-            let mut zeros = if area.backing == Backing::Anonymous { Zeros::Leave } else { Zeros::Keep };
-            let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
-            let mut ranges = pages::ranges(&mut source, &area, *fence.unwrap_or(&pages::END))?;
-            if is_ghost_mapping(smap, &area) {
-                ranges = vec![(area.start.0, area.end.0)];
-            } else if let (Some((theirs, record)), Some(inherits)) = (&mut parent, &mut inherits) {
-                let copy = record.areas.iter().find(|a| inherit::is_copy(&area, a)).filter(|_| !area.shared);
-                if let Some(copy) = copy {
-                    let pages = pages::ranges(theirs, copy, copy.end.0)?;
-                    let difference = inherit::compare(&source, &ranges, theirs, &pages)?;
-                    inherits.dropped.extend(difference.dropped.iter().map(|(a, b)| (Addr(*a), Addr(*b))));
-                    ranges = difference.changed;
-                    zeros = Zeros::Keep;
-                }
+            let ghost = is_ghost_mapping(smap, &area);
+            if later && area.is_copied_by_fork() {
+                whole.extend(ghost.then_some(area.start));
+            } else {
+                let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
+                private.add(&area, ghost, *fence.unwrap_or(&pages::END))?;
             }
-            pieces.extend(Piece::of(&ranges, zeros));
             areas.push(area);
         }
-        let runs = pages::copy(&source, pieces.into_iter(), &mut self.out, PAGES, &mut self.offset)?;
-        Ok(Record { layout, areas, pages: runs, inherits })
+        let (pages, inherits) = private.copy(&mut self.out, &mut self.offset)?;
+        Ok((Record { layout, areas, pages, inherits }, whole))
+    }
+
+    /// What was left for later of an address space, from a copy of its process. `parent`: likewise a copy, with its areas. How
+    /// many bytes there were.
+    ///
+    /// # Errors
+    /// The copy is gone, or the image cannot be written.
+    pub fn complete(
+        &mut self,
+        proc: &OwnedFd,
+        (twin, whole): (i32, &Later),
+        parent: Option<(i32, &Record)>,
+        record: &mut Record,
+    ) -> Result<u64> {
+        let parent = parent.filter(|_| record.inherits.is_some());
+        let parent =
+            parent.map(|(twin, theirs)| Ok::<_, Cause>((Source::of_copy(proc.as_fd(), twin)?, theirs))).transpose()?;
+        let mut private = Private::new(Source::of_copy(proc.as_fd(), twin)?, parent);
+        let fences: Vec<u64> = record.areas.iter().filter(|a| a.shared).map(|a| a.start.0).collect();
+        for area in record.areas.iter().filter(|area| area.is_copied_by_fork()) {
+            let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
+            private.add(area, whole.contains(&area.start), *fence.unwrap_or(&pages::END))?;
+        }
+        let before = self.offset;
+        let (runs, inherits) = private.copy(&mut self.out, &mut self.offset)?;
+        record.pages.extend(runs);
+        record.pages.sort_by_key(|run| run.addr);
+        if let (Some(own), Some(more)) = (&mut record.inherits, inherits) {
+            own.dropped.extend(more.dropped);
+            own.dropped.sort();
+        }
+        Ok(self.offset - before)
     }
 
     fn check_vdso(&mut self, source: &Source<'_>, area: &vma::Record) -> Result<()> {
@@ -210,7 +292,7 @@ fn is_file(map: &yendor_proc::maps::Map) -> bool {
 }
 
 /// Whether a process still runs the program that its parent ran when it was forked.
-fn is_fork(child: &layout::Record, parent: &layout::Record) -> bool {
+pub fn is_fork(child: &layout::Record, parent: &layout::Record) -> bool {
     (child.code, child.data, child.stack, child.arguments) == (parent.code, parent.data, parent.stack, parent.arguments)
 }
 

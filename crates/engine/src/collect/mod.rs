@@ -14,6 +14,7 @@ mod process;
 mod restriction;
 mod security;
 mod space;
+mod twins;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,13 +40,14 @@ use yendor_task::tree::{FrozenTree, read_proc};
 use crate::error::{At, Error, Result, Step, With};
 use crate::state;
 
-pub use address_space::Memory;
+use address_space::Memory;
 use ahead::Ahead;
 use descriptor::Held;
 use peer::Peers;
 use process::{Answered, View};
 pub use security::labels as labels_of;
-use space::Space;
+use space::{Collected, Left, Space};
+pub use twins::Twins;
 use watch::Watch;
 
 /// What is known of a process before anything is asked.
@@ -84,13 +86,14 @@ fn innermost(ids: Option<&[i32]>, outer: i32) -> NsPid {
 ///
 /// # Errors
 /// The first thing that cannot be captured, by name. The tree is unharmed.
-pub fn collect(
+pub fn collect<'w>(
     tree: &FrozenTree,
     gather: &mut Gather<'_>,
-    writer: &Writer,
+    writer: &'w Writer,
     container: Container,
     of: Option<(&state::State, &Path)>,
-) -> Result<Snapshot> {
+    twins: Option<&mut Twins>,
+) -> Result<(Snapshot, Rest<'w>)> {
     let proc = gather.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let order = in_order(tree, &proc)?;
     let living = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
@@ -130,7 +133,7 @@ pub fn collect(
         })?;
         let (modules, watch, peers) = (&modules, &mut watch, peers.as_ref());
         let lost = Vec::new();
-        let mut asker = Asker { tree, order, proc, root, modules, watch, peers, ahead, copies: sender, lost };
+        let mut asker = Asker { tree, order, proc, root, modules, watch, peers, ahead, copies: sender, twins, lost };
         let asked = asker.ask_everybody(mine);
         wanted.store(asked.is_ok(), Relaxed);
         let lost = std::mem::take(&mut asker.lost);
@@ -140,11 +143,11 @@ pub fn collect(
         let copied = copied?;
         asked.map(|asked| (asked, copied, lost))
     });
-    let (mut completes, mut copied, lost) = asked?;
+    let (mut completes, Collected { mut records, left }, lost) = asked?;
     gather.lost.extend(lost.into_iter().map(|object| (peer::KIND.to_owned(), object)));
     let mut processes = Vec::with_capacity(order.len());
     for (place, facts) in order.iter().enumerate() {
-        let state = match (completes.remove(&place), copied.remove(&place)) {
+        let state = match (completes.remove(&place), records.remove(&place)) {
             (Some(complete), Some(memory)) => State::Alive(Box::new(complete(memory))),
             _ => State::Zombie(facts.stat.exit_code),
         };
@@ -157,10 +160,10 @@ pub fn collect(
         });
     }
     gather.finish().at(Step::Collect)?;
-    let (objects, vdso) = memory.finish(gather).at(Step::Store)?;
+    let (objects, vdso) = memory.shared(gather).at(Step::Store)?;
     let security = security::collect(&modules, &processes);
     let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
-    Ok(Snapshot {
+    let snapshot = Snapshot {
         machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso, security },
         container,
         processes,
@@ -168,7 +171,41 @@ pub fn collect(
         objects,
         restrictions,
         lost: std::mem::take(&mut gather.lost),
-    })
+    };
+    Ok((snapshot, Rest { memory, left, proc }))
+}
+
+/// What is left to be read when the tree runs again.
+pub struct Rest<'w> {
+    memory: Memory<'w>,
+    left: Vec<Left>,
+    proc: OwnedFd,
+}
+
+impl Rest<'_> {
+    /// Reads it into a snapshot. How many bytes there were.
+    ///
+    /// # Errors
+    /// A copy is gone, or the image cannot be written.
+    pub fn read(mut self, snapshot: &mut Snapshot) -> Result<u64> {
+        let mut bytes = 0;
+        for Left { place, inside, twin, parent, whole } in &self.left {
+            let beside = parent.and_then(|place| self.left.iter().find(|l| l.place == place));
+            let theirs = beside.and_then(|l| Some((l.twin, alive(&mut snapshot.processes, l.place)?.memory.clone())));
+            let theirs = theirs.as_ref().map(|(twin, record)| (*twin, record));
+            let Some(own) = alive(&mut snapshot.processes, *place) else { continue };
+            let read = self.memory.complete(&self.proc, (*twin, whole), theirs, &mut own.memory);
+            bytes += read.at(Step::Store).task(*inside)?;
+        }
+        self.memory.finish().at(Step::Store)?;
+        Ok(bytes)
+    }
+}
+
+fn alive(processes: &mut [Record], place: usize) -> Option<&mut Alive> {
+    processes
+        .get_mut(place)
+        .and_then(|p| if let State::Alive(alive) = &mut p.state { Some(&mut **alive) } else { None })
 }
 
 /// How many processes that have answered may wait to be copied, with what is known of their mappings.
@@ -192,6 +229,8 @@ struct Asker<'a> {
     peers: Option<&'a Peers>,
     ahead: Ahead,
     copies: SyncSender<(usize, Space)>,
+    /// Where copies of processes are kept, if the tree shall run on.
+    twins: Option<&'a mut Twins>,
     /// What is lost, as the caller has allowed.
     lost: Vec<String>,
 }
@@ -212,6 +251,7 @@ impl Asker<'_> {
                     modules: self.modules,
                     watch: self.watch,
                     peers: self.peers,
+                    runs_on: self.twins.is_some(),
                 };
                 let mine = mine.remove(&facts.pid).unwrap_or_default();
                 let texts = self.ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
@@ -223,7 +263,10 @@ impl Asker<'_> {
             let mut adopting = Vec::new();
             for ((asking, told), (place, facts, _)) in asking.into_iter().zip(told).zip(&gang) {
                 let answered = asking.answered(told, &mut unknown_stops).at(Step::Collect).task(facts.inside().0)?;
-                let Answered { space, adopts, lost, complete } = answered;
+                let Answered { space, adopts, twin, lost, complete } = answered;
+                if let (Some(twins), Some(twin)) = (&mut self.twins, twin) {
+                    twins.add(facts.pid, twin).at(Step::Collect).task(facts.inside().0)?;
+                }
                 self.lost.extend(lost);
                 adopting.push((facts.pid, adopts));
                 completes.insert(*place, complete);

@@ -17,6 +17,7 @@ use yendor_proc::status::Status;
 use yendor_proc::{personality, status};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
+use yendor_task::live::twin::{self, Twin};
 use yendor_task::live::{self, Borrowed, Loan, Region, RegionKind, Registers};
 use yendor_task::script::out;
 use yendor_task::tree::read_proc;
@@ -27,6 +28,7 @@ use super::ahead::Texts;
 use super::descriptor::{Doubts, Held};
 use super::peer::{Look, Peers};
 use super::space::Space;
+use super::twins;
 use super::watch::Watch;
 
 /// What all processes of a tree are looked at with.
@@ -40,6 +42,8 @@ pub struct View<'a> {
     pub modules: &'a Here,
     /// What tasks have forbidden themselves.
     pub watch: &'a Watch,
+    /// Whether the tasks shall run on at once: then large memory is copied by fork.
+    pub runs_on: bool,
     /// Whom tasks look at that nobody watched.
     pub peers: Option<&'a Peers>,
 }
@@ -71,6 +75,8 @@ pub struct Answered {
     pub space: Space,
     /// Whether it adopts orphans.
     pub adopts: bool,
+    /// A copy of it, to read its memory from.
+    pub twin: Option<Twin>,
     /// What is lost with it, as the caller has allowed.
     pub lost: Vec<String>,
     /// Its record, once its memory is copied.
@@ -106,6 +112,8 @@ pub struct Told {
     /// The registers that each thread had.
     registers: Vec<Registers>,
     more: More,
+    /// A copy of it.
+    twin: Option<Twin>,
 }
 
 /// What could only be asked when the first answers were there.
@@ -175,6 +183,12 @@ impl<'a> Asking<'a> {
         Some(Stop { signal, known: !unknown.contains(&self.facts.inside().0) })
     }
 
+    /// Whether its memory is copied by fork.
+    fn wants_twin(&self) -> bool {
+        let may = || self.restricted.first().is_some_and(|restricted| self.view.watch.may(restricted, &twin::CALLS));
+        self.view.runs_on && twins::pays(self.facts) && may()
+    }
+
     fn loan(&self) -> Result<Loan<'a>> {
         let size = Borrowed::size(self.threads.len()) as u64;
         let base = hole(&self.regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
@@ -187,7 +201,7 @@ impl<'a> Asking<'a> {
     /// # Errors
     /// What cannot be captured.
     pub fn answered(mut self, told: Told, unknown_stops: &mut BTreeSet<i32>) -> Result<Answered> {
-        let Told { registers, more: More { waiting, policies } } = told;
+        let Told { registers, more: More { waiting, policies }, twin } = told;
         let (mut shared_pending, _) = std::mem::take(&mut self.queued);
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
@@ -241,8 +255,9 @@ impl<'a> Asking<'a> {
             attributes,
             threads,
         });
-        let space = Space { pid: facts.pid, brk, auxv, smaps, policies: policies.into_iter().collect() };
-        Ok(Answered { space, adopts, lost, complete })
+        let policies = policies.into_iter().collect();
+        let space = Space { pid: facts.pid, brk, auxv, smaps, policies, twin: twin.as_ref().map(Twin::tid) };
+        Ok(Answered { space, adopts, twin, lost, complete })
     }
 
     /// What its threads may have that nobody knows of.
@@ -340,10 +355,11 @@ pub fn ask_all(all: &mut [Asking<'_>], robust: &mut RobustList) -> std::result::
     let mut borrowed = Borrowed::all(loans, robust).map_err(cause)?;
     let registers: Vec<Vec<_>> = borrowed.iter().map(|b| b.registers().collect()).collect();
     let answered = answers(all, &mut borrowed);
-    let given_back = Borrowed::give_back(borrowed, robust).map_err(cause);
-    let answered = answered?;
-    given_back?;
-    let told = answered.into_iter().zip(registers).map(|(more, registers)| Told { registers, more });
+    let wanted: Vec<bool> = all.iter().map(|asking| answered.is_ok() && asking.wants_twin()).collect();
+    let given_back = Borrowed::give_back(borrowed, &wanted, robust).map_err(cause);
+    let (answered, twins) = (answered?, given_back?);
+    let told = answered.into_iter().zip(registers).zip(twins);
+    let told = told.map(|((more, registers), twin)| Told { registers, more, twin });
     Ok(told.collect())
 }
 

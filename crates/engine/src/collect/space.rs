@@ -11,7 +11,8 @@ use yendor_kinds::memory::{Record, layout, policy};
 use yendor_kinds::{Cause, Named};
 use yendor_proc::smaps::Smap;
 
-use super::{Facts, Memory};
+use super::Facts;
+use super::address_space::{Job, Later, Memory, is_fork};
 use crate::error::{At, Result, Step, With};
 
 /// The address space of a process that has answered, which is its own again.
@@ -26,6 +27,31 @@ pub struct Space {
     pub smaps: Vec<Smap>,
     /// The memory policies of those that have one, by where they start.
     pub policies: BTreeMap<Addr, policy::Record>,
+    /// A copy of the process, as the tracer sees it: what only this process has is read from there, later.
+    pub twin: Option<i32>,
+}
+
+/// Address spaces that were collected.
+#[derive(Default)]
+pub struct Collected {
+    /// By the place of the process.
+    pub records: BTreeMap<usize, Record>,
+    /// What is left, parents before children.
+    pub left: Vec<Left>,
+}
+
+/// An address space of which private memory is left to be read, from a copy of the process.
+pub struct Left {
+    /// The place of the process.
+    pub place: usize,
+    /// Its id inside.
+    pub inside: i32,
+    /// The copy, as the tracer sees it.
+    pub twin: i32,
+    /// The place of the parent whose memory it may share, which is left, too.
+    pub parent: Option<usize>,
+    /// What is read as a whole.
+    pub whole: Later,
 }
 
 /// Copies what comes, which is in the order of `order`, each with its place there, until nobody sends any more.
@@ -38,23 +64,29 @@ pub fn copy_all(
     gather: &mut Gather<'_>,
     proc: &OwnedFd,
     order: &[Facts],
-) -> Result<BTreeMap<usize, Record>> {
+) -> Result<Collected> {
     let places: BTreeMap<i32, usize> = order.iter().enumerate().map(|(i, f)| (f.pid, i)).collect();
-    let mut done = BTreeMap::new();
-    for (place, Space { pid, brk, auxv, smaps, policies }) in spaces {
+    let Collected { mut records, mut left } = Collected::default();
+    for (place, Space { pid, brk, auxv, smaps, policies, twin }) in spaces {
         let Some(facts) = order.get(place) else { continue };
         let inside = facts.inside().0;
         let exe = executable(pid, proc, memory, gather).at(Step::Collect).task(inside)?;
         let layout = layout::collect(&facts.stat, brk, auxv, exe);
         // Only a child that its parent itself will bear starts with a copy (see rebuild::plan).
-        let parent = places.get(&facts.status.ppid).and_then(|i| Some((order.get(*i)?, done.get(i)?)));
         let bears = |parent: &Facts| facts.stat.session == pid || parent.stat.session == facts.stat.session;
-        let parent = parent.filter(|(parent, _)| bears(parent)).map(|(parent, record)| (parent.pid, record));
-        let record =
-            memory.collect(proc, pid, layout, (&smaps, policies), parent, gather).at(Step::Collect).task(inside)?;
-        done.insert(place, record);
+        let forked = |i: &usize| records.get(i).is_some_and(|parent: &Record| is_fork(&layout, &parent.layout));
+        let parent =
+            places.get(&facts.status.ppid).copied().filter(|i| order.get(*i).is_some_and(bears)).filter(forked);
+        // What one of them has now is compared with what the other has now.
+        let with = parent.filter(|i| left.iter().any(|l: &Left| l.place == *i));
+        let twin = twin.filter(|_| parent.is_none() || with.is_some());
+        let parent = parent.and_then(|i| Some((order.get(i)?.pid, records.get(&i)?)));
+        let job = Job { pid, layout, smaps: &smaps, policies, parent, later: twin.is_some() };
+        let (record, whole) = memory.collect(proc, job, gather).at(Step::Collect).task(inside)?;
+        records.insert(place, record);
+        left.extend(twin.map(|twin| Left { place, inside, twin, parent: with, whole }));
     }
-    Ok(done)
+    Ok(Collected { records, left })
 }
 
 fn executable(

@@ -136,6 +136,22 @@ impl Watch {
     /// # Errors
     /// `Unsupported`, naming the call.
     pub fn permits(&self, restricted: &Restricted, calls: &[Call]) -> Result<()> {
+        let asked = calls.iter().map(|call| {
+            let mut args = [Some(0); 6];
+            for (known, arg) in args.iter_mut().zip(&call.args) {
+                *known = if let Arg::Value(v) = arg { Some(*v) } else { None };
+            }
+            (call.nr, args)
+        });
+        self.judge(restricted, ALWAYS.iter().map(|nr| (*nr, [None; 6])).chain(asked))
+    }
+
+    /// Whether a thread's filters let it make these calls, whatever their arguments.
+    pub fn may(&self, restricted: &Restricted, calls: &[Nr]) -> bool {
+        self.judge(restricted, calls.iter().map(|nr| (*nr, [None; 6]))).is_ok()
+    }
+
+    fn judge(&self, restricted: &Restricted, calls: impl Iterator<Item = (Nr, [Option<u64>; 6])>) -> Result<()> {
         let own = restricted.filters.iter().map(|number| {
             let filter = self.record.as_ref().and_then(|r| r.filter(*number));
             filter.and_then(|f| seccomp::program(&f.program.0))
@@ -145,15 +161,7 @@ impl Watch {
         if filters.is_empty() {
             return Ok(());
         }
-        let always = ALWAYS.iter().map(|nr| (*nr, [None; 6]));
-        let asked = calls.iter().map(|call| {
-            let mut args = [Some(0); 6];
-            for (known, arg) in args.iter_mut().zip(&call.args) {
-                *known = if let Arg::Value(v) = arg { Some(*v) } else { None };
-            }
-            (call.nr, args)
-        });
-        for (nr, args) in always.chain(asked) {
+        for (nr, args) in calls {
             let number = u32::try_from(nr.raw()).unwrap_or(u32::MAX);
             let call = seccomp::Call { nr: number, arch: seccomp::ARCH, ip: None, args };
             let verdict = seccomp::verdict(filters.iter().map(Vec::as_slice), &call);

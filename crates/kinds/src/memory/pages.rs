@@ -31,6 +31,8 @@ pub struct Source<'a> {
     pub mem: OwnedFd,
     /// /proc.
     pub proc: BorrowedFd<'a>,
+    /// Whether it is a copy that shares its pages with who goes on writing: only /proc/PID/mem leaves them shared.
+    copy: bool,
     scanned: Stretch,
 }
 
@@ -48,13 +50,25 @@ impl<'a> Source<'a> {
     /// # Errors
     /// `EACCES` when it may not be traced.
     pub fn open(proc: BorrowedFd<'a>, pid: i32) -> Result<Source<'a>> {
+        Source::new(proc, pid, false)
+    }
+
+    /// Opens the memory of a task that fork has made of another.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of_copy(proc: BorrowedFd<'a>, pid: i32) -> Result<Source<'a>> {
+        Source::new(proc, pid, true)
+    }
+
+    fn new(proc: BorrowedFd<'a>, pid: i32, copy: bool) -> Result<Source<'a>> {
         use rustix::fs::{Mode, OFlags, openat};
         let open = |name: &str| {
             let path = format!("{pid}/{name}");
             openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .named("openat", || format!("/proc/{path}"))
         };
-        Ok(Source { pid, pagemap: open("pagemap")?, mem: open("mem")?, proc, scanned: Stretch::default() })
+        Ok(Source { pid, pagemap: open("pagemap")?, mem: open("mem")?, proc, copy, scanned: Stretch::default() })
     }
 
     /// The runs of pages in `start..end` that hold something. A scan may go on until `until`, which helps with what is asked
@@ -85,7 +99,7 @@ impl<'a> Source<'a> {
     /// # Errors
     /// What /proc/PID/mem says.
     pub fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
-        if vm::read_exact(self.pid, at, buf).is_ok() {
+        if !self.copy && vm::read_exact(self.pid, at, buf).is_ok() {
             return Ok(());
         }
         let mut done = 0;
@@ -222,10 +236,11 @@ impl Batch {
     fn read(&mut self, source: &Source<'_>) -> Result<()> {
         self.buffer.resize(usize::try_from(std::mem::take(&mut self.bytes)).unwrap_or(0), 0);
         let ranges: Vec<(u64, usize)> = self.pieces.iter().map(|p| (p.start, p.len())).collect();
-        if vm::read_ranges(source.pid, &ranges, &mut self.buffer).is_ok_and(|n| n == self.buffer.len()) {
+        if !source.copy && vm::read_ranges(source.pid, &ranges, &mut self.buffer).is_ok_and(|n| n == self.buffer.len())
+        {
             return Ok(());
         }
-        // Some of it the task itself may not read.
+        // Some of it the task itself may not read, or it is a copy.
         let mut rest = self.buffer.as_mut_slice();
         for (at, len) in ranges {
             let (chunk, after) = rest.split_at_mut(len);

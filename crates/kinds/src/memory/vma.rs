@@ -230,6 +230,13 @@ impl Record {
         matches!(self.backing, Backing::Vdso | Backing::Vvar | Backing::VvarClock)
     }
 
+    /// Whether fork gives a child a copy of it.
+    #[must_use]
+    pub fn is_copied_by_fork(&self) -> bool {
+        let not = [Flag::DontFork, Flag::WipeOnFork, Flag::Droppable];
+        !self.shared && !self.is_kernel() && !self.flags.iter().any(|flag| not.contains(flag))
+    }
+
     fn has(&self, flag: Flag) -> bool {
         self.flags.contains(&flag)
     }

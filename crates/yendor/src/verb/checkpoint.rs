@@ -114,13 +114,14 @@ impl Checkpoint {
     }
 
     fn report(&self, image: &Image, summary: &Summary, total: u64) {
-        let Summary { timings, stopped_us, bytes, tasks, files, lost, seal: _ } = summary;
+        let Summary { timings, stopped_us, bytes, read_later, tasks, files, lost, seal: _ } = summary;
         if self.json {
             let mut phases = print::phases_json(timings);
             phases.insert("stopped_us".into(), json!(stopped_us));
             let text = json!({
                 "phases": phases, "total_us": total, "image": image.reference.to_string(),
                 "path": image.path.to_string_lossy(), "name": self.container, "pid": self.pid, "bytes": bytes,
+                "read_later": read_later,
                 "tasks": tasks, "files": files, "lost": lost,
             });
             print::out(&text.to_string());
@@ -131,8 +132,12 @@ impl Checkpoint {
         }
         let (size, time, stopped) = (print::bytes(*bytes), print::micros(total), print::micros(*stopped_us));
         let phases = print::phases(timings);
+        let later = match read_later {
+            0 => String::new(),
+            bytes => format!("; {} read while it ran", print::bytes(*bytes)),
+        };
         print::note(&format!(
-            "{}, {}, {size} in {time} ({phases}; stopped {stopped})",
+            "{}, {}, {size} in {time} ({phases}; stopped {stopped}{later})",
             print::count(*tasks, "task"),
             print::count(*files, "file")
         ));
