@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use yendor_tests::{Flavour, PATIENCE, Random, Started, Yendor, lead_a_session, probe, rounds, wait_until};
 
@@ -11,11 +12,13 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("paths of tests are UTF-8")
 }
 
-/// Processes called as a copy is.
-fn copies() -> Vec<String> {
-    let processes = fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.path());
-    let comm = |path: &Path| fs::read_to_string(path.join("comm")).unwrap_or_default();
-    processes.filter(|path| comm(path) == "yendor-scratch\n").map(|path| path.display().to_string()).collect()
+/// What copies are called that processes of a test have as children, dead ones too.
+fn copies(yendor: &Yendor) -> usize {
+    let children =
+        |pid: &libc::pid_t| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let all: String = yendor.tasks_left().iter().map(children).collect();
+    let comm = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    all.split_whitespace().filter(|pid| comm(pid) == "yendor-scratch\n").count()
 }
 
 /// A checkpoint of what runs on; it must have been read later.
@@ -23,8 +26,8 @@ fn read_later(yendor: &Yendor, what: &[&str], image: &Path) {
     let words = [&["checkpoint", "--json", "--leave-running", "-o", text(image)], what].concat();
     let json = yendor.call(&words).exits(0).json();
     let bytes = json["read_later"].as_u64().expect("a number");
-    // The memory of both processes but for what they share, and what fork does not copy.
-    assert!(bytes > 40 << 20, "{json}");
+    // Much of the memory of both processes: a thread may have just begun.
+    assert!(bytes > 20 << 20, "{json}");
 }
 
 /// What was taken goes on from its instant and finds nothing wrong.
@@ -66,16 +69,44 @@ fn a_tree_of_one_instant(flavour: Flavour) {
     for round in 0..3 {
         let image = yendor.path(&format!("image-{round}"));
         read_later(&yendor, &["--pid", &pid.to_string()], &image);
-        // Nothing is left of it but the child that the program itself has made.
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
-        assert_eq!(children.split_whitespace().count(), 1, "{children}; {:?}", copies());
+        assert_eq!(copies(&yendor), 0);
         lives(&yendor, &image);
     }
     assert!(started.ended(Duration::ZERO).is_none(), "{}", said());
     started.kill();
 }
 
+/// SIGKILL for the checkpoint, mostly while it reads from copies: they go with it, and the next one finds nothing of them.
+fn killed_while_it_reads(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let container = yendor.fresh("writer");
+    yendor.run_detached(&container, &[text(&probe("writer"))]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let image = yendor.path("image");
+    let begin = Instant::now();
+    read_later(&yendor, &[&container], &image);
+    let duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
+    for _ in 0..rounds(10, 200) {
+        // What the last one has made, or not.
+        let _ = fs::remove_dir_all(&image);
+        let mut command = yendor.command(&["checkpoint", "--leave-running", "-o", text(&image), &container]);
+        let mut started = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        std::thread::sleep(Duration::from_micros(random.below(duration)));
+        started.kill();
+    }
+    let _ = fs::remove_dir_all(&image);
+    read_later(&yendor, &[&container], &image);
+    let tree = yendor.call(&["inspect", "--tree", text(&image)]).exits(0).stdout;
+    assert!(!tree.contains("scratch") && !tree.contains("zombie"), "{tree}");
+    lives(&yendor, &image);
+    assert_eq!(copies(&yendor), 0);
+    yendor.kill(&container, "USR1");
+    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+}
+
 yendor_tests::flavours! {
+    killed_while_it_reads
     of_one_instant
     a_tree_of_one_instant
 }

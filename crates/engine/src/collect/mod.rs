@@ -95,7 +95,11 @@ pub fn collect<'w>(
     twins: Option<&mut Twins>,
 ) -> Result<(Snapshot, Rest<'w>)> {
     let proc = gather.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
-    let order = in_order(tree, &proc)?;
+    let (order, mut twins) = (in_order(tree, &proc)?, twins);
+    let (left_over, order): (Vec<_>, Vec<_>) = order.into_iter().partition(twins::is_left_over);
+    if let Some(twins) = &mut twins {
+        left_over.iter().for_each(|facts| twins.found(facts));
+    }
     let living = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let ahead = Ahead::start(own, living).at(Step::Collect)?;

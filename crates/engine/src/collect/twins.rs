@@ -18,11 +18,16 @@ pub fn pays(facts: &Facts) -> bool {
     facts.status.rss_anon.unwrap_or(0) >= LEAST
 }
 
+/// A copy that a checkpoint which was killed has left unburied.
+pub fn is_left_over(facts: &Facts) -> bool {
+    facts.status.state == b'Z' && facts.status.name == twin::NAME
+}
+
 /// All copies of a tree. When they are dropped, and the tree runs again, nothing of them is left in it.
 #[derive(Debug)]
 pub struct Twins {
     proc: OwnedFd,
-    all: Vec<(Owner, Twin)>,
+    all: Vec<(Owner, Option<Twin>)>,
 }
 
 /// Whose copy it is.
@@ -44,6 +49,11 @@ impl Twins {
         Ok(Twins { proc, all: Vec::new() })
     }
 
+    /// One that is left over is buried with the others.
+    pub fn found(&mut self, facts: &Facts) {
+        self.all.push((Owner { pid: facts.status.ppid, twin: facts.inside().0 }, None));
+    }
+
     /// Keeps the copy of a process.
     ///
     /// # Errors
@@ -54,7 +64,7 @@ impl Twins {
             status::parse(&text).map_err(|_| SysError::new("read", format!("{tid}/status"), yendor_sys::Errno::PROTO))
         });
         let inside = status.as_ref().ok().and_then(|s| s.ns_pid.as_ref()?.last().copied()).unwrap_or(tid);
-        self.all.push((Owner { pid, twin: inside }, twin));
+        self.all.push((Owner { pid, twin: inside }, Some(twin)));
         status?;
         // Where memory runs short, it goes first.
         if let Err(e) = std::fs::write(

@@ -20,6 +20,9 @@ use crate::arena::RunError;
 use crate::nr::Nr;
 use crate::stop::{StopError, Stopped};
 
+/// What it is called: see [`super::SCRATCH`].
+pub const NAME: &[u8] = b"yendor-scratch";
+
 /// The calls that it takes: a seccomp filter of the program must allow them.
 pub const CALLS: [Nr; 4] = [Nr::CLONE, Nr::PRCTL, Nr::CLOSE_RANGE, Nr::EXIT_GROUP];
 
