@@ -112,6 +112,8 @@ const SMALL: Step =
 const THOUSAND: Step = Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "sh", "-c", TREE]));
 const GIBIBYTE: Step =
     Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "{xtask}", "yardstick", "hold", "1073741824"]));
+const FOUR_GIBIBYTES: Step =
+    Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "{xtask}", "yardstick", "hold", "4294967296"]));
 const READY: Step = Step::Await("ready");
 
 /// A namespace of each sort and a process in them: the least that a new container can cost.
@@ -204,6 +206,16 @@ pub(super) const ROWS: &[Row] = &[
         after: &[DROP_IMAGE],
         yardstick: WRITE,
         teardown: &[REMOVE, DROP_IMAGE, Step::Remove("{dir}/yardstick")],
+        rounds: 5,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "4 GiB of memory, left running",
+        setup: &[FOUR_GIBIBYTES, READY],
+        subject: Sample { run: CHECKPOINT, readings: &[at_most("stopped", STOPPED, 90), plain("in all", TOTAL)] },
+        after: &[DROP_IMAGE],
+        yardstick: UNSHARE,
+        teardown: &[REMOVE, DROP_IMAGE],
         rounds: 5,
         cpus: Cpus::All,
     },
