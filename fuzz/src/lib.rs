@@ -67,6 +67,7 @@ targets! {
     proc_personality: Bytes answers!(yendor_proc::personality::parse),
     proc_smaps: Bytes answers!(yendor_proc::smaps::parse),
     proc_stat: Bytes answers!(yendor_proc::stat::parse),
+    proc_meminfo: Bytes answers!(yendor_proc::meminfo::parse),
     proc_status: Bytes answers!(yendor_proc::status::parse),
     proc_syscall: Bytes answers!(yendor_proc::syscall::parse),
     proc_sysvipc_msg: Bytes answers!(yendor_proc::sysvipc::parse_msg),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use yendor_tests::{Flavour, PATIENCE, Random, Started, Yendor, lead_a_session, probe, rounds, wait_until};
+use yendor_tests::{Flavour, PATIENCE, Random, Started, Yendor, kill, lead_a_session, probe, rounds, wait_until};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("paths of tests are UTF-8")
@@ -14,11 +14,19 @@ fn text(path: &Path) -> &str {
 
 /// What copies are called that processes of a test have as children, dead ones too.
 fn copies(yendor: &Yendor) -> usize {
+    all_copies(yendor).len()
+}
+
+fn copy_of(yendor: &Yendor) -> Option<libc::pid_t> {
+    all_copies(yendor).first().copied()
+}
+
+fn all_copies(yendor: &Yendor) -> Vec<libc::pid_t> {
     let children =
         |pid: &libc::pid_t| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let all: String = yendor.tasks_left().iter().map(children).collect();
     let comm = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    all.split_whitespace().filter(|pid| comm(pid) == "yendor-scratch\n").count()
+    all.split_whitespace().filter(|pid| comm(pid) == "yendor-scratch\n").flat_map(str::parse).collect()
 }
 
 /// A checkpoint of what runs on; it must have been read later.
@@ -76,6 +84,43 @@ fn a_tree_of_one_instant(flavour: Flavour) {
     started.kill();
 }
 
+/// Where copies may take no memory, or are killed for it, the tasks wait; the image is as good.
+fn without_copies(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = yendor.fresh("writer");
+    yendor.run_detached(&container, &[text(&probe("writer"))]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let image = yendor.path("image");
+    let words = ["checkpoint", "--json", "--leave-running", "-o", text(&image), &container];
+    let json = yendor.call(&[&words[..], &["--max-extra-memory", "1M"]].concat()).exits(0).json();
+    assert_eq!(json["read_later"], 0, "{json}");
+    lives(&yendor, &image);
+    let mut killed = 0;
+    for _ in 0..20 {
+        fs::remove_dir_all(&image).expect("an image of our own");
+        let mut command = yendor.command(&words);
+        let mut started = Started::new(command.stdout(yendor.output("json")).stderr(yendor.output("json")));
+        let copy = || copy_of(&yendor);
+        if wait_until(PATIENCE, || copy().is_some() || started.ended(Duration::ZERO).is_some())
+            && let Some(copy) = copy()
+        {
+            kill(copy);
+            killed += 1;
+        }
+        let said = || fs::read_to_string(yendor.path("json")).unwrap_or_default();
+        let code = started.ended(PATIENCE).map(Started::code);
+        assert_eq!(code, Some(0), "{}", said());
+        if killed > 2 {
+            break;
+        }
+    }
+    assert!(killed > 0, "no copy was seen");
+    lives(&yendor, &image);
+    assert_eq!(copies(&yendor), 0);
+    yendor.kill(&container, "USR1");
+    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+}
+
 /// SIGKILL for the checkpoint, mostly while it reads from copies: they go with it, and the next one finds nothing of them.
 fn killed_while_it_reads(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -107,6 +152,7 @@ fn killed_while_it_reads(flavour: Flavour) {
 
 yendor_tests::flavours! {
     killed_while_it_reads
+    without_copies
     of_one_instant
     a_tree_of_one_instant
 }

@@ -44,6 +44,8 @@ pub enum Target {
 pub struct Options {
     /// The tasks run on afterwards.
     pub leave_running: bool,
+    /// How many bytes of memory copies of the tasks may take while they run on; none: what the machine has to spare.
+    pub max_extra_memory: Option<u64>,
     /// Who signs the image.
     pub sign: Option<Signer>,
     /// Who can open it; none: everybody.
@@ -100,9 +102,16 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
     }
     let begin = Instant::now();
     let mut pause = Duration::from_millis(5);
+    let mut most = options.max_extra_memory;
     loop {
-        match attempt(target, &proc, writer, options) {
-            Err(e) if matches!(*e.cause, Cause::Passing { .. }) && !e.broken && begin.elapsed() < PATIENCE => {
+        let before = most;
+        match attempt(target, &proc, writer, options, &mut most) {
+            // Whether it has passed by itself, or is done in another way now.
+            Err(e)
+                if matches!(*e.cause, Cause::Passing { .. })
+                    && !e.broken
+                    && (begin.elapsed() < PATIENCE || most != before) =>
+            {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(100));
                 writer = new_writer(target, output, options)?;
@@ -129,11 +138,17 @@ fn new_writer(target: &Target, output: &Path, options: &Options) -> Result<Write
 }
 
 /// One attempt; whatever hinders it, the tree runs on and nothing is left.
-fn attempt(target: &Target, proc: &OwnedFd, writer: Writer, options: &Options) -> Result<Summary> {
+fn attempt(
+    target: &Target,
+    proc: &OwnedFd,
+    writer: Writer,
+    options: &Options,
+    most: &mut Option<u64>,
+) -> Result<Summary> {
     let begin = Instant::now();
     let (top, root) = top(target, proc)?;
     // What must go when the tree runs again goes after it.
-    let mut twins = if options.leave_running { Some(Twins::new(proc).at(Step::Freeze)?) } else { None };
+    let mut twins = if options.leave_running { Some(Twins::new(proc, *most).at(Step::Freeze)?) } else { None };
     let tree = FrozenTree::freeze(proc.as_fd(), top, root).map_err(|e| not_ours(e, proc, top));
     let tree = tree.at(Step::Freeze)?;
     if let Some(pid) = tree.headless.first() {
@@ -156,7 +171,14 @@ fn attempt(target: &Target, proc: &OwnedFd, writer: Writer, options: &Options) -
         summary.stopped_us = us(begin);
     }
     let harm = |e: Error| Error { broken: touched, ..e };
-    summary.read_later = rest.read(&mut snapshot).map_err(harm)?;
+    summary.read_later = rest.read(&mut snapshot).map_err(|e| match twins.as_ref().is_some_and(Twins::is_short) {
+        true => {
+            // Without copies, then.
+            *most = Some(0);
+            harm(Error::new(Step::Store, Cause::passing(format!("the copy of a task was killed ({e})"))))
+        }
+        false => harm(e),
+    })?;
     drop(twins.take());
     writer.records(&snapshot).at(Step::Store).map_err(harm)?;
     // Whatever can fail still, before there is an image.

@@ -268,6 +268,13 @@ macro_rules! keyed {
 }
 pub(crate) use keyed;
 
+/// A number of KiB.
+pub(crate) fn kib(line: &mut Line<'_>, what: &'static str) -> Result<u64> {
+    let value = line.dec(what)?;
+    line.tag("kB").map_err(|_| line.bad(what))?;
+    Ok(value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{lines, number, unescape_newline, unescape_octal};

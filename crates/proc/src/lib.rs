@@ -19,6 +19,7 @@ pub mod id_map;
 pub mod limits;
 pub mod locks;
 pub mod maps;
+pub mod meminfo;
 pub mod mountinfo;
 pub mod net_unix;
 pub mod personality;

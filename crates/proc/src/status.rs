@@ -3,7 +3,7 @@
 //! Source: proc_pid_status(5); `fs/proc/array.c`, `proc_pid_status`; `fs/proc/task_mmu.c`, `task_mem`. Zombies and kernel
 //! threads have no memory lines, zombies no `Umask`.
 
-use crate::field::{Line, Result, keyed, lines, number, split_once};
+use crate::field::{Line, Result, keyed, kib, lines, number, split_once};
 
 const FILE: &str = "status";
 
@@ -192,12 +192,6 @@ fn flag(line: &mut Line<'_>, what: &'static str) -> Result<bool> {
         b"1" => Ok(true),
         _ => Err(line.bad(what)),
     }
-}
-
-fn kib(line: &mut Line<'_>, what: &'static str) -> Result<u64> {
-    let value = line.dec(what)?;
-    line.tag("kB").map_err(|_| line.bad(what))?;
-    Ok(value)
 }
 
 fn text(line: &mut Line<'_>, _what: &'static str) -> Result<Vec<u8>> {

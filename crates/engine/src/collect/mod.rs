@@ -255,7 +255,7 @@ impl Asker<'_> {
                     modules: self.modules,
                     watch: self.watch,
                     peers: self.peers,
-                    runs_on: self.twins.is_some(),
+                    room: self.twins.as_ref().map_or(0, |twins| twins.room()),
                 };
                 let mine = mine.remove(&facts.pid).unwrap_or_default();
                 let texts = self.ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
@@ -269,7 +269,7 @@ impl Asker<'_> {
                 let answered = asking.answered(told, &mut unknown_stops).at(Step::Collect).task(facts.inside().0)?;
                 let Answered { space, adopts, twin, lost, complete } = answered;
                 if let (Some(twins), Some(twin)) = (&mut self.twins, twin) {
-                    twins.add(facts.pid, twin).at(Step::Collect).task(facts.inside().0)?;
+                    twins.add(facts, twin).at(Step::Collect).task(facts.inside().0)?;
                 }
                 self.lost.extend(lost);
                 adopting.push((facts.pid, adopts));

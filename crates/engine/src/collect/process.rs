@@ -42,8 +42,8 @@ pub struct View<'a> {
     pub modules: &'a Here,
     /// What tasks have forbidden themselves.
     pub watch: &'a Watch,
-    /// Whether the tasks shall run on at once: then large memory is copied by fork.
-    pub runs_on: bool,
+    /// How many KiB of memory may be copied by fork.
+    pub room: u64,
     /// Whom tasks look at that nobody watched.
     pub peers: Option<&'a Peers>,
 }
@@ -184,9 +184,11 @@ impl<'a> Asking<'a> {
     }
 
     /// Whether its memory is copied by fork.
-    fn wants_twin(&self) -> bool {
+    fn wants_twin(&self, room: &mut u64) -> bool {
         let may = || self.restricted.first().is_some_and(|restricted| self.view.watch.may(restricted, &twin::CALLS));
-        self.view.runs_on && twins::pays(self.facts) && may()
+        let wants = twins::pays(self.facts) && twins::size(self.facts) <= *room && may();
+        *room -= if wants { twins::size(self.facts) } else { 0 };
+        wants
     }
 
     fn loan(&self) -> Result<Loan<'a>> {
@@ -355,7 +357,8 @@ pub fn ask_all(all: &mut [Asking<'_>], robust: &mut RobustList) -> std::result::
     let mut borrowed = Borrowed::all(loans, robust).map_err(cause)?;
     let registers: Vec<Vec<_>> = borrowed.iter().map(|b| b.registers().collect()).collect();
     let answered = answers(all, &mut borrowed);
-    let wanted: Vec<bool> = all.iter().map(|asking| answered.is_ok() && asking.wants_twin()).collect();
+    let mut room = all.first().map_or(0, |asking| asking.view.room);
+    let wanted: Vec<bool> = all.iter().map(|asking| answered.is_ok() && asking.wants_twin(&mut room)).collect();
     let given_back = Borrowed::give_back(borrowed, &wanted, robust).map_err(cause);
     let (answered, twins) = (answered?, given_back?);
     let told = answered.into_iter().zip(registers).zip(twins);

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_kinds::Result;
-use yendor_proc::status;
+use yendor_proc::{meminfo, status};
 use yendor_sys::SysError;
 use yendor_task::live::twin::{self, Twin};
 use yendor_task::tree::read_proc;
@@ -15,7 +15,22 @@ const LEAST: u64 = 8 * 1024;
 
 /// Whether it would help.
 pub fn pays(facts: &Facts) -> bool {
-    facts.status.rss_anon.unwrap_or(0) >= LEAST
+    size(facts) >= LEAST
+}
+
+/// KiB that a copy takes at most: when the process writes all of its memory meanwhile.
+pub fn size(facts: &Facts) -> u64 {
+    facts.status.rss_anon.unwrap_or(0)
+}
+
+/// KiB that copies may take: what the machine has to spare, but for a reserve, and what the caller allows (bytes).
+///
+/// # Errors
+/// What /proc says.
+pub fn room(proc: &OwnedFd, most: Option<u64>) -> Result<u64> {
+    let available = meminfo::parse(&read_proc(proc.as_fd(), "meminfo")?)?.available;
+    let spare = available - available / 8;
+    Ok(most.map_or(spare, |most| spare.min(most / 1024)))
 }
 
 /// A copy that a checkpoint which was killed has left unburied.
@@ -27,6 +42,8 @@ pub fn is_left_over(facts: &Facts) -> bool {
 #[derive(Debug)]
 pub struct Twins {
     proc: OwnedFd,
+    /// KiB that there still may be.
+    room: u64,
     all: Vec<(Owner, Option<Twin>)>,
 }
 
@@ -40,13 +57,24 @@ struct Owner {
 }
 
 impl Twins {
-    /// None yet.
+    /// None yet, and at most so many bytes.
     ///
     /// # Errors
     /// A limit of descriptors.
-    pub fn new(proc: &OwnedFd) -> Result<Twins> {
+    pub fn new(proc: &OwnedFd, most: Option<u64>) -> Result<Twins> {
+        let room = room(proc, most)?;
         let proc = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e))?;
-        Ok(Twins { proc, all: Vec::new() })
+        Ok(Twins { proc, room, all: Vec::new() })
+    }
+
+    /// KiB that there still may be.
+    pub fn room(&self) -> u64 {
+        self.room
+    }
+
+    /// Whether one has been killed: where memory ran short, or by somebody.
+    pub fn is_short(&self) -> bool {
+        self.all.iter().filter_map(|(_, twin)| twin.as_ref()).any(Twin::has_ended)
     }
 
     /// One that is left over is buried with the others.
@@ -58,8 +86,9 @@ impl Twins {
     ///
     /// # Errors
     /// What /proc says.
-    pub fn add(&mut self, pid: i32, twin: Twin) -> Result<()> {
-        let tid = twin.tid();
+    pub fn add(&mut self, facts: &Facts, twin: Twin) -> Result<()> {
+        let (pid, tid) = (facts.pid, twin.tid());
+        self.room = self.room.saturating_sub(size(facts));
         let status = read_proc(self.proc.as_fd(), &format!("{tid}/status")).and_then(|text| {
             status::parse(&text).map_err(|_| SysError::new("read", format!("{tid}/status"), yendor_sys::Errno::PROTO))
         });

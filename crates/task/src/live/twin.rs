@@ -53,6 +53,13 @@ impl Twin {
         self.tid
     }
 
+    /// Whether somebody has killed it.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        // Its end stays to be told to `drop`.
+        ptrace::regs(self.tid).is_err()
+    }
+
     /// From its birth to its rest: dies with us, has a name, holds nothing open.
     fn settle(&self, injection: &Injection) -> Result<(), RunError> {
         const PR_SET_NAME: u64 = 15;

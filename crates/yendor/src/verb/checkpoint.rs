@@ -37,6 +37,10 @@ pub struct Checkpoint {
     /// Let the tasks run on afterwards
     #[arg(long, conflicts_with = "leave_stopped")]
     leave_running: bool,
+    /// Memory that copies of the tasks may take while they run on, in bytes (K, M, G, T); else what the machine has to
+    /// spare. What is more is read while they stand still
+    #[arg(long, value_name = "BYTES", value_parser = parse::size, requires = "leave_running")]
+    max_extra_memory: Option<u64>,
     /// Leave the tasks stopped (SIGSTOP)
     #[arg(long)]
     leave_stopped: bool,
@@ -68,6 +72,7 @@ impl Checkpoint {
         };
         let options = Options {
             leave_running: self.leave_running,
+            max_extra_memory: self.max_extra_memory,
             sign,
             encrypt_to,
             leave_stopped: self.leave_stopped,
