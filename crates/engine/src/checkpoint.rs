@@ -171,15 +171,15 @@ fn attempt(
         summary.stopped_us = us(begin);
     }
     let harm = |e: Error| Error { broken: touched, ..e };
-    summary.read_later = rest.read(&mut snapshot).map_err(|e| match twins.as_ref().is_some_and(Twins::is_short) {
-        true => {
-            // Without copies, then.
-            *most = Some(0);
-            harm(Error::new(Step::Store, Cause::passing(format!("the copy of a task was killed ({e})"))))
-        }
-        false => harm(e),
-    })?;
-    drop(twins.take());
+    summary.read_later =
+        rest.read(&mut snapshot, twins.as_mut()).map_err(|e| match twins.as_ref().is_some_and(Twins::is_short) {
+            true => {
+                // Without copies, then.
+                *most = Some(0);
+                harm(Error::new(Step::Store, Cause::passing(format!("the copy of a task was killed ({e})"))))
+            }
+            false => harm(e),
+        })?;
     writer.records(&snapshot).at(Step::Store).map_err(harm)?;
     // Whatever can fail still, before there is an image.
     let marker = match target {

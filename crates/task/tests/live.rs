@@ -38,7 +38,7 @@ fn borrow_all_and<T>(pids: &[i32], f: impl FnOnce(&mut [Borrowed<'_>]) -> T) -> 
     }
     let mut all = Borrowed::all(loans, &mut robust).expect("borrow");
     let result = f(&mut all);
-    Borrowed::give_back(all, &[], &mut robust).expect("give back");
+    Borrowed::give_back(all, &[], |_, _| (), &mut robust).expect("give back");
     result
 }
 

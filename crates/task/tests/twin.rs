@@ -73,7 +73,9 @@ fn fork(pid: i32) -> Option<Twin> {
     let regions = live::regions(proc.as_fd(), pid).expect("maps");
     let loan = Loan::new(pid, &tree.processes[&pid], &regions, 0x5959_0000_0000).expect("a loan");
     let all = Borrowed::all(vec![loan], &mut robust).expect("borrow");
-    Borrowed::give_back(all, &[true], &mut robust).expect("give back").pop().expect("one")
+    let mut born = None;
+    Borrowed::give_back(all, &[true], |_, twin| born = Some(twin), &mut robust).expect("give back");
+    born
 }
 
 fn first_byte(tid: i32, at: u64) -> u8 {
@@ -89,7 +91,7 @@ fn a_twin_keeps_what_was_and_nobody_notices() {
     let mut number = 1;
     for _ in 0..20 {
         let twin = fork(program.pid()).expect("a twin");
-        let tid = twin.tid();
+        let (tid, inside) = (twin.tid(), twin.inside());
         assert_eq!(fs::read_to_string(format!("/proc/{tid}/comm")).expect("comm"), "yendor-scratch\n");
         assert_eq!(fs::read_dir(format!("/proc/{tid}/fd")).expect("fd").count(), 0, "it holds something open");
         // No child for wait(2), and a pipe whose end was closed ends.
@@ -99,7 +101,7 @@ fn a_twin_keeps_what_was_and_nobody_notices() {
         assert_eq!(program.children().trim(), tid.to_string());
         drop(twin);
         assert_eq!(program.ask(), "alone b''");
-        twin::bury(proc.as_fd(), program.pid(), tid).expect("bury");
+        twin::bury(proc.as_fd(), program.pid(), inside, || true).expect("bury");
         assert_eq!(program.children(), "", "a zombie is left");
         number += 2;
     }

@@ -34,8 +34,8 @@ pub struct Job<'a> {
     pub later: bool,
 }
 
-/// Areas that are read as a whole when they are read later, by their start: of deleted files.
-pub type Later = BTreeSet<Addr>;
+/// Areas that were read at once though fork copies them, by their start: what is behind them may change.
+pub type Read = BTreeSet<Addr>;
 
 /// The private memory of one process, and of its parent where it may still share some.
 struct Private<'s, 'p> {
@@ -131,13 +131,13 @@ impl<'w> Memory<'w> {
     ///
     /// # Errors
     /// A mapping that cannot be captured, by name.
-    pub fn collect(&mut self, proc: &OwnedFd, job: Job<'_>, gather: &mut Gather<'_>) -> Result<(Record, Later)> {
+    pub fn collect(&mut self, proc: &OwnedFd, job: Job<'_>, gather: &mut Gather<'_>) -> Result<(Record, Read)> {
         let Job { pid, layout, smaps, mut policies, parent, later } = job;
         let parent =
             parent.map(|(pid, record)| Ok::<_, Cause>((Source::open(proc.as_fd(), pid)?, record))).transpose()?;
         let mut private = Private::new(Source::open(proc.as_fd(), pid)?, parent);
         let mut areas = Vec::with_capacity(smaps.len());
-        let mut whole = Later::default();
+        let mut read = Read::default();
         // Shared memory can be large, and its pages do not count here: no scan goes through it.
         let fences: Vec<u64> = smaps.iter().filter(|s| s.map.perms.shared).map(|s| s.map.start).collect();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
@@ -148,16 +148,15 @@ impl<'w> Memory<'w> {
                 self.check_vdso(&private.source, &area)?;
             }
             let ghost = is_ghost_mapping(smap, &area);
-            if later && area.is_copied_by_fork() {
-                whole.extend(ghost.then_some(area.start));
-            } else {
+            if !later || ghost || !area.is_copied_by_fork() {
+                read.insert(area.start);
                 let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
                 private.add(&area, ghost, *fence.unwrap_or(&pages::END))?;
             }
             areas.push(area);
         }
         let (pages, inherits) = private.copy(&mut self.out, &mut self.offset)?;
-        Ok((Record { layout, areas, pages, inherits }, whole))
+        Ok((Record { layout, areas, pages, inherits }, read))
     }
 
     /// What was left for later of an address space, from a copy of its process. `parent`: likewise a copy, with its areas. How
@@ -168,7 +167,7 @@ impl<'w> Memory<'w> {
     pub fn complete(
         &mut self,
         proc: &OwnedFd,
-        (twin, whole): (i32, &Later),
+        (twin, read): (i32, &Read),
         parent: Option<(i32, &Record)>,
         record: &mut Record,
     ) -> Result<u64> {
@@ -177,9 +176,9 @@ impl<'w> Memory<'w> {
             parent.map(|(twin, theirs)| Ok::<_, Cause>((Source::of_copy(proc.as_fd(), twin)?, theirs))).transpose()?;
         let mut private = Private::new(Source::of_copy(proc.as_fd(), twin)?, parent);
         let fences: Vec<u64> = record.areas.iter().filter(|a| a.shared).map(|a| a.start.0).collect();
-        for area in record.areas.iter().filter(|area| area.is_copied_by_fork()) {
+        for area in record.areas.iter().filter(|area| !read.contains(&area.start)) {
             let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
-            private.add(area, whole.contains(&area.start), *fence.unwrap_or(&pages::END))?;
+            private.add(area, false, *fence.unwrap_or(&pages::END))?;
         }
         let before = self.offset;
         let (runs, inherits) = private.copy(&mut self.out, &mut self.offset)?;

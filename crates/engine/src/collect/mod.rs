@@ -98,7 +98,12 @@ pub fn collect<'w>(
     let (order, mut twins) = (in_order(tree, &proc)?, twins);
     let (left_over, order): (Vec<_>, Vec<_>) = order.into_iter().partition(twins::is_left_over);
     if let Some(twins) = &mut twins {
-        left_over.iter().for_each(|facts| twins.found(facts));
+        let owner = |facts: &Facts| order.iter().find(|owner| owner.pid == facts.status.ppid);
+        left_over.iter().for_each(|facts| owner(facts).into_iter().for_each(|owner| twins.found(facts, owner)));
+        if let Some(most) = of.and_then(|(state, _)| state.request.memory) {
+            let taken: u64 = order.iter().filter_map(|facts| facts.status.vm_rss).sum();
+            twins.limit((most / 1024).saturating_sub(taken));
+        }
     }
     let living = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
@@ -191,15 +196,24 @@ impl Rest<'_> {
     ///
     /// # Errors
     /// A copy is gone, or the image cannot be written.
-    pub fn read(mut self, snapshot: &mut Snapshot) -> Result<u64> {
+    pub fn read(mut self, snapshot: &mut Snapshot, mut twins: Option<&mut Twins>) -> Result<u64> {
         let mut bytes = 0;
-        for Left { place, inside, twin, parent, whole } in &self.left {
+        for (i, Left { place, inside, twin, parent, read }) in self.left.iter().enumerate() {
             let beside = parent.and_then(|place| self.left.iter().find(|l| l.place == place));
             let theirs = beside.and_then(|l| Some((l.twin, alive(&mut snapshot.processes, l.place)?.memory.clone())));
             let theirs = theirs.as_ref().map(|(twin, record)| (*twin, record));
             let Some(own) = alive(&mut snapshot.processes, *place) else { continue };
-            let read = self.memory.complete(&self.proc, (*twin, whole), theirs, &mut own.memory);
-            bytes += read.at(Step::Store).task(*inside)?;
+            let done = self.memory.complete(&self.proc, (*twin, read), theirs, &mut own.memory);
+            bytes += done.at(Step::Store).task(*inside)?;
+            let Some(twins) = &mut twins else { continue };
+            // One that is killed has no pages, and that is no error of those who look for them.
+            if twins.is_short() {
+                let what = format!("the copy of task {inside} was killed");
+                return Err(Error::new(Step::Store, Cause::passing(what)).task(*inside));
+            }
+            let later = &self.left[i + 1..];
+            let needed = |l: &Left| later.iter().any(|child| child.parent == Some(l.place));
+            self.left[..=i].iter().filter(|l| !needed(l)).for_each(|l| twins.end(l.twin));
         }
         self.memory.finish().at(Step::Store)?;
         Ok(bytes)
@@ -255,22 +269,23 @@ impl Asker<'_> {
                     modules: self.modules,
                     watch: self.watch,
                     peers: self.peers,
-                    room: self.twins.as_ref().map_or(0, |twins| twins.room()),
                 };
                 let mine = mine.remove(&facts.pid).unwrap_or_default();
                 let texts = self.ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
                 let one = process::Asking::new(view, facts, texts, threads, mine, &stopped);
-                asking.push(one.at(Step::Collect).task(facts.inside().0)?);
+                let one = one.at(Step::Collect).task(facts.inside().0)?;
+                if let Some(twins) = self.twins.as_mut().filter(|_| !one.may_fork()) {
+                    twins.leave(facts.pid);
+                }
+                asking.push(one);
             }
-            let told = process::ask_all(&mut asking, &mut robust);
+            let told = process::ask_all(&mut asking, self.twins.as_deref_mut(), &mut robust);
             let told = told.map_err(|(i, cause)| Error::new(Step::Collect, cause).task(gang[i].1.inside().0))?;
             let mut adopting = Vec::new();
             for ((asking, told), (place, facts, _)) in asking.into_iter().zip(told).zip(&gang) {
                 let answered = asking.answered(told, &mut unknown_stops).at(Step::Collect).task(facts.inside().0)?;
-                let Answered { space, adopts, twin, lost, complete } = answered;
-                if let (Some(twins), Some(twin)) = (&mut self.twins, twin) {
-                    twins.add(facts, twin).at(Step::Collect).task(facts.inside().0)?;
-                }
+                let Answered { mut space, adopts, lost, complete } = answered;
+                space.twin = self.twins.as_ref().and_then(|twins| twins.of(facts.pid));
                 self.lost.extend(lost);
                 adopting.push((facts.pid, adopts));
                 completes.insert(*place, complete);

@@ -56,6 +56,11 @@ impl Peers {
 
     /// Has a thread look.
     pub fn ask(&self, task: &Status, inquiry: &mut Inquiry) -> Look {
+        // Its numbers are not ours.
+        if task.ns_pid.as_ref().is_some_and(|ids| ids.len() > 1) {
+            let what = "it is in a pid namespace of its own";
+            return Err(SysError::new("get_robust_list", what, yendor_sys::Errno::SRCH));
+        }
         let peer = match &self.own {
             Some((id, own)) if may_look(task, own) => Ok(*id),
             _ => self.other((task.uid[0], task.gid[0])),

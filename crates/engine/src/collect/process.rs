@@ -17,7 +17,7 @@ use yendor_proc::status::Status;
 use yendor_proc::{personality, status};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
-use yendor_task::live::twin::{self, Twin};
+use yendor_task::live::twin;
 use yendor_task::live::{self, Borrowed, Loan, Region, RegionKind, Registers};
 use yendor_task::script::out;
 use yendor_task::tree::read_proc;
@@ -28,7 +28,7 @@ use super::ahead::Texts;
 use super::descriptor::{Doubts, Held};
 use super::peer::{Look, Peers};
 use super::space::Space;
-use super::twins;
+use super::twins::{self, Twins};
 use super::watch::Watch;
 
 /// What all processes of a tree are looked at with.
@@ -42,8 +42,6 @@ pub struct View<'a> {
     pub modules: &'a Here,
     /// What tasks have forbidden themselves.
     pub watch: &'a Watch,
-    /// How many KiB of memory may be copied by fork.
-    pub room: u64,
     /// Whom tasks look at that nobody watched.
     pub peers: Option<&'a Peers>,
 }
@@ -75,8 +73,6 @@ pub struct Answered {
     pub space: Space,
     /// Whether it adopts orphans.
     pub adopts: bool,
-    /// A copy of it, to read its memory from.
-    pub twin: Option<Twin>,
     /// What is lost with it, as the caller has allowed.
     pub lost: Vec<String>,
     /// Its record, once its memory is copied.
@@ -112,8 +108,6 @@ pub struct Told {
     /// The registers that each thread had.
     registers: Vec<Registers>,
     more: More,
-    /// A copy of it.
-    twin: Option<Twin>,
 }
 
 /// What could only be asked when the first answers were there.
@@ -183,10 +177,15 @@ impl<'a> Asking<'a> {
         Some(Stop { signal, known: !unknown.contains(&self.facts.inside().0) })
     }
 
+    /// Whether its leader may make and bury a copy.
+    pub fn may_fork(&self) -> bool {
+        self.restricted.first().is_some_and(|restricted| self.view.watch.may(restricted, &twin::CALLS))
+    }
+
     /// Whether its memory is copied by fork.
     fn wants_twin(&self, room: &mut u64) -> bool {
-        let may = || self.restricted.first().is_some_and(|restricted| self.view.watch.may(restricted, &twin::CALLS));
-        let wants = twins::pays(self.facts) && twins::size(self.facts) <= *room && may();
+        let here = || twins::bears_its_like(self.view.proc, self.facts.pid);
+        let wants = twins::pays(self.facts) && twins::size(self.facts) <= *room && self.may_fork() && here();
         *room -= if wants { twins::size(self.facts) } else { 0 };
         wants
     }
@@ -203,7 +202,7 @@ impl<'a> Asking<'a> {
     /// # Errors
     /// What cannot be captured.
     pub fn answered(mut self, told: Told, unknown_stops: &mut BTreeSet<i32>) -> Result<Answered> {
-        let Told { registers, more: More { waiting, policies }, twin } = told;
+        let Told { registers, more: More { waiting, policies } } = told;
         let (mut shared_pending, _) = std::mem::take(&mut self.queued);
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
@@ -258,8 +257,8 @@ impl<'a> Asking<'a> {
             threads,
         });
         let policies = policies.into_iter().collect();
-        let space = Space { pid: facts.pid, brk, auxv, smaps, policies, twin: twin.as_ref().map(Twin::tid) };
-        Ok(Answered { space, adopts, twin, lost, complete })
+        let space = Space { pid: facts.pid, brk, auxv, smaps, policies, twin: None };
+        Ok(Answered { space, adopts, lost, complete })
     }
 
     /// What its threads may have that nobody knows of.
@@ -348,7 +347,11 @@ type Failed = (usize, Cause);
 ///
 /// # Errors
 /// What cannot be captured. The tasks are as before.
-pub fn ask_all(all: &mut [Asking<'_>], robust: &mut RobustList) -> std::result::Result<Vec<Told>, Failed> {
+pub fn ask_all(
+    all: &mut [Asking<'_>],
+    twins: Option<&mut Twins>,
+    robust: &mut RobustList,
+) -> std::result::Result<Vec<Told>, Failed> {
     let cause = |(i, e): (usize, RunError)| (i, Cause::from(e));
     let mut loans = Vec::with_capacity(all.len());
     for (i, asking) in all.iter().enumerate() {
@@ -357,12 +360,16 @@ pub fn ask_all(all: &mut [Asking<'_>], robust: &mut RobustList) -> std::result::
     let mut borrowed = Borrowed::all(loans, robust).map_err(cause)?;
     let registers: Vec<Vec<_>> = borrowed.iter().map(|b| b.registers().collect()).collect();
     let answered = answers(all, &mut borrowed);
-    let mut room = all.first().map_or(0, |asking| asking.view.room);
-    let wanted: Vec<bool> = all.iter().map(|asking| answered.is_ok() && asking.wants_twin(&mut room)).collect();
-    let given_back = Borrowed::give_back(borrowed, &wanted, robust).map_err(cause);
-    let (answered, twins) = (answered?, given_back?);
-    let told = answered.into_iter().zip(registers).zip(twins);
-    let told = told.map(|((more, registers), twin)| Told { registers, more, twin });
+    let mut room = if answered.is_ok() { twins.as_ref().map_or(0, |twins| twins.room()) } else { 0 };
+    let wanted: Vec<bool> = all.iter().map(|asking| asking.wants_twin(&mut room)).collect();
+    let mut born = Vec::new();
+    let given_back = Borrowed::give_back(borrowed, &wanted, |i, twin| born.push((i, twin)), robust).map_err(cause);
+    if let Some(twins) = twins {
+        born.into_iter().for_each(|(i, twin)| twins.add(all[i].facts, twin));
+    }
+    let answered = answered?;
+    given_back?;
+    let told = answered.into_iter().zip(registers).map(|(more, registers)| Told { registers, more });
     Ok(told.collect())
 }
 

@@ -12,7 +12,7 @@ use yendor_kinds::{Cause, Named};
 use yendor_proc::smaps::Smap;
 
 use super::Facts;
-use super::address_space::{Job, Later, Memory, is_fork};
+use super::address_space::{Job, Memory, Read, is_fork};
 use crate::error::{At, Result, Step, With};
 
 /// The address space of a process that has answered, which is its own again.
@@ -50,8 +50,8 @@ pub struct Left {
     pub twin: i32,
     /// The place of the parent whose memory it may share, which is left, too.
     pub parent: Option<usize>,
-    /// What is read as a whole.
-    pub whole: Later,
+    /// Areas that were read at once, by their start.
+    pub read: Read,
 }
 
 /// Copies what comes, which is in the order of `order`, each with its place there, until nobody sends any more.
@@ -82,9 +82,9 @@ pub fn copy_all(
         let twin = twin.filter(|_| parent.is_none() || with.is_some());
         let parent = parent.and_then(|i| Some((order.get(i)?.pid, records.get(&i)?)));
         let job = Job { pid, layout, smaps: &smaps, policies, parent, later: twin.is_some() };
-        let (record, whole) = memory.collect(proc, job, gather).at(Step::Collect).task(inside)?;
+        let (record, read) = memory.collect(proc, job, gather).at(Step::Collect).task(inside)?;
         records.insert(place, record);
-        left.extend(twin.map(|twin| Left { place, inside, twin, parent: with, whole }));
+        left.extend(twin.map(|twin| Left { place, inside, twin, parent: with, read }));
     }
     Ok(Collected { records, left })
 }

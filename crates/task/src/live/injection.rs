@@ -3,10 +3,11 @@
 use yendor_sys::{Errno, SysError, ptrace, vm};
 
 use super::frame::{UCONTEXT, frame};
+use super::twin::STATUS;
 use super::{Begun, Entry, Saved, stop_error};
 use crate::arena::RunError;
 use crate::nr::Nr;
-use crate::regs::{Regs, resumable};
+use crate::regs::{Interrupted, Regs, interrupted, resumable};
 use crate::stop::Stopped;
 
 /// What the scratch memory is called: [`super::SCRATCH`] without what the kernel adds.
@@ -17,7 +18,7 @@ const TWIN_ROOM: usize = 8 + UCONTEXT + 64 + 32;
 
 /// Registers with which a task ends itself.
 fn ending(from: &Regs, entry: Entry, stack: u64) -> Regs {
-    Regs { rip: entry.syscall, rsp: stack, rax: Nr::EXIT_GROUP.raw(), rdi: 0, ..*from }
+    Regs { rip: entry.syscall, rsp: stack, rax: Nr::EXIT_GROUP.raw(), rdi: STATUS, ..*from }
 }
 
 /// A leader whose registers are ready for calls.
@@ -96,6 +97,16 @@ impl Injection {
         own.call(twin, nr, args)
     }
 
+    /// Leaves such a child where it makes a call as soon as it runs.
+    pub fn call_begins(&self, twin: &Stopped, nr: Nr, argument: u64) -> Result<(), RunError> {
+        Ok(twin.set_regs(&Regs { rsp: self.twin, rax: nr.raw(), rdi: argument, ..self.regs })?)
+    }
+
+    /// Gives such a child back the bytes of the stack that were overwritten.
+    pub fn own_stack(&self, twin: i32) -> Result<(), RunError> {
+        Ok(vm::write_all(twin, self.regs.rsp, &self.stack)?)
+    }
+
     /// Starts one call.
     pub fn start(&self, leader: &Stopped, nr: Nr, args: [u64; 6]) -> Result<(), RunError> {
         let mut regs = self.regs;
@@ -108,9 +119,23 @@ impl Injection {
     /// The leader's own registers and stack again.
     pub fn end(&self, leader: &Stopped, saved: &Saved) -> Result<(), RunError> {
         ptrace::set_sigmask(leader.tid(), saved.mask)?;
-        leader.set_regs(&saved.own.general)?;
+        leader.set_regs(&unnoticed(leader.tid(), saved)?)?;
         Ok(vm::write_all(leader.tid(), self.regs.rsp, &self.stack)?)
     }
+}
+
+/// A thread's own registers; where its call returned only because of our stop, it makes the call again.
+fn unnoticed(tid: i32, saved: &Saved) -> Result<Regs, RunError> {
+    let own = saved.own.general;
+    if !matches!(interrupted(&own, false), Interrupted::Bare(_)) {
+        return Ok(own);
+    }
+    let mut waiting = ptrace::queued_signals(tid, true)?;
+    waiting.extend(ptrace::queued_signals(tid, false)?);
+    let number = |info: &[u8; ptrace::SIGINFO]| u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+    let unblocked = |signal: u32| saved.mask.checked_shr(signal.wrapping_sub(1)).is_some_and(|bits| bits & 1 == 0);
+    let pending = waiting.iter().map(number).any(unblocked);
+    Ok(if pending { own } else { resumable(&own, false) })
 }
 
 /// A call to be made.

@@ -240,17 +240,17 @@ impl<'a> Borrowed<'a> {
     }
 
     /// Ends the borrowing of processes: scratch memory gone, every thread with its own registers in its stop. Before that those
-    /// that are `copied` fork a [`Twin`], where they may.
+    /// that are `copied` fork a [`Twin`], where they may: `born` gets it, with the place of its process.
     ///
     /// # Errors
     /// The kernel's refusals, or the death of a task: the first of them. The others are given back all the same.
     pub fn give_back(
         mut all: Vec<Borrowed<'a>>,
         copied: &[bool],
+        mut born: impl FnMut(usize, Twin),
         robust: &mut RobustList,
-    ) -> Result<Vec<Option<Twin>>, Failed> {
+    ) -> Result<(), Failed> {
         let mut outcome = Ok(());
-        let mut twins = Vec::with_capacity(all.len());
         let mut note = |i: usize, result: Result<(), RunError>| {
             if let (true, Err(e)) = (outcome.is_ok(), result) {
                 outcome = Err((i, e));
@@ -273,12 +273,12 @@ impl<'a> Borrowed<'a> {
             note(i, unmapped.map(drop));
         }
         for (i, borrowed) in all.iter().enumerate() {
-            let wanted = copied.get(i).copied().unwrap_or(false);
-            let twin = if wanted { Twin::fork(&borrowed.loan.threads[0], &borrowed.injection) } else { Ok(None) };
-            twins.push(twin.unwrap_or_else(|e| {
-                note(i, Err(e));
-                None
-            }));
+            if copied.get(i).copied().unwrap_or(false) {
+                match Twin::fork(&borrowed.loan.threads[0], &borrowed.injection) {
+                    Ok(twin) => twin.into_iter().for_each(|twin| born(i, twin)),
+                    Err(e) => note(i, Err(e)),
+                }
+            }
         }
         for (i, borrowed) in all.into_iter().enumerate() {
             robust.remove(borrowed.arena.memory(), Arena::alive_entry());
@@ -288,7 +288,7 @@ impl<'a> Borrowed<'a> {
             }
             note(i, borrowed.injection.end(leader, &borrowed.loan.saved[0]));
         }
-        outcome.map(|()| twins)
+        outcome
     }
 
     /// Every stopped thread but the leader has its own registers again.

@@ -9,6 +9,7 @@
 //! directory in use and System V segments attached. Its descriptors are closed at once: no pipe stays open through it.
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use yendor_sys::ptrace::{self, event};
 use yendor_sys::wait::{self, Event};
@@ -24,12 +25,18 @@ use crate::stop::{StopError, Stopped};
 pub const NAME: &[u8] = b"yendor-scratch";
 
 /// The calls that it takes: a seccomp filter of the program must allow them.
-pub const CALLS: [Nr; 4] = [Nr::CLONE, Nr::PRCTL, Nr::CLOSE_RANGE, Nr::EXIT_GROUP];
+pub const CALLS: [Nr; 5] = [Nr::CLONE, Nr::PRCTL, Nr::CLOSE_RANGE, Nr::EXIT_GROUP, Nr::WAIT4];
+
+/// The exit status of one that has ended itself, as a wait status.
+pub const ENDED: i32 = 89 << 8;
+/// The exit status of one that ends itself.
+pub(super) const STATUS: u64 = 89;
 
 /// The copy of a process.
 #[derive(Debug)]
 pub struct Twin {
     tid: i32,
+    inside: i32,
 }
 
 impl Twin {
@@ -40,17 +47,25 @@ impl Twin {
         let born = clone(leader, injection);
         ptrace::set_options(leader.tid(), ptrace::O_TRACESYSGOOD)?;
         let Some(twin) = born? else { return Ok(None) };
-        match twin.settle(injection) {
-            Ok(()) => Ok(Some(twin)),
-            // It was killed, or could not do without what it holds: not worth a failure of the whole.
-            Err(_) => Ok(None),
+        if twin.settle(injection).is_ok() {
+            return Ok(Some(twin));
         }
+        // It was killed, or may not do without what it holds: not worth a failure of the whole.
+        let inside = twin.inside;
+        drop(twin);
+        injection.call(leader, Nr::WAIT4, wait_arguments(inside)).map(|_| None)
     }
 
     /// Its id as the tracer sees it.
     #[must_use]
     pub fn tid(&self) -> i32 {
         self.tid
+    }
+
+    /// Its id in the pid namespace of its parent.
+    #[must_use]
+    pub fn inside(&self) -> i32 {
+        self.inside
     }
 
     /// Whether somebody has killed it.
@@ -67,7 +82,9 @@ impl Twin {
         ptrace::set_options(self.tid, ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL)?;
         injection.call_twin(&born, Nr::PRCTL, [PR_SET_NAME, injection.name(), 0, 0, 0, 0])?;
         injection.call_twin(&born, Nr::CLOSE_RANGE, [0, u64::from(u32::MAX), 0, 0, 0, 0])?;
-        Ok(())
+        // Whatever lets it run ends it; its memory is the program's, without our frames.
+        injection.call_begins(&born, Nr::EXIT_GROUP, STATUS)?;
+        injection.own_stack(self.tid)
     }
 }
 
@@ -76,7 +93,10 @@ impl Drop for Twin {
     fn drop(&mut self) {
         use rustix::process::{Pid, Signal, kill_process};
         // Ours until we have waited for it, so its id is nobody else's.
-        let _ = Pid::from_raw(self.tid).map(|pid| kill_process(pid, Signal::KILL));
+        if Pid::from_raw(self.tid).is_some_and(|pid| kill_process(pid, Signal::KILL).is_err()) {
+            // A security module may forbid signals to whom it lets be traced: then it ends itself.
+            let _ = ptrace::cont(self.tid, 0);
+        }
         while let Ok(what) = wait::wait(Some(self.tid), true) {
             if matches!(what, Some((_, Event::Exited(_) | Event::Killed(_)))) {
                 break;
@@ -90,11 +110,11 @@ fn clone(leader: &Stopped, injection: &Injection) -> Result<Option<Twin>, RunErr
     injection.start(leader, Nr::CLONE, [0, injection.twin_stack(), 0, 0, 0, 0])?;
     leader.await_syscall().map_err(|e| stop_error(leader.tid(), e))?;
     leader.to_syscall()?;
-    let twin = loop {
+    let mut twin = loop {
         let Some((_, what)) = wait::wait(Some(leader.tid()), true)? else { continue };
         match what {
             Event::Stopped { event: event::CLONE, .. } => {
-                break Twin { tid: ptrace::event_message(leader.tid())? };
+                break Twin { tid: ptrace::event_message(leader.tid())?, inside: 0 };
             }
             Event::Stopped { signal, event: 0 } if signal == SYSCALL_STOP => return Ok(None),
             // As in `Stopped::await_syscall`.
@@ -111,32 +131,46 @@ fn clone(leader: &Stopped, injection: &Injection) -> Result<Option<Twin>, RunErr
     };
     leader.to_syscall()?;
     leader.await_syscall().map_err(|e| stop_error(leader.tid(), e))?;
+    // What the call returns is the id as the leader knows it.
+    twin.inside = i32::try_from(leader.regs()?.rax).unwrap_or(0);
     Ok(Some(twin))
 }
 
 /// SIGTRAP with the mark of `PTRACE_O_TRACESYSGOOD`.
 const SYSCALL_STOP: i32 = 5 | 0x80;
 
-/// Has a running process bury its twin, which has ended. `inside`: the twin's id in the process's own pid namespace.
+/// The arguments of a wait4(2) that takes a twin's end, if it has ended.
+fn wait_arguments(inside: i32) -> [u64; 6] {
+    const WALL_WNOHANG: u64 = 0x4000_0001;
+    [i64::from(inside).cast_unsigned(), 0, WALL_WNOHANG, 0, 0, 0]
+}
+
+/// Has a running process bury its twin, which has ended. `inside`: the twin's id as the process knows it. `may`: asked when the
+/// process stands still, whether it is still who it was, and may make the call.
 ///
 /// # Errors
 /// Whatever hinders it: then the twin is a zombie until the process ends. One that has ended is nothing to do.
-pub fn bury(proc: BorrowedFd<'_>, pid: i32, inside: i32) -> Result<(), RunError> {
-    const WALL_WNOHANG: u64 = 0x4000_0001;
+pub fn bury(proc: BorrowedFd<'_>, pid: i32, inside: i32, may: impl FnOnce() -> bool) -> Result<(), RunError> {
+    /// For as long the process is waited for: it may be in a call that nobody can interrupt.
+    const PATIENCE: Duration = Duration::from_secs(1);
     match Stopped::seize(pid, ptrace::O_TRACESYSGOOD) {
         Err(e) if e.is_gone() => return Ok(()),
         other => other?,
     }
-    let stopped = match Stopped::interrupt(pid) {
+    ptrace::interrupt(pid)?;
+    let stopped = match Stopped::wait_for(pid, PATIENCE) {
         Err(StopError::Dead(_)) => return Ok(()),
         other => [other.map_err(|e| stop_error(pid, e))?],
     };
     let done = (|| {
+        if !may() {
+            return Ok(());
+        }
         // No scratch memory: one call through the vdso is all.
         let loan = Loan::new(pid, &stopped, &regions(proc, pid)?, 0)?;
         let begun = loan.begin()?;
         let (leader, injection) = begun.leader();
-        let buried = injection.call(leader, Nr::WAIT4, [i64::from(inside).cast_unsigned(), 0, WALL_WNOHANG, 0, 0, 0]);
+        let buried = injection.call(leader, Nr::WAIT4, wait_arguments(inside));
         let ended = begun.injection.end(leader, &begun.loan.saved[0]);
         buried.and(ended)
     })();
