@@ -129,6 +129,7 @@ probes! {
     cwd "cwd";
     cwd_deleted "cwd-deleted";
     devs "devs";
+    ending "ending";
     epoll "epoll";
     eventfd "eventfd";
     file_map "file-map";
@@ -145,6 +146,7 @@ probes! {
     many_maps "many-maps";
     many_tasks "many-tasks";
     many_threads "many-threads";
+    memory_policy "memory-policy";
     misc_prctl "misc-prctl";
     orphan "orphan";
     pidfds "pidfds";
@@ -170,4 +172,5 @@ probes! {
     unix_sockets "unix-sockets";
     uts_time "uts-time";
     vdso "vdso";
+    writer "writer" works true;
 }
