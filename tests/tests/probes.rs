@@ -91,7 +91,7 @@ probes! {
     unix_sockets "unix-sockets": root userns user tree_root tree_user three_generations_root three_generations_user;
     uts_time "uts-time": root userns user tree_root tree_user three_generations_root three_generations_user;
     vdso "vdso": root userns user tree_root tree_user three_generations_root three_generations_user;
-    writer "writer": root userns user tree_root tree_user;
+    writer "writer": root userns user tree_root tree_user three_generations_root three_generations_user;
 }
 
 #[test]

@@ -44,7 +44,9 @@ fn lives(yendor: &Yendor, image: &Path) {
     yendor.restore(image, &restored);
     std::thread::sleep(Duration::from_millis(100));
     yendor.kill(&restored, "USR1");
-    assert_eq!(yendor.wait(&restored), 0, "{}", yendor.logs(&restored));
+    let code = yendor.wait(&restored);
+    let said = fs::read_to_string(yendor.path("output")).unwrap_or_default() + &yendor.logs(&restored);
+    assert_eq!(code, 0, "{said}");
     yendor.call(&["rm", &restored]).exits(0);
 }
 
