@@ -23,6 +23,11 @@ pub fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).filter(|n| *n > 0).ok_or_else(|| format!("{text:?} is out of range"))
 }
 
+/// As [`size`], or `0`.
+pub fn size_or_none(text: &str) -> Result<u64, String> {
+    if text.trim() == "0" { Ok(0) } else { size(text) }
+}
+
 /// `UID[:GID]`; without a group, the group with the user's number.
 pub fn user(text: &str) -> Result<(u32, u32), String> {
     let (uid, gid) = text.split_once(':').unwrap_or((text, text));
@@ -118,6 +123,7 @@ mod tests {
         for bad in ["", "0", "-1", "M", "1.5G", "1X", "99999999999T"] {
             assert!(size(bad).is_err(), "{bad}");
         }
+        assert_eq!((["0", "1K"].map(size_or_none), size_or_none("-1").is_err()), ([Ok(0), Ok(1024)], true));
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub struct Checkpoint {
     leave_running: bool,
     /// Memory that copies of the tasks may take while they run on, in bytes (K, M, G, T); else what the machine has to
     /// spare. What is more is read while they stand still
-    #[arg(long, value_name = "BYTES", value_parser = parse::size, requires = "leave_running")]
+    #[arg(long, value_name = "BYTES", value_parser = parse::size_or_none, requires = "leave_running")]
     max_extra_memory: Option<u64>,
     /// Leave the tasks stopped (SIGSTOP)
     #[arg(long)]
