@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, OFlags};
 use yendor_image::{Addr, Bytes, Digest, FileId, PageRun, ShmId, Writer};
 use yendor_kinds::file::Gather;
-use yendor_kinds::memory::pages::{self, Piece, Source, Zeros};
+use yendor_kinds::memory::pages::{self, Piece, Sink, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{Record, inherit, layout, policy, shared};
 use yendor_kinds::{Cause, Named, Result};
@@ -71,22 +71,22 @@ impl<'s, 'p> Private<'s, 'p> {
         Ok(())
     }
 
-    fn copy(self, out: &mut impl Write, offset: &mut u64) -> Result<(Vec<PageRun>, Option<inherit::Record>)> {
-        let runs = pages::copy(&self.source, self.pieces.into_iter(), out, PAGES, offset)?;
+    fn copy(self, out: &mut Sink<impl Write>) -> Result<(Vec<PageRun>, Option<inherit::Record>)> {
+        let runs = out.copy(&self.source, self.pieces.into_iter())?;
         Ok((runs, self.inherits))
     }
 }
 
 /// What was collected of memory so far.
 pub struct Memory<'w> {
-    out: yendor_image::FileWriter<'w>,
-    offset: u64,
+    out: Sink<yendor_image::FileWriter<'w>>,
     objects: BTreeMap<(u64, u64), shared::Record>,
     /// Files opened for mappings, by device, inode and whether they can be written.
     files: BTreeMap<(u64, u64, bool), FileId>,
     /// The same by device and inode as /proc shows them of a mapping, with the path that led there.
     named: BTreeMap<(u64, u64, bool), (Vec<u8>, FileId)>,
-    vdso: Option<Digest>,
+    /// The code of the vdso, which all tasks share.
+    vdso: Option<Vec<u8>>,
     ghosts: Ghosts<'w>,
     writer: &'w Writer,
 }
@@ -97,10 +97,9 @@ impl<'w> Memory<'w> {
     /// # Errors
     /// The image cannot be written.
     pub fn new(writer: &'w Writer) -> Result<Memory<'w>> {
-        let out = writer.file(&yendor_image::pages_name(PAGES))?;
+        let out = Sink::new(writer.file(&yendor_image::pages_name(PAGES))?, PAGES);
         Ok(Memory {
             out,
-            offset: 0,
             objects: BTreeMap::new(),
             files: BTreeMap::new(),
             named: BTreeMap::new(),
@@ -116,7 +115,8 @@ impl<'w> Memory<'w> {
     /// The image cannot be written.
     pub fn shared(&mut self, gather: &mut Gather<'_>) -> Result<(Objects, Option<Digest>)> {
         std::mem::take(&mut self.ghosts).finish(gather)?;
-        Ok((std::mem::take(&mut self.objects).into_values().collect(), self.vdso))
+        let vdso = self.vdso.take().map(|code| Digest::of(&code));
+        Ok((std::mem::take(&mut self.objects).into_values().collect(), vdso))
     }
 
     /// All pages are written.
@@ -124,7 +124,7 @@ impl<'w> Memory<'w> {
     /// # Errors
     /// The image cannot be written.
     pub fn finish(self) -> Result<()> {
-        Ok(self.out.finish().map(drop)?)
+        Ok(self.out.into_inner().finish().map(drop)?)
     }
 
     /// One address space.
@@ -155,7 +155,7 @@ impl<'w> Memory<'w> {
             }
             areas.push(area);
         }
-        let (pages, inherits) = private.copy(&mut self.out, &mut self.offset)?;
+        let (pages, inherits) = private.copy(&mut self.out)?;
         Ok((Record { layout, areas, pages, inherits }, read))
     }
 
@@ -180,23 +180,22 @@ impl<'w> Memory<'w> {
             let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
             private.add(area, false, *fence.unwrap_or(&pages::END))?;
         }
-        let before = self.offset;
-        let (runs, inherits) = private.copy(&mut self.out, &mut self.offset)?;
+        let before = self.out.written();
+        let (runs, inherits) = private.copy(&mut self.out)?;
         record.pages.extend(runs);
         record.pages.sort_by_key(|run| run.addr);
         if let (Some(own), Some(more)) = (&mut record.inherits, inherits) {
             own.dropped.extend(more.dropped);
             own.dropped.sort();
         }
-        Ok(self.offset - before)
+        Ok(self.out.written() - before)
     }
 
     fn check_vdso(&mut self, source: &Source<'_>, area: &vma::Record) -> Result<()> {
         let mut code = vec![0; usize::try_from(area.len()).unwrap_or(0)];
         source.read(area.start.0, &mut code)?;
-        let digest = Digest::of(&code);
-        match self.vdso.replace(digest) {
-            Some(other) if other != digest => Err(Cause::unsupported("tasks with different vdsos")),
+        match self.vdso.get_or_insert_with(|| code.clone()) {
+            other if *other != code => Err(Cause::unsupported("tasks with different vdsos")),
             _ => Ok(()),
         }
     }
@@ -273,7 +272,7 @@ impl<'w> Memory<'w> {
         if from < end {
             let start = map.start + (from - map.offset);
             let all = [(start, map.end)];
-            let mut runs = pages::copy(source, Piece::of(&all, Zeros::Leave), &mut self.out, PAGES, &mut self.offset)?;
+            let mut runs = self.out.copy(source, Piece::of(&all, Zeros::Leave))?;
             for run in &mut runs {
                 run.addr.0 = run.addr.0 - map.start + map.offset;
             }

@@ -14,7 +14,7 @@ use yendor_sys::{Errno, SysError};
 use yendor_task::tree::read_proc;
 
 /// How many mappings it is ahead at most, each process counting as one more: what it holds is bounded.
-const AHEAD: usize = 32 * 1024;
+const AHEAD: usize = 4 * 1024;
 
 /// Files of a process's /proc directory.
 #[derive(Debug)]

@@ -176,79 +176,104 @@ impl Piece {
     }
 }
 
-/// Copies pieces into `out`, the pages file number `file`, and says in which runs. `offset`: where `out` stands.
-///
-/// # Errors
-/// The task's memory cannot be read, or the image not be written.
-pub fn copy(
-    source: &Source<'_>,
-    pieces: impl Iterator<Item = Piece>,
-    out: &mut impl Write,
+/// A pages file that is being written.
+#[derive(Debug)]
+pub struct Sink<W> {
+    out: W,
+    /// Its number.
     file: u16,
-    offset: &mut u64,
-) -> Result<Vec<PageRun>> {
-    let mut runs = Vec::new();
-    let mut batch = Batch::default();
-    let mut store = |batch: &mut Batch| -> Result<()> {
-        batch.read(source)?;
-        let mut rest = batch.buffer.as_slice();
-        for piece in batch.pieces.drain(..) {
+    /// Where `out` stands.
+    offset: u64,
+    batch: Batch,
+}
+
+impl<W: Write> Sink<W> {
+    /// The pages file number `file`, empty.
+    pub fn new(out: W, file: u16) -> Sink<W> {
+        Sink { out, file, offset: 0, batch: Batch::default() }
+    }
+
+    /// Bytes that were written.
+    pub fn written(&self) -> u64 {
+        self.offset
+    }
+
+    /// Nothing more comes.
+    pub fn into_inner(self) -> W {
+        self.out
+    }
+
+    /// Appends pieces of a task's memory, and says in which runs.
+    ///
+    /// # Errors
+    /// The task's memory cannot be read, or the image not be written.
+    pub fn copy(&mut self, source: &Source<'_>, pieces: impl Iterator<Item = Piece>) -> Result<Vec<PageRun>> {
+        let mut runs = Vec::new();
+        for mut piece in pieces {
+            while piece.start < piece.end {
+                let end = piece.end.min(piece.start + CHUNK - self.batch.bytes);
+                self.batch.bytes += end - piece.start;
+                self.batch.pieces.push(Piece { end, ..piece });
+                piece = Piece { start: end, first: false, ..piece };
+                if self.batch.bytes == CHUNK || self.batch.pieces.len() == vm::RANGES {
+                    self.store(source, &mut runs)?;
+                }
+            }
+        }
+        self.store(source, &mut runs)?;
+        Ok(runs)
+    }
+
+    /// Copies what is in the batch, which is empty then.
+    fn store(&mut self, source: &Source<'_>, runs: &mut Vec<PageRun>) -> Result<()> {
+        let Sink { out, file, offset, batch } = self;
+        let Batch { pieces, bytes, buffer } = batch;
+        let mut rest = read(source, pieces, usize::try_from(std::mem::take(bytes)).unwrap_or(0), buffer)?;
+        for piece in pieces.drain(..) {
             let (chunk, after) = rest.split_at(piece.len());
             rest = after;
             let wanted = if piece.zeros == Zeros::Leave { non_zero(chunk) } else { vec![(0, chunk.len() / PAGE)] };
             let mut apart = piece.first;
             for (first, pages) in wanted {
                 let bytes = &chunk[first * PAGE..(first + pages) * PAGE];
-                out.write_all(bytes).map_err(|e| SysError::io("write", yendor_image::pages_name(file), &e))?;
+                out.write_all(bytes).map_err(|e| SysError::io("write", yendor_image::pages_name(*file), &e))?;
                 let addr = Addr(piece.start + (first * PAGE) as u64);
-                push(&mut runs, PageRun { addr, pages: pages as u64, file, offset: *offset }, apart);
+                push(runs, PageRun { addr, pages: pages as u64, file: *file, offset: *offset }, apart);
                 apart = false;
                 *offset += bytes.len() as u64;
             }
         }
         Ok(())
-    };
-    for mut piece in pieces {
-        while piece.start < piece.end {
-            let end = piece.end.min(piece.start + CHUNK - batch.bytes);
-            batch.bytes += end - piece.start;
-            batch.pieces.push(Piece { end, ..piece });
-            piece = Piece { start: end, first: false, ..piece };
-            if batch.bytes == CHUNK || batch.pieces.len() == vm::RANGES {
-                store(&mut batch)?;
-            }
-        }
     }
-    store(&mut batch)?;
-    Ok(runs)
 }
 
 /// Pieces that are read by one call: most areas have a page or two.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Batch {
     pieces: Vec<Piece>,
     bytes: u64,
+    /// Used again and again: fresh memory costs more than what is copied there.
     buffer: Vec<u8>,
 }
 
-impl Batch {
-    /// Fills the buffer with the bytes of all pieces.
-    fn read(&mut self, source: &Source<'_>) -> Result<()> {
-        self.buffer.resize(usize::try_from(std::mem::take(&mut self.bytes)).unwrap_or(0), 0);
-        let ranges: Vec<(u64, usize)> = self.pieces.iter().map(|p| (p.start, p.len())).collect();
-        if !source.copy && vm::read_ranges(source.pid, &ranges, &mut self.buffer).is_ok_and(|n| n == self.buffer.len())
-        {
-            return Ok(());
-        }
+/// The `bytes` bytes of all pieces, one after the other, in a buffer that grows where it must.
+fn read<'b>(source: &Source<'_>, pieces: &[Piece], bytes: usize, buffer: &'b mut Vec<u8>) -> Result<&'b [u8]> {
+    if buffer.len() < bytes {
+        buffer.resize(bytes, 0);
+    }
+    let buffer = &mut buffer[..bytes];
+    let ranges: Vec<(u64, usize)> = pieces.iter().map(|p| (p.start, p.len())).collect();
+    let whole = !source.copy && vm::read_ranges(source.pid, &ranges, buffer).is_ok_and(|n| n == bytes);
+    if !whole {
         // Some of it the task itself may not read, or it is a copy.
-        let mut rest = self.buffer.as_mut_slice();
+        let mut rest = &mut *buffer;
         for (at, len) in ranges {
             let (chunk, after) = rest.split_at_mut(len);
             source.read(at, chunk)?;
             rest = after;
         }
-        Ok(())
     }
+    Ok(buffer)
 }
 
 const PAGE: usize = 4096;

@@ -44,6 +44,8 @@ pub const SCRATCH: &[u8] = b"/memfd:yendor-scratch";
 
 /// Bytes of a slot for a live thread.
 const SLOT: usize = 48 * 1024;
+/// Bytes of scratch memory that every process needs: code, our word, and most of the questions to its leader.
+const TOUCHED: usize = 6 * PAGE;
 /// Bytes at the end of a slot for the frame.
 pub(crate) const FRAME_ROOM: usize = 16 * 1024;
 
@@ -144,7 +146,9 @@ impl<'a> Begun<'a> {
         let len = Borrowed::size(self.loan.threads.len());
         let ours = fetch(self.loan.pid, self.fd.unwrap_or(u64::MAX))?;
         rustix::fs::ftruncate(&ours, len as u64).map_err(|e| SysError::new("ftruncate", "scratch", e))?;
-        self.memory = Some(Mapping::of(ours, len)?);
+        let memory = Mapping::of(ours, len)?;
+        memory.prepare(TOUCHED);
+        self.memory = Some(memory);
         Ok(())
     }
 
