@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{Mode, OFlags};
 use yendor_image::crypt::Recipients;
 use yendor_image::upgrade::Version;
-use yendor_image::{Bytes, Digest, Kind, Watcher, Writer};
+use yendor_image::{Bytes, Digest, Kind, Parent, Watcher, Writer};
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Gather, unix};
 use yendor_kinds::namespace::layer;
@@ -25,6 +25,7 @@ use crate::admit;
 use crate::collect::{Rest, Twins, collect, ipc};
 use crate::error::{At, Error, Result, Step, With};
 use crate::keeper::CHECKPOINTED;
+use crate::load;
 use crate::request;
 use crate::sign::Signer;
 use crate::state::State;
@@ -46,6 +47,8 @@ pub struct Options {
     pub leave_running: bool,
     /// How many bytes of memory copies of the tasks may take while they run on; none: what the machine has to spare.
     pub max_extra_memory: Option<u64>,
+    /// An earlier image: pages that it has are not written again.
+    pub parent: Option<PathBuf>,
     /// Who signs the image.
     pub sign: Option<Signer>,
     /// Who can open it; none: everybody.
@@ -69,6 +72,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Bytes of memory that were read when the tasks ran again.
     pub read_later: u64,
+    /// Bytes of memory that the parent had, and that were not written again.
+    pub shared: u64,
     /// Processes.
     pub tasks: usize,
     /// Open files.
@@ -95,6 +100,9 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
     let proc = open_directory("/proc").at(Step::Freeze)?;
     refuse_old_kernel(&proc).at(Step::Freeze)?;
     raise_descriptor_limit();
+    let reading = Instant::now();
+    let parent = options.parent.as_deref().map(load::parent).transpose()?;
+    let read = us(reading);
     // Fails early where nothing can be written.
     let mut writer = new_writer(target, output, options)?;
     if let Target::Container(state, _) = target {
@@ -105,7 +113,7 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
     let mut most = options.max_extra_memory;
     loop {
         let before = most;
-        match attempt(target, &proc, writer, options, &mut most) {
+        match attempt(target, &proc, (writer, parent.as_ref()), options, &mut most) {
             // Whether it has passed by itself, or is done in another way now.
             Err(e)
                 if matches!(*e.cause, Cause::Passing { .. })
@@ -116,7 +124,13 @@ pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<S
                 pause = (pause * 2).min(Duration::from_millis(100));
                 writer = new_writer(target, output, options)?;
             }
-            done => return done,
+            Ok(mut summary) => {
+                if parent.is_some() {
+                    summary.timings.insert(0, ("parent".into(), read));
+                }
+                return Ok(summary);
+            }
+            failed => return failed,
         }
     }
 }
@@ -141,7 +155,7 @@ fn new_writer(target: &Target, output: &Path, options: &Options) -> Result<Write
 fn attempt(
     target: &Target,
     proc: &OwnedFd,
-    writer: Writer,
+    (writer, parent): (Writer, Option<&Parent>),
     options: &Options,
     most: &mut Option<u64>,
 ) -> Result<Summary> {
@@ -159,7 +173,7 @@ fn attempt(
     let mut summary = Summary { tasks: tree.processes.len() + tree.zombies.len(), ..Summary::default() };
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
-    let (mut snapshot, rest, touched) = gather(target, &tree, proc, &writer, options, twins.as_mut())?;
+    let (mut snapshot, rest, touched) = gather(target, &tree, proc, (&writer, parent), options, twins.as_mut())?;
     summary.timings.push(("collect".into(), us(collecting)));
     let storing = Instant::now();
     summary.files = snapshot.files.len();
@@ -171,7 +185,7 @@ fn attempt(
         summary.stopped_us = us(begin);
     }
     let harm = |e: Error| Error { broken: touched, ..e };
-    summary.read_later =
+    (summary.read_later, summary.shared) =
         rest.read(&mut snapshot, twins.as_mut()).map_err(|e| match twins.as_ref().is_some_and(Twins::is_short) {
             true => {
                 // Without copies, then.
@@ -357,7 +371,7 @@ fn gather<'w>(
     target: &Target,
     tree: &FrozenTree,
     proc: &OwnedFd,
-    writer: &'w Writer,
+    (writer, parent): (&'w Writer, Option<&'w Parent>),
     options: &Options,
     twins: Option<&mut Twins>,
 ) -> Result<(Snapshot, Rest<'w>, bool)> {
@@ -380,7 +394,7 @@ fn gather<'w>(
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);
     let of = if let Target::Container(state, directory) = target { Some((state, directory.as_path())) } else { None };
-    let (mut snapshot, rest) = collect(tree, &mut gather, writer, container, of, twins)?;
+    let (mut snapshot, rest) = collect(tree, &mut gather, (writer, parent), container, of, twins)?;
     if let Target::Container(state, _) = target {
         snapshot.container.layers = layers(state, writer).at(Step::Collect).kind("file system", "layer")?;
     }

@@ -9,15 +9,16 @@ use crate::reader::HASH_BYTES;
 use crate::upgrade::{NEWEST_LINE, Version};
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
 use crate::{cbor, is_file_name};
-use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, linkat, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -155,6 +156,41 @@ impl Writer {
         };
         let (bytes, digest) = Digest::of_file(&file, u64::MAX).map_err(|source| Error::io(name, "read", source))?;
         self.end(name, Done { bytes, digest, content: bytes })
+    }
+
+    /// Takes a complete file of another image, which is open, as file `name` of this one: the same file by one more name, or a copy
+    /// where that cannot be (another file system, another owner).
+    pub fn share(&self, name: &str, directory: &OwnedFd, (entry, open): (&FileEntry, &File)) -> Result<()> {
+        self.check_name(name)?;
+        if self.recipients.is_some() {
+            return Err(Error::Plain { file: name.to_owned() });
+        }
+        let failed = |op| move |source: io::Error| Error::io(name, op, source);
+        let file = match linkat(directory, &entry.name, &self.dir, name, AtFlags::empty()) {
+            Ok(()) => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let file = openat(&self.dir, name, flags, Mode::empty()).map_err(|e| Error::io(name, "open", e))?;
+                let id = |file: &File| file.metadata().map(|m| (m.dev(), m.ino()));
+                let file = File::from(file);
+                if id(&file).map_err(failed("stat"))? != id(open).map_err(failed("stat"))? {
+                    // Somebody has exchanged it.
+                    return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
+                }
+                file
+            }
+            Err(Errno::EXIST) => return Err(Error::Exists { file: name.to_owned() }),
+            Err(_) => {
+                let mut copy = self.create_new(name)?;
+                let mut from = open.try_clone().map_err(failed("dup"))?;
+                from.rewind().and_then(|()| io::copy(&mut from, &mut copy)).map_err(failed("copy"))?;
+                if Digest::of_file(&copy, entry.bytes).map_err(failed("read"))? != (entry.bytes, entry.blake3) {
+                    return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
+                }
+                copy
+            }
+        };
+        self.slots().insert(name.to_owned(), Slot { file, done: None, syncing: None });
+        self.end(name, Done { bytes: entry.bytes, digest: entry.blake3, content: entry.bytes })
     }
 
     /// Makes the image durable and visible, or leaves nothing.

@@ -5,9 +5,9 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
-use yendor_image::{Addr, Bytes, Digest, FileId, PageRun, ShmId, Writer};
+use yendor_image::{Addr, Bytes, Digest, FileId, PAGE_BYTES, PageRun, Parent, ShmId, Writer, pages_name};
 use yendor_kinds::file::Gather;
-use yendor_kinds::memory::pages::{self, Piece, Sink, Source, Zeros};
+use yendor_kinds::memory::pages::{self, Piece, Shared, Sink, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{Record, inherit, layout, policy, shared};
 use yendor_kinds::{Cause, Named, Result};
@@ -15,8 +15,8 @@ use yendor_proc::maps::Label;
 use yendor_proc::smaps::{Smap, VmFlag};
 use yendor_task::live::SCRATCH;
 
+use super::Objects;
 use super::ghost::Ghosts;
-use super::{Objects, PAGES};
 
 /// An address space to be collected.
 pub struct Job<'a> {
@@ -71,7 +71,7 @@ impl<'s, 'p> Private<'s, 'p> {
         Ok(())
     }
 
-    fn copy(self, out: &mut Sink<impl Write>) -> Result<(Vec<PageRun>, Option<inherit::Record>)> {
+    fn copy(self, out: &mut Sink<'_, impl Write>) -> Result<(Vec<PageRun>, Option<inherit::Record>)> {
         let runs = out.copy(&self.source, self.pieces.into_iter())?;
         Ok((runs, self.inherits))
     }
@@ -79,7 +79,8 @@ impl<'s, 'p> Private<'s, 'p> {
 
 /// What was collected of memory so far.
 pub struct Memory<'w> {
-    out: Sink<yendor_image::FileWriter<'w>>,
+    out: Sink<'w, yendor_image::FileWriter<'w>>,
+    parent: Option<&'w Parent>,
     objects: BTreeMap<(u64, u64), shared::Record>,
     /// Files opened for mappings, by device, inode and whether they can be written.
     files: BTreeMap<(u64, u64, bool), FileId>,
@@ -92,14 +93,15 @@ pub struct Memory<'w> {
 }
 
 impl<'w> Memory<'w> {
-    /// Nothing yet; pages go to `writer`.
+    /// Nothing yet; pages go to `writer`, but for those that `parent` has.
     ///
     /// # Errors
     /// The image cannot be written.
-    pub fn new(writer: &'w Writer) -> Result<Memory<'w>> {
-        let out = Sink::new(writer.file(&yendor_image::pages_name(PAGES))?, PAGES);
+    pub fn new(writer: &'w Writer, parent: Option<&'w Parent>) -> Result<Memory<'w>> {
+        let out = Sink::new(writer.file(&pages_name(pages::PAGES))?, parent.map(Parent::search));
         Ok(Memory {
             out,
+            parent,
             objects: BTreeMap::new(),
             files: BTreeMap::new(),
             named: BTreeMap::new(),
@@ -119,12 +121,17 @@ impl<'w> Memory<'w> {
         Ok((std::mem::take(&mut self.objects).into_values().collect(), vdso))
     }
 
-    /// All pages are written.
+    /// All pages are written: how many bytes of them the parent had.
     ///
     /// # Errors
     /// The image cannot be written.
-    pub fn finish(self) -> Result<()> {
-        Ok(self.out.into_inner().finish().map(drop)?)
+    pub fn finish(self) -> Result<u64> {
+        let (out, Shared { files, pages }) = self.out.end();
+        out.finish()?;
+        if let Some(parent) = self.parent {
+            files.iter().try_for_each(|(theirs, ours)| parent.share(*theirs, self.writer, *ours))?;
+        }
+        Ok(pages * PAGE_BYTES)
     }
 
     /// One address space.
@@ -180,7 +187,7 @@ impl<'w> Memory<'w> {
             let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
             private.add(area, false, *fence.unwrap_or(&pages::END))?;
         }
-        let before = self.out.written();
+        let before = self.out.taken();
         let (runs, inherits) = private.copy(&mut self.out)?;
         record.pages.extend(runs);
         record.pages.sort_by_key(|run| run.addr);
@@ -188,7 +195,7 @@ impl<'w> Memory<'w> {
             own.dropped.extend(more.dropped);
             own.dropped.sort();
         }
-        Ok(self.out.written() - before)
+        Ok(self.out.taken() - before)
     }
 
     fn check_vdso(&mut self, source: &Source<'_>, area: &vma::Record) -> Result<()> {

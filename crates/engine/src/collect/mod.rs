@@ -25,7 +25,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
-use yendor_image::{FileId, NsPid, Writer};
+use yendor_image::{FileId, NsPid, Parent, Writer};
 use yendor_kinds::file::Gather;
 use yendor_kinds::process::{Alive, Record, State, Terminal};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
@@ -89,7 +89,7 @@ fn innermost(ids: Option<&[i32]>, outer: i32) -> NsPid {
 pub fn collect<'w>(
     tree: &FrozenTree,
     gather: &mut Gather<'_>,
-    writer: &'w Writer,
+    (writer, parent): (&'w Writer, Option<&'w Parent>),
     container: Container,
     of: Option<(&state::State, &Path)>,
     twins: Option<&mut Twins>,
@@ -127,7 +127,7 @@ pub fn collect<'w>(
         let terminal = terminal(facts, &terminals, gather).at(Step::Collect).task(facts.inside().0)?;
         mine.insert(facts.pid, (held.remove(&facts.pid).unwrap_or_default(), terminal));
     }
-    let mut memory = Memory::new(writer).at(Step::Collect)?;
+    let mut memory = Memory::new(writer, parent).at(Step::Collect)?;
     let modules = Here::look();
     let root = rustix::fs::fstat(&gather.root).named("fstat", || "the tree's root".into()).at(Step::Collect)?;
     let root = (root.st_dev, root.st_ino);
@@ -192,11 +192,11 @@ pub struct Rest<'w> {
 }
 
 impl Rest<'_> {
-    /// Reads it into a snapshot. How many bytes there were.
+    /// Reads it into a snapshot. How many bytes there were, and how many bytes of pages a parent had.
     ///
     /// # Errors
     /// A copy is gone, or the image cannot be written.
-    pub fn read(mut self, snapshot: &mut Snapshot, mut twins: Option<&mut Twins>) -> Result<u64> {
+    pub fn read(mut self, snapshot: &mut Snapshot, mut twins: Option<&mut Twins>) -> Result<(u64, u64)> {
         let mut bytes = 0;
         for (i, Left { place, inside, twin, parent, read }) in self.left.iter().enumerate() {
             let beside = parent.and_then(|place| self.left.iter().find(|l| l.place == place));
@@ -215,8 +215,7 @@ impl Rest<'_> {
             let needed = |l: &Left| later.iter().any(|child| child.parent == Some(l.place));
             self.left[..=i].iter().filter(|l| !needed(l)).for_each(|l| twins.end(l.twin));
         }
-        self.memory.finish().at(Step::Store)?;
-        Ok(bytes)
+        Ok((bytes, self.memory.finish().at(Step::Store)?))
     }
 }
 
@@ -438,9 +437,6 @@ fn refuse_shared(order: &[Facts]) -> std::result::Result<(), Cause> {
     }
     Ok(())
 }
-
-/// Pages file number 0: all private memory.
-pub(crate) const PAGES: u16 = 0;
 
 /// Objects that no descriptor leads to.
 pub(crate) type Objects = Vec<memory::shared::Record>;

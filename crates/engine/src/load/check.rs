@@ -233,7 +233,7 @@ impl Known<'_> {
         let name = pages_name(run.file);
         let entry = self.manifest.file(&name).ok_or(yendor_image::Error::Missing { file: name });
         entry
-            .and_then(|entry| run.check(entry.bytes))
+            .and_then(|entry| run.check(entry.content_bytes()))
             .map_err(|e| Error::new(Step::Load, e).kind("pages", RECORDS_FILE))
     }
 }

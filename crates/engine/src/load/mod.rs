@@ -25,14 +25,14 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use yendor_image::upgrade::Version;
-use yendor_image::{Digest, Documents, Kind, Limits, Manifest, Reader, SignedTable};
+use yendor_image::{Digest, Documents, Kind, Limits, Manifest, Parent, Reader, SignedTable};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::sandbox::{self, Copy};
 use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
-use crate::error::{At, Error, Result, Step};
+use crate::error::{At, Error, Result, Step, With};
 use crate::sign::{self, Trust};
 use crate::wire::Failure;
 
@@ -343,6 +343,25 @@ pub fn table(image: &Path) -> Result<Table> {
     let table = Documents::open_table(directory.as_fd()).at(Step::Load)?;
     let read = |limits: &Limits| Table::trusted(table.signed(limits).at(Step::Load)?, &Trust::default());
     start(true, &table.descriptors(), read)?.ask()
+}
+
+/// The pages of an image, for a checkpoint that need not write them again.
+///
+/// # Errors
+/// A damaged image, or one that is encrypted.
+pub fn parent(image: &Path) -> Result<Parent> {
+    read_parent(image).kind("parent", image.display().to_string())
+}
+
+fn read_parent(image: &Path) -> Result<Parent> {
+    let Table { version, manifest, .. } = table(image)?;
+    if manifest.encryption.is_some() {
+        let what = "an encrypted image as parent: what is in it cannot be compared without its key";
+        return Err(Error::new(Step::Load, Cause::unsupported(what)));
+    }
+    let version = Version::parse(&version).at(Step::Load)?;
+    let reader = Reader::assemble(open_directory(image)?, version, manifest, Limits::default()).at(Step::Load)?;
+    Parent::read(&reader).at(Step::Load)
 }
 
 /// An image that is being read by somebody without rights.

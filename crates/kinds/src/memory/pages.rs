@@ -4,10 +4,11 @@
 //! *Made again by:* pread from the image by the new task's script, straight into its memory.
 //! *Lost:* nothing; pages of zeros are not stored, they come back as fresh memory.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use yendor_image::{Addr, PAGE_BYTES, PageRun};
+use yendor_image::{Addr, PAGE_BYTES, PageRun, Place, Search};
 use yendor_sys::pagemap::{self, Page, Region};
 use yendor_sys::{Errno, SysError, vm};
 use yendor_task::{Nr, Script, Want, args};
@@ -15,6 +16,8 @@ use yendor_task::{Nr, Script, Want, args};
 use super::vma::{Backing, Record as Area};
 use crate::{Named, Result};
 
+/// The pages file that a checkpoint writes.
+pub const PAGES: u16 = 0;
 /// Bytes that are copied at once.
 const CHUNK: u64 = 256 * 1024;
 
@@ -176,31 +179,51 @@ impl Piece {
     }
 }
 
-/// A pages file that is being written.
+/// A pages file that is being written, number 0 of its image. Pages that a parent has are not written again: its files become files
+/// of this image, from number 1 on, in the order in which something was found there.
 #[derive(Debug)]
-pub struct Sink<W> {
+pub struct Sink<'p, W> {
     out: W,
-    /// Its number.
-    file: u16,
     /// Where `out` stands.
     offset: u64,
     batch: Batch,
+    parent: Option<Search<'p>>,
+    shared: Shared,
 }
 
-impl<W: Write> Sink<W> {
-    /// The pages file number `file`, empty.
-    pub fn new(out: W, file: u16) -> Sink<W> {
-        Sink { out, file, offset: 0, batch: Batch::default() }
+/// What was found in a parent.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Which of its files, and under which number each is a file of the new image.
+    pub files: BTreeMap<u16, u16>,
+    /// How many pages.
+    pub pages: u64,
+}
+
+impl Shared {
+    /// The run of a page that lies there. None: there is no number left.
+    fn run(&mut self, addr: Addr, place: Place) -> Option<PageRun> {
+        let next = u16::try_from(self.files.len() + 1).ok().filter(|next| *next < u16::MAX)?;
+        let file = *self.files.entry(place.file).or_insert(next);
+        self.pages += 1;
+        Some(PageRun { addr, pages: 1, file, offset: place.offset() })
+    }
+}
+
+impl<'p, W: Write> Sink<'p, W> {
+    /// Empty.
+    pub fn new(out: W, parent: Option<Search<'p>>) -> Sink<'p, W> {
+        Sink { out, offset: 0, batch: Batch::default(), parent, shared: Shared::default() }
     }
 
-    /// Bytes that were written.
-    pub fn written(&self) -> u64 {
-        self.offset
+    /// Bytes of pages that came, and were written or found.
+    pub fn taken(&self) -> u64 {
+        self.offset + self.shared.pages * PAGE_BYTES
     }
 
     /// Nothing more comes.
-    pub fn into_inner(self) -> W {
-        self.out
+    pub fn end(self) -> (W, Shared) {
+        (self.out, self.shared)
     }
 
     /// Appends pieces of a task's memory, and says in which runs.
@@ -224,23 +247,33 @@ impl<W: Write> Sink<W> {
         Ok(runs)
     }
 
-    /// Copies what is in the batch, which is empty then.
+    /// Takes what is in the batch, which is empty then.
     fn store(&mut self, source: &Source<'_>, runs: &mut Vec<PageRun>) -> Result<()> {
-        let Sink { out, file, offset, batch } = self;
-        let Batch { pieces, bytes, buffer } = batch;
+        let Sink { out, offset, batch: Batch { pieces, bytes, buffer }, parent, shared } = self;
         let mut rest = read(source, pieces, usize::try_from(std::mem::take(bytes)).unwrap_or(0), buffer)?;
         for piece in pieces.drain(..) {
             let (chunk, after) = rest.split_at(piece.len());
             rest = after;
             let wanted = if piece.zeros == Zeros::Leave { non_zero(chunk) } else { vec![(0, chunk.len() / PAGE)] };
             let mut apart = piece.first;
+            let mut add = |run: PageRun| push(runs, run, std::mem::take(&mut apart));
             for (first, pages) in wanted {
                 let bytes = &chunk[first * PAGE..(first + pages) * PAGE];
-                out.write_all(bytes).map_err(|e| SysError::io("write", yendor_image::pages_name(*file), &e))?;
-                let addr = Addr(piece.start + (first * PAGE) as u64);
-                push(runs, PageRun { addr, pages: pages as u64, file: *file, offset: *offset }, apart);
-                apart = false;
-                *offset += bytes.len() as u64;
+                let mut at = piece.start + (first * PAGE) as u64;
+                // As a whole, or page by page where each may be known.
+                let step = if parent.is_some() { PAGE } else { bytes.len() };
+                for bytes in bytes.chunks(step) {
+                    let addr = Addr(at);
+                    at += bytes.len() as u64;
+                    let known = parent.as_mut().map(|parent| parent.find(bytes)).transpose()?.flatten();
+                    if let Some(run) = known.and_then(|place| shared.run(addr, place)) {
+                        add(run);
+                        continue;
+                    }
+                    out.write_all(bytes).map_err(|e| SysError::io("write", yendor_image::pages_name(PAGES), &e))?;
+                    add(PageRun { addr, pages: (bytes.len() / PAGE) as u64, file: PAGES, offset: *offset });
+                    *offset += bytes.len() as u64;
+                }
             }
         }
         Ok(())

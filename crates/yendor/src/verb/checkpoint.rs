@@ -22,6 +22,7 @@ use crate::{name, parse, print, progress};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  yendor checkpoint web\n  yendor checkpoint web -o ./web.image --leave-running\n  \
     yendor checkpoint --pid 4711 -o ./tree.image\n  \
+    yendor checkpoint web --leave-running --parent web\n  \
     yendor checkpoint web --encrypt-to age1...")]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub struct Checkpoint {
@@ -41,6 +42,10 @@ pub struct Checkpoint {
     /// spare. What is more is read while they stand still
     #[arg(long, value_name = "BYTES", value_parser = parse::size_or_none, requires = "leave_running")]
     max_extra_memory: Option<u64>,
+    /// An earlier image: memory that it has already is not written again, its files become the new image's, too. Either image
+    /// can be removed then
+    #[arg(long, value_name = "IMAGE", conflicts_with = "encrypt_to")]
+    parent: Option<Reference>,
     /// Leave the tasks stopped (SIGSTOP)
     #[arg(long)]
     leave_stopped: bool,
@@ -65,6 +70,7 @@ impl Checkpoint {
         let encrypt_to = if self.encrypt_to.is_empty() { None } else { Some(recipients(&self.encrypt_to)?) };
         let places = Places::from_environment();
         let found = self.container.as_deref().map(|name| container::find_running(&places, name)).transpose()?;
+        let parent = self.parent.as_ref().map(|parent| reference::resolve(&places, parent)).transpose()?;
         let image = self.image(&places)?;
         let keeper = match &found {
             Some(found) => found.keeper()?,
@@ -73,6 +79,7 @@ impl Checkpoint {
         let options = Options {
             leave_running: self.leave_running,
             max_extra_memory: self.max_extra_memory,
+            parent: parent.map(|image| image.path),
             sign,
             encrypt_to,
             leave_stopped: self.leave_stopped,
@@ -119,14 +126,14 @@ impl Checkpoint {
     }
 
     fn report(&self, image: &Image, summary: &Summary, total: u64) {
-        let Summary { timings, stopped_us, bytes, read_later, tasks, files, lost, seal: _ } = summary;
+        let Summary { timings, stopped_us, bytes, read_later, shared, tasks, files, lost, seal: _ } = summary;
         if self.json {
             let mut phases = print::phases_json(timings);
             phases.insert("stopped_us".into(), json!(stopped_us));
             let text = json!({
                 "phases": phases, "total_us": total, "image": image.reference.to_string(),
                 "path": image.path.to_string_lossy(), "name": self.container, "pid": self.pid, "bytes": bytes,
-                "read_later": read_later,
+                "read_later": read_later, "shared": shared,
                 "tasks": tasks, "files": files, "lost": lost,
             });
             print::out(&text.to_string());
@@ -137,12 +144,16 @@ impl Checkpoint {
         }
         let (size, time, stopped) = (print::bytes(*bytes), print::micros(total), print::micros(*stopped_us));
         let phases = print::phases(timings);
+        let before = match shared {
+            0 => String::new(),
+            bytes => format!(" ({} as before)", print::bytes(*bytes)),
+        };
         let later = match read_later {
             0 => String::new(),
             bytes => format!("; {} read while it ran", print::bytes(*bytes)),
         };
         print::note(&format!(
-            "{}, {}, {size} in {time} ({phases}; stopped {stopped}{later})",
+            "{}, {}, {size}{before} in {time} ({phases}; stopped {stopped}{later})",
             print::count(*tasks, "task"),
             print::count(*files, "file")
         ));

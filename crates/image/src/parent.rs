@@ -1,0 +1,267 @@
+//! An earlier image: pages that it has need not be written again.
+//!
+//! Pages are found by what they hold, never by what the earlier image says of them: its records are not read, and a hash is a
+//! hint only. What is found is compared, byte by byte, so the new image is right whatever the other one claims.
+
+use crate::reader::HASH_BYTES;
+use crate::{Digest, Error, FileEntry, PAGE_BYTES, Reader, Result, Writer, pages_name};
+use rustc_hash::{FxBuildHasher, FxHashMap};
+use std::fs::File;
+use std::hash::BuildHasher;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+const PAGE: usize = 4096;
+/// How many pages can be found by what they hold (32 GiB): their index is in memory, some 25 bytes for each. Others are found
+/// where they follow one that was found.
+const MOST_PAGES: usize = 1 << 23;
+/// How much of a file is read at once: who finds a page asks for the next one then.
+const WINDOW: usize = 16 * PAGE;
+
+/// The pages of an earlier image.
+#[derive(Debug)]
+pub struct Parent {
+    directory: OwnedFd,
+    files: Vec<Earlier>,
+    /// By their hashes; of pages with equal hashes the first.
+    index: FxHashMap<u64, Place>,
+}
+
+#[derive(Debug)]
+struct Earlier {
+    entry: FileEntry,
+    file: File,
+}
+
+/// Where a page lies in a [`Parent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which of its files of pages.
+    pub file: u16,
+    /// How many pages lie before it.
+    page: u32,
+}
+
+impl Place {
+    /// Where it begins in the file, in bytes.
+    pub fn offset(&self) -> u64 {
+        u64::from(self.page) * PAGE_BYTES
+    }
+
+    fn next(self) -> Option<Place> {
+        Some(Place { page: self.page.checked_add(1)?, ..self })
+    }
+}
+
+impl Parent {
+    /// Reads all pages of an image, which must be what its table of contents says.
+    pub fn read(reader: &Reader) -> Result<Parent> {
+        let mut parent = Parent {
+            directory: reader.directory().try_clone_to_owned().map_err(|source| Error::io(".", "dup", source))?,
+            files: Vec::new(),
+            index: FxHashMap::default(),
+        };
+        for number in 0..u16::MAX {
+            let Some(entry) = reader.manifest().file(&pages_name(number)).cloned() else { break };
+            if reader.manifest().encryption.is_some() {
+                return Err(Error::Encrypted { file: reader.manifest().stored_name(&entry.name) });
+            }
+            let file = reader.open_stored(&entry)?;
+            parent.add(number, &entry, &file)?;
+            parent.files.push(Earlier { entry, file });
+        }
+        Ok(parent)
+    }
+
+    fn add(&mut self, number: u16, entry: &FileEntry, file: &File) -> Result<()> {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; HASH_BYTES];
+        let mut bytes: u64 = 0;
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::UnexpectedEof => Error::Digest { file: entry.name.clone(), bytes: entry.bytes },
+            _ => Error::io(&entry.name, "read", source),
+        };
+        while bytes < entry.bytes {
+            let left = usize::try_from(entry.bytes - bytes).unwrap_or(HASH_BYTES).min(HASH_BYTES);
+            let chunk = &mut buffer[..left];
+            file.read_exact_at(chunk, bytes).map_err(failed)?;
+            hasher.update(chunk);
+            for (page, content) in (bytes / PAGE_BYTES..).zip(chunk.chunks_exact(PAGE)) {
+                let Ok(page) = u32::try_from(page) else { break };
+                if self.index.len() < MOST_PAGES {
+                    self.index.entry(hash(content)).or_insert(Place { file: number, page });
+                }
+            }
+            bytes += left as u64;
+        }
+        if Digest::from(hasher.finalize()) != entry.blake3 {
+            return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
+        }
+        Ok(())
+    }
+
+    /// Looks for pages.
+    pub fn search(&self) -> Search<'_> {
+        Search { parent: self, likely: None, window: vec![0; WINDOW], at: None }
+    }
+
+    /// Gives the image that is being written one of the files, as its file number `number`.
+    pub fn share(&self, file: u16, writer: &Writer, number: u16) -> Result<()> {
+        let Some(Earlier { entry, file }) = self.files.get(usize::from(file)) else {
+            return Err(Error::missing(&pages_name(file)));
+        };
+        writer.share(&pages_name(number), &self.directory, (entry, file))
+    }
+}
+
+fn hash(page: &[u8]) -> u64 {
+    FxBuildHasher.hash_one(page)
+}
+
+/// A search for one page after the other.
+#[derive(Debug)]
+pub struct Search<'p> {
+    parent: &'p Parent,
+    /// Behind the last one that was found.
+    likely: Option<Place>,
+    /// What was read last, and where it begins: its file and byte.
+    window: Vec<u8>,
+    at: Option<(u16, u64)>,
+}
+
+impl Search<'_> {
+    /// Where a page with this content lies, if there is one.
+    pub fn find(&mut self, page: &[u8]) -> Result<Option<Place>> {
+        let likely = self.likely.take();
+        let found = match likely {
+            Some(place) if self.is_at(place, page)? => Some(place),
+            _ => match self.parent.index.get(&hash(page)) {
+                Some(place) if self.is_at(*place, page)? => Some(*place),
+                _ => None,
+            },
+        };
+        // One that has changed is mostly followed by one that has not.
+        self.likely = found.or(likely).and_then(Place::next);
+        Ok(found)
+    }
+
+    fn is_at(&mut self, place: Place, page: &[u8]) -> Result<bool> {
+        let Some(Earlier { entry, file }) = self.parent.files.get(usize::from(place.file)) else { return Ok(false) };
+        if place.offset() + PAGE_BYTES > entry.bytes {
+            return Ok(false);
+        }
+        let begin = place.offset() / WINDOW as u64 * WINDOW as u64;
+        if self.at != Some((place.file, begin)) {
+            self.at = None;
+            let there = usize::try_from(entry.bytes - begin).unwrap_or(WINDOW).min(WINDOW);
+            let failed = |source: io::Error| Error::io(&entry.name, "read", source);
+            file.read_exact_at(&mut self.window[..there], begin).map_err(failed)?;
+            self.at = Some((place.file, begin));
+        }
+        let first = usize::try_from(place.offset() - begin).unwrap_or(0);
+        Ok(self.window[first..first + PAGE] == *page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::path::{Path, PathBuf};
+    use std::time::SystemTime;
+
+    fn scratch(name: &str) -> PathBuf {
+        let top = std::env::temp_dir().join(format!("yendor-parent-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&top);
+        std::fs::create_dir(&top).expect("mkdir");
+        top
+    }
+
+    fn page(of: u64) -> Vec<u8> {
+        (0..512u64).flat_map(|i| (of * 1000 + i).to_le_bytes()).collect()
+    }
+
+    fn write(at: &Path, pages: impl Iterator<Item = u64>) -> Reader {
+        let writer = Writer::create(at).expect("create");
+        let mut file = writer.file("pages-0").expect("file");
+        pages.for_each(|n| file.write_all(&page(n)).expect("write"));
+        file.finish().expect("finish");
+        writer.records(&()).expect("records");
+        writer.commit(SystemTime::now()).expect("commit");
+        Reader::open(at).expect("open")
+    }
+
+    #[test]
+    fn pages_are_found_wherever_they_are() {
+        let top = scratch("find");
+        let parent = Parent::read(&write(&top.join("a"), 0..100)).expect("read");
+        let mut search = parent.search();
+        let offset = |place: Option<Place>| place.map(|place| place.offset() / PAGE_BYTES);
+        for n in [0, 1, 2, 50, 51, 99, 7, 7, 16, 15] {
+            assert_eq!(offset(search.find(&page(n)).expect("find")), Some(n), "{n}");
+        }
+        assert_eq!(search.find(&page(100)).expect("find"), None);
+        // Behind the last page is nothing.
+        assert_eq!(offset(search.find(&page(99)).expect("find")), Some(99));
+        assert_eq!(search.find(&page(100)).expect("find"), None);
+        std::fs::remove_dir_all(&top).expect("rm");
+    }
+
+    #[test]
+    fn equal_hashes_are_a_hint_only() {
+        let top = scratch("hint");
+        let mut parent = Parent::read(&write(&top.join("a"), 0..4)).expect("read");
+        parent.index.insert(hash(&page(9)), Place { file: 0, page: 3 });
+        parent.index.insert(hash(&page(8)), Place { file: 0, page: 4 });
+        parent.index.insert(hash(&page(7)), Place { file: 1, page: 0 });
+        let mut search = parent.search();
+        for n in [9, 8, 7] {
+            assert_eq!(search.find(&page(n)).expect("find"), None, "{n}");
+        }
+        std::fs::remove_dir_all(&top).expect("rm");
+    }
+
+    #[test]
+    fn a_shared_file_is_a_file_of_both_images() {
+        let top = scratch("share");
+        let reader = write(&top.join("a"), 0..3);
+        let parent = Parent::read(&reader).expect("read");
+        let writer = Writer::create(&top.join("b")).expect("create");
+        writer.file("pages-0").expect("file").finish().expect("finish");
+        parent.share(0, &writer, 1).expect("share");
+        assert!(matches!(parent.share(1, &writer, 2), Err(Error::Missing { .. })));
+        writer.records(&()).expect("records");
+        let manifest = writer.commit(SystemTime::now()).expect("commit");
+        assert_eq!(manifest.file("pages-1").map(|f| f.blake3), reader.manifest().file("pages-0").map(|f| f.blake3));
+        std::fs::remove_dir_all(top.join("a")).expect("rm");
+        Reader::open(&top.join("b")).expect("open").verify_all().expect("whole");
+        std::fs::remove_dir_all(&top).expect("rm");
+    }
+
+    #[test]
+    fn what_was_exchanged_since_is_not_shared() {
+        let top = scratch("exchange");
+        let parent = Parent::read(&write(&top.join("a"), 0..3)).expect("read");
+        let writer = Writer::create(&top.join("b")).expect("create");
+        std::fs::remove_file(top.join("a/pages-0")).expect("rm");
+        std::fs::write(top.join("a/pages-0"), [0; 3 * PAGE]).expect("write");
+        assert!(parent.share(0, &writer, 0).is_err_and(|e| e.is_damage()));
+        drop(writer);
+        std::fs::remove_dir_all(&top).expect("rm");
+    }
+
+    #[test]
+    fn a_damaged_parent_is_none() {
+        let top = scratch("damage");
+        let reader = write(&top.join("a"), 0..300);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(top.join("a/pages-0"))
+            .and_then(|f| f.write_at(&[77], 200 * PAGE_BYTES))
+            .expect("write");
+        let said = Parent::read(&reader).expect_err("damaged");
+        assert!(matches!(&said, Error::Digest { file, .. } if file == "pages-0"), "{said}");
+        std::fs::remove_dir_all(&top).expect("rm");
+    }
+}

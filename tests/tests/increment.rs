@@ -1,0 +1,218 @@
+//! `checkpoint --parent`: memory that an earlier image has is not written again, and either image can be removed.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use yendor_tests::{Flavour, PATIENCE, Yendor, copy_image, probe, rounds, wait_until};
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are UTF-8")
+}
+
+/// A checkpoint of a container that runs on; what it says of itself.
+fn checkpoint(yendor: &Yendor, container: &str, image: &Path, parent: Option<&Path>) -> Value {
+    let mut words = vec!["checkpoint", "--json", "--leave-running", "-o", text(image), container];
+    words.extend(parent.iter().flat_map(|parent| ["--parent", text(parent)]));
+    yendor.call(&words).exits(0).json()
+}
+
+/// Holds 48 MiB that nothing else holds, changes one page in a hundred of it at SIGUSR2, and says at SIGUSR1 what it is.
+const HOLDER: &str = "
+import hashlib, os, signal, time
+held, round = bytearray(os.urandom(48 << 20)), 0
+def change(*_):
+    global round
+    round += 1
+    for page in range(round, len(held) >> 12, 100):
+        held[page << 12] = (held[page << 12] + 1) & 255
+    print('changed', round, flush=True)
+signal.signal(signal.SIGUSR2, change)
+signal.signal(signal.SIGUSR1, lambda *_: print('digest', hashlib.sha256(held).hexdigest(), round, flush=True))
+print('ready', flush=True)
+while True:
+    time.sleep(1000)
+";
+
+fn digest(yendor: &Yendor, container: &str, round: usize) -> String {
+    let said = |log: &str| {
+        let last = log.lines().rfind(|line| line.starts_with("digest"))?;
+        last.ends_with(&format!(" {round}")).then(|| last.to_owned())
+    };
+    yendor.kill(container, "USR1");
+    let mut found = None;
+    wait_until(PATIENCE, || {
+        found = said(&yendor.logs(container));
+        found.is_some()
+    });
+    found.unwrap_or_else(|| panic!("no digest: {}", yendor.logs(container)))
+}
+
+fn holder(yendor: &Yendor) -> String {
+    let container = yendor.fresh("holder");
+    yendor.run_detached(&container, &["python3", "-c", HOLDER]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    container
+}
+
+/// Of what has changed little is written little; the first image is gone when the second is restored.
+fn little_that_changed(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = holder(&yendor);
+    let (first, second) = (yendor.path("first"), yendor.path("second"));
+    let whole = checkpoint(&yendor, &container, &first, None);
+    assert_eq!(whole["shared"], 0, "{whole}");
+    yendor.kill(&container, "USR2");
+    yendor.wait_for_log(&container, "changed 1", PATIENCE);
+    let little = checkpoint(&yendor, &container, &second, Some(&first));
+    assert!(little["shared"].as_u64().expect("a number") > 45 << 20, "{little}");
+    assert!(little["phases"]["parent_us"].as_u64().is_some_and(|us| us > 0), "{little}");
+    let size = |image: &Path| fs::metadata(image.join("pages-0")).expect("pages").len();
+    assert!(size(&second) * 20 < size(&first), "{} of {}", size(&second), size(&first));
+    // One file, two names.
+    let shared = fs::metadata(second.join("pages-1")).expect("shared pages");
+    assert_eq!((shared.nlink(), shared.ino()), (2, fs::metadata(first.join("pages-0")).expect("pages").ino()));
+    let expected = digest(&yendor, &container, 1);
+    yendor.call(&["rm", "-f", &container]).exits(0);
+    fs::remove_dir_all(&first).expect("an image of our own");
+    let restored = yendor.fresh("again");
+    yendor.restore(&second, &restored);
+    assert_eq!(digest(&yendor, &restored, 1), expected);
+    yendor.call(&["rm", "-f", &restored]).exits(0);
+}
+
+/// A long chain, each image the parent of the next and gone soon after; what comes of it lives on.
+fn a_chain(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = yendor.fresh("writer");
+    yendor.run_detached(&container, &[text(&probe("writer"))]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let image = |round: u64| yendor.path(&format!("image-{round}"));
+    let last = rounds(10, 40);
+    for round in 0..=last {
+        let parent = round.checked_sub(1).map(image);
+        checkpoint(&yendor, &container, &image(round), parent.as_deref());
+        if let Some(old) = round.checked_sub(2) {
+            fs::remove_dir_all(image(old)).expect("an image of our own");
+        }
+    }
+    for round in [last, last - 1] {
+        let restored = yendor.fresh("copy");
+        yendor.restore(&image(round), &restored);
+        std::thread::sleep(Duration::from_millis(100));
+        yendor.kill(&restored, "USR1");
+        let code = yendor.wait(&restored);
+        assert_eq!(code, 0, "{}", yendor.logs(&restored));
+        yendor.call(&["rm", &restored]).exits(0);
+    }
+    yendor.kill(&container, "USR1");
+    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+}
+
+/// What is restored from such an image has it as a parent again.
+fn generations(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut container = holder(&yendor);
+    let mut parent = None;
+    for round in 1..=3 {
+        yendor.kill(&container, "USR2");
+        yendor.wait_for_log(&container, &format!("changed {round}"), PATIENCE);
+        let expected = digest(&yendor, &container, round);
+        let image = yendor.path(&format!("image-{round}"));
+        let json = checkpoint(&yendor, &container, &image, parent.as_deref());
+        let shared = json["shared"].as_u64().expect("a number");
+        assert_eq!(shared > 45 << 20, round > 1, "{json}");
+        yendor.call(&["rm", "-f", &container]).exits(0);
+        container = yendor.fresh("next");
+        yendor.restore(&image, &container);
+        assert_eq!(digest(&yendor, &container, round), expected);
+        parent = Some(image);
+    }
+    yendor.call(&["rm", "-f", &container]).exits(0);
+}
+
+/// A parent on another file system is copied from; one of another program helps nothing and harms nothing.
+fn elsewhere(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = holder(&yendor);
+    let (first, second) = (yendor.path("first"), yendor.path("second"));
+    checkpoint(&yendor, &container, &first, None);
+    let memory =
+        std::env::temp_dir().metadata().expect("stat").dev() != Path::new("/dev/shm").metadata().expect("stat").dev();
+    assert!(memory, "/dev/shm is to be another file system than {}", std::env::temp_dir().display());
+    let other = Path::new("/dev/shm").join(yendor.fresh("parent"));
+    copy_image(&first, &other);
+    yendor.give(&other);
+    let json = checkpoint(&yendor, &container, &second, Some(&other));
+    let copied = fs::metadata(second.join("pages-1")).expect("copied pages");
+    fs::remove_dir_all(&other).expect("an image of our own");
+    assert_eq!(copied.nlink(), 1, "{json}");
+    let expected = digest(&yendor, &container, 0);
+    yendor.call(&["rm", "-f", &container]).exits(0);
+    let restored = yendor.fresh("again");
+    yendor.restore(&second, &restored);
+    assert_eq!(digest(&yendor, &restored, 0), expected);
+    yendor.call(&["rm", "-f", &restored]).exits(0);
+    // Another program's.
+    let sleeper = yendor.fresh("sleeper");
+    yendor.run_detached(&sleeper, &["sleep", "1000"]);
+    let third = yendor.path("third");
+    checkpoint(&yendor, &sleeper, &third, Some(&first));
+    fs::remove_dir_all(&first).expect("an image of our own");
+    yendor.call(&["rm", "-f", &sleeper]).exits(0);
+    yendor.restore(&third, &sleeper);
+    yendor.call(&["rm", "-f", &sleeper]).exits(0);
+}
+
+/// A parent that is missing, damaged or locked is refused by name; the program does not notice.
+fn bad_parents(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = holder(&yendor);
+    let image = yendor.path("image");
+    checkpoint(&yendor, &container, &image, None);
+    let next = yendor.path("next");
+    let refused = |parent: &str, code: i32, says: &[&str]| {
+        let words = ["checkpoint", "--leave-running", "-o", text(&next), &container, "--parent", parent];
+        let said = yendor.call(&words).exits(code).stderr;
+        assert!(says.iter().all(|what| said.contains(what)), "{parent}: {said}");
+        assert!(!next.exists(), "{parent}");
+    };
+    refused("never-made", 4, &["never-made"]);
+    let nowhere = yendor.path("nowhere");
+    refused(text(&nowhere), 4, &[text(&nowhere)]);
+    for (name, change) in [("flipped", 1u8), ("short", 0)] {
+        let bad = yendor.path(name);
+        copy_image(&image, &bad);
+        yendor.give(&bad);
+        let pages = bad.join("pages-0");
+        let mut content = fs::read(&pages).expect("read");
+        if change == 0 {
+            content.truncate(content.len() - 4096);
+        } else {
+            let middle = content.len() / 2;
+            content[middle] ^= change;
+        }
+        fs::write(&pages, content).expect("write");
+        refused(text(&bad), 4, &[text(&bad), "pages-0"]);
+    }
+    let recipient = age::x25519::Identity::generate().to_public().to_string();
+    let locked = yendor.path("locked");
+    let words = ["checkpoint", "--leave-running", "-o", text(&locked), &container, "--encrypt-to", &recipient];
+    yendor.call(&words).exits(0);
+    refused(text(&locked), 3, &["encrypted", text(&locked)]);
+    let both = [&words[..], &["--parent", text(&image)]].concat();
+    yendor.call(&both).exits(2);
+    yendor.kill(&container, "USR2");
+    yendor.wait_for_log(&container, "changed 1", PATIENCE);
+    yendor.call(&["rm", "-f", &container]).exits(0);
+}
+
+yendor_tests::flavours! {
+    little_that_changed
+    a_chain
+    generations
+    elsewhere
+    bad_parents
+}
