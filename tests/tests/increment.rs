@@ -111,6 +111,46 @@ fn a_chain(flavour: Flavour) {
     assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
 }
 
+/// Written anew, an image has its own pages and no others, whatever becomes of those that it shared them with.
+fn flattened(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = holder(&yendor);
+    let image = |round: u32| yendor.path(&format!("image-{round}"));
+    let mut expected = String::new();
+    for round in 0..3u32 {
+        expected = digest(&yendor, &container, round as usize);
+        let parent = round.checked_sub(1).map(image);
+        checkpoint(&yendor, &container, &image(round), parent.as_deref());
+        yendor.kill(&container, "USR2");
+        yendor.wait_for_log(&container, &format!("changed {}", round + 1), PATIENCE);
+    }
+    yendor.call(&["rm", "-f", &container]).exits(0);
+    let whole = yendor.path("whole");
+    yendor.call(&["flatten", text(&image(2)), "-o", text(&whole)]).exits(0);
+    yendor.call(&["flatten", text(&image(2))]).exits(2);
+    yendor.call(&["flatten", text(&image(2)), "-o", text(&whole)]).exits(1);
+    let bytes = |image: &Path, name: &str| fs::metadata(image.join(name)).map_or(0, |file| file.len());
+    assert!(bytes(&image(2), "pages-2") > 0 && !whole.join("pages-1").exists());
+    assert!(bytes(&whole, "pages-0") < bytes(&image(0), "pages-0") + (1 << 20));
+    let shown = |image: &Path| {
+        let words = ["inspect", "--tree", "--files", "--security", text(image)];
+        yendor.call(&words).exits(0).stdout.replace(text(image), "")
+    };
+    let (before, after) = (shown(&image(2)), shown(&whole));
+    let details =
+        |text: &str| text.lines().skip_while(|line| !line.contains("python3")).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(details(&before), details(&after));
+    for round in 0..3 {
+        fs::remove_dir_all(image(round)).expect("an image of our own");
+    }
+    let restored = yendor.fresh("again");
+    yendor.restore(&whole, &restored);
+    assert_eq!(digest(&yendor, &restored, 2), expected);
+    yendor.kill(&restored, "USR2");
+    yendor.wait_for_log(&restored, "changed 3", PATIENCE);
+    yendor.call(&["rm", "-f", &restored]).exits(0);
+}
+
 /// What is restored from such an image has it as a parent again.
 fn generations(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -213,6 +253,7 @@ yendor_tests::flavours! {
     little_that_changed
     a_chain
     generations
+    flattened
     elsewhere
     bad_parents
 }

@@ -13,6 +13,7 @@ pub mod contain;
 pub mod control;
 pub mod error;
 pub mod exec;
+pub mod flatten;
 pub mod front;
 mod hole;
 mod keeper;

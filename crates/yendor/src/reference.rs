@@ -80,6 +80,15 @@ pub fn resolve(places: &Places, reference: &Reference) -> Result<Image, Failure>
     Ok(Image { path, reference: Reference::Stored(name.clone(), Some(number)) })
 }
 
+/// An image that will be at a path where nothing is yet.
+pub fn vacant(path: &Path) -> Result<Image, Failure> {
+    let path = parse::absolute(path);
+    if std::fs::symlink_metadata(&path).is_ok() {
+        return Err(Failure::Failed(format!("{} exists already", path.display())));
+    }
+    Ok(Image { reference: Reference::Path(path.clone()), path })
+}
+
 /// Where the next image of that name goes, and its full name. Its parent directory is made.
 pub fn next(places: &Places, name: &str) -> Result<Image, Failure> {
     use std::os::unix::fs::DirBuilderExt;

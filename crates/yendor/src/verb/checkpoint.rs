@@ -114,11 +114,7 @@ impl Checkpoint {
 
     fn image(&self, places: &Places) -> Result<Image, Failure> {
         if let Some(path) = &self.output {
-            let path = parse::absolute(path);
-            if std::fs::symlink_metadata(&path).is_ok() {
-                return Err(Failure::Failed(format!("{} exists already", path.display())));
-            }
-            return Ok(Image { reference: Reference::Path(path.clone()), path });
+            return reference::vacant(path);
         }
         let name = self.container.clone().unwrap_or_else(|| format!("pid-{}", self.pid.unwrap_or(0)));
         debug_assert!(name::is_valid(&name));
@@ -162,7 +158,7 @@ impl Checkpoint {
 }
 
 /// Reads a secret key; nothing of it is ever shown.
-fn signer(path: &Path) -> Result<Signer, Failure> {
+pub fn signer(path: &Path) -> Result<Signer, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::io("open", path, &e))?;
     Signer::parse(&text).map_err(|why| Failure::Usage(format!("--sign {}: {why}", path.display())))
 }

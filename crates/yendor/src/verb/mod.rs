@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod demo;
 pub mod doctor;
 pub mod exec;
+pub mod flatten;
 pub mod generate;
 pub mod images;
 pub mod inspect;

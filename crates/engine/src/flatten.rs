@@ -1,0 +1,105 @@
+//! An image that shares pages with others becomes one that has its own, and only those that it needs.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use yendor_image::{PAGE_BYTES, PageRun, RECORDS_FILE, Reader, Writer, pages_name};
+use yendor_kinds::memory::pages::PAGES;
+use yendor_kinds::process::State;
+use yendor_kinds::snapshot::Snapshot;
+use yendor_sys::SysError;
+
+use crate::error::{At, Error, Result, Step};
+use crate::load::Opened;
+use crate::sign::Signer;
+
+/// How many bytes of pages are copied at once.
+const CHUNK: u64 = 256 * 1024;
+
+/// Writes an image anew at `output`, which must not exist. How many bytes it has.
+///
+/// # Errors
+/// A damaged image; the new one cannot be written, and nothing is left of it.
+pub fn flatten(image: Opened, output: &Path, sign: Option<&Signer>) -> Result<u64> {
+    let Opened { reader, mut snapshot, signed_by: _ } = image;
+    reader.verify_all().at(Step::Load)?;
+    let mut writer = Writer::create(output).at(Step::Store)?;
+    writer.generation(reader.manifest().generation);
+    writer.kind(reader.manifest().kind);
+    let pages = runs(&mut snapshot).next().is_some();
+    if pages {
+        let mut pages = Pages { reader: &reader, files: BTreeMap::new(), done: BTreeMap::new(), offset: 0 };
+        let mut out = writer.file(&pages_name(PAGES)).at(Step::Store)?;
+        runs(&mut snapshot).try_for_each(|run| pages.copy(run, &mut out))?;
+        out.finish().at(Step::Store)?;
+    }
+    let is_pages = |name: &str| name.strip_prefix("pages-").is_some_and(|n| n.parse::<u16>().is_ok());
+    let others = reader.manifest().files.iter().filter(|f| f.name != RECORDS_FILE && !is_pages(&f.name));
+    for entry in others {
+        let (mut from, _) = reader.open_file(&entry.name).at(Step::Load)?;
+        let mut to = writer.file(&entry.name).at(Step::Store)?;
+        io::copy(&mut from, &mut to).map_err(|e| SysError::io("write", entry.name.clone(), &e)).at(Step::Store)?;
+        to.finish().at(Step::Store)?;
+    }
+    writer.records(&snapshot).at(Step::Store)?;
+    let created = UNIX_EPOCH.checked_add(Duration::from_secs(reader.manifest().created)).unwrap_or(UNIX_EPOCH);
+    let signed = writer.commit_signed(created, |manifest| sign.map(|s| s.sign(manifest)).transpose());
+    Ok(signed.at(Step::Store)?.bytes())
+}
+
+/// All runs of pages that records have.
+fn runs(snapshot: &mut Snapshot) -> impl Iterator<Item = &mut PageRun> {
+    let own = snapshot.processes.iter_mut().flat_map(|process| match &mut process.state {
+        State::Alive(alive) => alive.memory.pages.as_mut_slice(),
+        State::Zombie(_) | State::Exec(_) => &mut [],
+    });
+    own.chain(snapshot.objects.iter_mut().flat_map(|object| &mut object.pages))
+}
+
+/// The pages file that is being written.
+struct Pages<'r> {
+    reader: &'r Reader,
+    files: BTreeMap<u16, File>,
+    /// Where runs are now that several records have.
+    done: BTreeMap<(u16, u64, u64), u64>,
+    offset: u64,
+}
+
+impl Pages<'_> {
+    /// Copies a run, and says so in it.
+    fn copy(&mut self, run: &mut PageRun, out: &mut impl Write) -> Result<()> {
+        self.reader.check_run(run).at(Step::Load)?;
+        let from = *run;
+        let bytes = from.pages.saturating_mul(PAGE_BYTES);
+        run.file = PAGES;
+        if let Some(offset) = self.done.get(&(from.file, from.offset, from.pages)) {
+            run.offset = *offset;
+            return Ok(());
+        }
+        let file = match self.files.entry(from.file) {
+            std::collections::btree_map::Entry::Occupied(file) => file.into_mut(),
+            std::collections::btree_map::Entry::Vacant(place) => {
+                place.insert(self.reader.open_file(&pages_name(from.file)).at(Step::Load)?.0)
+            }
+        };
+        let failed =
+            |call: &'static str, e: &io::Error| Error::new(Step::Store, SysError::io(call, pages_name(from.file), e));
+        let mut buffer = vec![0; usize::try_from(bytes.min(CHUNK)).unwrap_or(0)];
+        let mut done = 0;
+        while done < bytes {
+            let chunk = usize::try_from((bytes - done).min(CHUNK)).unwrap_or(0);
+            let chunk = &mut buffer[..chunk];
+            file.read_exact_at(chunk, from.offset + done).map_err(|e| failed("pread64", &e))?;
+            out.write_all(chunk).map_err(|e| failed("write", &e))?;
+            done += chunk.len() as u64;
+        }
+        run.offset = self.offset;
+        self.done.insert((from.file, from.offset, from.pages), self.offset);
+        self.offset += bytes;
+        Ok(())
+    }
+}

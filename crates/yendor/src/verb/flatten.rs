@@ -1,0 +1,59 @@
+//! `yendor flatten`: an image that shares pages with others becomes one of its own.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use yendor_engine::flatten::flatten;
+use yendor_engine::load::{Look, Looked};
+use yendor_engine::state::Places;
+
+use super::checkpoint::signer;
+use crate::failure::{Failure, Outcome};
+use crate::reference::{self, Image, Reference};
+use crate::{caller, print};
+
+/// Write an image that was taken with --parent anew, with its own pages only
+///
+/// Both images can be restored, before and after. The new one takes no more space than it needs, shares nothing, and can be moved alone.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  yendor flatten web@7\n  yendor flatten web@7 -o ./web.image")]
+pub struct Flatten {
+    /// A path with a '/', or NAME or NAME@N of the store; without @N the newest
+    image: Reference,
+    /// Where to make the new image; without it, in the store, as the newest of that name
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Sign the new image with this minisign secret key (a file without a password)
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
+}
+
+impl Flatten {
+    /// Runs it.
+    pub fn run(self) -> Outcome {
+        let sign = self.sign.as_deref().map(signer).transpose()?;
+        let places = Places::from_environment();
+        let image = reference::resolve(&places, &self.image)?;
+        let new = self.place(&places, &image)?;
+        let look = Look::begin(&image.path)?;
+        caller::give_up_rights(&image.path)?;
+        let Looked::Opened(opened) = look.end(&[])? else {
+            let what = format!("{} is encrypted: such an image shares nothing with others", image.reference);
+            return Err(Failure::Said { code: 3, what });
+        };
+        let bytes = flatten(*opened, &new.path, sign.as_ref())?;
+        print::note(&print::bytes(bytes));
+        print::out(&new.reference.to_string());
+        Ok(0)
+    }
+
+    fn place(&self, places: &Places, image: &Image) -> Result<Image, Failure> {
+        match (&self.output, &image.reference) {
+            (Some(path), _) => reference::vacant(path),
+            (None, Reference::Stored(name, _)) => reference::next(places, name),
+            (None, Reference::Path(_)) => {
+                Err(Failure::Usage("an image that is not in the store needs --output".into()))
+            }
+        }
+    }
+}
