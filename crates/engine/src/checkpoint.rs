@@ -22,7 +22,7 @@ use yendor_sys::SysError;
 use yendor_task::tree::{self, FrozenTree, Top};
 
 use crate::admit;
-use crate::collect::{Rest, Twins, collect, ipc};
+use crate::collect::{Rest, Twins, collect, ipc, namespace};
 use crate::error::{At, Error, Result, Step, With};
 use crate::keeper::CHECKPOINTED;
 use crate::load;
@@ -391,6 +391,10 @@ fn gather<'w>(
             gather.externals.push((state.keeper, *number, *record));
         }
     }
+    if let Target::Container(state, _) = target {
+        let now = namespace::mounts(proc.as_fd(), state.init).at(Step::Collect)?;
+        namespace::unchanged(&state.mounts, &now).at(Step::Collect)?;
+    }
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);
     let of = if let Target::Container(state, directory) = target { Some((state, directory.as_path())) } else { None };
@@ -400,7 +404,7 @@ fn gather<'w>(
     }
     let pids: Vec<i32> = tree.processes.keys().copied().collect();
     let ipc = match target {
-        Target::Container(..) => ipc::container(proc, &pids, &snapshot.processes, writer).map(Some),
+        Target::Container(..) => ipc::container(proc, &snapshot.processes, writer).map(Some),
         Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
     };
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;

@@ -18,6 +18,7 @@ use yendor_sys::SysError;
 
 use crate::blame;
 use crate::claim;
+use crate::collect::namespace;
 use crate::compose;
 use crate::console::{Console, Door};
 use crate::contain::{self, Contained, Given};
@@ -186,6 +187,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
         hashing.compare(reader.manifest())?;
     }
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
+    let mounts = namespace::mounts(proc.as_fd(), rebuilt.init).at(Step::Rebuild)?;
     let recorder;
     (state.filters, recorder) = recorder::start(&mut rebuilt, &snapshot, &directory, proc).at(Step::Confine)?;
     state.terminal = console.is_some();
@@ -195,6 +197,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let stdio_kept = if console.is_some() && !late { &[][..] } else { &stdio[..] };
     state.standard = stdio_kept.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
     state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
+    state.mounts = mounts;
     write_state(&directory, &state).at(Step::Thaw)?;
     let open = stdio.into_iter().chain(layers.into_iter().map(|(_, fd)| fd)).collect();
     let door = Door::open(&directory).at(Step::Thaw)?;
@@ -395,6 +398,7 @@ fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generati
         terminal: false,
         standard: Vec::new(),
         layers: Vec::new(),
+        mounts: Vec::new(),
         filters: 0,
         generation,
         cgroups: Vec::new(),

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, Digest};
 pub use yendor_kinds::file::external::Record as Standard;
 
+use crate::collect::namespace::Mount;
 use crate::request::Request;
 
 /// The file of a container's directory that holds its [`State`].
@@ -62,6 +63,9 @@ pub struct State {
     /// The keeper's descriptors of the container's file system: the copy-on-write layer, and its tmpfs mounts by path.
     #[serde(default)]
     pub layers: Vec<(Bytes, i32)>,
+    /// The container's mounts when it began to run.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
     /// How many seccomp filters every task has from outside, and for the recorder.
     #[serde(default)]
     pub filters: u32,

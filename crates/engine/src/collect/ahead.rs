@@ -13,6 +13,8 @@ use yendor_proc::timers::{self, Timer};
 use yendor_sys::{Errno, SysError};
 use yendor_task::tree::read_proc;
 
+use super::namespace::Namespaces;
+
 /// How many mappings it is ahead at most, each process counting as one more: what it holds is bounded.
 const AHEAD: usize = 4 * 1024;
 
@@ -32,14 +34,29 @@ pub struct Texts {
     pub coredump_filter: String,
     /// Its `oom_score_adj`, a number.
     pub oom_score_adj: String,
+    /// The namespaces of its threads, by their ids.
+    namespaces: Vec<(i32, Namespaces)>,
 }
 
 impl Texts {
-    fn read(proc: BorrowedFd<'_>, pid: i32) -> Result<Texts> {
+    /// Refuses a process of which a thread lives elsewhere.
+    ///
+    /// # Errors
+    /// `Unsupported`, by name.
+    pub fn live_in(&self, home: &Namespaces) -> Result<()> {
+        self.namespaces.iter().try_for_each(|(tid, theirs)| home.check(theirs, *tid))
+    }
+
+    fn read(proc: BorrowedFd<'_>, pid: i32, threads: &[i32]) -> Result<Texts> {
         let file = |name: &str| read_proc(proc, &format!("{pid}/{name}"));
         let word = |name: &str| Ok::<_, Cause>(String::from_utf8_lossy(&file(name)?).trim().to_owned());
+        let namespaces = |tid: &i32| match *tid {
+            tid if tid == pid => Ok((tid, Namespaces::of_process(proc, pid)?)),
+            tid => Ok((tid, Namespaces::of_thread(proc, pid, tid)?)),
+        };
         Ok(Texts {
             pid,
+            namespaces: threads.iter().map(namespaces).collect::<Result<_>>()?,
             smaps: smaps::parse(&file("smaps")?)?,
             timers: timers::parse(&file("timers")?)?,
             limits: limits::parse(&file("limits")?)?,
@@ -85,17 +102,17 @@ impl Held {
 }
 
 impl Ahead {
-    /// Starts the thread. It ends with the last process, or when this is dropped.
+    /// Starts the thread, for processes with these threads. It ends with the last process, or when this is dropped.
     ///
     /// # Errors
     /// `EAGAIN` at a limit of tasks.
-    pub fn start(proc: OwnedFd, pids: Vec<i32>) -> Result<Ahead> {
+    pub fn start(proc: OwnedFd, pids: Vec<(i32, Vec<i32>)>) -> Result<Ahead> {
         let (sender, receiver) = channel();
         let held = Arc::<Held>::default();
         let theirs = held.clone();
         let thread = std::thread::Builder::new().name("yendor-proc".into()).spawn(move || {
-            for pid in pids {
-                let texts = Texts::read(proc.as_fd(), pid);
+            for (pid, threads) in pids {
+                let texts = Texts::read(proc.as_fd(), pid, &threads);
                 theirs.add(weight(&texts));
                 if sender.send(texts).is_err() {
                     // Nobody wants to know more.

@@ -12,8 +12,7 @@ use yendor_kinds::{Cause, Named, Result};
 ///
 /// # Errors
 /// What cannot be captured, by name.
-pub fn container(proc: &OwnedFd, pids: &[i32], processes: &[process::Record], writer: &Writer) -> Result<Record> {
-    common(proc.as_fd(), pids)?;
+pub fn container(proc: &OwnedFd, processes: &[process::Record], writer: &Writer) -> Result<Record> {
     ipc::collect(proc.as_fd(), writer, Scope::Whole, &mapped(processes)?)
 }
 
@@ -24,7 +23,9 @@ pub fn container(proc: &OwnedFd, pids: &[i32], processes: &[process::Record], wr
 pub fn tree(proc: &OwnedFd, pids: &[i32], processes: &[process::Record], writer: &Writer) -> Result<Option<Record>> {
     let mapped = mapped(processes)?;
     let proc = proc.as_fd();
-    let Some(theirs) = common(proc, pids)? else { return Ok(None) };
+    // All tasks are in the same: see the module `namespace`.
+    let Some(first) = pids.first() else { return Ok(None) };
+    let theirs = namespace(proc, *first)?;
     let own = rustix::process::getpid().as_raw_nonzero().get();
     if inode(&theirs)? == inode(&namespace(proc, own)?)? {
         let record = ipc::collect(proc, writer, Scope::Used(pids, &waits(processes)), &mapped)?;
@@ -47,22 +48,6 @@ fn waits(processes: &[process::Record]) -> Vec<Wait> {
         _ => None,
     });
     threads.flatten().filter_map(|thread| Wait::of(&thread.regs)).collect()
-}
-
-/// The one namespace that all tasks are in.
-fn common(proc: BorrowedFd<'_>, pids: &[i32]) -> Result<Option<OwnedFd>> {
-    let mut first: Option<OwnedFd> = None;
-    for pid in pids {
-        let this = namespace(proc, *pid)?;
-        match &first {
-            Some(first) if inode(first)? != inode(&this)? => {
-                return Err(Cause::unsupported("tasks in several ipc namespaces"));
-            }
-            Some(_) => {}
-            None => first = Some(this),
-        }
-    }
-    Ok(first)
 }
 
 fn inode(namespace: &OwnedFd) -> Result<u64> {

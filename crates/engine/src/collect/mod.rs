@@ -9,10 +9,12 @@ mod ahead;
 mod descriptor;
 mod ghost;
 pub mod ipc;
+pub mod namespace;
 pub mod peer;
 mod process;
 mod restriction;
 mod security;
+mod shared;
 mod space;
 mod twins;
 pub mod watch;
@@ -43,6 +45,7 @@ use crate::state;
 use address_space::Memory;
 use ahead::Ahead;
 use descriptor::Held;
+use namespace::Namespaces;
 use peer::Peers;
 use process::{Answered, View};
 pub use security::labels as labels_of;
@@ -105,13 +108,16 @@ pub fn collect<'w>(
             twins.limit((most / 1024).saturating_sub(taken));
         }
     }
-    let living = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
+    let threads = |pid: &i32| tree.processes.get(pid).map(|threads| threads.iter().map(Stopped::tid).collect());
+    let living = order.iter().filter_map(|f| Some((f.pid, threads(&f.pid)?))).collect();
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
+    let home = of.map_or(tree.root, |(state, _)| state.init);
+    let home = Namespaces::of_process(proc.as_fd(), home).at(Step::Collect)?;
     let ahead = Ahead::start(own, living).at(Step::Collect)?;
     for facts in &order {
         gather.pids.insert(facts.pid, facts.inside());
     }
-    refuse_shared(&order).at(Step::Collect)?;
+    shared::check(&order, tree).at(Step::Collect)?;
     let watch = of.map(|(state, directory)| Watch::container(state, directory)).transpose().at(Step::Collect)?;
     let mut watch = watch.unwrap_or_default();
     let allowed = gather.allow_lost.contains(peer::KIND);
@@ -140,9 +146,10 @@ pub fn collect<'w>(
             let spaces = receiver.iter().take_while(|_| wanted.load(Relaxed));
             space::copy_all(spaces, memory, gather, proc, order)
         })?;
-        let (modules, watch, peers) = (&modules, &mut watch, peers.as_ref());
+        let (modules, watch, peers, home) = (&modules, &mut watch, peers.as_ref(), &home);
         let lost = Vec::new();
-        let mut asker = Asker { tree, order, proc, root, modules, watch, peers, ahead, copies: sender, twins, lost };
+        let mut asker =
+            Asker { tree, order, proc, root, home, modules, watch, peers, ahead, copies: sender, twins, lost };
         let asked = asker.ask_everybody(mine);
         wanted.store(asked.is_ok(), Relaxed);
         let lost = std::mem::take(&mut asker.lost);
@@ -241,6 +248,7 @@ struct Asker<'a> {
     order: &'a [Facts],
     proc: &'a OwnedFd,
     root: (u64, u64),
+    home: &'a Namespaces,
     modules: &'a Here,
     watch: &'a mut Watch,
     peers: Option<&'a Peers>,
@@ -271,6 +279,7 @@ impl Asker<'_> {
                 };
                 let mine = mine.remove(&facts.pid).unwrap_or_default();
                 let texts = self.ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
+                texts.live_in(self.home).at(Step::Collect).task(facts.inside().0)?;
                 let one = process::Asking::new(view, facts, texts, threads, mine, &stopped);
                 let one = one.at(Step::Collect).task(facts.inside().0)?;
                 if let Some(twins) = self.twins.as_mut().filter(|_| !one.may_fork()) {
@@ -418,24 +427,6 @@ fn in_order(tree: &FrozenTree, proc: &OwnedFd) -> Result<Vec<Facts>> {
         out.extend(all.remove(&pid));
     }
     Ok(out)
-}
-
-/// Processes that share what we restore per process are refused.
-fn refuse_shared(order: &[Facts]) -> std::result::Result<(), Cause> {
-    use yendor_sys::kcmp::{What, compare};
-    let whats = [(What::Vm, "memory (CLONE_VM)"), (What::Files, "descriptors (CLONE_FILES)"), (What::Fs, "CLONE_FS")];
-    for facts in order.iter().filter(|f| !matches!(f.status.state, b'Z' | b'X')) {
-        // Sharing starts at clone: only parent and child, or siblings of one parent, can be affected in practice;
-        // compare with the parent and with the process before it.
-        let Some(parent) = order.iter().find(|p| p.pid == facts.status.ppid) else { continue };
-        for (what, name) in whats {
-            if compare(parent.pid, facts.pid, what).is_ok_and(std::cmp::Ordering::is_eq) {
-                let (a, b) = (parent.inside(), facts.inside());
-                return Err(Cause::unsupported(format!("processes {a} and {b} share {name}")));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Objects that no descriptor leads to.

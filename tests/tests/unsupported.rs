@@ -1,0 +1,106 @@
+//! What a program holds and no image can: each refuses the checkpoint by name, with exit code 3, and the program goes on.
+
+use std::fs;
+use std::path::Path;
+
+use yendor_tests::{Flavour, PATIENCE, Yendor};
+
+/// What all programs begin with. One that cannot have its object here says so and ends.
+const HEAD: &str = r"
+import ctypes, errno, os, signal, socket, struct, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+def call(nr, *args):
+    args = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+    got = libc.syscall(ctypes.c_long(nr), *args)
+    if got < 0: raise OSError(ctypes.get_errno(), f'system call {nr}')
+    return got
+def end(*_): os._exit(9)
+signal.signal(signal.SIGUSR1, end)
+def forever():
+    while True: time.sleep(0.05)
+def child(body):
+    ready, done = os.pipe()
+    if os.fork() == 0:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        body(); os.write(done, b'.'); os.close(done)
+        forever()
+    os.close(done); os.read(ready, 1); os.close(ready)
+def thread(body):
+    done = threading.Event()
+    def all(): body(); done.set(); forever()
+    threading.Thread(target=all, daemon=True).start()
+    done.wait()
+def unshare(flags): call(272, flags)
+def hold():
+";
+
+const TAIL: &str = r"
+try: kept = hold()
+except OSError as e: print('cannot:', e, flush=True); sys.exit(0)
+print('ready', flush=True)
+forever()
+";
+
+/// A name, the body of `hold`, and what the refusal says.
+type Case = (&'static str, &'static str, &'static str);
+
+const CASES: &[Case] = &[
+    ("a child's net namespace", "child(lambda: unshare(0x40000000))", "net namespace of its own"),
+    ("a child's mount namespace", "child(lambda: unshare(0x20000))", "mnt namespace of its own"),
+    ("a child's user namespace", "child(lambda: unshare(0x10000000))", "user namespace of its own"),
+    ("a child's uts namespace", "child(lambda: unshare(0x4000000))", "uts namespace of its own"),
+    ("a child's ipc namespace", "child(lambda: unshare(0x8000000))", "ipc namespace of its own"),
+    ("a pid namespace for children", "child(lambda: unshare(0x20000000))", "pid namespace of its own for its children"),
+    ("a time namespace for children", "child(lambda: unshare(0x80))", "time namespace of its own for its children"),
+    ("the first task's net namespace", "unshare(0x40000000)", "net namespace of its own"),
+    ("a thread's net namespace", "thread(lambda: unshare(0x40000000))", "net namespace of its own"),
+    ("a thread's descriptors", "thread(lambda: unshare(0x400))", "a table of descriptors of its own"),
+    ("a thread's directory", "thread(lambda: unshare(0x200))", "a working directory of its own"),
+    (
+        "a mount",
+        "os.mkdir('/tmp/m'); call(165, b'none', b'/tmp/m', b'tmpfs', 0, b'size=1m')",
+        "/tmp/m: a mount (tmpfs) that the container has made itself",
+    ),
+    ("a mount made smaller", "call(165, b'none', b'/tmp', b'tmpfs', 32, b'size=1m')", "/tmp: a mount (tmpfs) that has"),
+    ("a mount removed", "call(166, b'/dev/mqueue', 0)", "/dev/mqueue: a mount (mqueue) that was removed"),
+];
+
+fn everything(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut cannot = Vec::new();
+    for (name, body, says) in CASES {
+        let container = yendor.fresh("held");
+        let script: String = body.lines().map(|line| format!("    {line}\n")).collect();
+        yendor.run_detached(&container, &["/usr/bin/python3", "-c", &format!("{HEAD}{script}{TAIL}")]);
+        let mut log = String::new();
+        let said = yendor_tests::wait_until(PATIENCE, || {
+            log = yendor.logs(&container);
+            log.contains("ready") || log.contains("cannot:") || log.contains("Traceback")
+        });
+        assert!(said && !log.contains("Traceback"), "{name}: {log}");
+        if log.contains("cannot:") {
+            cannot.push(format!("{name} ({})", log.trim()));
+            continue;
+        }
+        refused(&yendor, &container, name, says);
+    }
+    println!("not to be had here: {cannot:?}");
+    assert!(cannot.len() * 2 < CASES.len(), "too little is tested: {cannot:?}");
+}
+
+#[track_caller]
+fn refused(yendor: &Yendor, container: &str, name: &str, says: &str) {
+    let image = yendor.path("image");
+    let path: &Path = &image;
+    let said = yendor.call(&["checkpoint", container, "-o", path.to_str().expect("UTF-8")]);
+    assert_eq!(said.code, 3, "{name}: {said:?}");
+    assert!(said.stderr.contains(says), "{name}: {}", said.stderr);
+    assert!(fs::symlink_metadata(&image).is_err(), "{name}: half an image is left");
+    yendor.kill(container, "USR1");
+    assert_eq!(yendor.wait(container), 9, "{name}: {}", yendor.logs(container));
+}
+
+yendor_tests::flavours! {
+    everything
+}
