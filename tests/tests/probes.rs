@@ -45,7 +45,9 @@ probes! {
     labels "labels": root userns user tree_root tree_user three_generations_root three_generations_user;
     seccomp_filter "seccomp-filter": root userns user three_generations_root three_generations_user;
     landlock "landlock": root userns user three_generations_root three_generations_user;
+    amx "amx": root userns user tree_root tree_user three_generations_root three_generations_user;
     anon_memory "anon-memory": root userns user tree_root tree_user three_generations_root three_generations_user;
+    controls "controls": root userns user tree_root tree_user three_generations_root three_generations_user;
     cow "cow": root userns user tree_root tree_user three_generations_root three_generations_user;
     creds "creds": root userns user tree_root tree_user three_generations_root three_generations_user;
     cwd "cwd": root userns user tree_root tree_user three_generations_root three_generations_user;

@@ -13,6 +13,10 @@ pub const LEAST: usize = 576;
 pub const OLD_BYTES: usize = 416;
 /// Where the kernel says which components there can be.
 const SOFTWARE: usize = 464;
+/// The component that holds AMX's tiles.
+pub const TILES: u32 = 18;
+/// Components that a process may use only when it has asked for them (`ARCH_REQ_XCOMP_PERM`).
+pub const LARGE: u64 = 1 << TILES;
 /// Components that lie in the old part: x87, SSE.
 pub const OLD: u64 = 0b11;
 

@@ -11,7 +11,7 @@ use yendor_sys::wait::{self, Event};
 use yendor_sys::{Errno, SysError};
 
 use crate::fault;
-use crate::gadget::{CODE, FLAGS, record, slot};
+use crate::gadget::{CODE, FLAGS, TILE_SHAPE, TILES, record, slot};
 use crate::regs::Regs;
 use crate::script::{Arg, Call, Done, Memory, Script, Want};
 use crate::stop::SIGSTOP;
@@ -191,6 +191,19 @@ impl Arena {
         let mut regs = *from;
         regs.rip = self.base + FLAGS;
         regs.rsp = self.slot_address(index) + slot::RECORDS as u64;
+        regs.orig_rax = u64::MAX;
+        regs.rax = crate::Nr::GETPID.raw();
+        regs
+    }
+
+    /// Registers with which the task of slot `index`, stopped, uses a tile (AMX) and gives it back, and then makes a
+    /// harmless call ([`crate::Stopped::step_syscall`]).
+    #[must_use]
+    pub fn tiles_regs(&self, from: &Regs, index: usize) -> Regs {
+        self.memory.write(self.at(index) + slot::RECORDS, &TILE_SHAPE);
+        let mut regs = *from;
+        regs.rip = self.base + TILES;
+        regs.rdi = self.slot_address(index) + slot::RECORDS as u64;
         regs.orig_rax = u64::MAX;
         regs.rax = crate::Nr::GETPID.raw();
         regs

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use yendor_image::{Addr, Bytes, Tid};
 use yendor_kinds::memory::policy;
 use yendor_kinds::process::{
-    Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, credential, directory, half_at, hidden,
-    itimer, label, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
+    Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, control, credential, directory, half_at,
+    hidden, itimer, label, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_policy::lsm::Here;
@@ -87,6 +87,7 @@ struct AskedThread {
     sched: sched::Asked,
     securebits: Question,
     attributes: Question,
+    controls: control::AskedThread,
     hidden: hidden::Asked,
     look: Option<Look>,
 }
@@ -97,6 +98,7 @@ struct AskedProcess {
     itimers: [Question; 3],
     timers: Vec<posix_timer::Asked>,
     attributes: attribute::AskedProcess,
+    controls: control::AskedProcess,
     brk: Question,
     doubts: Doubts,
     stops: Vec<(i32, Question)>,
@@ -126,9 +128,10 @@ impl AskedThread {
         let sched = sched::ask(&mut inquiry);
         let securebits = credential::ask(&mut inquiry);
         let attributes = attribute::ask_thread(&mut inquiry);
+        let controls = control::ask_thread(&mut inquiry);
         let hidden = hidden::ask(&mut inquiry);
         let look = peers.map(|peers| peers.ask(status, &mut inquiry));
-        AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, hidden, look }
+        AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, controls, hidden, look }
     }
 }
 
@@ -157,6 +160,7 @@ impl<'a> Asking<'a> {
             itimers: itimer::ask(inquiry),
             timers: posix_timer::ask(inquiry, &texts.timers),
             attributes: attribute::ask_process(inquiry),
+            controls: control::ask_process(inquiry),
             brk: inquiry.ask(Nr::BRK, args![0]),
             doubts: Doubts::ask(&held, inquiry),
             stops: stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
@@ -232,6 +236,7 @@ impl<'a> Asking<'a> {
             u32::from_str_radix(&self.texts.coredump_filter, 16).unwrap_or(0),
             self.texts.oom_score_adj.parse().unwrap_or(0),
         )?;
+        let controls = control::collect_process(leader, self.about.controls);
         let actions = sigaction::collect(leader, &self.about.actions)?;
         let itimers = itimer::collect(leader, self.about.itimers)?;
         let posix_timers = posix_timer::collect(leader, &self.texts.timers, &self.about.timers, &waiting, inside)?;
@@ -253,6 +258,7 @@ impl<'a> Asking<'a> {
             terminal,
             descriptors: held.descriptors,
             locks: held.locks,
+            controls,
             attributes,
             threads,
         });
@@ -284,7 +290,8 @@ impl<'a> Asking<'a> {
         if ptrace::user_dispatch(tid)?.mode != 0 {
             return Err(Cause::unsupported(format!("task {tid} uses syscall user dispatch")));
         }
-        let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, hidden, look: _ } = asked;
+        let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, controls, hidden, look: _ } =
+            asked;
         hidden::check(inquiry, *hidden, tid)?;
         let signals = signal::collect(tid, ptrace::sigmask(tid)?, inquiry, *stack)?;
         let pending = (signals.pending.mask() | shared_pending) & !signals.mask != 0;
@@ -303,6 +310,7 @@ impl<'a> Asking<'a> {
             rseq: rseq::collect(tid, &registers.rseq, inquiry, *tid_address)?,
             sched: sched::collect(inquiry, *sched)?,
             credentials: credential::collect(status, inquiry, *securebits)?,
+            controls: control::collect_thread(inquiry, *controls)?,
             attributes: attribute::collect_thread(inquiry, *attributes, name, personality)?,
         })
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_kinds::Cause;
 use yendor_kinds::memory::vma::Backing;
-use yendor_kinds::process::{Inquiry, sched, sigaction};
+use yendor_kinds::process::{Inquiry, control, sched, sigaction};
 use yendor_proc::maps::{self, Label};
 use yendor_sys::seccomp::descriptor_of;
 use yendor_sys::{Errno, SysError, ptrace, vm};
@@ -54,7 +54,7 @@ pub fn start(site: &mut Site<'_>, tid: i32, mounts: &[LateMount]) -> Result<Task
     script.call(Nr::MUNMAP, args![0, base]);
     script.call(Nr::MUNMAP, args![end + PARKING, TASK_END - end - PARKING]);
     site.run(&task, &script).at(Step::Rebuild).task(1)?;
-    site.now.sched = ask_sched(site, &task).at(Step::Rebuild)?;
+    (site.now.sched, site.now.controls) = ask(site, &task).at(Step::Rebuild)?;
     Ok(task)
 }
 
@@ -140,12 +140,12 @@ fn check_vdso(site: &Site<'_>, me: i32, map: &maps::Map) -> Result<()> {
         .at(Step::Rebuild)
 }
 
-fn ask_sched(site: &Site<'_>, task: &Task) -> std::result::Result<sched::Record, Cause> {
+fn ask(site: &Site<'_>, task: &Task) -> std::result::Result<(sched::Record, control::Thread), Cause> {
     let mut inquiry = Inquiry::default();
-    let asked = sched::ask(&mut inquiry);
+    let (sched, controls) = (sched::ask(&mut inquiry), control::ask_thread(&mut inquiry));
     let done = site.run(task, inquiry.script())?;
     inquiry.answered(done);
-    sched::collect(&inquiry, asked)
+    Ok((sched::collect(&inquiry, sched)?, control::collect_thread(&inquiry, controls)?))
 }
 
 /// The last of pid 1's scripts: no descriptors, no scratch memory but its own; then its registers lead to the reaper.

@@ -27,7 +27,7 @@ use yendor_image::{FileId, Reader, ShmId};
 use yendor_kinds::file::{Entry, Record, Workshop};
 use yendor_kinds::memory::shared;
 use yendor_kinds::memory::vma::Backing;
-use yendor_kinds::process::{Restricted, State, credential, rlimit, sched};
+use yendor_kinds::process::{Restricted, State, control, credential, rlimit, sched};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::mapping::{Mapping, Placed};
@@ -119,6 +119,7 @@ struct Site<'a> {
 struct Now {
     credentials: credential::Record,
     sched: sched::Record,
+    controls: control::Thread,
     limits: rlimit::Record,
 }
 
@@ -356,6 +357,7 @@ impl Now {
             },
             // Filled in by pid 1's own answers.
             sched: sched::Record::default(),
+            controls: control::Thread::default(),
             limits: rlimit::collect(&limits),
         })
     }

@@ -6,8 +6,8 @@ use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::{FileId, Tid};
 use yendor_kinds::memory::vma;
 use yendor_kinds::process::{
-    Alive, Restricted, State, Stop, Thread, attribute, credential, directory, itimer, lock, posix_timer, regs, rlimit,
-    rseq, sched, sigaction, signal,
+    Alive, Restricted, State, Stop, Thread, attribute, control, credential, directory, itimer, lock, posix_timer, regs,
+    rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named};
 use yendor_sys::ptrace;
@@ -232,8 +232,10 @@ impl Building<'_, '_> {
                 descriptors(site, &alive.descriptors, &self.late, &mut script).at(Step::Rebuild)?;
                 sigaction::rebuild(&alive.actions, &mut script);
                 attribute::rebuild_process(&alive.attributes, &mut script);
+                control::rebuild_process(&alive.controls, &mut script);
             }
             attribute::rebuild_thread(&thread.attributes, &mut script);
+            control::rebuild_thread(&thread.controls, &site.now.controls, &mut script);
             signal::rebuild(&thread.signals, &mut script);
             rseq::rebuild(&thread.rseq, &mut script);
             sched::rebuild(&thread.sched, &site.now.sched, &mut script);
@@ -331,6 +333,7 @@ impl Building<'_, '_> {
         }
         let mut script = Script::new();
         lock::rebuild(&alive.locks, &mut script);
+        control::last(&alive.controls, &alive.memory.areas, &mut script);
         vma::seal(&alive.memory.areas, &mut script);
         self.own_files(&mut script);
         posix_timer::arm(&alive.posix_timers, &mut script);
@@ -381,6 +384,7 @@ impl Building<'_, '_> {
     fn stand_still(&self) -> Result<Calls> {
         for (task, thread) in self.each() {
             let stopped = Stopped::wait(task.tid).map_err(stop_cause).at(Step::Thaw)?;
+            self.use_tiles(&stopped, task, thread).at(Step::Thaw)?;
             self.load_flags(&stopped, task, thread).at(Step::Thaw)?;
         }
         Calls::new(self.task.tid, self.alive).at(Step::Thaw)
@@ -394,6 +398,15 @@ impl Building<'_, '_> {
             ptrace::set_sigmask(task.tid, thread.signals.mask).at(Step::Thaw)?;
             let restricted = thread.restricted.clone();
             living.push(Ready { tid: task.tid, pid: self.task.tid, inside: thread.tid.0, restricted });
+        }
+        Ok(())
+    }
+
+    /// The kernel has room for a thread's tiles only once it has used some.
+    fn use_tiles(&self, stopped: &Stopped, task: &Task, thread: &Thread) -> std::result::Result<(), Cause> {
+        if regs::has_tiles(&thread.regs) {
+            stopped.set_regs(&self.site.arena.tiles_regs(&stopped.regs()?, task.slot))?;
+            stopped.step_syscall().map_err(stop_cause)?;
         }
         Ok(())
     }

@@ -237,6 +237,12 @@ impl Record {
         !self.shared && !self.is_kernel() && !self.flags.iter().any(|flag| not.contains(flag))
     }
 
+    /// Whether it is the process's own, and not one whose pages may be merged.
+    #[must_use]
+    pub fn is_own_unmerged(&self) -> bool {
+        !self.shared && !self.is_kernel() && !self.has(Flag::Mergeable)
+    }
+
     fn has(&self, flag: Flag) -> bool {
         self.flags.contains(&flag)
     }

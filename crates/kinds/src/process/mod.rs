@@ -5,6 +5,7 @@
 //! read their answers from it. Rebuilding is the other way round: each module appends calls to the script of the new task.
 
 pub mod attribute;
+pub mod control;
 pub mod credential;
 pub mod directory;
 pub mod hidden;
@@ -83,6 +84,8 @@ pub struct Alive {
     pub posix_timers: posix_timer::Record,
     /// Resource limits.
     pub limits: rlimit::Record,
+    /// What it allows and forbids itself.
+    pub controls: control::Process,
     /// The rest of what belongs to a process.
     pub attributes: attribute::Process,
     /// Of a session leader: the session's terminal.
@@ -142,6 +145,8 @@ pub struct Thread {
     pub sched: sched::Record,
     /// Who it is.
     pub credentials: credential::Record,
+    /// What it allows and forbids itself.
+    pub controls: control::Thread,
     /// The rest of what belongs to a thread.
     pub attributes: attribute::Thread,
     /// What it has forbidden itself.

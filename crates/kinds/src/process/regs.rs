@@ -47,6 +47,12 @@ pub fn flags_to_load(record: &Record, now: u64) -> Result<Option<u64>> {
     Ok((now & ID != wanted).then_some(now & !ID | wanted))
 }
 
+/// Whether there are tiles (AMX) among them, which a thread must have used before it can be given them.
+#[must_use]
+pub fn has_tiles(record: &Record) -> bool {
+    record.extended.in_use & xstate::LARGE != 0
+}
+
 /// The registers as they must be for the thread to go on elsewhere; `signal_pending`: see [`resumable`].
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{CODE, ENTER, FLAGS, INIT, WAIT};
+pub use x86_64::{CODE, ENTER, FLAGS, INIT, TILE_SHAPE, TILES, WAIT};
 
 /// Offsets in a slot of the arena; the machine code agrees with them.
 pub mod slot {

@@ -12,6 +12,19 @@ pub const ENTER: u64 = 0xf3;
 /// Offset in [`CODE`] where the flags are loaded from the stack, and then one system call is made.
 pub const FLAGS: u64 = 0xb3;
 
+/// Offset in [`CODE`] where tiles are shaped as the memory at rdi says, one is used, all are given back, and then one system
+/// call is made.
+pub const TILES: u64 = 0x102;
+
+/// One tile of one row of four bytes (Intel SDM, volume 1, 18.2): palette, columns in bytes, rows.
+pub const TILE_SHAPE: [u8; 64] = {
+    let mut shape = [0; 64];
+    shape[0] = 1;
+    shape[16] = 4;
+    shape[48] = 1;
+    shape
+};
+
 /// The code.
 #[rustfmt::skip]
 pub const CODE: &[u8] = &[
@@ -90,6 +103,11 @@ pub const CODE: &[u8] = &[
     0xb8, 0x03, 0x00, 0x00, 0x00,                   // mov eax, 3          close
     0x0f, 0x05,                                     // syscall
     0xe9, 0xfe, 0xfe, 0xff, 0xff,                   // jmp wait
+    // tiles
+    0xc4, 0xe2, 0x78, 0x49, 0x07,                   // ldtilecfg [rdi]
+    0xc4, 0xe2, 0x7b, 0x49, 0xc0,                   // tilezero tmm0
+    0xc4, 0xe2, 0x78, 0x49, 0xc0,                   // tilerelease
+    0x0f, 0x05,                                     // syscall
 ];
 
 #[cfg(test)]
@@ -100,7 +118,9 @@ mod tests {
     fn all_start_where_they_say() {
         let at = usize::try_from(ENTER).expect("offset");
         assert_eq!(&CODE[at..at + 3], &[0x4c, 0x89, 0xc7]);
-        assert_eq!(CODE.len() + 0xffff_fefe - 0x1_0000_0000, usize::try_from(WAIT).expect("offset"));
+        let at = usize::try_from(TILES).expect("offset");
+        assert_eq!(&CODE[at..at + 5], &[0xc4, 0xe2, 0x78, 0x49, 0x07]);
+        assert_eq!(at + 0xffff_fefe - 0x1_0000_0000, usize::try_from(WAIT).expect("offset"));
         let at = usize::try_from(FLAGS).expect("offset");
         assert_eq!(&CODE[at..at + 3], &[0x9d, 0x0f, 0x05]);
         let at = usize::try_from(INIT).expect("offset");
