@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use ciborium::Value;
 use yendor_tests::{
-    Flavour, Outcome, PATIENCE, Random, Started, Yendor, at, copy_image, forge, probe, tick_gap, wait_until,
+    Flavour, Outcome, PATIENCE, Random, Started, Yendor, at, copy_image, forge, lead_a_session, probe, tick_gap,
+    wait_until,
 };
 
 fn text(path: &Path) -> &str {
@@ -141,6 +142,27 @@ fn a_damaged_image(flavour: Flavour) {
     yendor.restore(&good, &container);
     yendor.kill(&container, "USR1");
     assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+}
+
+/// The first task of a foreign tree that has left its pid namespace for its children: a copy of it would be their first process.
+fn children_elsewhere(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut command = yendor.program(Path::new("/usr/bin/unshare"));
+    let program = "import os, time\nlarge = b'x' * (20 << 20)\nprint('ready', flush=True)\nwhile not os.path.exists('go'): \
+                   time.sleep(0.01)\npid = os.fork()\nos._exit(0) if pid == 0 else os.waitpid(pid, 0)";
+    command.args(["-Urp", "python3", "-c", program]);
+    command.stdout(yendor.output("output")).stderr(yendor.output("output"));
+    lead_a_session(&mut command);
+    let mut started = Started::new(&mut command);
+    let said = || fs::read_to_string(yendor.path("output")).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || said().contains("ready")), "{}", said());
+    let (pid, image) = (started.pid().to_string(), yendor.path("elsewhere"));
+    let outcome = yendor.call(&["checkpoint", "--leave-running", "--pid", &pid, "-o", text(&image)]).exits(3);
+    assert!(outcome.stderr.contains("namespace of its own for its children"), "{}", outcome.stderr);
+    assert!(!image.exists());
+    // Had anybody been born and ended there, nobody could be any more.
+    fs::write(yendor.path("go"), "").expect("a file of our own");
+    assert_eq!(started.ended(PATIENCE).map(Started::code), Some(0), "{}", said());
 }
 
 /// No image at all, or one of the future.
@@ -484,6 +506,7 @@ fn a_full_disk(flavour: Flavour) {
 }
 
 yendor_tests::flavours! {
+    children_elsewhere
     a_damaged_image
     a_damaged_large_image
     no_image

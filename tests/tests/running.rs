@@ -29,6 +29,29 @@ fn all_copies(yendor: &Yendor) -> Vec<libc::pid_t> {
     all.split_whitespace().filter(|pid| comm(pid) == "yendor-scratch\n").flat_map(str::parse).collect()
 }
 
+/// The probe in a container that it runs in.
+fn writer(yendor: &Yendor) -> String {
+    writer_with(yendor, &[], &[]).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// The same with options of the container and arguments of the probe; what was said, where such a container cannot be had.
+fn writer_with(yendor: &Yendor, options: &[&str], arguments: &[&str]) -> Result<String, String> {
+    let container = yendor.fresh("writer");
+    let run = yendor.run_detached_with(&container, options, &[&[text(&probe("writer"))], arguments].concat());
+    if run.code == 5 {
+        return Err(run.stderr);
+    }
+    run.exits(0);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    Ok(container)
+}
+
+/// It finds nothing wrong.
+fn ends_well(yendor: &Yendor, container: &str) {
+    yendor.kill(container, "USR1");
+    assert_eq!(yendor.wait(container), 0, "{}", yendor.logs(container));
+}
+
 /// A checkpoint of what runs on; it must have been read later.
 fn read_later(yendor: &Yendor, what: &[&str], image: &Path) {
     let words = [&["checkpoint", "--json", "--leave-running", "-o", text(image)], what].concat();
@@ -53,9 +76,7 @@ fn lives(yendor: &Yendor, image: &Path) {
 fn of_one_instant(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let mut random = Random::new();
-    let container = yendor.fresh("writer");
-    yendor.run_detached(&container, &[text(&probe("writer"))]);
-    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let container = writer(&yendor);
     for round in 0..rounds(3, 100) {
         std::thread::sleep(Duration::from_micros(random.below(40_000)));
         let image = yendor.path(&format!("image-{round}"));
@@ -63,8 +84,7 @@ fn of_one_instant(flavour: Flavour) {
         lives(&yendor, &image);
         fs::remove_dir_all(&image).expect("an image of our own");
     }
-    yendor.kill(&container, "USR1");
-    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+    ends_well(&yendor, &container);
 }
 
 fn a_tree_of_one_instant(flavour: Flavour) {
@@ -89,13 +109,12 @@ fn a_tree_of_one_instant(flavour: Flavour) {
 /// Where copies may take no memory, or are killed for it, the tasks wait; the image is as good.
 fn without_copies(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
-    let container = yendor.fresh("writer");
-    yendor.run_detached(&container, &[text(&probe("writer"))]);
-    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let container = writer(&yendor);
     let image = yendor.path("image");
     let words = ["checkpoint", "--json", "--leave-running", "-o", text(&image), &container];
     let json = yendor.call(&[&words[..], &["--max-extra-memory", "0"]].concat()).exits(0).json();
     assert_eq!(json["read_later"], 0, "{json}");
+    assert_eq!(why(&json), ["its copy might take more memory than copies may"; 2], "{json}");
     lives(&yendor, &image);
     let mut killed = 0;
     for _ in 0..20 {
@@ -119,17 +138,94 @@ fn without_copies(flavour: Flavour) {
     assert!(killed > 0, "no copy was seen");
     lives(&yendor, &image);
     assert_eq!(copies(&yendor), 0);
-    yendor.kill(&container, "USR1");
-    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+    ends_well(&yendor, &container);
+}
+
+/// Why processes were not copied.
+fn why(json: &serde_json::Value) -> Vec<&str> {
+    json["not_copied"].as_array().into_iter().flatten().flat_map(|one| one["why"].as_str()).collect()
+}
+
+/// Who may not fork is read while it stands still, and nothing is tried that could harm it.
+fn who_may_not_fork(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let profile = yendor.path("profile.json");
+    // A copy ends without a signal, what a program forks mostly does not.
+    let calls = r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["clone"],
+        "action": "SCMP_ACT_KILL_PROCESS", "args": [{ "index": 0, "value": 0, "op": "SCMP_CMP_EQ" }] }] }"#;
+    fs::write(&profile, calls).expect("a file of our own");
+    fs::set_permissions(&profile, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod of our own");
+    let (filter, room) = ("its seccomp filter may forbid what a copy takes", "its copy might take more memory");
+    let (limit, parent) = ("it may not fork: a limit of tasks", "it shares memory with a parent that has no copy");
+    let cases: [(&[&str], &[&str], [&str; 2]); 4] = [
+        (&["--seccomp", text(&profile)], &[], [filter, filter]),
+        (&[], &["childless"], [filter, parent]),
+        (&["--memory", "88M"], &[], [room, room]),
+        (&["--pids", "3"], &[], [limit, limit]),
+    ];
+    for (number, (options, arguments, wanted)) in cases.into_iter().enumerate() {
+        let container = match writer_with(&yendor, options, arguments) {
+            Ok(container) => container,
+            Err(said) => {
+                assert!(options != cases[0].0 && !options.is_empty(), "{said}");
+                yendor_tests::skipped(&format!("{options:?}: {}", said.trim()));
+                continue;
+            }
+        };
+        // The second time finds what the first has left.
+        for round in 0..2 {
+            let image = yendor.path(&format!("image-{number}-{round}"));
+            let words = ["checkpoint", "--json", "--leave-running", "-o", text(&image), &container];
+            let json = yendor.call(&words).exits(0).json();
+            assert_eq!(json["read_later"], 0, "{options:?} {arguments:?}: {json}");
+            let why = why(&json);
+            let same = why.len() == 2 && why.iter().zip(wanted).all(|(why, wanted)| why.starts_with(wanted));
+            assert!(same, "{options:?} {arguments:?}: {json}");
+            assert_eq!(copies(&yendor), 0);
+            lives(&yendor, &image);
+        }
+        ends_well(&yendor, &container);
+    }
+}
+
+/// Calls that answer EINTR to any stop do not, twice in a row, and after a checkpoint that was refused.
+fn no_call_is_interrupted(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = yendor.fresh("calls");
+    yendor.run_detached(&container, &[text(&probe("syscalls-interrupted"))]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let checkpoint = |name: &str, target: &[&str]| {
+        let image = yendor.path(name);
+        yendor.call(&[&["checkpoint", "--leave-running", "-o", text(&image)], target].concat())
+    };
+    checkpoint("one", &[&container]).exits(0);
+    checkpoint("two", &[&container]).exits(0);
+    ends_well(&yendor, &container);
+    // Of a foreign tree, beside somebody whom nobody can checkpoint.
+    let mut command = yendor.program(Path::new("/bin/bash"));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket of our own");
+    let port = listener.local_addr().expect("its address").port().to_string();
+    command.args(["-c", "exec 3<>/dev/tcp/127.0.0.1/$1; \"$0\"; exit", text(&probe("syscalls-interrupted")), &port]);
+    command.env("TMPDIR", yendor.path("tmp")).stdout(yendor.output("output")).stderr(yendor.output("output"));
+    lead_a_session(&mut command);
+    let mut started = Started::new(&mut command);
+    let said = || fs::read_to_string(yendor.path("output")).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || said().contains("ready")), "{}", said());
+    let pid = started.pid().to_string();
+    for name in ["three", "four"] {
+        checkpoint(name, &["--pid", &pid]).exits(3);
+    }
+    let below = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
+    let asked = std::process::Command::new("kill").args(["-s", "USR1", below.trim()]).status();
+    assert!(asked.is_ok_and(|status| status.success()), "one child: {below}");
+    assert_eq!(started.ended(PATIENCE).map(Started::code), Some(0), "{}", said());
 }
 
 /// SIGKILL for the checkpoint, mostly while it reads from copies: they go with it, and the next one finds nothing of them.
 fn killed_while_it_reads(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let mut random = Random::new();
-    let container = yendor.fresh("writer");
-    yendor.run_detached(&container, &[text(&probe("writer"))]);
-    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let container = writer_with(&yendor, &[], &["killed"]).expect("a container");
     let image = yendor.path("image");
     let begin = Instant::now();
     read_later(&yendor, &[&container], &image);
@@ -148,13 +244,14 @@ fn killed_while_it_reads(flavour: Flavour) {
     assert!(!tree.contains("scratch") && !tree.contains("zombie"), "{tree}");
     lives(&yendor, &image);
     assert_eq!(copies(&yendor), 0);
-    yendor.kill(&container, "USR1");
-    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+    ends_well(&yendor, &container);
 }
 
 yendor_tests::flavours! {
     killed_while_it_reads
     without_copies
+    who_may_not_fork
+    no_call_is_interrupted
     of_one_instant
     a_tree_of_one_instant
 }

@@ -22,7 +22,7 @@ use yendor_sys::SysError;
 use yendor_task::tree::{self, FrozenTree, Top};
 
 use crate::admit;
-use crate::collect::{Rest, Twins, collect, ipc, namespace};
+use crate::collect::{Rest, Twins, Why, collect, ipc, namespace};
 use crate::error::{At, Error, Result, Step, With};
 use crate::keeper::CHECKPOINTED;
 use crate::load;
@@ -74,6 +74,8 @@ pub struct Summary {
     pub read_later: u64,
     /// Bytes of memory that the parent had, and that were not written again.
     pub shared: u64,
+    /// Large processes, by their id inside, whose memory was read while they stood still though they were to run on.
+    pub not_copied: Vec<(i32, Why)>,
     /// Processes.
     pub tasks: usize,
     /// Open files.
@@ -178,6 +180,7 @@ fn attempt(
     let storing = Instant::now();
     summary.files = snapshot.files.len();
     summary.lost.clone_from(&snapshot.lost);
+    summary.not_copied = twins.as_ref().map_or_else(Vec::new, |twins| twins.missing().to_vec());
     let mut tree = Some(tree);
     if options.leave_running {
         // All bytes are copied, or will be from copies of the tasks, which need not wait.

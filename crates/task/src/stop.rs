@@ -6,7 +6,7 @@ use yendor_sys::ptrace::{self, event};
 use yendor_sys::wait::{self, Event};
 use yendor_sys::{Errno, SysError};
 
-use crate::regs::Regs;
+use crate::regs::{Interrupted, Regs, interrupted, resumable};
 
 /// A task that is no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -154,15 +154,34 @@ impl Stopped {
         ptrace::cont(self.tid, 0)
     }
 
-    /// Lets it go for good. A task that was in a group stop stays stopped.
+    /// Lets it go for good. A task that was in a group stop stays stopped. A call that returned only because of our stop is made
+    /// again.
     ///
     /// # Errors
     /// None for a task that is gone.
     pub fn detach(self) -> Result<(), SysError> {
+        // Who cannot be asked goes as it is.
+        let _ = self.hide_stop();
         match ptrace::detach(self.tid, 0) {
             Err(e) if e.errno == Errno::SRCH => Ok(()),
             other => other,
         }
+    }
+
+    fn hide_stop(&self) -> Result<(), SysError> {
+        let own = self.regs()?;
+        if !matches!(interrupted(&own, false), Interrupted::Bare(_)) {
+            return Ok(());
+        }
+        let mask = ptrace::sigmask(self.tid)?;
+        let mut waiting = ptrace::queued_signals(self.tid, true)?;
+        waiting.extend(ptrace::queued_signals(self.tid, false)?);
+        let number = |info: &[u8; ptrace::SIGINFO]| u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+        let unblocked = |signal: u32| mask.checked_shr(signal.wrapping_sub(1)).is_some_and(|bits| bits & 1 == 0);
+        if waiting.iter().map(number).any(unblocked) {
+            return Ok(());
+        }
+        self.set_regs(&resumable(&own, false))
     }
 
     /// Lets it run to its next entry into a system call, or the exit from one.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use yendor_sys::ptrace;
 use yendor_sys::wait::Event;
@@ -233,10 +233,10 @@ impl FrozenTree {
 
     /// Waits for the asked leader, then seizes threads until no new one appears.
     fn stop_threads(&mut self, proc: BorrowedFd<'_>, pid: i32) -> Result<(), SysError> {
-        let mut threads = match Stopped::wait_for(pid, PATIENCE) {
-            Ok(leader) => vec![leader],
-            // It was about to end: from now on its parent can wait for it.
-            Err(StopError::Dead(_)) => {
+        let mut threads = match wait_for_leader(proc, pid) {
+            Ok(Some(leader)) => vec![leader],
+            // It was about to end: from now on its parent can wait for it, or it has left other threads behind.
+            Ok(None) | Err(StopError::Dead(_)) => {
                 self.zombies.push(pid);
                 return Ok(());
             }
@@ -308,6 +308,28 @@ fn exit(leader: &Stopped) -> Result<(), SysError> {
     ptrace::cont(leader.tid(), 0)
 }
 
+/// Waits for an asked leader. `None`: it has ended before its other threads, and nobody tells its tracer as long as they live.
+/// We stay its tracer until we end, or they do.
+fn wait_for_leader(proc: BorrowedFd<'_>, pid: i32) -> Result<Option<Stopped>, StopError> {
+    /// Most leaders stop sooner; then nobody has to look.
+    const MOMENT: Duration = Duration::from_millis(20);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match Stopped::wait_for(pid, MOMENT) {
+            Err(StopError::Sys(e)) if e.errno == Errno::TIMEDOUT => {
+                if Stat::read(proc, &pid.to_string())?.is_some_and(|s| s.state == b'Z' && s.threads > 1) {
+                    return Ok(None);
+                }
+                if Instant::now() > end {
+                    let what = format!("PTRACE_INTERRUPT, {pid}: no stop in {} s", PATIENCE.as_secs());
+                    return Err(SysError::new("ptrace", what, Errno::TIMEDOUT).into());
+                }
+            }
+            other => return other.map(Some),
+        }
+    }
+}
+
 /// Stops the other threads of a process.
 fn stop_others(proc: BorrowedFd<'_>, pid: i32, threads: &mut Vec<Stopped>) -> Result<(), SysError> {
     let mut known: BTreeSet<i32> = threads.iter().map(Stopped::tid).collect();
@@ -350,9 +372,11 @@ fn ask(tid: i32) -> Result<(), SysError> {
 
 /// Lets tasks go that were asked to stop but not waited for yet. Whoever does not stop goes when we end.
 fn release(tids: &[i32]) {
+    /// For all of them: whoever stops at all does it side by side.
     const MOMENT: Duration = Duration::from_millis(500);
+    let end = Instant::now() + MOMENT;
     for &tid in tids {
-        if let Ok(stopped) = Stopped::wait_for(tid, MOMENT) {
+        if let Ok(stopped) = Stopped::wait_for(tid, end.saturating_duration_since(Instant::now())) {
             // It may have died meanwhile; then there is nothing to let go.
             let _ = stopped.detach();
         }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use yendor_sys::futex::RobustList;
 use yendor_task::live::twin::{self, Twin};
-use yendor_task::live::{self, Borrowed, Loan};
+use yendor_task::live::{self, Borrowed, Loan, Region, RegionKind};
 use yendor_task::tree::{FrozenTree, Top};
 
 /// Says where its memory is; for every line that it reads, it writes all of it, and says whether it is alone.
@@ -71,11 +71,26 @@ fn fork(pid: i32) -> Option<Twin> {
     let tree = FrozenTree::freeze(proc.as_fd(), Top::Process(pid), pid).expect("freeze");
     let mut robust = RobustList::register().expect("robust list");
     let regions = live::regions(proc.as_fd(), pid).expect("maps");
+    let before = stack(pid, &regions);
     let loan = Loan::new(pid, &tree.processes[&pid], &regions, 0x5959_0000_0000).expect("a loan");
     let all = Borrowed::all(vec![loan], &mut robust).expect("borrow");
     let mut born = None;
     Borrowed::give_back(all, &[true], |_, twin| born = Some(twin), &mut robust).expect("give back");
+    // What was written over to come back is nowhere: not in the copy, nor in the process.
+    let now = stack(pid, &regions);
+    assert!(now == before, "the stack has changed");
+    if let Some(twin) = &born {
+        assert!(stack(twin.tid(), &regions) == before, "the copy has another stack");
+    }
     born
+}
+
+fn stack(tid: i32, regions: &[Region]) -> Vec<u8> {
+    let stack = regions.iter().find(|r| r.what == RegionKind::Stack).expect("a stack");
+    let mut bytes = vec![0; usize::try_from(stack.end - stack.start).expect("its size")];
+    let mem = fs::File::open(format!("/proc/{tid}/mem")).expect("its memory");
+    mem.read_exact_at(&mut bytes, stack.start).expect("its stack");
+    bytes
 }
 
 fn first_byte(tid: i32, at: u64) -> u8 {

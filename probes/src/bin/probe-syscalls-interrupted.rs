@@ -109,10 +109,27 @@ struct State {
     semaphore: i32,
     child: i32,
     child_pipe: OwnedFd,
+    /// A process with a single thread, in a call that knows no restart.
+    alone: (i32, OwnedFd),
     tid: Arc<AtomicU32>,
 }
 
+/// It ends when the pipe has an event, and well if nothing else has ended its wait.
+fn child_that_polls() -> (i32, OwnedFd) {
+    let (read, write) = pipe();
+    let pid = probe::child(|| {
+        let epoll = own("epoll_create1", unsafe { libc::epoll_create1(0) });
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 1 };
+        let (epoll, read) = (epoll.as_raw_fd(), read.as_raw_fd());
+        ok("epoll_ctl", unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, read, &mut event) });
+        let got = unsafe { libc::syscall(libc::SYS_epoll_wait, epoll, &mut event, 1, -1) };
+        result("epoll_wait of a process alone", got, 1);
+    });
+    (pid, write)
+}
+
 fn setup() -> State {
+    let alone = child_that_polls();
     let (child_read, child_pipe) = pipe();
     let child = probe::child(|| {
         let _ = probe::read_at_once(&child_read, 1);
@@ -175,7 +192,7 @@ fn setup() -> State {
     let count = threads.len() as u32;
     probe::wait_until("threads", || shared.up.load(SeqCst) == count);
     probe::sleep_ms(50);
-    State { shared, threads, pipes, socket, dir, semaphore, child, child_pipe, tid }
+    State { shared, threads, pipes, socket, dir, semaphore, child, child_pipe, alone, tid }
 }
 
 fn check(state: State) {
@@ -197,6 +214,8 @@ fn check(state: State) {
     let client = UnixStream::connect(&state.socket);
     expect_that("connect", client.is_ok(), &client);
     transfer(&state.child_pipe, b"x");
+    transfer(&state.alone.1, b"x");
+    probe::succeeded("the process alone", state.alone.0);
     probe::disown(state.child);
     for (number, thread) in state.threads.into_iter().enumerate() {
         probe::wait_until(&format!("end of thread {number}"), || thread.is_finished());

@@ -1,6 +1,10 @@
 //! Writes all of its memory all the time, page after page in turn, and looks at every page before: it must hold what the last
 //! turn left. Memory that is not of one instant, or not of the instant of the registers, shows at once. Two threads and a
-//! child, which has some of its memory from its parent; private, shared and file-backed memory, and some that fork leaves out.
+//! child, which has some of its memory from its parent; private, shared and file-backed memory, some that fork leaves out, and the
+//! unused end of the main stack.
+//!
+//! With the argument `childless` a seccomp filter of the first thread kills it for having a child. With `killed` nobody looks at
+//! the end of the stack: it belongs to nobody, and a checkpoint that is killed may leave something there.
 #![allow(unsafe_code)]
 
 use probe::{Board, Dir, PAGE, Region, check_pattern, child, expect, fill_pattern, map, ok, own, sleep_ms};
@@ -88,8 +92,54 @@ fn memfd() -> Region {
     mapped(SMALL, libc::MAP_SHARED, fd.as_raw_fd())
 }
 
+fn told(word: &str) -> bool {
+    std::env::args().any(|one| one == word)
+}
+
+/// The end of the main stack, far below where anybody works, filled with a pattern.
+fn stack() -> *mut u8 {
+    #[inline(never)]
+    fn deep(depth: usize) -> u8 {
+        let mut room = [depth as u8; 16 * PAGE];
+        std::hint::black_box(&mut room);
+        if depth == 0 { room[0] } else { deep(depth - 1) ^ std::hint::black_box(&room)[1] }
+    }
+    std::hint::black_box(deep(8));
+    let maps = probe::read_file("/proc/self/maps");
+    let line = maps.lines().find(|line| line.ends_with("[stack]")).unwrap_or_else(|| probe::fail("no stack"));
+    let start = line.split('-').next().and_then(|start| usize::from_str_radix(start, 16).ok());
+    let end = start.unwrap_or_else(|| probe::fail("no stack")) as *mut u8;
+    fill_pattern(end, SMALL, 6);
+    end
+}
+
+fn check_stack(end: *const u8) {
+    if !told("killed") {
+        check_pattern("the stack", end, SMALL, 6);
+    }
+}
+
+/// No child for the calling thread from now on.
+fn stay_childless() {
+    let i = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let calls = [libc::SYS_clone, libc::SYS_clone3, libc::SYS_fork, libc::SYS_vfork].map(|nr| nr as u32);
+    let mut program = [
+        i(0x20, 0, 0, 0),
+        i(0x15, 4, 0, calls[0]),
+        i(0x15, 3, 0, calls[1]),
+        i(0x15, 2, 0, calls[2]),
+        i(0x15, 1, 0, calls[3]),
+        i(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+        i(0x06, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ];
+    let header = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    ok("prctl", unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) });
+    ok("prctl", unsafe { libc::prctl(libc::PR_SET_SECCOMP, 2, &header) });
+}
+
 struct State {
     child: i32,
+    stack: *mut u8,
     inherited: Region,
     turns: Turns,
     rounds: Arc<AtomicU64>,
@@ -99,6 +149,7 @@ struct State {
 
 fn setup() -> State {
     let (board, dir) = (Board::new(), Dir::new());
+    let stack = stack();
     let inherited = map(LARGE, RW, PRIVATE);
     fill_pattern(inherited.at(0), LARGE, 5);
     let mut shared_with_child = Turns::new(vec![map(LARGE, RW, PRIVATE)]);
@@ -110,6 +161,7 @@ fn setup() -> State {
             shared_with_child.go_round();
             if shared_with_child.turn.is_multiple_of(16) {
                 check_pattern("inherited memory", inherited.at(0), LARGE, 5);
+                check_stack(stack);
             }
             sleep_ms(1);
         }
@@ -128,7 +180,11 @@ fn setup() -> State {
             count.fetch_add(1, SeqCst);
         }
     });
-    State { child, inherited, turns: Turns::new(own), rounds, other, _dir: dir }
+    let turns = Turns::new(own);
+    if told("childless") {
+        stay_childless();
+    }
+    State { child, stack, inherited, turns, rounds, other, _dir: dir }
 }
 
 fn main() {
@@ -143,6 +199,7 @@ fn main() {
             expect("the other thread goes on", state.rounds.load(SeqCst) > 0, true);
             expect("it has not ended", state.other.is_finished(), false);
             check_pattern("inherited memory", state.inherited.at(0), LARGE, 5);
+            check_stack(state.stack);
             let mut status = 0;
             let ended = unsafe { libc::waitpid(state.child, &mut status, libc::WNOHANG) };
             expect("the child goes on", (ended, status), (0, 0));

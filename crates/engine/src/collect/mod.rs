@@ -10,6 +10,7 @@ mod descriptor;
 mod ghost;
 pub mod ipc;
 pub mod namespace;
+mod oom;
 pub mod peer;
 mod process;
 mod restriction;
@@ -50,7 +51,7 @@ use peer::Peers;
 use process::{Answered, View};
 pub use security::labels as labels_of;
 use space::{Collected, Left, Space};
-pub use twins::Twins;
+pub use twins::{Twins, Why};
 use watch::Watch;
 
 /// What is known of a process before anything is asked.
@@ -113,6 +114,10 @@ pub fn collect<'w>(
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let home = of.map_or(tree.root, |(state, _)| state.init);
     let home = Namespaces::of_process(proc.as_fd(), home).at(Step::Collect)?;
+    if of.is_none() && !twins::bears_its_like(&proc, tree.root) {
+        let what = "a pid or time namespace of its own for its children (unshare, setns)";
+        return Err(Error::new(Step::Collect, Cause::unsupported(what)).task(tree.root));
+    }
     let ahead = Ahead::start(own, living).at(Step::Collect)?;
     for facts in &order {
         gather.pids.insert(facts.pid, facts.inside());
@@ -148,6 +153,7 @@ pub fn collect<'w>(
         })?;
         let (modules, watch, peers, home) = (&modules, &mut watch, peers.as_ref(), &home);
         let lost = Vec::new();
+        let twins = twins.as_deref_mut();
         let mut asker =
             Asker { tree, order, proc, root, home, modules, watch, peers, ahead, copies: sender, twins, lost };
         let asked = asker.ask_everybody(mine);
@@ -159,7 +165,10 @@ pub fn collect<'w>(
         let copied = copied?;
         asked.map(|asked| (asked, copied, lost))
     });
-    let (mut completes, Collected { mut records, left }, lost) = asked?;
+    let (mut completes, Collected { mut records, left, apart }, lost) = asked?;
+    if let Some(twins) = twins {
+        apart.into_iter().for_each(|task| twins.without(task, Why::Parent));
+    }
     gather.lost.extend(lost.into_iter().map(|object| (peer::KIND.to_owned(), object)));
     let mut processes = Vec::with_capacity(order.len());
     for (place, facts) in order.iter().enumerate() {

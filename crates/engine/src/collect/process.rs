@@ -26,9 +26,10 @@ use yendor_task::{Nr, RunError, Stopped, args};
 use super::Facts;
 use super::ahead::Texts;
 use super::descriptor::{Doubts, Held};
+use super::oom;
 use super::peer::{Look, Peers};
 use super::space::Space;
-use super::twins::{self, Twins};
+use super::twins::{self, Twins, Why};
 use super::watch::Watch;
 
 /// What all processes of a tree are looked at with.
@@ -186,12 +187,21 @@ impl<'a> Asking<'a> {
         self.restricted.first().is_some_and(|restricted| self.view.watch.may(restricted, &twin::CALLS))
     }
 
-    /// Whether its memory is copied by fork.
-    fn wants_twin(&self, room: &mut u64) -> bool {
-        let here = || twins::bears_its_like(self.view.proc, self.facts.pid);
-        let wants = twins::pays(self.facts) && twins::size(self.facts) <= *room && self.may_fork() && here();
-        *room -= if wants { twins::size(self.facts) } else { 0 };
-        wants
+    /// Whether its memory is copied by fork; if not, why, unless it is so small that nobody asks.
+    fn wants_twin(&self, room: &mut u64) -> std::result::Result<bool, Why> {
+        if !twins::pays(self.facts) {
+            return Ok(false);
+        }
+        let size = twins::size(self.facts);
+        let left = room.checked_sub(size).ok_or(Why::Room)?;
+        if !self.may_fork() {
+            return Err(Why::Filter);
+        }
+        if oom::takes_others(self.view.proc.as_fd(), self.facts.pid).unwrap_or(true) {
+            return Err(Why::Group);
+        }
+        *room = left;
+        Ok(true)
     }
 
     fn loan(&self) -> Result<Loan<'a>> {
@@ -369,10 +379,16 @@ pub fn ask_all(
     let registers: Vec<Vec<_>> = borrowed.iter().map(|b| b.registers().collect()).collect();
     let answered = answers(all, &mut borrowed);
     let mut room = if answered.is_ok() { twins.as_ref().map_or(0, |twins| twins.room()) } else { 0 };
-    let wanted: Vec<bool> = all.iter().map(|asking| asking.wants_twin(&mut room)).collect();
+    let wants: Vec<_> = all.iter().map(|asking| asking.wants_twin(&mut room)).collect();
+    let wanted: Vec<bool> = wants.iter().map(|wants| *wants == Ok(true)).collect();
     let mut born = Vec::new();
     let given_back = Borrowed::give_back(borrowed, &wanted, |i, twin| born.push((i, twin)), robust).map_err(cause);
     if let Some(twins) = twins {
+        for (i, wants) in wants.into_iter().enumerate() {
+            let refused = wants == Ok(true) && !born.iter().any(|(of, _)| *of == i);
+            let why = wants.err().or(refused.then_some(Why::Refused));
+            why.into_iter().for_each(|why| twins.without(all[i].facts.inside().0, why));
+        }
         born.into_iter().for_each(|(i, twin)| twins.add(all[i].facts, twin));
     }
     let answered = answered?;

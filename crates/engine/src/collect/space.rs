@@ -38,6 +38,9 @@ pub struct Collected {
     pub records: BTreeMap<usize, Record>,
     /// What is left, parents before children.
     pub left: Vec<Left>,
+    /// Processes of which nothing is left though they were copied, by their id inside: their memory was compared with that of
+    /// a parent of which there is no copy.
+    pub apart: Vec<i32>,
 }
 
 /// An address space of which private memory is left to be read, from a copy of the process.
@@ -66,7 +69,7 @@ pub fn copy_all(
     order: &[Facts],
 ) -> Result<Collected> {
     let places: BTreeMap<i32, usize> = order.iter().enumerate().map(|(i, f)| (f.pid, i)).collect();
-    let Collected { mut records, mut left } = Collected::default();
+    let Collected { mut records, mut left, mut apart } = Collected::default();
     for (place, Space { pid, brk, auxv, smaps, policies, twin }) in spaces {
         let Some(facts) = order.get(place) else { continue };
         let inside = facts.inside().0;
@@ -79,14 +82,16 @@ pub fn copy_all(
             places.get(&facts.status.ppid).copied().filter(|i| order.get(*i).is_some_and(bears)).filter(forked);
         // What one of them has now is compared with what the other has now.
         let with = parent.filter(|i| left.iter().any(|l: &Left| l.place == *i));
-        let twin = twin.filter(|_| parent.is_none() || with.is_some());
+        let (alone, copied) = (parent.is_some() && with.is_none(), twin.is_some());
+        apart.extend((alone && copied).then_some(inside));
+        let twin = twin.filter(|_| !alone);
         let parent = parent.and_then(|i| Some((order.get(i)?.pid, records.get(&i)?)));
         let job = Job { pid, layout, smaps: &smaps, policies, parent, later: twin.is_some() };
         let (record, read) = memory.collect(proc, job, gather).at(Step::Collect).task(inside)?;
         records.insert(place, record);
         left.extend(twin.map(|twin| Left { place, inside, twin, parent: with, read }));
     }
-    Ok(Collected { records, left })
+    Ok(Collected { records, left, apart })
 }
 
 fn executable(

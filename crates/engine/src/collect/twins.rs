@@ -41,12 +41,33 @@ pub fn is_left_over(facts: &Facts) -> bool {
     facts.status.state == b'Z' && facts.stat.exit_signal == 0 && ours
 }
 
-/// Whether what a process bears is born in the namespaces that it is in itself: a copy would change others by its end.
+/// Whether what a process bears is born in the namespaces that it is in itself: another's first child, a copy above all, would
+/// change it by its end.
 pub fn bears_its_like(proc: &OwnedFd, pid: i32) -> bool {
     let inode = |name: &str| rustix::fs::statat(proc, format!("{pid}/ns/{name}"), AtFlags::empty()).map(|s| s.st_ino);
     let same = |own: &str, child: &str| matches!((inode(own), inode(child)), (Ok(a), Ok(b)) if a == b);
     // A kernel without time namespaces has neither file.
     same("pid", "pid_for_children") && (inode("time").is_err() || same("time", "time_for_children"))
+}
+
+/// Why a large process is not copied: its memory is read while it stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// Memory.
+    #[error("its copy might take more memory than copies may")]
+    Room,
+    /// A seccomp filter.
+    #[error("its seccomp filter may forbid what a copy takes")]
+    Filter,
+    /// Whoever kills the copy where memory runs short may kill the process with it.
+    #[error("where memory runs short its cgroup is killed as one (memory.oom.group), or may be")]
+    Group,
+    /// fork(2).
+    #[error("it may not fork: a limit of tasks or of memory")]
+    Refused,
+    /// What it has inherited is looked for in memory that is there now.
+    #[error("it shares memory with a parent that has no copy")]
+    Parent,
 }
 
 /// All copies of a tree. When they are dropped, and the tree runs again, nothing of them is left in it.
@@ -56,6 +77,8 @@ pub struct Twins {
     /// KiB that there still may be.
     room: u64,
     all: Vec<Copied>,
+    /// Large processes that have none, by their id inside.
+    without: Vec<(i32, Why)>,
 }
 
 /// A copy, and whose it is.
@@ -96,12 +119,23 @@ impl Twins {
     pub fn new(proc: &OwnedFd, most: Option<u64>) -> Result<Twins> {
         let room = room(proc, most)?;
         let proc = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e))?;
-        Ok(Twins { proc, room, all: Vec::new() })
+        Ok(Twins { proc, room, all: Vec::new(), without: Vec::new() })
     }
 
     /// KiB that there still may be.
     pub fn room(&self) -> u64 {
         self.room
+    }
+
+    /// A large process has none, for this reason.
+    pub fn without(&mut self, inside: i32, why: Why) {
+        self.without.push((inside, why));
+    }
+
+    /// Large processes that have none, and why.
+    #[must_use]
+    pub fn missing(&self) -> &[(i32, Why)] {
+        &self.without
     }
 
     /// What the tree itself may still take, in KiB.

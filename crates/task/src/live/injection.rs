@@ -7,7 +7,7 @@ use super::twin::STATUS;
 use super::{Begun, Entry, Saved, stop_error};
 use crate::arena::RunError;
 use crate::nr::Nr;
-use crate::regs::{Interrupted, Regs, interrupted, resumable};
+use crate::regs::{Regs, resumable};
 use crate::stop::Stopped;
 
 /// What the scratch memory is called: [`super::SCRATCH`] without what the kernel adds.
@@ -119,23 +119,9 @@ impl Injection {
     /// The leader's own registers and stack again.
     pub fn end(&self, leader: &Stopped, saved: &Saved) -> Result<(), RunError> {
         ptrace::set_sigmask(leader.tid(), saved.mask)?;
-        leader.set_regs(&unnoticed(leader.tid(), saved)?)?;
+        leader.set_regs(&saved.own.general)?;
         Ok(vm::write_all(leader.tid(), self.regs.rsp, &self.stack)?)
     }
-}
-
-/// A thread's own registers; where its call returned only because of our stop, it makes the call again.
-fn unnoticed(tid: i32, saved: &Saved) -> Result<Regs, RunError> {
-    let own = saved.own.general;
-    if !matches!(interrupted(&own, false), Interrupted::Bare(_)) {
-        return Ok(own);
-    }
-    let mut waiting = ptrace::queued_signals(tid, true)?;
-    waiting.extend(ptrace::queued_signals(tid, false)?);
-    let number = |info: &[u8; ptrace::SIGINFO]| u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-    let unblocked = |signal: u32| saved.mask.checked_shr(signal.wrapping_sub(1)).is_some_and(|bits| bits & 1 == 0);
-    let pending = waiting.iter().map(number).any(unblocked);
-    Ok(if pending { own } else { resumable(&own, false) })
 }
 
 /// A call to be made.

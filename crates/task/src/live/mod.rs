@@ -13,7 +13,7 @@
 //! there is none, below the thread's red zone, as a signal's frame would. The bytes there are put back.
 //!
 //! What our death can leave in a process is the scratch memory, as a mapping or as a descriptor that is closed on exec. Both
-//! are called [`SCRATCH`]; a later checkpoint leaves them out.
+//! are called [`SCRATCH`]; a later checkpoint leaves them out. And bytes below all stack pointers, which belong to nobody.
 
 mod entry;
 mod frame;

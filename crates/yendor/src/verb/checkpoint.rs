@@ -122,7 +122,8 @@ impl Checkpoint {
     }
 
     fn report(&self, image: &Image, summary: &Summary, total: u64) {
-        let Summary { timings, stopped_us, bytes, read_later, shared, tasks, files, lost, seal: _ } = summary;
+        let Summary { timings, stopped_us, bytes, read_later, shared, not_copied, tasks, files, lost, seal: _ } =
+            summary;
         if self.json {
             let mut phases = print::phases_json(timings);
             phases.insert("stopped_us".into(), json!(stopped_us));
@@ -130,6 +131,8 @@ impl Checkpoint {
                 "phases": phases, "total_us": total, "image": image.reference.to_string(),
                 "path": image.path.to_string_lossy(), "name": self.container, "pid": self.pid, "bytes": bytes,
                 "read_later": read_later, "shared": shared,
+                "not_copied": not_copied.iter().map(|(task, why)| json!({ "task": task, "why": why.to_string() }))
+                    .collect::<Vec<_>>(),
                 "tasks": tasks, "files": files, "lost": lost,
             });
             print::out(&text.to_string());
@@ -137,6 +140,9 @@ impl Checkpoint {
         }
         for (kind, object) in lost {
             print::note(&format!("lost: {kind}: {}", print::safe(object)));
+        }
+        for (task, why) in not_copied {
+            print::note(&format!("task {task} was read while it stood still: {why}"));
         }
         let (size, time, stopped) = (print::bytes(*bytes), print::micros(total), print::micros(*stopped_us));
         let phases = print::phases(timings);
