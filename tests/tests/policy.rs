@@ -69,6 +69,13 @@ impl Drop for Watched {
 fn denied(yendor: &Yendor, outcome: Outcome, words: &str) {
     let outcome = outcome.exits(5);
     assert!(outcome.stderr.contains(words), "{:?}: {}", yendor.flavour(), outcome.stderr);
+    // Whoever it was is named: the host's policy with its line, or what of the kernel's.
+    let by = if words.contains("policy.toml") {
+        "denied by: the host's policy, /etc/yendor/policy.toml"
+    } else {
+        "denied by: "
+    };
+    assert!(outcome.stderr.contains(by), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("hint: "), "{}", outcome.stderr);
     assert_eq!(yendor.tasks_left(), [] as [i32; 0]);
     let left: Vec<_> = fs::read_dir(yendor.path("state/run")).into_iter().flatten().flatten().collect();
@@ -209,7 +216,7 @@ fn no_user_namespaces_left_denies_before_the_image_is_opened() {
         let binary = yendor_tests::yendor_binary();
         command.args(["-Ur", "sh", "-ec", script, "sh"]).arg(binary).args(["restore", image.name()]);
         let outcome = yendor.to_its_end(command, "restore without user namespaces".into());
-        denied(&yendor, outcome, "max_user_namespaces");
+        denied(&yendor, outcome, "denied by: sysctl: ");
         assert!(!image.was_opened());
     }
 }
@@ -221,7 +228,9 @@ fn a_filter_that_denies_namespaces_denies_before_the_image_is_opened() {
         for (call, name) in [(libc::SYS_unshare, "unshare"), (libc::SYS_clone3, "clone3")] {
             let mut command = yendor.command(&options(&yendor, &["restore", image.name()]));
             refuse(&mut command, call);
-            denied(&yendor, yendor.to_its_end(command, format!("restore without {name}")), name);
+            let outcome = yendor.to_its_end(command, format!("restore without {name}"));
+            assert!(outcome.stderr.contains("denied by: seccomp: a filter of the caller"), "{}", outcome.stderr);
+            denied(&yendor, outcome, name);
             assert!(!image.was_opened(), "{name}");
         }
     }

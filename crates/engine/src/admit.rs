@@ -17,8 +17,9 @@ use yendor_sys::{Errno, SysError};
 use crate::contain::userns::{self, Caller};
 use crate::contain::{Handed, volume};
 use crate::control::Control;
-use crate::error::{At, Result, Step};
+use crate::error::{At, Error, Result, Step};
 use crate::request::{Net, Request, Root, Userns};
+use crate::who::Surroundings;
 
 /// The first argument that makes the program a keeper.
 pub const KEEPER: &str = "keeper";
@@ -51,8 +52,14 @@ pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<
         | Namespaces::NEWCGROUP
         | Namespaces::NEWPID
         | Namespaces::NEWTIME;
-    yendor_sys::clone::trial(request.userns == Userns::Auto, others).map_err(why_no_namespace).at(Step::Admit)?;
-    policy(request, verb, network_is_asked_for, &Handed::open(request)?)
+    let trial = yendor_sys::clone::trial(request.userns == Userns::Auto, others);
+    trial.map_err(why_no_namespace).at(Step::Admit).map_err(|e| Surroundings::look().name(e, None))?;
+    policy(request, verb, network_is_asked_for, &handed(request)?)
+}
+
+/// What the request names on the host.
+fn handed(request: &Request) -> Result<Handed> {
+    Handed::open(request).map_err(|e| Surroundings::look().name(e, None))
 }
 
 /// Whether the host lets the caller do this at all.
@@ -60,7 +67,7 @@ pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<
 /// # Errors
 /// A permission error that names the line of the policy.
 pub fn may(verb: Verb) -> Result<()> {
-    Policy::load().and_then(|policy| policy.admits(&Person::caller(), verb)).map_err(denied).at(Step::Admit)
+    Policy::load().and_then(|policy| policy.admits(&Person::caller(), verb)).map_err(denied)
 }
 
 /// Asks the kernel, then the policy. The keeper inherits descriptors 0, 1, 2 and its end of the connection, nothing else.
@@ -68,8 +75,9 @@ pub fn may(verb: Verb) -> Result<()> {
 /// # Errors
 /// A permission error that says which file or sysctl forbids it.
 pub fn admit(request: &Request, verb: Verb) -> Result<Admitted> {
-    let (pid, pidfd, control) = start(request).at(Step::Admit)?;
-    let answer = Handed::open(request).and_then(|handed| {
+    let started = start(request).at(Step::Admit).map_err(|e| Surroundings::look().name(e, None));
+    let (pid, pidfd, control) = started?;
+    let answer = handed(request).and_then(|handed| {
         let granted = policy(request, verb, true, &handed)?;
         Ok((handed, granted))
     });
@@ -90,7 +98,7 @@ pub(crate) fn gone(pid: i32) {
 }
 
 fn policy(request: &Request, verb: Verb, network_is_known: bool, handed: &Handed) -> Result<Granted> {
-    let policy = Policy::load().map_err(denied).at(Step::Admit)?;
+    let policy = Policy::load().map_err(denied)?;
     let volume = |(volume, fd): (&crate::request::Volume, &OwnedFd)| {
         let path = volume::real_path(fd).at(Step::Admit)?;
         Ok(HostPath { name: volume.name.clone(), path, read_only: volume.read_only })
@@ -113,11 +121,12 @@ fn policy(request: &Request, verb: Verb, network_is_known: bool, handed: &Handed
         memory: request.memory,
         pids: request.pids,
     };
-    policy.decide(&Person::caller(), &ask).map_err(denied).at(Step::Admit)
+    policy.decide(&Person::caller(), &ask).map_err(denied)
 }
 
-fn denied(denial: Denial) -> Cause {
-    Cause::Denied { what: denial.what, hint: denial.hint }
+fn denied(Denial { what, place, hint }: Denial) -> Error {
+    let by = Some(format!("the host's policy, {place}"));
+    Error { by, ..Error::new(Step::Admit, Cause::Denied { what, hint }) }
 }
 
 fn root_for_host(request: &Request) -> std::result::Result<Caller, Cause> {
@@ -186,7 +195,7 @@ fn why_no_namespace(error: SysError) -> Cause {
         }),
         _ => return error.into(),
     };
-    Cause::Denied { what: error.to_string(), hint }
+    Cause::Refused { error, hint }
 }
 
 pub(crate) fn switched_off() -> Option<String> {

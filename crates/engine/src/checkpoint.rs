@@ -29,6 +29,7 @@ use crate::load;
 use crate::request;
 use crate::sign::Signer;
 use crate::state::State;
+use crate::who::Surroundings;
 
 /// What is checkpointed.
 #[derive(Debug, Clone)]
@@ -99,6 +100,10 @@ fn us(since: Instant) -> u64 {
 /// Whatever hindered it; the tasks run on and no image is left.
 pub fn checkpoint(target: &Target, output: &Path, options: &Options) -> Result<Summary> {
     admit::may(Verb::Checkpoint)?;
+    attempts(target, output, options).map_err(|e| Surroundings::look().name(e, None))
+}
+
+fn attempts(target: &Target, output: &Path, options: &Options) -> Result<Summary> {
     let proc = open_directory("/proc").at(Step::Freeze)?;
     refuse_old_kernel(&proc).at(Step::Freeze)?;
     raise_descriptor_limit();

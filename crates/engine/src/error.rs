@@ -140,7 +140,7 @@ impl Error {
     /// What to do about it, where it is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
-        if let Cause::Denied { hint, .. } = &*self.cause {
+        if let Cause::Denied { hint, .. } | Cause::Refused { hint, .. } = &*self.cause {
             return Some(hint.clone());
         }
         let SysError { call, errno, .. } = self.cause.sys()?;

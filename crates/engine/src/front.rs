@@ -21,6 +21,7 @@ use crate::load::{Plain, Raised, open_directory};
 use crate::request::Request;
 use crate::sign::Trust;
 use crate::state::{self, Places, Status};
+use crate::who::Surroundings;
 use crate::wire::{More, Report, Startup};
 pub use crate::wire::{Spec, Stdio};
 
@@ -180,7 +181,7 @@ fn hand_over(what: &Launch, plain: Option<Plain>, claim: &Claim, admitted: Admit
     let spec = match &what.source {
         Source::Compose(spec) => Some(spec.clone()),
         Source::Image(path, _) => {
-            descriptors.push(open_directory(path)?);
+            descriptors.push(open_directory(path).map_err(|e| Surroundings::look().name(e, None))?);
             None
         }
     };

@@ -31,6 +31,7 @@ use crate::rebuild::{Image, Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
 use crate::request::{Mount, Request, Root};
 use crate::state::{self, Standard, State, Status};
+use crate::who::Surroundings;
 use crate::wire::{Failure, More, Report, Started, Startup, Stdio};
 
 /// Phases and how long they took.
@@ -61,11 +62,14 @@ fn live(control: Control) -> i32 {
     let Ok(Some((startup, mut claim))) = control.receive::<Startup>() else { return 1 };
     let descriptors = claim.split_off(claim.len().min(2));
     let [directory, parent] = claim.as_slice() else { return 1 };
+    // Now: later /proc is the container's, or none.
+    let around = Surroundings::look();
     // Signals of the caller's terminal are for the front, which forwards them.
     let _ = rustix::process::setsid();
     match start(&startup, descriptors, &control) {
         Err(e) => {
             claim::discard(&startup.request.name, directory, parent);
+            let e = around.name(e, startup.request.pids);
             let e = if startup.spec.is_none() { blame::image(e) } else { e };
             // If the front is gone, nobody wants to know.
             let _ = control.send(&Report::Failed(Failure::from(&e)), &[]);

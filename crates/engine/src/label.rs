@@ -84,7 +84,12 @@ impl Labels {
         self.same_policy(here, snapshot).at(Step::Confine)?;
         for module in self.modules.iter().filter(|m| !self.has_profile(**m)) {
             for text in labels_of(&snapshot.processes, module.name(), None) {
-                may_keep(*module, text, granted).at(Step::Confine).kind("label", shown(*module, text))?;
+                may_keep(*module, text, granted).at(Step::Confine).kind("label", shown(*module, text)).map_err(
+                    |e| {
+                        let by = Some(format!("the host's policy, {} (keep-labels)", yendor_policy::host::FILE));
+                        Error { by, ..e }
+                    },
+                )?;
             }
             for text in labels_of(&snapshot.processes, module.name(), Some(Attribute::Current.name())) {
                 self.may_enter(*module, text, here).at(Step::Confine).kind("label", shown(*module, text))?;

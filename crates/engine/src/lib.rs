@@ -24,6 +24,7 @@ mod recorder;
 pub mod request;
 pub mod sign;
 pub mod state;
+mod who;
 mod wire;
 
 pub use error::{Error, Result};

@@ -116,7 +116,7 @@ pub struct Failure {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Why {
-    Call { call: String, args: String, errno: i32 },
+    Call { call: String, args: String, errno: i32, hint: Option<String> },
     Unsupported(String),
     Corrupt(String),
     Denied { what: String, hint: String },
@@ -133,7 +133,8 @@ impl From<&Error> for Failure {
             Cause::Hole { what, option } => Why::Hole { what: what.clone(), option: option.clone() },
             cause => match cause.sys() {
                 Some(SysError { call, args, errno }) => {
-                    Why::Call { call: (*call).to_owned(), args: args.clone(), errno: errno.raw_os_error() }
+                    let hint = if let Cause::Refused { hint, .. } = cause { Some(hint.clone()) } else { None };
+                    Why::Call { call: (*call).to_owned(), args: args.clone(), errno: errno.raw_os_error(), hint }
                 }
                 None => Why::Other { message: cause.to_string(), code: e.exit_code() },
             },
@@ -155,7 +156,10 @@ impl From<Failure> for Error {
         // Names are static in our types; a failure is received once in the life of a process.
         let name = |s: String| -> &'static str { Box::leak(s.into_boxed_str()) };
         let cause = match f.why {
-            Why::Call { call, args, errno } => SysError::said(name(call), args, errno).into(),
+            Why::Call { call, args, errno, hint } => match (SysError::said(name(call), args, errno), hint) {
+                (error, Some(hint)) => Cause::Refused { error, hint },
+                (error, None) => error.into(),
+            },
             Why::Unsupported(what) => Cause::Unsupported { what },
             Why::Corrupt(what) => Cause::Corrupt { what },
             Why::Denied { what, hint } => Cause::Denied { what, hint },
@@ -179,6 +183,12 @@ mod tests {
         let text = serde_json::to_string(&Failure::from(&e)).expect("json");
         let back = Error::from(serde_json::from_str::<Failure>(&text).expect("failure"));
         assert_eq!((back.to_string(), back.exit_code()), (e.to_string(), e.exit_code()));
+        let error = SysError::new("unshare", "", Errno::NOSPC);
+        let mut e = Error::new(Step::Contain, Cause::Refused { error, hint: "raise it".into() });
+        e.by = Some("sysctl".into());
+        let text = serde_json::to_string(&Failure::from(&e)).expect("json");
+        let back = Error::from(serde_json::from_str::<Failure>(&text).expect("failure"));
+        assert_eq!((back.to_string(), back.exit_code()), (e.to_string(), 5));
     }
 
     /// Found by fuzzing what a loader may send.
@@ -186,7 +196,7 @@ mod tests {
     fn a_failure_that_cannot_be_is_one_all_the_same() {
         let failure = |why| Failure { step: Step::Load, task: None, kind: None, object: None, by: None, why };
         for errno in [0, -1, 4096, i32::MIN, i32::MAX] {
-            let call = Why::Call { call: "open".into(), args: String::new(), errno };
+            let call = Why::Call { call: "open".into(), args: String::new(), errno, hint: None };
             let error = Error::from(failure(call));
             assert_eq!(error.cause.sys().map(|e| e.errno), Some(Errno::IO), "{errno}");
         }

@@ -50,6 +50,14 @@ pub enum Cause {
         /// What would allow it.
         hint: String,
     },
+    /// The kernel refused a call by permission or by a limit, and what would allow it is known.
+    #[error("{error}")]
+    Refused {
+        /// The call.
+        error: SysError,
+        /// What would allow it.
+        hint: String,
+    },
     /// The keeper, another process, failed so; `code` is its exit code (DESIGN.md section 6).
     #[error("{message}")]
     Reported {
@@ -97,16 +105,27 @@ impl Cause {
     #[must_use]
     pub fn sys(&self) -> Option<&SysError> {
         match self {
-            Cause::Sys(e) | Cause::Run(RunError::Call { error: e, .. } | RunError::Sys(e)) => Some(e),
+            Cause::Sys(e)
+            | Cause::Refused { error: e, .. }
+            | Cause::Run(RunError::Call { error: e, .. } | RunError::Sys(e)) => Some(e),
             _ => None,
+        }
+    }
+
+    /// The same, also where a file of the image was meant.
+    #[must_use]
+    pub fn call(&self) -> Option<SysError> {
+        match self {
+            Cause::Image(yendor_image::Error::Io { file, op, source }) => Some(SysError::io(op, file.clone(), source)),
+            other => other.sys().cloned(),
         }
     }
 
     /// Whether permission was the reason: the kernel's, an LSM's, or policy's.
     #[must_use]
     pub fn is_denied(&self) -> bool {
-        matches!(self, Cause::Denied { .. } | Cause::Hole { .. })
-            || self.sys().is_some_and(|e| matches!(e.errno, Errno::PERM | Errno::ACCESS))
+        matches!(self, Cause::Denied { .. } | Cause::Refused { .. } | Cause::Hole { .. })
+            || self.call().is_some_and(|e| matches!(e.errno, Errno::PERM | Errno::ACCESS))
     }
 }
 

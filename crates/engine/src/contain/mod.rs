@@ -29,7 +29,7 @@ use yendor_sys::namespace::Namespaces;
 use yendor_sys::{Errno, SysError, namespace};
 
 use crate::admit;
-use crate::error::{At, Result, Step};
+use crate::error::{At, Error, Result, Step};
 use crate::request::{Net, Request};
 
 use place::Rootfs;
@@ -80,13 +80,17 @@ pub struct Contained {
 /// # Errors
 /// What the kernel refused, as a permission error where it is one. The process is then good for nothing but to exit.
 pub fn prepare(request: &Request, given: Given) -> Result<Contained> {
-    make(request, given).at(Step::Contain)
+    namespace::new_session_keyring().at(Step::Contain)?;
+    let cgroup = Cgroup::create(request, &given.state).at(Step::Contain).map_err(|e| {
+        let refused = matches!(*e.cause, Cause::Denied { .. });
+        let by = refused.then(|| "cgroup: none with this controller is delegated to the caller".to_owned());
+        Error { by, ..e }
+    })?;
+    make(request, given, cgroup).at(Step::Contain)
 }
 
-fn make(request: &Request, given: Given) -> Caused<Contained> {
-    namespace::new_session_keyring()?;
+fn make(request: &Request, given: Given, cgroup: Option<Cgroup>) -> Caused<Contained> {
     let host_proc = open_directory("/proc")?;
-    let cgroup = Cgroup::create(request, &given.state)?;
     // The working directory, unlike a descriptor, follows into the new mount namespace.
     fchdir(&given.state).named("fchdir", || "the state directory".into())?;
     enter_namespaces(request.net)?;
@@ -195,7 +199,7 @@ fn unshare(wanted: Namespaces) -> Caused<()> {
 }
 
 fn denied(error: &SysError, hint: &str) -> Cause {
-    Cause::Denied { what: error.to_string(), hint: hint.into() }
+    Cause::Refused { error: error.clone(), hint: hint.into() }
 }
 
 /// The caller's supplementary groups were good for finding the caller's own paths; the container does not get them.

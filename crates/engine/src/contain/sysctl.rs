@@ -39,7 +39,7 @@ pub(super) fn set(host_proc: &OwnedFd, settings: &[(String, String)]) -> Caused<
         written.map_err(|e| match e.errno {
             Errno::ACCESS | Errno::PERM | Errno::ROFS => {
                 let hint = format!("this kernel does not let a container's root set {name}: leave it out");
-                Cause::Denied { what: e.to_string(), hint }
+                Cause::Refused { error: e, hint }
             }
             _ => e.into(),
         })?;

@@ -48,7 +48,7 @@ pub struct Caller {
     pub privileged: bool,
     /// Ids that exist for it: its own namespace's maps, `(uids, gids)`; only read when privileged.
     pub known: (Vec<Range>, Vec<Range>),
-    /// Its subordinate ranges as `(first, count)`; empty without newuidmap.
+    /// Its subordinate ranges as `(first, count)`; empty without newuidmap, or where no program gains anything (no_new_privs).
     #[allow(clippy::type_complexity, reason = "users and groups, each a list of first id and count")]
     pub subordinate: (Vec<(u32, u32)>, Vec<(u32, u32)>),
 }
@@ -69,7 +69,10 @@ impl Caller {
         let mut caller = Caller { uid, gid, privileged, ..Caller::default() };
         if privileged {
             caller.known = (known("/proc/self/uid_map")?, known("/proc/self/gid_map")?);
-        } else if helper("newuidmap").is_some() && helper("newgidmap").is_some() {
+        } else if helper("newuidmap").is_some()
+            && helper("newgidmap").is_some()
+            && !rustix::thread::no_new_privs().unwrap_or(false)
+        {
             let name = name(uid);
             let of = |file| ranges(&std::fs::read(file).unwrap_or_default(), uid, &name);
             caller.subordinate = (of("/etc/subuid"), of("/etc/subgid"));

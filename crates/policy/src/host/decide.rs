@@ -220,10 +220,8 @@ impl Policy {
     }
 
     fn denied<T>(&self, rule: &Spanned<T>, name: &str, what: &str, hint: &str) -> Denial {
-        Denial {
-            what: format!("host policy {FILE}:{}: {name}: {what}", self.place_in_file(rule)),
-            hint: hint.to_owned(),
-        }
+        let place = format!("{FILE}:{}", self.place_in_file(rule));
+        Denial { what: format!("host policy {place}: {name}: {what}"), place, hint: hint.to_owned() }
     }
 
     fn place<T>(&self, rule: &Spanned<T>) -> String {

@@ -25,6 +25,8 @@ pub const FILE: &str = "/etc/yendor/policy.toml";
 pub struct Denial {
     /// The file, with line and column where there is one, and what it forbids.
     pub what: String,
+    /// The file, with line and column where there is one.
+    pub place: String,
     /// What would allow it.
     pub hint: String,
 }

@@ -111,18 +111,19 @@ fn why(error: &Error) -> String {
 fn unusable(path: &Path, why: &str) -> Denial {
     Denial {
         what: format!("host policy {}: {why}", path.display()),
+        place: path.display().to_string(),
         hint: "a policy that cannot be read denies everything; root has to repair it or remove it".into(),
     }
 }
 
 fn invalid(text: &str, at: usize, message: &str) -> Denial {
     let (line, column) = position(text, at);
+    let place = format!("{FILE}:{line}:{column}");
+    // The parser quotes what it found: shown so that it cannot steer a terminal.
+    let message = message.trim().escape_debug().to_string().replace("\\\"", "\"");
     Denial {
-        // The parser quotes what it found: shown so that it cannot steer a terminal.
-        what: format!(
-            "host policy {FILE}:{line}:{column}: {}",
-            message.trim().escape_debug().to_string().replace("\\\"", "\"")
-        ),
+        what: format!("host policy {place}: {message}"),
+        place,
         hint: "an invalid policy denies everything; root has to repair it or remove it".into(),
     }
 }

@@ -1,0 +1,329 @@
+//! Who denied a call, where that can be known: looked for among those who have power over this process and over this sort of
+//! call. Where several have it all are named, and nobody where nothing speaks for anybody.
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use yendor_kinds::Cause;
+use yendor_kinds::process::label;
+use yendor_policy::capability;
+use yendor_policy::lsm::{Here, Module};
+use yendor_sys::{Errno, SysError};
+
+use crate::admit;
+use crate::error::{Error, Step};
+
+/// Who has power over a process, and over what it starts.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// A seccomp filter is in force.
+    filter: bool,
+    /// Security modules that confine it, with its label there.
+    modules: Vec<(Module, String)>,
+    /// Yama lets only ancestors trace.
+    yama: bool,
+    /// The kernel has Landlock: whether this process is in a domain it does not tell.
+    landlock: bool,
+    /// Its capabilities.
+    held: u64,
+}
+
+/// Sorts of calls: others have power over each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    Namespace,
+    Mount,
+    File,
+    Socket,
+    Trace,
+    Program,
+    /// Needs this capability, and nothing else.
+    Capability(&'static str),
+    Other,
+}
+
+fn sort(call: &str) -> Sort {
+    match call {
+        "unshare" | "clone3" | "clone" | "setns" => Sort::Namespace,
+        "mount" | "umount2" | "move_mount" | "open_tree" | "fsopen" | "fsconfig" | "fsmount" | "pivot_root"
+        | "mount_setattr" => Sort::Mount,
+        "open" | "openat" | "openat2" | "stat" | "readlink" | "readlinkat" | "mkdir" | "mkdirat" | "rename"
+        | "renameat" | "unlinkat" | "symlinkat" | "linkat" | "truncate" | "chdir" | "statx" | "statfs" => Sort::File,
+        "socket" | "bind" | "connect" | "listen" | "accept4" | "sendmsg" | "setsockopt" => Sort::Socket,
+        "ptrace" | "pidfd_getfd" | "process_vm_readv" | "process_vm_writev" | "kcmp" => Sort::Trace,
+        "execve" | "execveat" => Sort::Program,
+        "setresuid" | "setfsuid" => Sort::Capability("SETUID"),
+        "setresgid" | "setfsgid" | "setgroups" => Sort::Capability("SETGID"),
+        "capset" => Sort::Capability("SETPCAP"),
+        "chown" | "fchown" | "fchownat" | "lchown" => Sort::Capability("CHOWN"),
+        "mknod" | "mknodat" => Sort::Capability("MKNOD"),
+        "setpriority" | "sched_setattr" | "ioprio_set" => Sort::Capability("SYS_NICE"),
+        "setrlimit" | "prlimit64" => Sort::Capability("SYS_RESOURCE"),
+        _ => Sort::Other,
+    }
+}
+
+impl Surroundings {
+    /// Those of this process. To be looked at while /proc, and the file systems of security modules, are in sight.
+    #[must_use]
+    pub fn look() -> Surroundings {
+        let status = std::fs::read("/proc/self/status").ok().and_then(|text| yendor_proc::status::parse(&text).ok());
+        let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+        Surroundings {
+            filter: status.as_ref().is_some_and(|s| s.seccomp == Some(2)),
+            modules: confining().unwrap_or_default(),
+            yama: number("/proc/sys/kernel/yama/ptrace_scope").is_some_and(|scope| scope > 0),
+            landlock: yendor_sys::landlock::abi() > 0,
+            held: status.map_or(0, |s| s.cap_eff),
+        }
+    }
+
+    /// Adds to a denial by whom it was, if that is not said yet. `pids`: the container's own limit of tasks.
+    #[must_use]
+    pub fn name(&self, mut error: Error, pids: Option<u64>) -> Error {
+        let Some(sys) = error.cause.call().filter(|_| error.by.is_none()) else { return error };
+        if sys.errno == Errno::AGAIN
+            && sort(sys.call) == Sort::Namespace
+            && let Some(most) = pids
+        {
+            error.by = Some(format!("cgroup: the container's limit of {most} tasks (--pids)"));
+            let hint = "the image has more tasks: raise --pids, or limits of the host's policy".into();
+            error.cause = Box::new(Cause::Refused { error: sys, hint });
+        } else if error.cause.is_denied() {
+            error.by = self.who(error.place.step, &sys);
+        }
+        error
+    }
+
+    fn who(&self, step: Step, error: &SysError) -> Option<String> {
+        let sort = sort(error.call);
+        if sort == Sort::Namespace
+            && let Some(switch) = switch(error.errno)
+        {
+            return Some(switch);
+        }
+        let mut all = Vec::new();
+        if let Some(lacks) = self.lacks(sort, error) {
+            all.push(lacks);
+        }
+        if self.filter {
+            all.push("seccomp: a filter of the caller".to_owned());
+        }
+        // TOMOYO alone never answers EACCES.
+        let answers = |module: Module| module != Module::Tomoyo || error.errno == Errno::PERM;
+        let modules = self.modules.iter().filter(|(module, _)| answers(*module));
+        all.extend(modules.map(|(module, label)| format!("{} ({label})", module.title())));
+        if self.yama && sort == Sort::Trace {
+            all.push("Yama (/proc/sys/kernel/yama/ptrace_scope)".to_owned());
+        }
+        match sort {
+            // A domain with rules for files may not mount at all; nothing else hinders a namespace's root here.
+            Sort::Mount if all.is_empty() && self.landlock && step == Step::Contain => {
+                all.push("Landlock: a domain of the caller, or a mount that is locked".to_owned());
+            }
+            Sort::File | Sort::Program if error.errno == Errno::ACCESS => match path(&error.args).map(may_read) {
+                Some(true) if all.is_empty() && self.landlock => {
+                    all.push("Landlock: a domain of the caller".to_owned());
+                }
+                Some(true) => {}
+                Some(false) => all.insert(0, "permissions of the file (DAC)".to_owned()),
+                None if all.is_empty() => all.push("permissions of the file (DAC)".to_owned()),
+                None => {}
+            },
+            Sort::Capability(name) if all.is_empty() => {
+                all.push(format!("capabilities: CAP_{name} of the host"));
+            }
+            _ => {}
+        }
+        (!all.is_empty()).then(|| all.join(", or "))
+    }
+
+    /// The capability that a call of this sort takes, and this process does not have.
+    fn lacks(&self, sort: Sort, error: &SysError) -> Option<String> {
+        let name = match sort {
+            Sort::Mount => "SYS_ADMIN",
+            // Without it one may trace one's own.
+            Sort::Trace => "SYS_PTRACE",
+            Sort::Socket if error.call == "bind" && error.errno == Errno::ACCESS => "NET_BIND_SERVICE",
+            Sort::Socket if error.call == "socket" && error.errno == Errno::PERM => "NET_RAW",
+            Sort::Capability(name) => name,
+            _ => return None,
+        };
+        let mask = capability::one(name).ok()?;
+        (self.held & mask == 0).then(|| format!("capabilities: CAP_{name} is not there"))
+    }
+}
+
+/// A setting of the kernel's that forbids namespaces.
+fn switch(errno: Errno) -> Option<String> {
+    match errno {
+        Errno::NOSPC => Some("sysctl: a limit in /proc/sys/user".to_owned()),
+        Errno::PERM | Errno::ACCESS => admit::switched_off().map(|switch| format!("sysctl: {switch}")),
+        _ => None,
+    }
+}
+
+/// Modules under which this process is not free, with its label.
+fn confining() -> std::result::Result<Vec<(Module, String)>, Cause> {
+    let here = Here::look();
+    let modules = here.modules();
+    if modules.is_empty() {
+        return Ok(Vec::new());
+    }
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    let proc = std::fs::File::open("/proc").map_err(|e| SysError::io("open", "/proc", &e))?;
+    let labels = label::collect(&proc, (me, me), &modules, |_| here.tomoyo_own())?;
+    let enforced = || std::fs::read("/sys/fs/selinux/enforce").is_ok_and(|text| text.trim_ascii() == b"1");
+    let confines = |module: Module, label: &str| match module {
+        Module::AppArmor => label != "unconfined",
+        Module::SELinux => enforced(),
+        Module::Smack | Module::Tomoyo => true,
+    };
+    let current = labels.into_iter().filter(|l| l.attribute == "current").filter_map(|l| {
+        let label = l.label?.0.escape_ascii().to_string();
+        Some((Module::named(&l.module)?, label))
+    });
+    Ok(current.filter(|(module, label)| confines(*module, label)).collect())
+}
+
+/// The absolute path that a call's arguments begin with.
+fn path(args: &str) -> Option<&str> {
+    let plain = args.strip_prefix('"').map_or_else(|| args.split(',').next(), |rest| rest.split('"').next());
+    plain.filter(|path| path.starts_with('/') && !path.contains('\\'))
+}
+
+/// Whether the permissions of a file let it be read. Landlock has no say in this question.
+fn may_read(path: &str) -> bool {
+    accessat(CWD, path, Access::READ_OK, AtFlags::EACCESS).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = u64::MAX;
+
+    fn free() -> Surroundings {
+        Surroundings { held: ALL, landlock: true, ..Surroundings::default() }
+    }
+
+    fn by(around: &Surroundings, step: Step, call: &'static str, args: &str, errno: Errno) -> Option<String> {
+        around.name(Error::new(step, SysError::new(call, args, errno)), None).by
+    }
+
+    /// One call of each sort, as a restore or a checkpoint makes it.
+    const CALLS: [(Step, &str, Errno); 9] = [
+        (Step::Admit, "unshare", Errno::PERM),
+        (Step::Contain, "mount", Errno::PERM),
+        (Step::Rebuild, "openat2", Errno::ACCESS),
+        (Step::Rebuild, "socket", Errno::ACCESS),
+        (Step::Rebuild, "connect", Errno::ACCESS),
+        (Step::Rebuild, "ptrace", Errno::PERM),
+        (Step::Freeze, "ptrace", Errno::PERM),
+        (Step::Confine, "setresuid", Errno::PERM),
+        (Step::Thaw, "execve", Errno::ACCESS),
+    ];
+
+    #[test]
+    fn filters_and_modules_have_power_over_every_sort() {
+        let filter = Surroundings { filter: true, ..free() };
+        let module = |module, label: &str| Surroundings { modules: vec![(module, label.into())], ..free() };
+        for (step, call, errno) in CALLS {
+            let switched_off = call == "unshare" && admit::switched_off().is_some();
+            if switched_off {
+                continue;
+            }
+            let by = |around: &Surroundings| by(around, step, call, "", errno);
+            assert_eq!(by(&filter).as_deref(), Some("seccomp: a filter of the caller"), "{call}");
+            assert_eq!(by(&module(Module::AppArmor, "p")).as_deref(), Some("AppArmor (p)"), "{call}");
+            assert_eq!(by(&module(Module::SELinux, "u:r:t")).as_deref(), Some("SELinux (u:r:t)"), "{call}");
+            assert_eq!(by(&module(Module::Smack, "l")).as_deref(), Some("Smack (l)"), "{call}");
+            let tomoyo = by(&module(Module::Tomoyo, "<kernel>"));
+            assert_eq!(tomoyo.as_deref() == Some("TOMOYO (<kernel>)"), errno == Errno::PERM, "{call}: {tomoyo:?}");
+            let both = by(&Surroundings { filter: true, ..module(Module::AppArmor, "p") });
+            assert_eq!(both.as_deref(), Some("seccomp: a filter of the caller, or AppArmor (p)"), "{call}");
+        }
+    }
+
+    #[test]
+    fn whom_nothing_speaks_for_is_not_named() {
+        for (step, call, errno) in [
+            (Step::Rebuild, "ptrace", Errno::PERM),
+            (Step::Rebuild, "connect", Errno::ACCESS),
+            (Step::Rebuild, "mount", Errno::PERM),
+            (Step::Rebuild, "mmap", Errno::PERM),
+        ] {
+            assert_eq!(by(&free(), step, call, "", errno), None, "{call}");
+        }
+        // What failed for another reason was not denied.
+        let filter = Surroundings { filter: true, ..free() };
+        for errno in [Errno::NOENT, Errno::INVAL, Errno::NOMEM, Errno::AGAIN] {
+            assert_eq!(by(&filter, Step::Rebuild, "openat2", "", errno), None);
+        }
+    }
+
+    #[test]
+    fn capabilities() {
+        let none = Surroundings { held: 0, ..free() };
+        for (call, errno, name) in [
+            ("mount", Errno::PERM, "CAP_SYS_ADMIN"),
+            ("ptrace", Errno::PERM, "CAP_SYS_PTRACE"),
+            ("bind", Errno::ACCESS, "CAP_NET_BIND_SERVICE"),
+            ("socket", Errno::PERM, "CAP_NET_RAW"),
+            ("setresuid", Errno::PERM, "CAP_SETUID"),
+            ("setgroups", Errno::PERM, "CAP_SETGID"),
+            ("capset", Errno::PERM, "CAP_SETPCAP"),
+            ("fchown", Errno::PERM, "CAP_CHOWN"),
+            ("mknodat", Errno::PERM, "CAP_MKNOD"),
+        ] {
+            let said = by(&none, Step::Rebuild, call, "", errno);
+            assert_eq!(said, Some(format!("capabilities: {name} is not there")), "{call}");
+        }
+        // The kernel asks for it outside of the container.
+        let said = by(&free(), Step::Confine, "sched_setattr", "", Errno::PERM);
+        assert_eq!(said.as_deref(), Some("capabilities: CAP_SYS_NICE of the host"));
+    }
+
+    #[test]
+    fn settings_and_yama() {
+        let said = by(&free(), Step::Contain, "unshare", "", Errno::NOSPC);
+        // Out of room is a denial where whoever asked for the namespace says so.
+        assert_eq!(said, None);
+        let refused = Cause::Refused { error: SysError::new("unshare", "", Errno::NOSPC), hint: String::new() };
+        let said = free().name(Error::new(Step::Contain, refused), None).by;
+        assert_eq!(said.as_deref(), Some("sysctl: a limit in /proc/sys/user"));
+        let yama = Surroundings { yama: true, ..free() };
+        let said = by(&yama, Step::Freeze, "ptrace", "PTRACE_SEIZE", Errno::PERM);
+        assert_eq!(said.as_deref(), Some("Yama (/proc/sys/kernel/yama/ptrace_scope)"));
+    }
+
+    #[test]
+    fn files() {
+        let dac = Some("permissions of the file (DAC)");
+        assert_eq!(by(&free(), Step::Rebuild, "openat2", "a/b", Errno::ACCESS).as_deref(), dac);
+        assert_eq!(by(&free(), Step::Admit, "open", "/no/such/file", Errno::ACCESS).as_deref(), dac);
+        // Whoever may read it, and yet may not, is in a domain.
+        let landlock = Some("Landlock: a domain of the caller");
+        assert_eq!(by(&free(), Step::Admit, "open", "\"/proc/self/stat\", x", Errno::ACCESS).as_deref(), landlock);
+        let older = Surroundings { landlock: false, ..free() };
+        assert_eq!(by(&older, Step::Admit, "open", "/proc/self/stat", Errno::ACCESS), None);
+        let mount = by(&free(), Step::Contain, "mount", "", Errno::PERM);
+        assert_eq!(mount.as_deref(), Some("Landlock: a domain of the caller, or a mount that is locked"));
+    }
+
+    #[test]
+    fn a_limit_of_tasks() {
+        let error = || Error::new(Step::Rebuild, SysError::new("clone3", "", Errno::AGAIN));
+        let said = free().name(error(), Some(3));
+        assert_eq!(said.by.as_deref(), Some("cgroup: the container's limit of 3 tasks (--pids)"));
+        assert_eq!(said.exit_code(), 5);
+        let said = free().name(error(), None);
+        assert_eq!((said.by.as_deref(), said.exit_code()), (None, 1));
+    }
+
+    #[test]
+    fn what_was_said_before_stays() {
+        let mut error = Error::new(Step::Rebuild, SysError::new("ptrace", "", Errno::PERM));
+        error.by = Some("AppArmor".into());
+        let filter = Surroundings { filter: true, ..free() };
+        assert_eq!(filter.name(error, None).by.as_deref(), Some("AppArmor"));
+    }
+}
