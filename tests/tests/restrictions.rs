@@ -185,3 +185,30 @@ wait()
         }
     }
 }
+
+/// From a pid namespace of its own a task cannot look at anybody outside: nobody takes another process for that one.
+#[test]
+fn a_domain_that_cannot_be_looked_for() {
+    let Some(yendor) = Yendor::new(Flavour::Root) else { return };
+    let mut command = yendor.program("/usr/bin/unshare".as_ref());
+    let script = format!("{INSTALL}\nsay('ready')\nwait()");
+    command.args(["--pid", "--fork", "--kill-child", "setsid", "python3", "-c", &script]);
+    command.stdout(yendor.output("output")).stderr(yendor.output("output"));
+    let mut started = Started::new(&mut command);
+    let said = || std::fs::read_to_string(yendor.path("output")).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || said().contains("ready")), "{}", said());
+    let outer = started.pid();
+    let pid = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).expect("children");
+    let checkpoint = |name: &str, more: &[&str]| {
+        let image = yendor.path(name);
+        let words = ["checkpoint", "--pid", pid.trim(), "--leave-running", "-o", image.to_str().expect("UTF-8")];
+        yendor.call(&[&words, more].concat())
+    };
+    let refused = checkpoint("refused", &[]).exits(3).stderr;
+    for words in ["Landlock domain", "it is in a pid namespace of its own", "--allow-lost landlock"] {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+    checkpoint("lost", &["--allow-lost", "landlock"]).exits(0);
+    assert!(started.ended(Duration::ZERO).is_none(), "{}", said());
+    started.kill();
+}

@@ -3,6 +3,8 @@
 //! It is done by the caller's own process, inside the container's user namespace, not by the keeper: its death harms
 //! nobody (see docs/adr/0001).
 
+mod marker;
+
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -24,12 +26,12 @@ use yendor_task::tree::{self, FrozenTree, Top};
 use crate::admit;
 use crate::collect::{Rest, Twins, Why, collect, ipc, namespace};
 use crate::error::{At, Error, Result, Step, With};
-use crate::keeper::CHECKPOINTED;
 use crate::load;
 use crate::request;
 use crate::sign::Signer;
 use crate::state::State;
 use crate::who::Surroundings;
+use marker::Marker;
 
 /// What is checkpointed.
 #[derive(Debug, Clone)]
@@ -223,31 +225,6 @@ fn attempt(
     }
     drop(marker);
     Ok(summary)
-}
-
-/// Says to the keeper why its container ends. It counts for as long as its maker holds the lock on it: if that dies before it
-/// has ended the container, the container runs on and its later end has nothing to do with us.
-struct Marker {
-    path: PathBuf,
-    _lock: OwnedFd,
-}
-
-impl Marker {
-    fn make(directory: &Path) -> std::result::Result<Marker, Cause> {
-        let path = directory.join(CHECKPOINTED);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let lock = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).named("open", || CHECKPOINTED.into())?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .named("flock", || CHECKPOINTED.into())?;
-        Ok(Marker { path, _lock: lock })
-    }
-}
-
-impl Drop for Marker {
-    fn drop(&mut self) {
-        // The keeper has read it, or the container runs on and it was for nothing.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 /// The image is safe: the tasks end, or stay stopped.
