@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use yendor_engine::request::Volume;
 use yendor_image::Bytes;
@@ -26,6 +27,25 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// As [`size`], or `0`.
 pub fn size_or_none(text: &str) -> Result<u64, String> {
     if text.trim() == "0" { Ok(0) } else { size(text) }
+}
+
+/// A time as `30s`, `5m`, `2h`, `1d`, `500ms`; without a unit, seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time, like 30s, 5m or 2h");
+    let text = text.trim();
+    let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(unit);
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    let time = number.checked_mul(milliseconds).filter(|n| *n > 0).ok_or_else(wrong)?;
+    Ok(Duration::from_millis(time))
 }
 
 /// `UID[:GID]`; without a group, the group with the user's number.
@@ -116,6 +136,18 @@ fn asked_for(asked: &[OsString]) -> Result<Vec<Vec<u8>>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times() {
+        let ms = |text: &str| duration(text).map(|time| time.as_millis());
+        assert_eq!(
+            (ms("30s"), ms("5m"), ms("2h"), ms("1d"), ms("7"), ms("250ms")),
+            (Ok(30_000), Ok(300_000), Ok(7_200_000), Ok(86_400_000), Ok(7000), Ok(250))
+        );
+        for bad in ["", "s", "0", "0s", "-1s", "1.5s", "5 m", "1w", "99999999999999999999s", "9999999999999999d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod exec;
 pub mod flatten;
 pub mod generate;
+pub mod guard;
 pub mod images;
 pub mod inspect;
 pub mod kill;

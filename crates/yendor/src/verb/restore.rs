@@ -19,6 +19,7 @@ use crate::container::{self, Now};
 use crate::failure::{Failure, Outcome};
 use crate::options::{ContainerOptions, Identities, RestoreOptions};
 use crate::reference::{self, Image, Reference};
+use crate::verb::guard::GuardOptions;
 use crate::verb::start::{self, Start};
 use crate::{name, print};
 
@@ -34,6 +35,8 @@ pub struct Restore {
     image: Reference,
     #[command(flatten)]
     options: RestoreOptions,
+    #[command(flatten)]
+    guard: GuardOptions,
     /// Return when it runs
     #[arg(short, long)]
     detach: bool,
@@ -73,6 +76,7 @@ impl Restore {
             detach: self.detach,
             tty: false,
             remove: false,
+            guard: self.guard,
             pidfile: start::pidfile(self.pidfile.as_deref()),
             json: self.json,
             done: "restored",

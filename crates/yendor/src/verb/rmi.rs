@@ -1,5 +1,7 @@
 //! `yendor rmi`: an image goes.
 
+use std::path::Path;
+
 use clap::Args;
 use yendor_engine::state::Places;
 use yendor_image::{FORMAT_FILE, MANIFEST_FILE};
@@ -25,11 +27,17 @@ impl Rmi {
             // A directory that only happens to be there is not ours to remove.
             return Err(Failure::Said { code: 4, what: format!("{} is no image", path.display()) });
         }
-        std::fs::remove_dir_all(path).map_err(|e| Failure::io("remove", path, &e))?;
-        if let (Reference::Stored(..), Some(parent)) = (&image.reference, path.parent()) {
-            // Refused where other images are left, as it should be.
-            let _ = std::fs::remove_dir(parent);
-        }
+        remove(path, matches!(image.reference, Reference::Stored(..)))?;
         Ok(0)
     }
+}
+
+/// Removes an image, and of the store a name that has no more.
+pub fn remove(path: &Path, stored: bool) -> Result<(), Failure> {
+    std::fs::remove_dir_all(path).map_err(|e| Failure::io("remove", path, &e))?;
+    if let (true, Some(parent)) = (stored, path.parent()) {
+        // Refused where other images are left, as it should be.
+        let _ = std::fs::remove_dir(parent);
+    }
+    Ok(())
 }

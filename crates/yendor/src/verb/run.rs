@@ -13,6 +13,7 @@ use yendor_image::Bytes;
 
 use crate::failure::{Failure, Outcome};
 use crate::options::{ContainerOptions, refuse};
+use crate::verb::guard::GuardOptions;
 use crate::verb::start::{self, Start};
 use crate::{name, parse};
 
@@ -46,6 +47,8 @@ pub struct Run {
     /// User and group inside, in numbers
     #[arg(short, long, value_name = "UID[:GID]", value_parser = parse::user)]
     user: Option<(u32, u32)>,
+    #[command(flatten)]
+    guard: GuardOptions,
     /// Remove the container when it has ended
     #[arg(long)]
     rm: bool,
@@ -92,6 +95,7 @@ impl Run {
             detach: self.detach,
             tty,
             remove: self.rm,
+            guard: self.guard,
             pidfile: None,
             json: self.json,
             done: "started",

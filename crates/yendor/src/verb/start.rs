@@ -17,6 +17,7 @@ use yendor_image::Watcher;
 
 use crate::failure::{Failure, Outcome};
 use crate::terminal::End;
+use crate::verb::guard::GuardOptions;
 use crate::{container, foreground, parse, print, progress, signal};
 
 /// A container to start, and what to do with it then.
@@ -37,6 +38,8 @@ pub struct Start {
     pub tty: bool,
     /// Whether its directory goes with it.
     pub remove: bool,
+    /// Who takes checkpoints of it while it runs.
+    pub guard: GuardOptions,
     /// Where its root task's pid is written.
     pub pidfile: Option<PathBuf>,
     /// Whether the summary is JSON.
@@ -76,6 +79,10 @@ impl Start {
         {
             undo(&places, &name);
             return Err(Failure::io("write", path, &e));
+        }
+        if let Err(failure) = self.guard.start(&places, &name) {
+            undo(&places, &name);
+            return Err(failure);
         }
         for note in &started.notes {
             print::note(&format!("note: {note}"));
