@@ -32,6 +32,8 @@ def thread(body):
     threading.Thread(target=all, daemon=True).start()
     done.wait()
 def unshare(flags): call(272, flags)
+def its_own_users():
+    if open('/proc/self/uid_map').read().split() == ['0', '0', '4294967295']: raise OSError('users of the host')
 def hold():
 ";
 
@@ -63,6 +65,32 @@ const CASES: &[Case] = &[
         "/tmp/m: a mount (tmpfs) that the container has made itself",
     ),
     ("a mount made smaller", "call(165, b'none', b'/tmp', b'tmpfs', 32, b'size=1m')", "/tmp: a mount (tmpfs) that has"),
+    (
+        "a ring of io_uring that is only mapped",
+        "ring = call(425, 4, ctypes.create_string_buffer(120)); call(9, 0, 4096, 3, 0x8001, ring, 0); os.close(ring)",
+        "an io_uring: its rings and requests are the kernel's",
+    ),
+    ("asynchronous I/O", "call(206, 8, ctypes.byref(ctypes.c_ulong()))", "asynchronous I/O (io_setup)"),
+    (
+        "secret memory that is only mapped",
+        "file = call(447, 0); os.ftruncate(file, 4096); call(9, 0, 4096, 3, 1, file, 0); os.close(file)",
+        "secret memory (memfd_secret)",
+    ),
+    ("a thread's key", "thread(lambda: call(248, b'user', b'x', b'y', 1, -1))", "a keyring of its own"),
+    ("a process's key", "call(248, b'user', b'x', b'y', 1, -2)", "a keyring of its own"),
+    ("a session", "call(250, 1, b'mine')", "a session keyring that is not the container's"),
+    ("a session without a name", "child(lambda: call(250, 1, 0))", "a session keyring that is not the container's"),
+    ("a user's key", "its_own_users(); call(248, b'user', b'x', b'y', 1, -4)", "a user with keys"),
+    ("a keyring for requested keys", "call(250, 14, 3)", "a keyring for keys that it requests"),
+    ("a local descriptor table", "call(154, 1, struct.pack('IIII', 3, 4096, 0xfffff, 81), 16)", "modify_ldt"),
+    ("dispatched system calls", "call(157, 59, 1, 0, 0, call(9, 0, 4096, 3, 0x22, -1, 0))", "syscall user dispatch"),
+    ("pressure", "return os.open('/proc/pressure/cpu', os.O_RDWR)", "/proc/pressure/cpu: perhaps with a trigger"),
+    (
+        "a directory that is being read",
+        "os.mkdir('/tmp/d')\nfor n in range(99): open(f'/tmp/d/{n}', 'w').close()
+d = os.open('/tmp/d', os.O_RDONLY); call(217, d, ctypes.create_string_buffer(500), 500)",
+        "/tmp/d: a directory that somebody is reading",
+    ),
     ("a mount removed", "call(166, b'/dev/mqueue', 0)", "/dev/mqueue: a mount (mqueue) that was removed"),
 ];
 

@@ -402,6 +402,7 @@ fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generati
         terminal: false,
         standard: Vec::new(),
         layers: Vec::new(),
+        session_keyring: yendor_sys::raw::session_keyring().ok(),
         mounts: Vec::new(),
         filters: 0,
         generation,

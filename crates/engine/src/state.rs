@@ -63,6 +63,9 @@ pub struct State {
     /// The keeper's descriptors of the container's file system: the copy-on-write layer, and its tmpfs mounts by path.
     #[serde(default)]
     pub layers: Vec<(Bytes, i32)>,
+    /// The session keyring that it was started with.
+    #[serde(default)]
+    pub session_keyring: Option<i32>,
     /// The container's mounts when it began to run.
     #[serde(default)]
     pub mounts: Vec<Mount>,

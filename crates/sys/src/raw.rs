@@ -19,6 +19,8 @@ const HARMLESS: &[i64] = &[
     libc::SYS_ioprio_get,
     libc::SYS_ioprio_set,
     libc::SYS_kcmp,
+    // Only as `session_keyring` calls it.
+    libc::SYS_keyctl,
     libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_open,
     libc::SYS_getpriority,
@@ -32,6 +34,17 @@ const HARMLESS: &[i64] = &[
 pub fn ioprio_get(tid: i32) -> Result<u32> {
     let ret = numbers("ioprio_get", libc::SYS_ioprio_get, [1, word(tid), 0, 0, 0, 0])?;
     Ok(u32::try_from(ret).unwrap_or(0))
+}
+
+/// The caller's session keyring (`KEYCTL_GET_KEYRING_ID`, which makes none).
+///
+/// # Errors
+/// `ENOSYS` from a kernel without keys, `EKEYREVOKED`.
+pub fn session_keyring() -> Result<i32> {
+    const GET_KEYRING_ID: u64 = 0;
+    const SESSION_KEYRING: i32 = -3;
+    let id = numbers("keyctl", libc::SYS_keyctl, [GET_KEYRING_ID, word(SESSION_KEYRING), 0, 0, 0, 0])?;
+    Ok(i32::try_from(id).unwrap_or(0))
 }
 
 /// A signed number as a register holds it.

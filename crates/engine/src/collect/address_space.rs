@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
 use yendor_image::{Addr, Bytes, Digest, FileId, PAGE_BYTES, PageRun, Parent, ShmId, Writer, pages_name};
-use yendor_kinds::file::Gather;
+use yendor_kinds::file::{Gather, refused};
 use yendor_kinds::memory::pages::{self, Piece, Shared, Sink, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{Record, inherit, layout, policy, shared};
@@ -210,6 +210,9 @@ impl<'w> Memory<'w> {
     /// What is behind a mapping with an inode.
     fn backing(&mut self, smap: &Smap, source: &mut Source<'_>, gather: &mut Gather<'_>) -> Result<Backing> {
         let map = &smap.map;
+        if let Some(what) = refused::mapping(&map.name, map.deleted) {
+            return Err(Cause::unsupported(format!("mapping {:x}-{:x}: {what}", map.start, map.end)));
+        }
         let writes = map.perms.shared && smap.vm_flags.has(VmFlag::MayWrite);
         if let Some(id) = gather.holding(map.dev.st_dev(), map.inode, writes) {
             return Ok(Backing::File(id, map.offset));

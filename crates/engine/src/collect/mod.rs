@@ -30,6 +30,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use yendor_image::{FileId, NsPid, Parent, Writer};
 use yendor_kinds::file::Gather;
+use yendor_kinds::process::hidden::Keyrings;
 use yendor_kinds::process::{Alive, Record, State, Terminal};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
 use yendor_kinds::{Cause, Named, memory};
@@ -41,6 +42,7 @@ use yendor_task::Stopped;
 use yendor_task::tree::{FrozenTree, read_proc};
 
 use crate::error::{At, Error, Result, Step, With};
+use crate::request::Userns;
 use crate::state;
 
 use address_space::Memory;
@@ -113,6 +115,8 @@ pub fn collect<'w>(
     let living = order.iter().filter_map(|f| Some((f.pid, threads(&f.pid)?))).collect();
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let home = of.map_or(tree.root, |(state, _)| state.init);
+    let keyrings = of
+        .map(|(state, _)| Keyrings { session: state.session_keyring, own_users: state.request.userns != Userns::Host });
     let home = Namespaces::of_process(proc.as_fd(), home).at(Step::Collect)?;
     if of.is_none() && !twins::bears_its_like(&proc, tree.root) {
         let what = "a pid or time namespace of its own for its children (unshare, setns)";
@@ -154,8 +158,21 @@ pub fn collect<'w>(
         let (modules, watch, peers, home) = (&modules, &mut watch, peers.as_ref(), &home);
         let lost = Vec::new();
         let twins = twins.as_deref_mut();
-        let mut asker =
-            Asker { tree, order, proc, root, home, modules, watch, peers, ahead, copies: sender, twins, lost };
+        let mut asker = Asker {
+            tree,
+            order,
+            proc,
+            root,
+            home,
+            modules,
+            watch,
+            keyrings,
+            peers,
+            ahead,
+            copies: sender,
+            twins,
+            lost,
+        };
         let asked = asker.ask_everybody(mine);
         wanted.store(asked.is_ok(), Relaxed);
         let lost = std::mem::take(&mut asker.lost);
@@ -260,6 +277,7 @@ struct Asker<'a> {
     home: &'a Namespaces,
     modules: &'a Here,
     watch: &'a mut Watch,
+    keyrings: Option<Keyrings>,
     peers: Option<&'a Peers>,
     ahead: Ahead,
     copies: SyncSender<(usize, Space)>,
@@ -284,6 +302,7 @@ impl Asker<'_> {
                     root: self.root,
                     modules: self.modules,
                     watch: self.watch,
+                    keyrings: self.keyrings,
                     peers: self.peers,
                 };
                 let mine = mine.remove(&facts.pid).unwrap_or_default();

@@ -43,6 +43,8 @@ pub struct View<'a> {
     pub modules: &'a Here,
     /// What tasks have forbidden themselves.
     pub watch: &'a Watch,
+    /// The keyrings around a container.
+    pub keyrings: Option<hidden::Keyrings>,
     /// Whom tasks look at that nobody watched.
     pub peers: Option<&'a Peers>,
 }
@@ -122,7 +124,7 @@ struct More {
 }
 
 impl AskedThread {
-    fn new(peers: Option<&Peers>, status: &Status) -> AskedThread {
+    fn new(view: View<'_>, status: &Status) -> AskedThread {
         let mut inquiry = Inquiry::default();
         let stack = signal::ask(&mut inquiry);
         let tid_address = rseq::ask(&mut inquiry);
@@ -130,8 +132,8 @@ impl AskedThread {
         let securebits = credential::ask(&mut inquiry);
         let attributes = attribute::ask_thread(&mut inquiry);
         let controls = control::ask_thread(&mut inquiry);
-        let hidden = hidden::ask(&mut inquiry);
-        let look = peers.map(|peers| peers.ask(status, &mut inquiry));
+        let hidden = hidden::ask(&mut inquiry, view.keyrings);
+        let look = view.peers.map(|peers| peers.ask(status, &mut inquiry));
         AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, controls, hidden, look }
     }
 }
@@ -153,7 +155,7 @@ impl<'a> Asking<'a> {
         let statuses = statuses(view.proc, facts, threads)?;
         let restricted = threads.iter().zip(&statuses).map(|(t, status)| view.watch.of(t.tid(), status, view.proc));
         let restricted = restricted.collect::<Result<Vec<_>>>()?;
-        let mut asked: Vec<AskedThread> = statuses.iter().map(|status| AskedThread::new(view.peers, status)).collect();
+        let mut asked: Vec<AskedThread> = statuses.iter().map(|status| AskedThread::new(view, status)).collect();
         let leader = asked.first_mut().ok_or_else(|| Cause::unsupported("a process without threads"))?;
         let inquiry = &mut leader.inquiry;
         let about = AskedProcess {
@@ -302,7 +304,7 @@ impl<'a> Asking<'a> {
         }
         let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, controls, hidden, look: _ } =
             asked;
-        hidden::check(inquiry, *hidden, tid)?;
+        hidden::check(inquiry, *hidden, self.view.keyrings, tid)?;
         let signals = signal::collect(tid, ptrace::sigmask(tid)?, inquiry, *stack)?;
         let pending = (signals.pending.mask() | shared_pending) & !signals.mask != 0;
         let comm = read_proc(self.view.proc.as_fd(), &format!("{pid}/task/{tid}/comm"))?;

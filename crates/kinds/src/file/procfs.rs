@@ -37,6 +37,10 @@ impl FileKind for Record {
         if !gather.leads_to(&seen.link.0, &seen.stat) {
             return Err(Cause::unsupported(format!("{}: its process is no more", seen.link)));
         }
+        let writes = OFlags::from_bits_retain(seen.info.flags) & OFlags::ACCMODE != OFlags::RDONLY;
+        if writes && seen.link.0.starts_with(b"/proc/pressure/") {
+            return Err(Cause::unsupported(format!("{}: perhaps with a trigger, which nobody can read", seen.link)));
+        }
         Ok(Record { path: seen.link.clone(), position: u64::try_from(seen.info.pos).unwrap_or(0) })
     }
 

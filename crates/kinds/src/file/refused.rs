@@ -1,5 +1,5 @@
 //! Files that cannot be checkpointed, by the names that people know them by.
-//! *Read from:* the link in /proc/PID/fd; the type of the file system; the family of a socket.
+//! *Read from:* the link in /proc/PID/fd, the name of a mapping; the type of the file system; the family of a socket.
 //! *Made again by:* nothing: each refuses the checkpoint.
 //! *Lost:* nothing.
 
@@ -63,6 +63,20 @@ pub fn check(seen: &Seen) -> Result<()> {
     match FILE_SYSTEMS.iter().find(|(known, _)| *known == magic) {
         Some((_, what)) => refuse(what),
         None => Ok(()),
+    }
+}
+
+/// What is behind a mapping that no image can hold, by its name in /proc/PID/maps: the descriptor may be closed.
+#[must_use]
+pub fn mapping(name: &[u8], deleted: bool) -> Option<&'static str> {
+    if let Some((_, what)) = NAMED.iter().find(|(link, _)| name.starts_with(link)) {
+        return Some(what);
+    }
+    match name {
+        b"/[aio]" if deleted => Some("asynchronous I/O (io_setup)"),
+        b"/secretmem" if deleted => Some("secret memory (memfd_secret), which nobody but the program can read"),
+        other if other.starts_with(b"anon_inode:") => Some("an object of the kernel that no kind knows"),
+        _ => None,
     }
 }
 

@@ -2,7 +2,8 @@
 //! *Read from:* the link in /proc/PID/fd, fdinfo, fstat; a deleted file's content through the description itself.
 //! *Made again by:* openat2 beneath the container's root; a deleted file is written anew and unlinked.
 //! *Lost:* the inode number of a deleted file; the name of one that was replaced by another; that a name was removed while
-//! the file has others: it is opened by one; a position in a directory that changed meanwhile means what it means then.
+//! the file has others: it is opened by one; a position in a directory that changed meanwhile means what it means then;
+//! times and extended attributes of a deleted file; what `F_NOTIFY` watches, which nobody can read.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -65,6 +66,9 @@ impl FileKind for Record {
             let path = seen.link.0.strip_suffix(b" (deleted)").unwrap_or(&seen.link.0).to_vec();
             (path, Some(Ghost::collect(seen, gather)?))
         };
+        if ghost.is_none() {
+            refuse_half_read(seen, &path, gather)?;
+        }
         Ok(Record {
             path: Bytes(path),
             mode: seen.stat.st_mode,
@@ -128,6 +132,30 @@ fn linked_elsewhere(seen: &Seen, gather: &Gather<'_>) -> Result<Option<Vec<u8>>>
 
 fn is_deleted(link: &[u8]) -> bool {
     link.ends_with(b" (deleted)")
+}
+
+/// A position in the middle of a directory means something only to a file system that is not made again. To read a directory
+/// is over soon.
+fn refuse_half_read(seen: &Seen, path: &[u8], gather: &Gather<'_>) -> Result<()> {
+    const TMPFS: i64 = 0x0102_1994;
+    const OVERLAY: i64 = 0x794c_7630;
+    let position = u64::try_from(seen.info.pos).unwrap_or(0);
+    let is_directory = FileType::from_raw_mode(seen.stat.st_mode) == FileType::Directory;
+    if !is_directory || position == 0 || seen.info.flags & OFlags::PATH.bits() != 0 {
+        return Ok(());
+    }
+    let system = rustix::fs::fstatfs(&seen.fd).named("fstatfs", || seen.link.to_string())?;
+    if ![TMPFS, OVERLAY].contains(&system.f_type) {
+        return Ok(());
+    }
+    // A description of our own: the position is its owner's.
+    let again = gather.open_inside(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    rustix::fs::seek(&again, SeekFrom::Start(position)).named("lseek", || format!("{}, {position}", seen.link))?;
+    let mut room = [std::mem::MaybeUninit::uninit(); 1024];
+    match rustix::fs::RawDir::new(&again, &mut room).next() {
+        None => Ok(()),
+        Some(_) => Err(Cause::passing(format!("{}: a directory that somebody is reading", seen.link))),
+    }
 }
 
 impl Ghost {
