@@ -119,7 +119,7 @@ impl Surroundings {
             Sort::Mount if all.is_empty() && self.landlock && step == Step::Contain => {
                 all.push("Landlock: a domain of the caller, or a mount that is locked".to_owned());
             }
-            Sort::File | Sort::Program if error.errno == Errno::ACCESS => match path(&error.args).map(may_read) {
+            Sort::File | Sort::Program if error.errno == Errno::ACCESS => match path(&error.args).and_then(may_read) {
                 Some(true) if all.is_empty() && self.landlock => {
                     all.push("Landlock: a domain of the caller".to_owned());
                 }
@@ -150,6 +150,12 @@ impl Surroundings {
         let mask = capability::one(name).ok()?;
         (self.held & mask == 0).then(|| format!("capabilities: CAP_{name} is not there"))
     }
+}
+
+/// An image without the signature that somebody wants: the host, or the caller, who knows it.
+pub fn wants_signature(error: Error) -> Error {
+    let host = matches!(&*error.cause, Cause::Denied { what, .. } if what.starts_with("host policy"));
+    Error { by: host.then(|| format!("the host's policy, {} (signed-by)", yendor_policy::host::FILE)), ..error }
 }
 
 /// A setting of the kernel's that forbids namespaces.
@@ -190,9 +196,13 @@ fn path(args: &str) -> Option<&str> {
     plain.filter(|path| path.starts_with('/') && !path.contains('\\'))
 }
 
-/// Whether the permissions of a file let it be read. Landlock has no say in this question.
-fn may_read(path: &str) -> bool {
-    accessat(CWD, path, Access::READ_OK, AtFlags::EACCESS).is_ok()
+/// Whether the permissions of a file let it be read, if it is there. Landlock and AppArmor have no say in this question.
+fn may_read(path: &str) -> Option<bool> {
+    match accessat(CWD, path, Access::READ_OK, AtFlags::EACCESS) {
+        Ok(()) => Some(true),
+        Err(Errno::ACCESS) => Some(false),
+        Err(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -303,6 +313,10 @@ mod tests {
         // Whoever may read it, and yet may not, is in a domain.
         let landlock = Some("Landlock: a domain of the caller");
         assert_eq!(by(&free(), Step::Admit, "open", "\"/proc/self/stat\", x", Errno::ACCESS).as_deref(), landlock);
+        // What is not there any more, or is called otherwise, says nothing of its permissions.
+        let module = Surroundings { modules: vec![(Module::AppArmor, "p".into())], ..free() };
+        let said = by(&module, Step::Rebuild, "openat", "/no/such/file", Errno::ACCESS);
+        assert_eq!(said.as_deref(), Some("AppArmor (p)"));
         let older = Surroundings { landlock: false, ..free() };
         assert_eq!(by(&older, Step::Admit, "open", "/proc/self/stat", Errno::ACCESS), None);
         let mount = by(&free(), Step::Contain, "mount", "", Errno::PERM);

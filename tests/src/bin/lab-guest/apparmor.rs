@@ -212,6 +212,11 @@ fn exec(flavour: Flavour) {
     end(&yendor, &container);
 }
 
+/// Who must be named.
+fn by(caller: &str) -> String {
+    format!("denied by: AppArmor ({caller})")
+}
+
 /// An image that nobody hinders from being taken cannot be restored by callers who may not do this or that.
 fn denies(flavour: Flavour, name: &str, callers: &[(&str, &str)]) {
     load(1);
@@ -219,7 +224,7 @@ fn denies(flavour: Flavour, name: &str, callers: &[(&str, &str)]) {
     let image = take(&yendor, &start(&yendor, name, &[]));
     for (caller, word) in callers {
         become_caller(&mut yendor, Some(("apparmor", caller)));
-        denied(&yendor, &image, &[], &[word]);
+        denied(&yendor, &image, &[], &[word, &by(caller)]);
     }
     become_caller(&mut yendor, None);
     restored(&yendor, &image, &[], CURRENT);
@@ -256,6 +261,6 @@ fn open(flavour: Flavour) {
     yendor.wait_for_log(&name, "ready", PATIENCE);
     let image = take(&yendor, &name);
     become_caller(&mut yendor, Some(("apparmor", "no_open")));
-    denied(&yendor, &image, &[], &["open", "forbidden", "EACCES"]);
+    denied(&yendor, &image, &[], &["open", "forbidden", "EACCES", &by("no_open")]);
     become_caller(&mut yendor, None);
 }

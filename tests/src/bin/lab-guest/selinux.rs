@@ -201,7 +201,8 @@ fn denies(flavour: Flavour, program: &[&str], callers: &[(&str, &str)]) {
     };
     for (caller, word) in callers {
         become_caller(&mut yendor, Some(("selinux", &domain(caller))));
-        denied(&yendor, &image, &[], &[word, "EACCES"]);
+        let by = format!("denied by: SELinux ({})", domain(caller));
+        denied(&yendor, &image, &[], &[word, "EACCES", &by]);
     }
     become_caller(&mut yendor, None);
     let container = yendor.fresh("restored");

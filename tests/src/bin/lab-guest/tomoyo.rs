@@ -218,7 +218,7 @@ fn denies(flavour: Flavour) {
     let image = take(&yendor, &container);
     for (caller, word) in [("no-connect", "connect("), ("no-mount", "mount")] {
         become_caller(&mut yendor, Some(("tomoyo", &named(caller))));
-        denied(&yendor, &image, &[], &[word, "EPERM"]);
+        denied(&yendor, &image, &[], &[word, "EPERM", "denied by: TOMOYO ("]);
     }
     become_caller(&mut yendor, None);
     let container = yendor.fresh("restored");
