@@ -63,6 +63,8 @@ targets! {
     proc_locks: Bytes answers!(yendor_proc::locks::parse),
     proc_maps: Bytes answers!(yendor_proc::maps::parse),
     proc_mountinfo: Bytes answers!(yendor_proc::mountinfo::parse),
+    proc_net_igmp: Bytes answers!(yendor_proc::multicast::parse_igmp),
+    proc_net_igmp6: Bytes answers!(yendor_proc::multicast::parse_igmp6),
     proc_net_unix: Bytes answers!(yendor_proc::net_unix::parse),
     proc_personality: Bytes answers!(yendor_proc::personality::parse),
     proc_smaps: Bytes answers!(yendor_proc::smaps::parse),

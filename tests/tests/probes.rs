@@ -70,6 +70,7 @@ probes! {
     many_threads "many-threads": root userns user tree_root tree_user three_generations_root three_generations_user;
     memory_policy "memory-policy": root userns user tree_root tree_user three_generations_root three_generations_user;
     misc_prctl "misc-prctl": root userns user tree_root tree_user three_generations_root three_generations_user;
+    multicast "multicast": root userns user tree_root tree_user three_generations_root three_generations_user;
     orphan "orphan": root userns user three_generations_root three_generations_user;
     pidfds "pidfds": root userns user tree_root tree_user three_generations_root three_generations_user;
     pipes "pipes": root userns user tree_root tree_user three_generations_root three_generations_user;

@@ -407,3 +407,67 @@ fn tcp_half_closed() {
     shutdown(&made[1], Shutdown::Write).unwrap();
     until_end(&made[0]);
 }
+
+/// `struct group_req`, or with a source `struct group_source_req`.
+fn group(group: IpAddr, source: Option<IpAddr>) -> Vec<u8> {
+    let mut out = 1u64.to_ne_bytes().to_vec();
+    for ip in std::iter::once(group).chain(source) {
+        let mut address = [0; 128];
+        match ip {
+            IpAddr::V4(ip) => {
+                address[0] = 2;
+                address[4..8].copy_from_slice(&ip.octets());
+            }
+            IpAddr::V6(ip) => {
+                address[0] = 10;
+                address[8..24].copy_from_slice(&ip.octets());
+            }
+        }
+        out.extend_from_slice(&address);
+    }
+    out
+}
+
+#[test]
+fn multicast_groups_and_their_sources() {
+    const JOIN: i32 = 42;
+    const BLOCK_SOURCE: i32 = 43;
+    const JOIN_SOURCE: i32 = 46;
+    if !network() {
+        return;
+    }
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let plain = udp(at(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 5000));
+    inet::set(plain.as_fd(), 0, JOIN, &group(ip("239.1.2.3"), None)).unwrap();
+    inet::set(plain.as_fd(), 0, JOIN, &group(ip("239.0.0.255"), None)).unwrap();
+    inet::set(plain.as_fd(), 0, BLOCK_SOURCE, &group(ip("239.0.0.255"), Some(ip("10.1.2.3")))).unwrap();
+    let only = udp(at(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 5001));
+    for source in ["127.0.0.1", "10.0.0.9"] {
+        inet::set(only.as_fd(), 0, JOIN_SOURCE, &group(ip("239.1.2.3"), Some(ip(source)))).unwrap();
+    }
+    let six = udp(at(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 5002));
+    inet::set(six.as_fd(), 41, JOIN, &group(ip("ff02::1234"), None)).unwrap();
+    inet::set(six.as_fd(), 41, JOIN_SOURCE, &group(ip("ff05::8"), Some(ip("fe80::1")))).unwrap();
+    // An IPv6 socket may be in groups of both.
+    inet::set(six.as_fd(), 0, JOIN, &group(ip("239.9.9.9"), None)).unwrap();
+    let none = udp(at(V4, 5003));
+    let image = collect(&[plain.as_fd(), only.as_fd(), six.as_fd(), none.as_fd()]);
+    let groups = |n: usize| match &image.entries[n].record {
+        Record::Inet(record) => record.groups.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([0, 1, 2, 3].map(|n| groups(n).len()), [2, 1, 3, 0]);
+    assert_eq!((groups(1)[0].excludes, groups(1)[0].sources.len()), (false, 2));
+    let blocking = groups(0).into_iter().find(|g| g.group == ip("239.0.0.255")).unwrap();
+    assert_eq!((blocking.excludes, blocking.sources), (true, vec![ip("10.1.2.3")]));
+    drop((plain, only, six, none));
+    assert!(!std::fs::read_to_string("/proc/thread-self/net/igmp").unwrap().contains("030201EF"));
+    let made = again(&image);
+    // Heard by the one that hears everybody, and by the one that hears this sender.
+    let sender = udp(at(V4, 0));
+    inet::set(sender.as_fd(), 0, 32, &Ipv4Addr::LOCALHOST.octets()).unwrap();
+    for (n, port) in [(0, 5000), (1, 5001)] {
+        sendto(&sender, b"heard", SendFlags::empty(), &at(ip("239.1.2.3"), port)).unwrap();
+        assert_eq!(take(&made[n], 99), Ok(b"heard".to_vec()));
+    }
+}

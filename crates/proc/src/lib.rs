@@ -21,6 +21,7 @@ pub mod locks;
 pub mod maps;
 pub mod meminfo;
 pub mod mountinfo;
+pub mod multicast;
 pub mod net_unix;
 pub mod personality;
 pub mod smaps;

@@ -6,6 +6,7 @@
 //! of datagrams, and where they were sent to on a socket bound to all addresses; empty datagrams that somebody has peeked at;
 //! a client's SYN that waits for its answer (it is sent again).
 
+pub mod multicast;
 pub mod options;
 pub mod repair;
 mod room;
@@ -65,6 +66,8 @@ pub struct Record {
     pub local: Option<SocketAddr>,
     /// Its options.
     pub options: options::Record,
+    /// The multicast groups that it is in.
+    pub groups: Vec<multicast::Record>,
     /// What it does.
     pub state: State,
 }
@@ -108,11 +111,12 @@ impl FileKind for Record {
             // Says nothing there, and binding sets it.
             options.numbers.insert(options::Name::IPV6_V6ONLY, 1);
         }
-        Ok(Record { family, owner: (seen.stat.st_uid, seen.stat.st_gid), local, options, state })
+        let groups = if stream { Vec::new() } else { multicast::collect(fd, gather)? };
+        Ok(Record { family, owner: (seen.stat.st_uid, seen.stat.st_gid), local, options, groups, state })
     }
 
     fn rebuild(&self, _entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
-        let Record { family, owner, local, options, state } = self;
+        let Record { family, owner, local, options, groups, state } = self;
         let stream = !matches!(state, State::Udp(_));
         let made = match state {
             State::TcpConnected(c) => room::socket(workshop, *family, c.sent.0.len() + c.unsent.0.len())?,
@@ -132,6 +136,7 @@ impl FileKind for Record {
                 return Err(Cause::corrupt("a TCP socket at work without an address"));
             }
         }
+        groups.iter().try_for_each(|group| multicast::rebuild(fd, group))?;
         Ok(made)
     }
 }
