@@ -406,7 +406,13 @@ impl Building<'_, '_> {
     fn use_tiles(&self, stopped: &Stopped, task: &Task, thread: &Thread) -> std::result::Result<(), Cause> {
         if regs::has_tiles(&thread.regs) {
             stopped.set_regs(&self.site.arena.tiles_regs(&stopped.regs()?, task.slot))?;
-            stopped.step_syscall().map_err(stop_cause)?;
+            stopped.step_syscall().map_err(|e| match e {
+                // SIGILL: where the processor has none, the permission was refused before.
+                StopError::Sys(e) if e.errno == yendor_sys::Errno::INTR => {
+                    Cause::corrupt("tiles that its process may not use")
+                }
+                e => stop_cause(e),
+            })?;
         }
         Ok(())
     }
