@@ -76,6 +76,11 @@ const CASES: &[Case] = &[
         "file = call(447, 0); os.ftruncate(file, 4096); call(9, 0, 4096, 3, 1, file, 0); os.close(file)",
         "secret memory (memfd_secret)",
     ),
+    (
+        "a queue that nobody has open",
+        "os.close(call(240, b'q', 0o102, 0o600, 0))",
+        "/dev/mqueue/q: a POSIX message queue",
+    ),
     ("a thread's key", "thread(lambda: call(248, b'user', b'x', b'y', 1, -1))", "a keyring of its own"),
     ("a process's key", "call(248, b'user', b'x', b'y', 1, -2)", "a keyring of its own"),
     ("a session", "call(250, 1, b'mine')", "a session keyring that is not the container's"),

@@ -379,6 +379,7 @@ fn gather<'w>(
     if let Target::Container(state, _) = target {
         let now = namespace::mounts(proc.as_fd(), state.init).at(Step::Collect)?;
         namespace::unchanged(&state.mounts, &now).at(Step::Collect)?;
+        namespace::without_queues(&now, &gather).at(Step::Collect)?;
     }
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);

@@ -3,9 +3,10 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::readlinkat;
+use rustix::fs::{Dir, OFlags, readlinkat};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
+use yendor_kinds::file::Gather;
 use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::mountinfo;
 use yendor_task::tree::read_proc;
@@ -129,6 +130,25 @@ pub fn unchanged(then: &[Mount], now: &[Mount]) -> Result<()> {
         Some(gone) => refuse(gone, "that was removed"),
         None => Ok(()),
     }
+}
+
+/// Refuses POSIX message queues, which live in the container's ipc namespace even while nobody has them open.
+///
+/// # Errors
+/// `Unsupported`, by name; what openat2 and getdents64 say.
+pub fn without_queues(mounts: &[Mount], gather: &Gather<'_>) -> Result<()> {
+    for Mount { point, .. } in mounts.iter().filter(|m| m.fs_type.0 == b"mqueue") {
+        let directory = gather.open_inside(&point.0, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        for entry in Dir::read_from(&directory).named("getdents64", || point.to_string())? {
+            let entry = entry.named("getdents64", || point.to_string())?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                let what = format!("{point}/{}: a POSIX message queue (mq_open)", name.escape_ascii());
+                return Err(Cause::unsupported(what));
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
