@@ -1,7 +1,7 @@
 //! `checkpoint --parent`: memory that an earlier image has is not written again, and either image can be removed.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -98,6 +98,14 @@ fn a_chain(flavour: Flavour) {
             fs::remove_dir_all(image(old)).expect("an image of our own");
         }
     }
+    // Files of which little is needed are not kept, and never many.
+    let files = fs::read_dir(image(last)).expect("an image").flatten();
+    let pages: Vec<u64> = files
+        .filter(|file| file.file_name().to_string_lossy().starts_with("pages-"))
+        .map(|file| file.metadata().expect("stat").len())
+        .collect();
+    let first = fs::metadata(image(last).join("pages-0")).expect("pages").len();
+    assert!(pages.len() <= 16 && pages.iter().sum::<u64>() <= 3 * (first + (24 << 20)), "{pages:?}");
     for round in [last, last - 1] {
         let restored = yendor.fresh("copy");
         yendor.restore(&image(round), &restored);
@@ -173,40 +181,28 @@ fn generations(flavour: Flavour) {
     yendor.call(&["rm", "-f", &container]).exits(0);
 }
 
-/// A parent on another file system is copied from; one of another program helps nothing and harms nothing.
-fn elsewhere(flavour: Flavour) {
+/// Another program's image helps nothing, and nothing of what that program had goes into this one's.
+fn of_another_program(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let container = holder(&yendor);
-    let (first, second) = (yendor.path("first"), yendor.path("second"));
+    let first = yendor.path("first");
     checkpoint(&yendor, &container, &first, None);
-    let memory =
-        std::env::temp_dir().metadata().expect("stat").dev() != Path::new("/dev/shm").metadata().expect("stat").dev();
-    assert!(memory, "/dev/shm is to be another file system than {}", std::env::temp_dir().display());
-    let other = Path::new("/dev/shm").join(yendor.fresh("parent"));
-    copy_image(&first, &other);
-    yendor.give(&other);
-    let json = checkpoint(&yendor, &container, &second, Some(&other));
-    let copied = fs::metadata(second.join("pages-1")).expect("copied pages");
-    fs::remove_dir_all(&other).expect("an image of our own");
-    assert_eq!(copied.nlink(), 1, "{json}");
-    let expected = digest(&yendor, &container, 0);
     yendor.call(&["rm", "-f", &container]).exits(0);
-    let restored = yendor.fresh("again");
-    yendor.restore(&second, &restored);
-    assert_eq!(digest(&yendor, &restored, 0), expected);
-    yendor.call(&["rm", "-f", &restored]).exits(0);
-    // Another program's.
     let sleeper = yendor.fresh("sleeper");
     yendor.run_detached(&sleeper, &["sleep", "1000"]);
-    let third = yendor.path("third");
-    checkpoint(&yendor, &sleeper, &third, Some(&first));
+    let (alone, beside) = (yendor.path("alone"), yendor.path("beside"));
+    checkpoint(&yendor, &sleeper, &alone, None);
+    let json = checkpoint(&yendor, &sleeper, &beside, Some(&first));
+    assert_eq!(json["shared"], 0, "{json}");
+    let size = |image: &Path| fs::metadata(image.join("pages-0")).expect("pages").len();
+    assert!(!beside.join("pages-1").exists() && size(&beside) == size(&alone));
     fs::remove_dir_all(&first).expect("an image of our own");
     yendor.call(&["rm", "-f", &sleeper]).exits(0);
-    yendor.restore(&third, &sleeper);
+    yendor.restore(&beside, &sleeper);
     yendor.call(&["rm", "-f", &sleeper]).exits(0);
 }
 
-/// A parent that is missing, damaged or locked is refused by name; the program does not notice.
+/// A parent that is missing, damaged, locked, elsewhere or open to others is refused by name; the program does not notice.
 fn bad_parents(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let container = holder(&yendor);
@@ -237,6 +233,16 @@ fn bad_parents(flavour: Flavour) {
         fs::write(&pages, content).expect("write");
         refused(text(&bad), 4, &[text(&bad), "pages-0"]);
     }
+    let elsewhere = Path::new("/dev/shm").join(yendor.fresh("parent"));
+    copy_image(&image, &elsewhere);
+    yendor.give(&elsewhere);
+    refused(text(&elsewhere), 3, &["file system", text(&elsewhere)]);
+    fs::remove_dir_all(&elsewhere).expect("an image of our own");
+    let open = yendor.path("open");
+    copy_image(&image, &open);
+    yendor.give(&open);
+    fs::set_permissions(open.join("pages-0"), PermissionsExt::from_mode(0o666)).expect("chmod");
+    refused(text(&open), 3, &["somebody else", text(&open)]);
     let recipient = age::x25519::Identity::generate().to_public().to_string();
     let locked = yendor.path("locked");
     let words = ["checkpoint", "--leave-running", "-o", text(&locked), &container, "--encrypt-to", &recipient];
@@ -254,6 +260,6 @@ yendor_tests::flavours! {
     a_chain
     generations
     flattened
-    elsewhere
+    of_another_program
     bad_parents
 }

@@ -110,7 +110,7 @@ fn attempts(target: &Target, output: &Path, options: &Options) -> Result<Summary
     refuse_old_kernel(&proc).at(Step::Freeze)?;
     raise_descriptor_limit();
     let reading = Instant::now();
-    let parent = options.parent.as_deref().map(load::parent).transpose()?;
+    let parent = options.parent.as_deref().map(|parent| load::parent(parent, output)).transpose()?;
     let read = us(reading);
     // Fails early where nothing can be written.
     let mut writer = new_writer(target, output, options)?;

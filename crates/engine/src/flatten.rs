@@ -7,10 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use yendor_image::{PAGE_BYTES, PageRun, RECORDS_FILE, Reader, Writer, pages_name};
+use yendor_image::upgrade::Version;
+use yendor_image::{Digest, PAGE_BYTES, PageRun, RECORDS_FILE, Reader, Writer, pages_name};
 use yendor_kinds::memory::pages::PAGES;
-use yendor_kinds::process::State;
-use yendor_kinds::snapshot::Snapshot;
 use yendor_sys::SysError;
 
 use crate::error::{At, Error, Result, Step};
@@ -20,21 +19,21 @@ use crate::sign::Signer;
 /// How many bytes of pages are copied at once.
 const CHUNK: u64 = 256 * 1024;
 
-/// Writes an image anew at `output`, which must not exist. How many bytes it has.
+/// Writes an image anew at `output`, which must not exist. How many bytes it has, and its name by content.
 ///
 /// # Errors
 /// A damaged image; the new one cannot be written, and nothing is left of it.
-pub fn flatten(image: Opened, output: &Path, sign: Option<&Signer>) -> Result<u64> {
+pub fn flatten(image: Opened, output: &Path, sign: Option<&Signer>) -> Result<(u64, Digest)> {
     let Opened { reader, mut snapshot, signed_by: _ } = image;
     reader.verify_all().at(Step::Load)?;
     let mut writer = Writer::create(output).at(Step::Store)?;
     writer.generation(reader.manifest().generation);
     writer.kind(reader.manifest().kind);
-    let pages = runs(&mut snapshot).next().is_some();
+    let pages = snapshot.page_runs().next().is_some();
     if pages {
         let mut pages = Pages { reader: &reader, files: BTreeMap::new(), done: BTreeMap::new(), offset: 0 };
         let mut out = writer.file(&pages_name(PAGES)).at(Step::Store)?;
-        runs(&mut snapshot).try_for_each(|run| pages.copy(run, &mut out))?;
+        snapshot.page_runs().try_for_each(|run| pages.copy(run, &mut out))?;
         out.finish().at(Step::Store)?;
     }
     let is_pages = |name: &str| name.strip_prefix("pages-").is_some_and(|n| n.parse::<u16>().is_ok());
@@ -46,18 +45,12 @@ pub fn flatten(image: Opened, output: &Path, sign: Option<&Signer>) -> Result<u6
         to.finish().at(Step::Store)?;
     }
     writer.records(&snapshot).at(Step::Store)?;
+    // What was copied is what was compared before, unless somebody has changed it meanwhile.
+    reader.verify_all().at(Step::Load)?;
     let created = UNIX_EPOCH.checked_add(Duration::from_secs(reader.manifest().created)).unwrap_or(UNIX_EPOCH);
     let signed = writer.commit_signed(created, |manifest| sign.map(|s| s.sign(manifest)).transpose());
-    Ok(signed.at(Step::Store)?.bytes())
-}
-
-/// All runs of pages that records have.
-fn runs(snapshot: &mut Snapshot) -> impl Iterator<Item = &mut PageRun> {
-    let own = snapshot.processes.iter_mut().flat_map(|process| match &mut process.state {
-        State::Alive(alive) => alive.memory.pages.as_mut_slice(),
-        State::Zombie(_) | State::Exec(_) => &mut [],
-    });
-    own.chain(snapshot.objects.iter_mut().flat_map(|object| &mut object.pages))
+    let manifest = signed.at(Step::Store)?;
+    Ok((manifest.bytes(), manifest.seal(Version::NEWEST).at(Step::Store)?))
 }
 
 /// The pages file that is being written.

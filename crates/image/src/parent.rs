@@ -10,12 +10,13 @@ use std::fs::File;
 use std::hash::BuildHasher;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
 const PAGE: usize = 4096;
-/// How many pages can be found by what they hold (32 GiB): their index is in memory, some 25 bytes for each. Others are found
+/// How many pages can be found by what they hold (28 GiB): their index is in memory, 17 to 34 bytes for each. Others are found
 /// where they follow one that was found.
-const MOST_PAGES: usize = 1 << 23;
+const MOST_PAGES: usize = (1 << 23) / 8 * 7;
 /// How much of a file is read at once: who finds a page asks for the next one then.
 const WINDOW: usize = 16 * PAGE;
 
@@ -74,29 +75,43 @@ impl Parent {
         Ok(parent)
     }
 
+    /// Compares a file with its digest, by a thread of its own where there can be one, and has its pages found.
     fn add(&mut self, number: u16, entry: &FileEntry, file: &File) -> Result<()> {
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; HASH_BYTES];
-        let mut bytes: u64 = 0;
+        let damaged = || Error::Digest { file: entry.name.clone(), bytes: entry.bytes };
         let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::UnexpectedEof => Error::Digest { file: entry.name.clone(), bytes: entry.bytes },
+            // It became shorter.
+            io::ErrorKind::UnexpectedEof => damaged(),
             _ => Error::io(&entry.name, "read", source),
         };
-        while bytes < entry.bytes {
-            let left = usize::try_from(entry.bytes - bytes).unwrap_or(HASH_BYTES).min(HASH_BYTES);
-            let chunk = &mut buffer[..left];
-            file.read_exact_at(chunk, bytes).map_err(failed)?;
-            hasher.update(chunk);
-            for (page, content) in (bytes / PAGE_BYTES..).zip(chunk.chunks_exact(PAGE)) {
-                let Ok(page) = u32::try_from(page) else { break };
-                if self.index.len() < MOST_PAGES {
-                    self.index.entry(hash(content)).or_insert(Place { file: number, page });
-                }
-            }
-            bytes += left as u64;
+        let digest = || Digest::of_file(file, entry.bytes);
+        let (indexed, digest) = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, digest).ok();
+            let indexed = self.index(number, entry.bytes, file);
+            let join =
+                |t: std::thread::ScopedJoinHandle<'_, _>| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+            (indexed, thread.map_or_else(digest, join))
+        });
+        indexed.map_err(failed)?;
+        if digest.map_err(failed)? != (entry.bytes, entry.blake3) {
+            return Err(damaged());
         }
-        if Digest::from(hasher.finalize()) != entry.blake3 {
-            return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
+        Ok(())
+    }
+
+    fn index(&mut self, number: u16, bytes: u64, file: &File) -> io::Result<()> {
+        let mut buffer = vec![0; HASH_BYTES];
+        let pages = (bytes / PAGE_BYTES).min(u64::from(u32::MAX));
+        self.index
+            .reserve(usize::try_from(pages).unwrap_or(MOST_PAGES).min(MOST_PAGES.saturating_sub(self.index.len())));
+        let mut page: u32 = 0;
+        while u64::from(page) < pages && self.index.len() < MOST_PAGES {
+            let left = usize::try_from(pages - u64::from(page)).unwrap_or(usize::MAX).min(HASH_BYTES / PAGE);
+            let chunk = &mut buffer[..left * PAGE];
+            file.read_exact_at(chunk, u64::from(page) * PAGE_BYTES)?;
+            for content in chunk.chunks_exact(PAGE) {
+                self.index.entry(hash(content)).or_insert(Place { file: number, page });
+                page += 1;
+            }
         }
         Ok(())
     }
@@ -104,6 +119,38 @@ impl Parent {
     /// Looks for pages.
     pub fn search(&self) -> Search<'_> {
         Search { parent: self, likely: None, window: vec![0; WINDOW], at: None }
+    }
+
+    /// How many pages one of the files has.
+    pub fn pages(&self, file: u16) -> u64 {
+        self.files.get(usize::from(file)).map_or(0, |earlier| earlier.entry.bytes / PAGE_BYTES)
+    }
+
+    /// Reads from one of the files, which was compared with its digest when it was opened.
+    pub fn read_at(&self, file: u16, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let Some(Earlier { entry, file }) = self.files.get(usize::from(file)) else {
+            return Err(Error::missing(&pages_name(file)));
+        };
+        file.read_exact_at(buffer, offset).map_err(|source| Error::io(&entry.name, "read", source))
+    }
+
+    /// Why its files cannot be files of an image at `place`, too, if they cannot: only what nobody else can change, and where
+    /// a file can have two names.
+    pub fn is_foreign(&self, place: &Path) -> io::Result<Option<&'static str>> {
+        let beside = place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).metadata()?;
+        let us = rustix::process::geteuid().as_raw();
+        let directory = File::from(self.directory.try_clone()?).metadata()?;
+        let files = self.files.iter().map(|earlier| earlier.file.metadata());
+        for file in files.chain([Ok(directory)]) {
+            let file = file?;
+            if file.uid() != us || file.mode() & 0o077 != 0 {
+                return Ok(Some("somebody else can change it"));
+            }
+            if file.dev() != beside.dev() {
+                return Ok(Some("it lies on another file system"));
+            }
+        }
+        Ok(None)
     }
 
     /// Gives the image that is being written one of the files, as its file number `number`.
@@ -168,7 +215,7 @@ impl Search<'_> {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
     use std::time::SystemTime;
 
     fn scratch(name: &str) -> PathBuf {
@@ -246,8 +293,29 @@ mod tests {
         let writer = Writer::create(&top.join("b")).expect("create");
         std::fs::remove_file(top.join("a/pages-0")).expect("rm");
         std::fs::write(top.join("a/pages-0"), [0; 3 * PAGE]).expect("write");
-        assert!(parent.share(0, &writer, 0).is_err_and(|e| e.is_damage()));
-        drop(writer);
+        // Its bytes are still what they were: they are copied.
+        parent.share(0, &writer, 0).expect("a copy");
+        writer.records(&()).expect("records");
+        writer.commit(SystemTime::now()).expect("commit");
+        Reader::open(&top.join("b")).expect("open").verify_all().expect("whole");
+        std::fs::remove_dir_all(&top).expect("rm");
+    }
+
+    #[test]
+    fn what_others_can_change_is_foreign() {
+        use std::os::unix::fs::PermissionsExt;
+        let top = scratch("foreign");
+        let parent = Parent::read(&write(&top.join("a"), 0..3)).expect("read");
+        let is_foreign = |place: &Path| parent.is_foreign(place).expect("stat").is_some();
+        assert!(!is_foreign(&top.join("b")));
+        assert!(is_foreign(Path::new("/proc/b")));
+        for (name, mode, usual) in [("a", 0o755, 0o700), ("a/pages-0", 0o644, 0o600)] {
+            let set = |mode| std::fs::set_permissions(top.join(name), PermissionsExt::from_mode(mode)).expect("chmod");
+            set(mode);
+            assert!(is_foreign(&top.join("b")), "{name}");
+            set(usual);
+        }
+        assert!(!is_foreign(&top.join("b")));
         std::fs::remove_dir_all(&top).expect("rm");
     }
 

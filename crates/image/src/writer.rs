@@ -159,27 +159,16 @@ impl Writer {
     }
 
     /// Takes a complete file of another image, which is open, as file `name` of this one: the same file by one more name, or a copy
-    /// where that cannot be (another file system, another owner).
+    /// where that cannot be.
     pub fn share(&self, name: &str, directory: &OwnedFd, (entry, open): (&FileEntry, &File)) -> Result<()> {
         self.check_name(name)?;
         if self.recipients.is_some() {
             return Err(Error::Plain { file: name.to_owned() });
         }
         let failed = |op| move |source: io::Error| Error::io(name, op, source);
-        let file = match linkat(directory, &entry.name, &self.dir, name, AtFlags::empty()) {
-            Ok(()) => {
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = openat(&self.dir, name, flags, Mode::empty()).map_err(|e| Error::io(name, "open", e))?;
-                let id = |file: &File| file.metadata().map(|m| (m.dev(), m.ino()));
-                let file = File::from(file);
-                if id(&file).map_err(failed("stat"))? != id(open).map_err(failed("stat"))? {
-                    // Somebody has exchanged it.
-                    return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
-                }
-                file
-            }
-            Err(Errno::EXIST) => return Err(Error::Exists { file: name.to_owned() }),
-            Err(_) => {
+        let file = match self.link(name, directory, &entry.name, open) {
+            Some(file) => file,
+            None => {
                 let mut copy = self.create_new(name)?;
                 let mut from = open.try_clone().map_err(failed("dup"))?;
                 from.rewind().and_then(|()| io::copy(&mut from, &mut copy)).map_err(failed("copy"))?;
@@ -191,6 +180,21 @@ impl Writer {
         };
         self.slots().insert(name.to_owned(), Slot { file, done: None, syncing: None });
         self.end(name, Done { bytes: entry.bytes, digest: entry.blake3, content: entry.bytes })
+    }
+
+    /// One more name for a file that is open. None: it cannot have one, or what lies by its name is another one now (on an overlay,
+    /// a copy of it).
+    fn link(&self, name: &str, directory: &OwnedFd, theirs: &str, open: &File) -> Option<File> {
+        linkat(directory, theirs, &self.dir, name, AtFlags::empty()).ok()?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat(&self.dir, name, flags, Mode::empty()).map(File::from).ok();
+        let id = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
+        let same = file.filter(|file| id(file).is_some() && id(file) == id(open));
+        if same.is_none() {
+            // What is left of it would be in the way of the copy, which says so.
+            let _ = unlinkat(&self.dir, name, AtFlags::empty());
+        }
+        same
     }
 
     /// Makes the image durable and visible, or leaves nothing.

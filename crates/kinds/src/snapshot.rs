@@ -1,8 +1,9 @@
 //! The records of an image: everything but the bytes.
 
 use serde::{Deserialize, Serialize};
-use yendor_image::Bytes;
+use yendor_image::{Bytes, PageRun};
 
+use crate::process::State;
 use crate::{file, memory, process};
 
 /// What `records.cbor` holds.
@@ -24,6 +25,17 @@ pub struct Snapshot {
     pub restrictions: Restrictions,
     /// What the caller of the checkpoint allowed to be lost, and what of it was: kind and object.
     pub lost: Vec<(String, String)>,
+}
+
+impl Snapshot {
+    /// All runs of pages.
+    pub fn page_runs(&mut self) -> impl Iterator<Item = &mut PageRun> {
+        let own = self.processes.iter_mut().flat_map(|process| match &mut process.state {
+            State::Alive(alive) => alive.memory.pages.as_mut_slice(),
+            State::Zombie(_) | State::Exec(_) => &mut [],
+        });
+        own.chain(self.objects.iter_mut().flat_map(|object| &mut object.pages))
+    }
 }
 
 /// The machine of a checkpoint.

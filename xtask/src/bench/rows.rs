@@ -114,6 +114,22 @@ const GIBIBYTE: Step =
     Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "{xtask}", "yardstick", "hold", "1073741824"]));
 const FOUR_GIBIBYTES: Step =
     Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "{xtask}", "yardstick", "hold", "4294967296"]));
+/// Holds as much, and changes one page in a hundred of it, always the same ones, when it is told.
+const HOLDER: &str = "
+import os, signal, time
+held = bytearray(os.urandom(1 << 30))
+def change(*_):
+    for page in range(0, len(held) >> 12, 100):
+        held[page << 12] = (held[page << 12] + 1) & 255
+    print('changed', flush=True)
+signal.signal(signal.SIGUSR2, change)
+print('ready', flush=True)
+while True:
+    time.sleep(1000)
+";
+const CHANGING: Step = Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "python3", "-c", HOLDER]));
+const TAKE_PARENT: Step = Step::Do(yendor(&["checkpoint", "{name}", "-o", "{dir}/parent", "--leave-running"]));
+const CHANGE: Step = Step::Do(yendor(&["kill", "-s", "USR2", "{name}"]));
 const READY: Step = Step::Await("ready");
 
 /// A namespace of each sort and a process in them: the least that a new container can cost.
@@ -125,6 +141,11 @@ const UNSHARE: Sample = Sample {
 const FORKS: Sample = Sample {
     run: host("sh", &["-c", "i=1; while [ $i -lt 1000 ]; do : & i=$((i+1)); done; wait"]),
     readings: &[plain("1000 forks of a shell", Source::Wall)],
+};
+/// A checkpoint that knows no parent.
+const WHOLE: Sample = Sample {
+    run: yendor(&["checkpoint", "{name}", "-o", "{dir}/whole", "--leave-running", "--json"]),
+    readings: &[plain("without a parent", TOTAL)],
 };
 const WRITE: Sample = Sample {
     run: yardstick(&["write", "1073741824", "{dir}/yardstick"]),
@@ -206,6 +227,28 @@ pub(super) const ROWS: &[Row] = &[
         after: &[DROP_IMAGE],
         yardstick: WRITE,
         teardown: &[REMOVE, DROP_IMAGE, Step::Remove("{dir}/yardstick")],
+        rounds: 5,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "1 GiB of memory, 1 % changed since its parent",
+        setup: &[CHANGING, READY, TAKE_PARENT, CHANGE, Step::Await("changed")],
+        subject: Sample {
+            run: yendor(&[
+                "checkpoint",
+                "{name}",
+                "-o",
+                "{dir}/image",
+                "--leave-running",
+                "--parent",
+                "{dir}/parent",
+                "--json",
+            ]),
+            readings: &[plain("stopped", STOPPED), Reading { label: "in all", source: TOTAL, limit: Limit::Ratio(10) }],
+        },
+        after: &[DROP_IMAGE, Step::Remove("{dir}/whole")],
+        yardstick: WHOLE,
+        teardown: &[REMOVE, DROP_IMAGE, Step::Remove("{dir}/whole"), Step::Remove("{dir}/parent")],
         rounds: 5,
         cpus: Cpus::All,
     },

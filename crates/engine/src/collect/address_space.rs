@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, OFlags};
 use yendor_image::{Addr, Bytes, Digest, FileId, PAGE_BYTES, PageRun, Parent, ShmId, Writer, pages_name};
 use yendor_kinds::file::{Gather, refused};
-use yendor_kinds::memory::pages::{self, Piece, Shared, Sink, Source, Zeros};
+use yendor_kinds::memory::pages::{self, Piece, Sink, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{Record, inherit, layout, policy, shared};
+use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::maps::Label;
 use yendor_proc::smaps::{Smap, VmFlag};
@@ -121,16 +122,15 @@ impl<'w> Memory<'w> {
         Ok((std::mem::take(&mut self.objects).into_values().collect(), vdso))
     }
 
-    /// All pages are written: how many bytes of them the parent had.
+    /// All pages of a snapshot are written: how many bytes of them a parent has, and need not be.
     ///
     /// # Errors
     /// The image cannot be written.
-    pub fn finish(self) -> Result<u64> {
-        let (out, Shared { files, pages }) = self.out.end();
-        out.finish()?;
-        if let Some(parent) = self.parent {
-            files.iter().try_for_each(|(theirs, ours)| parent.share(*theirs, self.writer, *ours))?;
-        }
+    pub fn finish(mut self, snapshot: &mut Snapshot) -> Result<u64> {
+        let Some(parent) = self.parent else { return Ok(self.out.end().finish().map(|()| 0)?) };
+        let (files, pages) = self.out.settle(parent, snapshot.page_runs())?;
+        self.out.end().finish()?;
+        files.iter().try_for_each(|(theirs, ours)| parent.share(*theirs, self.writer, *ours))?;
         Ok(pages * PAGE_BYTES)
     }
 

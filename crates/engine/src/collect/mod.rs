@@ -248,7 +248,7 @@ impl Rest<'_> {
             let needed = |l: &Left| later.iter().any(|child| child.parent == Some(l.place));
             self.left[..=i].iter().filter(|l| !needed(l)).for_each(|l| twins.end(l.twin));
         }
-        Ok((bytes, self.memory.finish().at(Step::Store)?))
+        Ok((bytes, self.memory.finish(snapshot).at(Step::Store)?))
     }
 }
 

@@ -345,12 +345,19 @@ pub fn table(image: &Path) -> Result<Table> {
     start(true, &table.descriptors(), read)?.ask()
 }
 
-/// The pages of an image, for a checkpoint that need not write them again.
+/// The pages of an image, for a checkpoint that will be at `place` and need not write them again.
 ///
 /// # Errors
-/// A damaged image, or one that is encrypted.
-pub fn parent(image: &Path) -> Result<Parent> {
-    read_parent(image).kind("parent", image.display().to_string())
+/// A damaged image, or one that cannot be a parent of that: encrypted, elsewhere, or somebody else's.
+pub fn parent(image: &Path, place: &Path) -> Result<Parent> {
+    let read = || {
+        let parent = read_parent(image)?;
+        match parent.is_foreign(place).map_err(|e| SysError::io("stat", "the parent", &e)).at(Step::Load)? {
+            None => Ok(parent),
+            Some(why) => Err(Error::new(Step::Load, Cause::unsupported(format!("an image as parent when {why}")))),
+        }
+    };
+    read().kind("parent", image.display().to_string())
 }
 
 fn read_parent(image: &Path) -> Result<Parent> {

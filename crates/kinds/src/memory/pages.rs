@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use yendor_image::{Addr, PAGE_BYTES, PageRun, Place, Search};
+use yendor_image::{Addr, PAGE_BYTES, PageRun, Parent, Place, Search};
 use yendor_sys::pagemap::{self, Page, Region};
 use yendor_sys::{Errno, SysError, vm};
 use yendor_task::{Nr, Script, Want, args};
@@ -179,8 +179,12 @@ impl Piece {
     }
 }
 
-/// A pages file that is being written, number 0 of its image. Pages that a parent has are not written again: its files become files
-/// of this image, from number 1 on, in the order in which something was found there.
+/// How many files of a parent an image takes over at most: each costs a restore a descriptor.
+const MOST_SHARED: usize = 15;
+/// Runs from which on nothing is looked for any more: records are bounded, and a parent must not be what makes them too large.
+const MOST_RUNS: usize = 1 << 20;
+
+/// A pages file that is being written, number 0 of its image. Pages that a parent has are not written again.
 #[derive(Debug)]
 pub struct Sink<'p, W> {
     out: W,
@@ -188,42 +192,70 @@ pub struct Sink<'p, W> {
     offset: u64,
     batch: Batch,
     parent: Option<Search<'p>>,
-    shared: Shared,
+    /// How many runs there are.
+    runs: usize,
+    /// How many pages were found in each of the parent's files.
+    found: BTreeMap<u16, u64>,
 }
 
-/// What was found in a parent.
-#[derive(Debug, Default)]
-pub struct Shared {
-    /// Which of its files, and under which number each is a file of the new image.
-    pub files: BTreeMap<u16, u16>,
-    /// How many pages.
-    pub pages: u64,
-}
-
-impl Shared {
-    /// The run of a page that lies there. None: there is no number left.
-    fn run(&mut self, addr: Addr, place: Place) -> Option<PageRun> {
-        let next = u16::try_from(self.files.len() + 1).ok().filter(|next| *next < u16::MAX)?;
-        let file = *self.files.entry(place.file).or_insert(next);
-        self.pages += 1;
-        Some(PageRun { addr, pages: 1, file, offset: place.offset() })
-    }
+/// The run of a page that a parent has. Until [`Sink::settle`] it says which of the parent's files that is: one more than its number.
+fn found_at(addr: Addr, place: Place) -> Option<PageRun> {
+    Some(PageRun { addr, pages: 1, file: place.file.checked_add(1)?, offset: place.offset() })
 }
 
 impl<'p, W: Write> Sink<'p, W> {
     /// Empty.
     pub fn new(out: W, parent: Option<Search<'p>>) -> Sink<'p, W> {
-        Sink { out, offset: 0, batch: Batch::default(), parent, shared: Shared::default() }
+        Sink { out, offset: 0, batch: Batch::default(), parent, runs: 0, found: BTreeMap::new() }
     }
 
     /// Bytes of pages that came, and were written or found.
     pub fn taken(&self) -> u64 {
-        self.offset + self.shared.pages * PAGE_BYTES
+        self.offset + self.found.values().sum::<u64>() * PAGE_BYTES
     }
 
     /// Nothing more comes.
-    pub fn end(self) -> (W, Shared) {
-        (self.out, self.shared)
+    pub fn end(self) -> W {
+        self.out
+    }
+
+    /// Decides which of the parent's files become files of this image: those of which at least half is needed, so that an image is at
+    /// most twice as large as what it holds. What was found in others is written after all. `runs`: all that were given out.
+    /// Says under which number each file is to be taken over, and how many pages are needed of them.
+    ///
+    /// # Errors
+    /// The parent cannot be read, or the image not be written.
+    pub fn settle<'r>(
+        &mut self,
+        parent: &Parent,
+        runs: impl Iterator<Item = &'r mut PageRun>,
+    ) -> Result<(BTreeMap<u16, u16>, u64)> {
+        let mut kept: Vec<(u16, u64)> = self.found.iter().map(|(file, pages)| (*file, *pages)).collect();
+        kept.retain(|(file, pages)| pages.saturating_mul(2) >= parent.pages(*file));
+        kept.sort_by_key(|(_, pages)| std::cmp::Reverse(*pages));
+        kept.truncate(MOST_SHARED);
+        let pages = kept.iter().map(|(_, pages)| *pages).sum();
+        let numbers: BTreeMap<u16, u16> = kept.into_iter().map(|(file, _)| file).zip(PAGES + 1..).collect();
+        let mut buffer = Vec::new();
+        for run in runs.filter(|run| run.file != PAGES) {
+            let theirs = run.file - 1;
+            if let Some(number) = numbers.get(&theirs) {
+                run.file = *number;
+                continue;
+            }
+            let bytes = run.pages * PAGE_BYTES;
+            let from = std::mem::replace(&mut run.offset, self.offset);
+            run.file = PAGES;
+            let mut done = 0;
+            while done < bytes {
+                buffer.resize(usize::try_from((bytes - done).min(CHUNK)).unwrap_or(0), 0);
+                parent.read_at(theirs, &mut buffer, from + done)?;
+                write(&mut self.out, &buffer)?;
+                done += buffer.len() as u64;
+            }
+            self.offset += bytes;
+        }
+        Ok((numbers, pages))
     }
 
     /// Appends pieces of a task's memory, and says in which runs.
@@ -244,12 +276,16 @@ impl<'p, W: Write> Sink<'p, W> {
             }
         }
         self.store(source, &mut runs)?;
+        self.runs += runs.len();
         Ok(runs)
     }
 
     /// Takes what is in the batch, which is empty then.
     fn store(&mut self, source: &Source<'_>, runs: &mut Vec<PageRun>) -> Result<()> {
-        let Sink { out, offset, batch: Batch { pieces, bytes, buffer }, parent, shared } = self;
+        let Sink { out, offset, batch: Batch { pieces, bytes, buffer }, parent, runs: before, found } = self;
+        if *before + runs.len() > MOST_RUNS {
+            *parent = None;
+        }
         let mut rest = read(source, pieces, usize::try_from(std::mem::take(bytes)).unwrap_or(0), buffer)?;
         for piece in pieces.drain(..) {
             let (chunk, after) = rest.split_at(piece.len());
@@ -266,11 +302,12 @@ impl<'p, W: Write> Sink<'p, W> {
                     let addr = Addr(at);
                     at += bytes.len() as u64;
                     let known = parent.as_mut().map(|parent| parent.find(bytes)).transpose()?.flatten();
-                    if let Some(run) = known.and_then(|place| shared.run(addr, place)) {
+                    if let Some((place, run)) = known.and_then(|place| Some((place, found_at(addr, place)?))) {
+                        *found.entry(place.file).or_default() += 1;
                         add(run);
                         continue;
                     }
-                    out.write_all(bytes).map_err(|e| SysError::io("write", yendor_image::pages_name(PAGES), &e))?;
+                    write(out, bytes)?;
                     add(PageRun { addr, pages: (bytes.len() / PAGE) as u64, file: PAGES, offset: *offset });
                     *offset += bytes.len() as u64;
                 }
@@ -278,6 +315,10 @@ impl<'p, W: Write> Sink<'p, W> {
         }
         Ok(())
     }
+}
+
+fn write(out: &mut impl Write, bytes: &[u8]) -> Result<()> {
+    Ok(out.write_all(bytes).map_err(|e| SysError::io("write", yendor_image::pages_name(PAGES), &e))?)
 }
 
 /// Pieces that are read by one call: most areas have a page or two.

@@ -1,5 +1,7 @@
 //! `yendor checkpoint`: a container or a process tree becomes an image.
 
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -71,6 +73,7 @@ impl Checkpoint {
         let places = Places::from_environment();
         let found = self.container.as_deref().map(|name| container::find_running(&places, name)).transpose()?;
         let parent = self.parent.as_ref().map(|parent| reference::resolve(&places, parent)).transpose()?;
+        let _alone = found.as_ref().map(|found| alone(&found.directory)).transpose()?;
         let image = self.image(&places)?;
         let keeper = match &found {
             Some(found) => found.keeper()?,
@@ -161,6 +164,24 @@ impl Checkpoint {
         ));
         print::out(&image.reference.to_string());
     }
+}
+
+/// One checkpoint of a container at a time: others wait, for as long as that is sensible.
+fn alone(directory: &Path) -> Result<Option<File>, Failure> {
+    const PATIENCE: Duration = Duration::from_secs(600);
+    let path = directory.join("checkpoint.lock");
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    // Who may not write there is told by the checkpoint itself what it may not do.
+    let Ok(lock) = lock else { return Ok(None) };
+    let begin = Instant::now();
+    while begin.elapsed() < PATIENCE {
+        match lock.try_lock() {
+            Ok(()) => return Ok(Some(lock)),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::Error(e)) => return Err(Failure::io("flock", &path, &e)),
+        }
+    }
+    Err(Failure::Failed("another checkpoint of this container does not end".into()))
 }
 
 /// Reads a secret key; nothing of it is ever shown.

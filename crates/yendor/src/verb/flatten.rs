@@ -14,7 +14,8 @@ use crate::{caller, print};
 
 /// Write an image that was taken with --parent anew, with its own pages only
 ///
-/// Both images can be restored, before and after. The new one takes no more space than it needs, shares nothing, and can be moved alone.
+/// Both images can be restored, before and after. The new one has nothing but what it needs, so no memory of older images, shares no file,
+/// and can be moved alone. In the store it becomes the newest of its name.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  yendor flatten web@7\n  yendor flatten web@7 -o ./web.image")]
 pub struct Flatten {
@@ -41,7 +42,16 @@ impl Flatten {
             let what = format!("{} is encrypted: such an image shares nothing with others", image.reference);
             return Err(Failure::Said { code: 3, what });
         };
-        let bytes = flatten(*opened, &new.path, sign.as_ref())?;
+        let (signed, old) = (opened.signed_by.clone(), opened.reader.seal().ok());
+        let (bytes, seal) = flatten(*opened, &new.path, sign.as_ref())?;
+        if let (Some(key), None) = (&signed, &sign) {
+            print::note(&format!("note: the old image is signed by {}, the new one by nobody", print::safe(key)));
+        }
+        if old.is_some_and(|old| places.took_tree(old))
+            && let Err(e) = places.note_tree(seal)
+        {
+            print::note(&format!("note: to restore it, say --rootfs / ({}: {e})", places.trees.display()));
+        }
         print::note(&print::bytes(bytes));
         print::out(&new.reference.to_string());
         Ok(0)

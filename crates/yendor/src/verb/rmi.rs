@@ -34,7 +34,16 @@ impl Rmi {
 
 /// Removes an image, and of the store a name that has no more.
 pub fn remove(path: &Path, stored: bool) -> Result<(), Failure> {
-    std::fs::remove_dir_all(path).map_err(|e| Failure::io("remove", path, &e))?;
+    // Under a name that is no image's first: nobody finds half of one.
+    let hidden = path.file_name().map(|name| {
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".partial-{}", std::process::id()));
+        path.with_file_name(hidden)
+    });
+    let gone = hidden.filter(|hidden| std::fs::rename(path, hidden).is_ok());
+    let gone = gone.as_deref().unwrap_or(path);
+    std::fs::remove_dir_all(gone).map_err(|e| Failure::io("remove", gone, &e))?;
     if let (true, Some(parent)) = (stored, path.parent()) {
         // Refused where other images are left, as it should be.
         let _ = std::fs::remove_dir(parent);
