@@ -97,6 +97,16 @@ d = os.open('/tmp/d', os.O_RDONLY); call(217, d, ctypes.create_string_buffer(500
         "/tmp/d: a directory that somebody is reading",
     ),
     ("a mount removed", "call(166, b'/dev/mqueue', 0)", "/dev/mqueue: a mount (mqueue) that was removed"),
+    (
+        "an address of the container's own",
+        "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+address = bytes([10, 9, 8, 7])
+s.sendall(struct.pack('=IHHIIBBBBI', 40, 20, 0x605, 1, 0, 2, 32, 0, 0, 1) + struct.pack('=HH4sHH4s', 8, 2, address, 8, 1, address))
+got = struct.unpack_from('=i', s.recv(4096), 16)[0]
+s.close()
+if got: raise OSError(-got, 'RTM_NEWADDR')",
+        "10.9.8.7/32: an IPv4 address that the container has made",
+    ),
 ];
 
 fn everything(flavour: Flavour) {

@@ -24,6 +24,7 @@ use yendor_sys::SysError;
 use yendor_task::tree::{self, FrozenTree, Top};
 
 use crate::admit;
+use crate::collect::network::Network;
 use crate::collect::{Rest, Twins, Why, collect, ipc, namespace};
 use crate::error::{At, Error, Result, Step, With};
 use crate::load;
@@ -380,6 +381,10 @@ fn gather<'w>(
         let now = namespace::mounts(proc.as_fd(), state.init).at(Step::Collect)?;
         namespace::unchanged(&state.mounts, &now).at(Step::Collect)?;
         namespace::without_queues(&now, &gather).at(Step::Collect)?;
+        if let Some(then) = &state.network {
+            let now = Network::of(proc.as_fd(), state.init).at(Step::Collect)?;
+            then.unchanged(&now).at(Step::Collect)?;
+        }
     }
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);

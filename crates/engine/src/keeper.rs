@@ -19,6 +19,7 @@ use yendor_sys::SysError;
 use crate::blame;
 use crate::claim;
 use crate::collect::namespace;
+use crate::collect::network::Network;
 use crate::compose;
 use crate::console::{Console, Door};
 use crate::contain::{self, Contained, Given};
@@ -29,7 +30,7 @@ use crate::label::Labels;
 use crate::load::{Hashing, Loader, Plain};
 use crate::rebuild::{Image, Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
-use crate::request::{Mount, Request, Root};
+use crate::request::{Mount, Net, Request, Root};
 use crate::state::{self, Standard, State, Status};
 use crate::who::Surroundings;
 use crate::wire::{Failure, More, Report, Started, Startup, Stdio};
@@ -192,6 +193,8 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     }
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
     let mounts = namespace::mounts(proc.as_fd(), rebuilt.init).at(Step::Rebuild)?;
+    let own = startup.request.net != Net::Host;
+    let network = own.then(|| Network::of(proc.as_fd(), rebuilt.init)).transpose().at(Step::Rebuild)?;
     let recorder;
     (state.filters, recorder) = recorder::start(&mut rebuilt, &snapshot, &directory, proc).at(Step::Confine)?;
     state.terminal = console.is_some();
@@ -202,6 +205,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     state.standard = stdio_kept.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
     state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
     state.mounts = mounts;
+    state.network = network;
     write_state(&directory, &state).at(Step::Thaw)?;
     let open = stdio.into_iter().chain(layers.into_iter().map(|(_, fd)| fd)).collect();
     let door = Door::open(&directory).at(Step::Thaw)?;
@@ -404,6 +408,7 @@ fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generati
         layers: Vec::new(),
         session_keyring: yendor_sys::raw::session_keyring().ok(),
         mounts: Vec::new(),
+        network: None,
         filters: 0,
         generation,
         cgroups: Vec::new(),

@@ -16,6 +16,7 @@ use yendor_image::{Bytes, Digest};
 pub use yendor_kinds::file::external::Record as Standard;
 
 use crate::collect::namespace::Mount;
+use crate::collect::network::Network;
 use crate::request::Request;
 
 /// The file of a container's directory that holds its [`State`].
@@ -69,6 +70,9 @@ pub struct State {
     /// The container's mounts when it began to run.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// Its network, where that is its own, when it began to run.
+    #[serde(default)]
+    pub network: Option<Network>,
     /// How many seccomp filters every task has from outside, and for the recorder.
     #[serde(default)]
     pub filters: u32,

@@ -22,6 +22,7 @@ pub mod maps;
 pub mod meminfo;
 pub mod mountinfo;
 pub mod multicast;
+pub mod net_config;
 pub mod net_unix;
 pub mod personality;
 pub mod smaps;

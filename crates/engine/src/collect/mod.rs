@@ -10,6 +10,7 @@ mod descriptor;
 mod ghost;
 pub mod ipc;
 pub mod namespace;
+pub mod network;
 mod oom;
 pub mod peer;
 mod process;
