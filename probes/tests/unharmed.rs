@@ -123,7 +123,9 @@ macro_rules! probes {
 }
 
 probes! {
+    amx "amx";
     anon_memory "anon-memory";
+    controls "controls";
     cow "cow";
     creds "creds";
     cwd "cwd";
@@ -148,6 +150,7 @@ probes! {
     many_threads "many-threads";
     memory_policy "memory-policy";
     misc_prctl "misc-prctl";
+    multicast "multicast";
     orphan "orphan";
     pidfds "pidfds";
     pipes "pipes";
