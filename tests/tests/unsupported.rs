@@ -23,14 +23,21 @@ def child(body):
     ready, done = os.pipe()
     if os.fork() == 0:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        body(); os.write(done, b'.'); os.close(done)
+        try: body()
+        except OSError as e: os.write(done, bytes([e.errno])); os._exit(0)
+        os.write(done, b'\0'); os.close(done)
         forever()
-    os.close(done); os.read(ready, 1); os.close(ready)
+    os.close(done); got = os.read(ready, 1); os.close(ready)
+    if got != b'\0': os.wait(); raise OSError(got[0] if got else 0, 'a child')
 def thread(body):
-    done = threading.Event()
-    def all(): body(); done.set(); forever()
+    done, failed = threading.Event(), []
+    def all():
+        try: body()
+        except OSError as e: failed.append(e)
+        done.set(); forever()
     threading.Thread(target=all, daemon=True).start()
     done.wait()
+    if failed: raise failed[0]
 def unshare(flags): call(272, flags)
 def its_own_users():
     if open('/proc/self/uid_map').read().split() == ['0', '0', '4294967295']: raise OSError('users of the host')
