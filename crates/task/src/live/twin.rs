@@ -75,12 +75,13 @@ impl Twin {
         ptrace::regs(self.tid).is_err()
     }
 
-    /// From its birth to its rest: dies with us, has a name, holds nothing open.
+    /// From its birth to its rest: has a name, dies with us, holds nothing open.
     fn settle(&self, injection: &Injection) -> Result<(), RunError> {
         const PR_SET_NAME: u64 = 15;
         let born = Stopped::wait(self.tid).map_err(|e| stop_error(self.tid, e))?;
-        ptrace::set_options(self.tid, ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL)?;
+        // Until it has its name, it may only end itself: killed with us, it would be a zombie that nobody knows for ours.
         injection.call_twin(&born, Nr::PRCTL, [PR_SET_NAME, injection.name(), 0, 0, 0, 0])?;
+        ptrace::set_options(self.tid, ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL)?;
         injection.call_twin(&born, Nr::CLOSE_RANGE, [0, u64::from(u32::MAX), 0, 0, 0, 0])?;
         // Whatever lets it run ends it; its memory is the program's, without our frames.
         injection.call_begins(&born, Nr::EXIT_GROUP, STATUS)?;
