@@ -24,6 +24,7 @@ pub mod seccomp;
 pub mod sock;
 pub mod spawn;
 pub mod tty;
+pub mod userfault;
 pub mod vm;
 pub mod wait;
 pub mod xstate;

@@ -25,6 +25,15 @@ bitflags::bitflags! {
     }
 }
 
+impl Page {
+    /// Whether it is certain that nothing was written there since it was protected.
+    #[must_use]
+    pub fn is_unwritten(self) -> bool {
+        // A mark alone may have been left by somebody else, in a mapping that is not tracked (mremap before Linux 6.14).
+        self.contains(Page::WPALLOWED) && !self.contains(Page::WRITTEN)
+    }
+}
+
 /// A run of pages with the same properties, `end` exclusive, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -65,10 +74,63 @@ const MOST: usize = 512;
 /// # Errors
 /// `EPERM`, `ENOTTY` on a kernel before 6.7.
 pub fn scan_some(pagemap: BorrowedFd<'_>, start: u64, end: u64) -> Result<(Vec<Region>, u64)> {
+    call(pagemap, start, end, Scan { returned: IN_USE | Page::FILE | Page::PFNZERO, ..Scan::default() })
+}
+
+/// The same, with [`Page::is_unwritten`].
+///
+/// # Errors
+/// As [`scan_some`].
+pub fn scan_tracked(pagemap: BorrowedFd<'_>, start: u64, end: u64) -> Result<(Vec<Region>, u64)> {
+    let tracked = Page::WRITTEN | Page::WPALLOWED;
+    call(pagemap, start, end, Scan { returned: IN_USE | Page::FILE | Page::PFNZERO | tracked, ..Scan::default() })
+}
+
+/// Which pages are to be protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Those that were written since they were, or never were.
+    Written,
+    /// All, whatever marks they have.
+    All,
+}
+
+/// Protects pages in `start..end` that are in memory or in swap: they are unwritten from now on, until somebody writes to them.
+/// Those that it has protected, as many as one call brings, and how far it has come. All must be registered with a
+/// [`crate::userfault::Userfault`].
+///
+/// # Errors
+/// `EPERM` where they are not.
+pub fn protect(pagemap: BorrowedFd<'_>, start: u64, end: u64, which: Which) -> Result<(Vec<Region>, u64)> {
+    const WP_MATCHING: u64 = 1 << 0;
+    const CHECK_WPASYNC: u64 = 1 << 1;
+    let all = if which == Which::Written { Page::WRITTEN } else { Page::empty() };
+    // What is not there stays as it is: to mark it would take page tables for all of a large empty mapping.
+    call(pagemap, start, end, Scan { flags: WP_MATCHING | CHECK_WPASYNC, all, returned: IN_USE | Page::PFNZERO })
+}
+
+const IN_USE: Page = Page::PRESENT.union(Page::SWAPPED);
+
+/// What is asked of the kernel beside where.
+struct Scan {
+    flags: u64,
+    /// Pages must have all of these.
+    all: Page,
+    /// What is told of them.
+    returned: Page,
+}
+
+impl Default for Scan {
+    fn default() -> Scan {
+        Scan { flags: 0, all: Page::empty(), returned: IN_USE }
+    }
+}
+
+fn call(pagemap: BorrowedFd<'_>, start: u64, end: u64, scan: Scan) -> Result<(Vec<Region>, u64)> {
     let mut chunk: Vec<Region> = Vec::with_capacity(MOST);
     let mut arg = ScanArg {
         size: std::mem::size_of::<ScanArg>() as u64,
-        flags: 0,
+        flags: scan.flags,
         start,
         end,
         walk_end: 0,
@@ -76,9 +138,9 @@ pub fn scan_some(pagemap: BorrowedFd<'_>, start: u64, end: u64) -> Result<(Vec<R
         vec_len: MOST as u64,
         max_pages: 0,
         category_inverted: 0,
-        category_mask: 0,
-        category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
-        return_mask: (Page::FILE | Page::PRESENT | Page::SWAPPED | Page::PFNZERO).bits(),
+        category_mask: scan.all.bits(),
+        category_anyof_mask: IN_USE.bits(),
+        return_mask: scan.returned.bits(),
     };
     // SAFETY: `arg` has the kernel's layout and size; `vec` describes the room of `chunk`, which outlives the call.
     let n = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };

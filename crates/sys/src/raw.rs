@@ -1,5 +1,7 @@
 //! A system call by number, for the calls that neither rustix nor libc wraps and that touch no memory of ours.
 
+use std::os::fd::{FromRawFd, OwnedFd};
+
 use crate::{Result, SysError};
 
 /// Calls `nr` with arguments that are numbers, never addresses of our own memory.
@@ -14,6 +16,17 @@ pub fn numbers(call: &'static str, nr: i64, args: [u64; 6]) -> Result<i64> {
     if ret < 0 { Err(SysError::last(call, format!("{a}, {b}, {c:#x}"))) } else { Ok(ret) }
 }
 
+/// The same for a call that makes a descriptor.
+///
+/// # Errors
+/// As [`numbers`].
+pub fn descriptor(call: &'static str, nr: i64, args: [u64; 6]) -> Result<OwnedFd> {
+    let fd = numbers(call, nr, args)?;
+    let fd = i32::try_from(fd).map_err(|_| SysError::new(call, format!("{fd}"), crate::Errno::BADF))?;
+    // SAFETY: the kernel has made it for this call, and nobody else has its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Calls whose arguments are plain numbers.
 const HARMLESS: &[i64] = &[
     libc::SYS_ioprio_get,
@@ -25,6 +38,7 @@ const HARMLESS: &[i64] = &[
     libc::SYS_pidfd_open,
     libc::SYS_getpriority,
     libc::SYS_setpriority,
+    libc::SYS_userfaultfd,
 ];
 
 /// `ioprio_get(IOPRIO_WHO_PROCESS, tid)`: class and level packed as the kernel does (ioprio_get(2)).

@@ -19,6 +19,7 @@ mod entry;
 mod frame;
 mod injection;
 mod section;
+pub mod track;
 pub mod twin;
 
 use std::os::fd::OwnedFd;

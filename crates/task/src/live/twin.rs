@@ -16,7 +16,7 @@ use yendor_sys::wait::{self, Event};
 use yendor_sys::{Errno, SysError};
 
 use super::injection::Injection;
-use super::{Loan, regions, stop_error};
+use super::{Entry, Loan, regions, stop_error};
 use crate::arena::RunError;
 use crate::nr::Nr;
 use crate::stop::{StopError, Stopped};
@@ -44,16 +44,35 @@ impl Twin {
     pub(super) fn fork(leader: &Stopped, injection: &Injection) -> Result<Option<Twin>, RunError> {
         // Its options go to the child, too.
         ptrace::set_options(leader.tid(), ptrace::O_TRACESYSGOOD | ptrace::O_TRACECLONE)?;
-        let born = clone(leader, injection);
+        let born = clone(leader, injection, 0);
         ptrace::set_options(leader.tid(), ptrace::O_TRACESYSGOOD)?;
         let Some(twin) = born? else { return Ok(None) };
-        if twin.settle(injection).is_ok() {
+        if twin.settle(injection).and_then(|_| injection.own_stack(twin.tid)).is_ok() {
             return Ok(Some(twin));
         }
         // It was killed, or may not do without what it holds: not worth a failure of the whole.
-        let inside = twin.inside;
-        drop(twin);
-        injection.call(leader, Nr::WAIT4, wait_arguments(inside)).map(|_| None)
+        twin.end(leader, injection).map(|()| None)
+    }
+
+    /// Has a borrowed leader bear a child that shares its memory, and nothing else. As [`Twin::fork`]; it must not outlive the
+    /// borrowing.
+    pub(super) fn share(leader: &Stopped, injection: &Injection) -> Result<Option<(Twin, Stopped)>, RunError> {
+        const CLONE_VM: u64 = 0x100;
+        ptrace::set_options(leader.tid(), ptrace::O_TRACESYSGOOD | ptrace::O_TRACECLONE)?;
+        let born = clone(leader, injection, CLONE_VM);
+        ptrace::set_options(leader.tid(), ptrace::O_TRACESYSGOOD)?;
+        let Some(twin) = born? else { return Ok(None) };
+        match twin.settle(injection) {
+            Ok(born) => Ok(Some((twin, born))),
+            Err(_) => twin.end(leader, injection).map(|()| None),
+        }
+    }
+
+    /// It ends, and the borrowed leader buries it at once.
+    pub(super) fn end(self, leader: &Stopped, injection: &Injection) -> Result<(), RunError> {
+        let inside = self.inside;
+        drop(self);
+        injection.call(leader, Nr::WAIT4, wait_arguments(inside)).map(drop)
     }
 
     /// Its id as the tracer sees it.
@@ -76,7 +95,7 @@ impl Twin {
     }
 
     /// From its birth to its rest: has a name, dies with us, holds nothing open.
-    fn settle(&self, injection: &Injection) -> Result<(), RunError> {
+    fn settle(&self, injection: &Injection) -> Result<Stopped, RunError> {
         const PR_SET_NAME: u64 = 15;
         let born = Stopped::wait(self.tid).map_err(|e| stop_error(self.tid, e))?;
         // Until it has its name, it may only end itself: killed with us, it would be a zombie that nobody knows for ours.
@@ -85,7 +104,7 @@ impl Twin {
         injection.call_twin(&born, Nr::CLOSE_RANGE, [0, u64::from(u32::MAX), 0, 0, 0, 0])?;
         // Whatever lets it run ends it; its memory is the program's, without our frames.
         injection.call_begins(&born, Nr::EXIT_GROUP, STATUS)?;
-        injection.own_stack(self.tid)
+        Ok(born)
     }
 }
 
@@ -107,8 +126,8 @@ impl Drop for Twin {
 }
 
 /// Makes the call, and follows it to its end: the child, or `None` where it failed.
-fn clone(leader: &Stopped, injection: &Injection) -> Result<Option<Twin>, RunError> {
-    injection.start(leader, Nr::CLONE, [0, injection.twin_stack(), 0, 0, 0, 0])?;
+fn clone(leader: &Stopped, injection: &Injection, flags: u64) -> Result<Option<Twin>, RunError> {
+    injection.start(leader, Nr::CLONE, [flags, injection.twin_stack(), 0, 0, 0, 0])?;
     leader.await_syscall().map_err(|e| stop_error(leader.tid(), e))?;
     leader.to_syscall()?;
     let mut twin = loop {
@@ -152,29 +171,41 @@ fn wait_arguments(inside: i32) -> [u64; 6] {
 /// # Errors
 /// Whatever hinders it: then the twin is a zombie until the process ends. One that has ended is nothing to do.
 pub fn bury(proc: BorrowedFd<'_>, pid: i32, inside: i32, may: impl FnOnce() -> bool) -> Result<(), RunError> {
+    briefly(proc, pid, may, |leader, injection, _| injection.call(leader, Nr::WAIT4, wait_arguments(inside)).map(drop))
+        .map(drop)
+}
+
+/// Borrows the leader of a running process for a few calls; the other threads run on. `None`: it has ended, or `may` said no.
+pub(super) fn briefly<T>(
+    proc: BorrowedFd<'_>,
+    pid: i32,
+    may: impl FnOnce() -> bool,
+    calls: impl FnOnce(&Stopped, &Injection, Entry) -> Result<T, RunError>,
+) -> Result<Option<T>, RunError> {
     /// For as long the process is waited for: it may be in a call that nobody can interrupt.
     const PATIENCE: Duration = Duration::from_secs(1);
     match Stopped::seize(pid, ptrace::O_TRACESYSGOOD) {
-        Err(e) if e.is_gone() => return Ok(()),
+        Err(e) if e.is_gone() => return Ok(None),
         other => other?,
     }
     ptrace::interrupt(pid)?;
     let stopped = match Stopped::wait_for(pid, PATIENCE) {
-        Err(StopError::Dead(_)) => return Ok(()),
+        Err(StopError::Dead(_)) => return Ok(None),
         other => [other.map_err(|e| stop_error(pid, e))?],
     };
     let done = (|| {
         if !may() {
-            return Ok(());
+            return Ok(None);
         }
-        // No scratch memory: one call through the vdso is all.
+        // No scratch memory: calls through the vdso are all.
         let loan = Loan::new(pid, &stopped, &regions(proc, pid)?, 0)?;
         let begun = loan.begin()?;
         let (leader, injection) = begun.leader();
-        let buried = injection.call(leader, Nr::WAIT4, wait_arguments(inside));
+        let made = calls(leader, injection, begun.loan.entry);
         let ended = begun.injection.end(leader, &begun.loan.saved[0]);
-        buried.and(ended)
+        made.and_then(|made| ended.map(|()| Some(made)))
     })();
     let [leader] = stopped;
-    done.and(leader.detach().map_err(RunError::from))
+    let detached = leader.detach();
+    done.and_then(|done| Ok(detached.map(|()| done)?))
 }
