@@ -212,3 +212,46 @@ fn a_domain_that_cannot_be_looked_for() {
     assert!(started.ended(Duration::ZERO).is_none(), "{}", said());
     started.kill();
 }
+
+/// Of a tree that Yendor did not start the kernel tells root which filters it has; an account is refused by name, and so is
+/// root where a supervisor answers, or a filter forbids what a checkpoint calls.
+#[test]
+fn a_filter_that_nobody_recorded() {
+    const GETPRIORITY: u32 = 140;
+    const MEMFD_CREATE: u32 = 319;
+    // Flag 8 is SECCOMP_FILTER_FLAG_NEW_LISTENER, action 0x7fc00000 asks it.
+    const SUPERVISED: &str = "
+code = struct.pack('HBBI', 0x20, 0, 0, 0) + struct.pack('HBBI', 0x15, 0, 1, 140)
+code += struct.pack('HBBI', 6, 0, 0, 0x7fc00000) + struct.pack('HBBI', 6, 0, 0, 0x7fff0000)
+memory = ctypes.create_string_buffer(code)
+header = struct.pack('HxxxxxxQ', 4, ctypes.addressof(memory))
+libc.prctl(38, 1, 0, 0, 0)
+listener = libc.syscall(317, 1, 8, header)
+if os.fork() == 0: wait()
+os.close(listener)
+say('installed', 0 if listener >= 0 else ctypes.get_errno())
+";
+    let (Some(root), Some(user)) = (Yendor::new(Flavour::Root), Yendor::new(Flavour::user())) else { return };
+    let plain = format!("say('installed', install({GETPRIORITY}))\n");
+    let forbids = format!("say('installed', install({MEMFD_CREATE}))\n");
+    let cases = [
+        ("plain", &user, plain.as_str(), "only root of the host who has no filter himself"),
+        ("forbids", &root, forbids.as_str(), "may forbid memfd_create"),
+        ("supervised", &root, SUPERVISED, "may leave calls to a supervisor"),
+    ];
+    for (name, yendor, program, words) in cases {
+        let mut command = yendor.program("/usr/bin/python3".as_ref());
+        command.args(["-c", &format!("{INSTALL}{program}wait()")]);
+        command.stdout(yendor.output(name)).stderr(yendor.output(name));
+        lead_a_session(&mut command);
+        let mut started = Started::new(&mut command);
+        let said = || std::fs::read_to_string(yendor.path(name)).unwrap_or_default();
+        assert!(wait_until(PATIENCE, || said().contains("installed 0")), "{name}: {}", said());
+        let image = yendor.path("image");
+        let words_of = ["checkpoint", "--pid", &started.pid().to_string(), "-o", image.to_str().expect("UTF-8")];
+        let refused = yendor.call(&words_of).exits(3).stderr;
+        assert!(refused.contains("seccomp filter") && refused.contains(words), "{name}: {refused}");
+        assert!(!image.exists() && started.ended(Duration::ZERO).is_none(), "{name}: {}", said());
+        started.kill();
+    }
+}

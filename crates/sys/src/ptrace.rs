@@ -30,6 +30,8 @@ pub const O_EXITKILL: u64 = 1 << 20;
 
 const PTRACE_GETSIGMASK: u32 = 0x420a;
 const PTRACE_SETSIGMASK: u32 = 0x420b;
+const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 const NT_PRSTATUS: u64 = 1;
@@ -304,6 +306,41 @@ pub fn user_dispatch(tid: i32) -> Result<UserDispatch> {
         (&raw mut conf) as u64,
     )?;
     Ok(conf)
+}
+
+/// What a stopped task's seccomp filter does, eight bytes for each instruction; `index` 0 is the one installed last. `None`
+/// beyond the last.
+///
+/// # Errors
+/// `EACCES` unless the caller has `CAP_SYS_ADMIN` in the initial user namespace and no filter itself, `EMEDIUMTYPE` for a
+/// filter whose program the kernel has not kept.
+pub fn seccomp_filter(tid: i32, index: u64) -> Result<Option<Vec<u8>>> {
+    const NAME: &str = "PTRACE_SECCOMP_GET_FILTER";
+    /// The longest filter (linux/filter.h, `BPF_MAXINSNS`), and the size of an instruction.
+    const ROOM: usize = 4096 * 8;
+    let mut program = vec![0u8; ROOM];
+    let ret = request(NAME, PTRACE_SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr() as u64);
+    match ret {
+        Ok(count) => {
+            program.truncate(usize::try_from(count).unwrap_or(0).saturating_mul(8));
+            Ok(Some(program))
+        }
+        Err(e) if e.errno == rustix::io::Errno::NOENT => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The flags of the same filter, as far as the kernel tells them: `SECCOMP_FILTER_FLAG_LOG` alone.
+///
+/// # Errors
+/// As [`seccomp_filter`], and `ENOENT` beyond the last.
+pub fn seccomp_flags(tid: i32, index: u64) -> Result<u32> {
+    const NAME: &str = "PTRACE_SECCOMP_GET_METADATA";
+    // struct seccomp_metadata: index, flags.
+    let mut words = [index, 0];
+    let size = std::mem::size_of_val(&words) as u64;
+    request(NAME, PTRACE_SECCOMP_GET_METADATA, tid, size, words.as_mut_ptr() as u64)?;
+    u32::try_from(words[1]).map_err(|_| SysError::new("ptrace", format!("{NAME}, {tid}"), rustix::io::Errno::RANGE))
 }
 
 /// The robust list head of another task and its length (get_robust_list(2)).

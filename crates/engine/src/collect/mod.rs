@@ -7,6 +7,7 @@
 mod address_space;
 mod ahead;
 mod descriptor;
+mod filter;
 mod ghost;
 pub mod ipc;
 pub mod namespace;
@@ -128,8 +129,8 @@ pub fn collect<'w>(
         gather.pids.insert(facts.pid, facts.inside());
     }
     shared::check(&order, tree).at(Step::Collect)?;
-    let watch = of.map(|(state, directory)| Watch::container(state, directory)).transpose().at(Step::Collect)?;
-    let mut watch = watch.unwrap_or_default();
+    let watch = of.map_or_else(|| Watch::tree(tree, &proc), |(state, directory)| Watch::container(state, directory));
+    let mut watch = watch.at(Step::Collect)?;
     let allowed = gather.allow_lost.contains(peer::KIND);
     let peers = if of.is_none() { Peers::new(&proc, allowed).at(Step::Collect)? } else { None };
     watch.look(tree, &order, &proc).at(Step::Collect)?;

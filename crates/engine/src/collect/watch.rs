@@ -1,4 +1,4 @@
-//! What the tasks of a container have forbidden themselves, from its record; and whether their filters let a checkpoint
+//! What the tasks of a container have forbidden themselves, from its record, or of a tree from the kernel; and whether their filters let a checkpoint
 //! make its calls in them.
 
 use std::collections::BTreeMap;
@@ -8,6 +8,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use yendor_image::Bytes;
 use yendor_kinds::process::landlock::{Layer, Rule};
+use yendor_kinds::process::seccomp::Filter;
 use yendor_kinds::process::{Record, Restricted, State};
 use yendor_kinds::snapshot;
 use yendor_kinds::{Cause, Named, Result};
@@ -18,6 +19,7 @@ use yendor_task::tree::{FrozenTree, read_proc};
 use yendor_task::{Arg, Call, Nr};
 
 use super::Facts;
+use super::filter::Told;
 use super::restriction::{Restrictions, Thread};
 use crate::recorder::log::{self, Line, Placed};
 use crate::state;
@@ -49,6 +51,8 @@ pub struct Watch {
     lines: Vec<Line>,
     /// What it says; none: nobody restricted itself.
     record: Option<Restrictions>,
+    /// Of a tree that nobody watched: what the kernel says.
+    told: Told,
     /// The container's first process.
     first: i32,
 }
@@ -62,7 +66,15 @@ impl Watch {
         let policy = state.request.policy.seccomp.as_ref();
         let base = state.filters + u32::from(policy.is_some());
         let policy = policy.and_then(|p| seccomp::program(&p.program.0));
-        Ok(Watch { base, policy, lines: log::read(directory)?, record: None, first: state.main })
+        Ok(Watch { base, policy, lines: log::read(directory)?, record: None, first: state.main, told: Told::default() })
+    }
+
+    /// A tree's that nobody watched: the kernel is asked which filters its threads have. By its tracer.
+    ///
+    /// # Errors
+    /// What /proc says; `Unsupported` for what cannot be known or installed again.
+    pub fn tree(tree: &FrozenTree, proc: &OwnedFd) -> Result<Watch> {
+        Ok(Watch { told: Told::ask(tree, proc)?, ..Watch::default() })
     }
 
     /// Reads the record with all threads of the tree in sight.
@@ -114,6 +126,9 @@ impl Watch {
             let stat = stat::parse(&read_proc(proc.as_fd(), &format!("{tid}/stat"))?)?;
             return record.of((tid, stat.starttime));
         }
+        if let Some(filters) = self.told.of(tid) {
+            return Ok(Restricted { filters: filters.to_vec(), ..Restricted::default() });
+        }
         match status.seccomp {
             Some(1) => Err(Cause::unsupported("seccomp strict mode")),
             _ if status.seccomp_filters.unwrap_or(0) != self.base => {
@@ -151,11 +166,13 @@ impl Watch {
         self.judge(restricted, calls.iter().map(|nr| (*nr, [None; 6]))).is_ok()
     }
 
+    fn filter(&self, number: u32) -> Option<&Filter> {
+        self.record.as_ref().map_or_else(|| self.told.filter(number), |record| record.filter(number))
+    }
+
     fn judge(&self, restricted: &Restricted, calls: impl Iterator<Item = (Nr, [Option<u64>; 6])>) -> Result<()> {
-        let own = restricted.filters.iter().map(|number| {
-            let filter = self.record.as_ref().and_then(|r| r.filter(*number));
-            filter.and_then(|f| seccomp::program(&f.program.0))
-        });
+        let own =
+            restricted.filters.iter().map(|number| self.filter(*number).and_then(|f| seccomp::program(&f.program.0)));
         let filters: Option<Vec<_>> = self.policy.clone().map(Some).into_iter().chain(own).collect();
         let filters = filters.ok_or_else(|| Cause::unsupported("a seccomp filter that is none"))?;
         if filters.is_empty() {
@@ -179,7 +196,6 @@ impl Watch {
     /// `Unsupported` for a rule whose path leads to another file now.
     pub fn tables(&self, processes: &mut [Record], root: &impl AsFd) -> Result<snapshot::Restrictions> {
         let mut out = snapshot::Restrictions::default();
-        let Some(record) = &self.record else { return Ok(out) };
         let (mut filters, mut domains) = (BTreeMap::new(), BTreeMap::new());
         for process in processes {
             let State::Alive(alive) = &mut process.state else { continue };
@@ -188,7 +204,7 @@ impl Watch {
                     let next = u32::try_from(filters.len()).unwrap_or(u32::MAX);
                     let new = *filters.entry(*number).or_insert(next);
                     if new == next {
-                        out.filters.extend(record.filter(*number).cloned());
+                        out.filters.extend(self.filter(*number).cloned());
                     }
                     *number = new;
                 }
@@ -196,7 +212,11 @@ impl Watch {
                     let next = u32::try_from(domains.len()).unwrap_or(u32::MAX);
                     let new = *domains.entry(*id).or_insert(next);
                     if new == next {
-                        let placed = record.domain(*id).ok_or_else(|| Cause::corrupt("a domain without a record"))?;
+                        let placed = self
+                            .record
+                            .as_ref()
+                            .and_then(|r| r.domain(*id))
+                            .ok_or_else(|| Cause::corrupt("a domain without a record"))?;
                         out.domains.push(in_place(placed, root)?);
                     }
                     *id = new;

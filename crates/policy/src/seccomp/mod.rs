@@ -110,6 +110,15 @@ pub fn verdict<'p>(filters: impl IntoIterator<Item = &'p [Instruction]>, call: &
     Some(worst)
 }
 
+/// Whether a filter may leave a call to a supervisor. One that computes what it returns may.
+#[must_use]
+pub fn may_notify(filter: &[Instruction]) -> bool {
+    filter.iter().any(|i| match i.code {
+        bpf::op::RET => i.k & action::MASK == action::USER_NOTIF,
+        code => code == bpf::op::RET_A,
+    })
+}
+
 /// Whether an answer lets the call happen.
 #[must_use]
 pub fn allows(answer: u32) -> bool {
