@@ -20,6 +20,7 @@ use yendor_kinds::namespace::layer;
 use yendor_kinds::snapshot::{Container, Root, Snapshot, Volume};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
+use yendor_policy::lsm::Here;
 use yendor_sys::SysError;
 use yendor_task::tree::{self, FrozenTree, Top};
 
@@ -370,6 +371,8 @@ fn gather<'w>(
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let mut gather = Gather::new(writer, own, top);
     gather.allow_lost = options.allow_lost.iter().cloned().collect::<BTreeSet<_>>();
+    let here = Here::look();
+    gather.modules = here.modules();
     gather.ends_tree = !options.leave_running && !options.leave_stopped;
     if let Target::Container(state, _) = target {
         // Where the keeper holds the caller's descriptors: see keeper::start.
@@ -399,6 +402,8 @@ fn gather<'w>(
         Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
     };
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
+    let untold = crate::collect::untold_labels(&here, proc, &snapshot).at(Step::Collect)?;
+    snapshot.lost.extend(untold);
     let touched = unix::look_at_backlogs(&mut gather, &mut snapshot.files)
         .map_err(|(broken, cause)| Error { broken, ..Error::new(Step::Collect, cause) })?;
     Ok((snapshot, rest, touched))

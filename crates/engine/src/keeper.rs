@@ -467,7 +467,13 @@ pub const CHECKPOINTED: &str = "checkpointed";
 pub(crate) fn terminal_file() -> Entry {
     use yendor_kinds::file::console;
     const O_RDWR: u32 = 2;
-    Entry { id: FileId(0), flags: O_RDWR, owner: None, record: Record::Console(console::Record { terminal: None }) }
+    Entry {
+        id: FileId(0),
+        flags: O_RDWR,
+        owner: None,
+        labels: Vec::new(),
+        record: Record::Console(console::Record { terminal: None }),
+    }
 }
 
 /// The files of a container that is composed: the three standard ones.
@@ -478,6 +484,7 @@ pub(crate) fn standard_files() -> Vec<Entry> {
         id: FileId(u32::try_from(i).unwrap_or(0)),
         flags: 0,
         owner: None,
+        labels: Vec::new(),
         record: Record::External(record),
     };
     kinds.into_iter().enumerate().map(entry).collect()

@@ -8,6 +8,8 @@
 //! calls that set them, and before `no_new_privs`, under which AppArmor refuses. Smack wants a capability for it, so there
 //! it comes before. SELinux refuses it to a process with threads, so there the leader is labelled before it has any.
 
+mod socket;
+
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -84,18 +86,13 @@ impl Labels {
         self.same_policy(here, snapshot).at(Step::Confine)?;
         for module in self.modules.iter().filter(|m| !self.has_profile(**m)) {
             for text in labels_of(&snapshot.processes, module.name(), None) {
-                may_keep(*module, text, granted).at(Step::Confine).kind("label", shown(*module, text)).map_err(
-                    |e| {
-                        let by = Some(format!("the host's policy, {} (keep-labels)", yendor_policy::host::FILE));
-                        Error { by, ..e }
-                    },
-                )?;
+                may_keep(*module, text, granted)?;
             }
             for text in labels_of(&snapshot.processes, module.name(), Some(Attribute::Current.name())) {
                 self.may_enter(*module, text, here).at(Step::Confine).kind("label", shown(*module, text))?;
             }
         }
-        Ok(())
+        self.admit_sockets(&snapshot.files, granted)
     }
 
     /// Whether a domain may be entered from the image, which counts as its executable.
@@ -225,18 +222,7 @@ impl Labels {
                 if found.next().is_some() {
                     return Err(Cause::corrupt(format!("two labels {} {}", module.name(), attribute.name())));
                 }
-                let text = label.label.as_ref().ok_or_else(|| Cause::Denied {
-                    what: format!(
-                        "the {} label of {} could not be read at checkpoint",
-                        attribute.name(),
-                        module.name()
-                    ),
-                    hint: "take the image as root, or leave out --keep-lsm".into(),
-                })?;
-                if text.0.len() > lsm::LONGEST || text.0.iter().any(u8::is_ascii_control) {
-                    return Err(Cause::corrupt(format!("a label of {} bytes", text.0.len())));
-                }
-                out.push(Set { module: *module, attribute: *attribute, label: text.0.clone() });
+                out.push(Set { module: *module, attribute: *attribute, label: legible(label)?.to_vec() });
             }
         }
         Ok(out)
@@ -344,13 +330,27 @@ pub fn remember(has: &mut Vec<Set>, given: Vec<Set>) {
     }
 }
 
+/// The text of a recorded label.
+fn legible(label: &Label) -> std::result::Result<&[u8], Cause> {
+    let text = label.label.as_ref().ok_or_else(|| Cause::Denied {
+        what: format!("the {} label of {} could not be read at checkpoint", label.attribute, label.module),
+        hint: "take the image as root, or leave out --keep-lsm".into(),
+    })?;
+    if text.0.len() > lsm::LONGEST || text.0.iter().any(u8::is_ascii_control) {
+        return Err(Cause::corrupt(format!("a label of {} bytes", text.0.len())));
+    }
+    Ok(&text.0)
+}
+
 /// Every label of the image is asked about, also one that the tasks would have anyway.
-fn may_keep(module: Module, text: &[u8], granted: &Granted) -> std::result::Result<(), Cause> {
+fn may_keep(module: Module, text: &[u8], granted: &Granted) -> Result<()> {
     if granted.may_keep(module.name(), &String::from_utf8_lossy(text)) {
         return Ok(());
     }
     let what = "the host's policy does not let it be kept (keep-labels)".to_owned();
-    Err(Cause::Denied { what, hint: "restore without --keep-lsm".into() })
+    let cause = Cause::Denied { what, hint: "restore without --keep-lsm".into() };
+    let by = Some(format!("the host's policy, {} (keep-labels)", yendor_policy::host::FILE));
+    Err(Error { by, ..Error::new(Step::Confine, cause).kind("label", shown(module, text)) })
 }
 
 fn active(profile: &Profile, modules: &[Module]) -> std::result::Result<(Module, Vec<u8>), Cause> {

@@ -23,7 +23,7 @@ pub struct Snapshot {
     /// Filters and domains that threads refer to.
     #[serde(default)]
     pub restrictions: Restrictions,
-    /// What the caller of the checkpoint allowed to be lost, and what of it was: kind and object.
+    /// What was lost, kind and object: what the caller of the checkpoint allowed, and labels that no kernel tells.
     pub lost: Vec<(String, String)>,
 }
 

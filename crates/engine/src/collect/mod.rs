@@ -53,7 +53,7 @@ use descriptor::Held;
 use namespace::Namespaces;
 use peer::Peers;
 use process::{Answered, View};
-pub use security::labels as labels_of;
+pub use security::{labels as labels_of, untold as untold_labels};
 use space::{Collected, Left, Space};
 pub use twins::{Twins, Why};
 use watch::Watch;

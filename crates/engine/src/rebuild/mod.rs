@@ -203,9 +203,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         if request.policy.enforce == Enforce::Early {
             labels.enter()?;
         }
-        let files = make_files(&mut workshop, snapshot, above, &mut held, &mut making, &|e| !later(e))?;
+        let files = make_files(&mut workshop, labels, snapshot, above, &mut held, &mut making, &|e| !later(e))?;
         if !sockets_later {
-            finish(&mut workshop)?;
+            finish(&mut workshop, labels)?;
         }
         Ok(files)
     });
@@ -251,9 +251,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         if sockets_later {
             workshop.impersonates = true;
             let unix = |e: &Entry| matches!(e.record, Record::Unix(_));
-            let made = make_files(&mut workshop, snapshot, above, &mut site.held, &mut making, &unix)?;
+            let made = make_files(&mut workshop, labels, snapshot, above, &mut site.held, &mut making, &unix)?;
             site.late.add(made);
-            finish(&mut workshop)?;
+            finish(&mut workshop, labels)?;
         }
         let mut memories = Memories::default();
         let mut domains = Domains::default();
@@ -398,6 +398,7 @@ fn own_places(reader: Option<&Reader>, proc: &OwnedFd) -> Result<Vec<OwnedFd>> {
 
 fn make_files(
     workshop: &mut Workshop<'_>,
+    labels: &Labels,
     snapshot: &Snapshot,
     above: i32,
     held: &mut Vec<OwnedFd>,
@@ -407,19 +408,18 @@ fn make_files(
     let mut out = BTreeMap::new();
     for entry in snapshot.files.iter().filter(|e| wanted(e)) {
         *making = Some(entry.id);
-        let shown = format!("file {}", entry.id);
-        let made = (|| {
-            let fd = workshop.fd(entry.id)?;
-            Ok::<i32, Cause>(lift(fd, above, held)?)
-        })();
-        out.insert(entry.id, made.at(Step::Rebuild).kind(entry.record.kind(), shown)?);
+        let bench = &mut *workshop;
+        let fd = labels.made(entry, move || bench.fd(entry.id))?;
+        let lifted = lift(fd, above, held).at(Step::Rebuild).kind(entry.record.kind(), format!("file {}", entry.id));
+        out.insert(entry.id, lifted?);
     }
     *making = None;
     Ok(out)
 }
 
-fn finish(workshop: &mut Workshop<'_>) -> Result<()> {
-    workshop.finish().at(Step::Rebuild).kind("file", "relations between files")
+fn finish(workshop: &mut Workshop<'_>, labels: &Labels) -> Result<()> {
+    workshop.finish().at(Step::Rebuild).kind("file", "relations between files")?;
+    labels.check_sockets(workshop)
 }
 
 fn make_objects(

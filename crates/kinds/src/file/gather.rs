@@ -8,10 +8,12 @@ use rustix::fs::{FileType, Mode, OFlags};
 use yendor_image::{Bytes, FdNum, FileId, NsPid, Writer};
 use yendor_proc::fdinfo::{EpollTarget, FdInfo, InotifyWatch};
 use yendor_sys::kcmp::{self, What};
+use yendor_sys::lsm::Module;
 use yendor_sys::{Errno, SysError};
 use yendor_task::live::SCRATCH;
 
 use super::{Entry, Owner, Record, Seen};
+use crate::process::label;
 use crate::{Cause, Named, Result};
 
 /// Everything that has been collected of files so far.
@@ -34,6 +36,8 @@ pub struct Gather<'a> {
     pub lost: Vec<(String, String)>,
     /// Objects whose content is recorded already, by (kind, inode).
     pub objects: BTreeSet<(&'static str, u64)>,
+    /// The security modules that label things.
+    pub modules: Vec<Module>,
     /// How far the tree's clocks are ahead of ours.
     pub clocks: super::timerfd::Clocks,
     /// Whether the tree ends with this checkpoint: then the last look may be one that leaves traces.
@@ -70,6 +74,7 @@ impl<'a> Gather<'a> {
             allow_lost: BTreeSet::new(),
             lost: Vec::new(),
             objects: BTreeSet::new(),
+            modules: Vec::new(),
             clocks: super::timerfd::Clocks::default(),
             ends_tree: false,
             backlogs: Vec::new(),
@@ -129,22 +134,25 @@ impl<'a> Gather<'a> {
         // Reserve the id first: a socket that holds itself in its queue must find it.
         let flags = seen.info.flags & !OFlags::CLOEXEC.bits();
         let record = Record::External(super::external::Record::Stdin);
-        self.entries.push(Entry { id, flags, owner: None, record });
+        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), record });
         let twin = rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
         self.ours.insert(id, twin);
         self.held.entry(key).or_default().insert(place, id);
+        let is_socket = FileType::from_raw_mode(seen.stat.st_mode) == FileType::Socket;
+        let labels = if is_socket { label::of_socket(&seen.fd, &self.modules)? } else { Vec::new() };
         let external = match holder {
             Some((pid, number)) => super::external::Record::of(self, pid, number.0)?,
             None => None,
         };
         // The owner of what belongs to the caller is the caller's business.
-        let (record, owner) = match external {
-            Some(external) => (Record::External(external), None),
-            None => (Record::collect(&seen, self)?, owner_of(&seen, &self.pids)?),
+        let (record, owner, labels) = match external {
+            Some(external) => (Record::External(external), None, Vec::new()),
+            None => (Record::collect(&seen, self)?, owner_of(&seen, &self.pids)?, labels),
         };
         if let Some(entry) = self.entries.get_mut(id.0 as usize) {
             entry.record = record;
             entry.owner = owner;
+            entry.labels = labels;
         }
         Ok(id)
     }
@@ -208,7 +216,7 @@ impl<'a> Gather<'a> {
     pub fn reserve(&mut self, flags: u32) -> Result<FileId> {
         let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
         let record = Record::External(super::external::Record::Stdin);
-        self.entries.push(Entry { id, flags, owner: None, record });
+        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), record });
         Ok(id)
     }
 

@@ -48,6 +48,7 @@ pub use gather::Gather;
 pub use workshop::Workshop;
 
 use crate::Result;
+use crate::process::label::Label;
 
 /// An open file description as collect sees it.
 #[derive(Debug)]
@@ -76,6 +77,8 @@ pub struct Entry {
     pub flags: u32,
     /// Who gets its signals, if anybody (fcntl(2), `F_SETOWN`, `F_SETSIG`).
     pub owner: Option<Owner>,
+    /// The label of a socket, where a security module gives it one.
+    pub labels: Vec<Label>,
     /// What it is.
     pub record: Record,
 }

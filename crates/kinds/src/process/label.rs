@@ -1,9 +1,11 @@
 //! Security labels of a thread: its own, and those of what it is going to make.
-//! *Read from:* /proc/PID/task/TID/attr; a TOMOYO domain from securityfs, by root.
-//! *Made again by:* lsm_set_self_attr or /proc/thread-self/attr in the task itself, on request only (`--keep-lsm`).
+//! *Read from:* /proc/PID/task/TID/attr; a TOMOYO domain from securityfs, by root; of a socket under SELinux its attribute.
+//! *Made again by:* lsm_set_self_attr or /proc/thread-self/attr in the task itself, on request only (`--keep-lsm`); a socket by
+//! whoever makes it, with its label as `sockcreate`.
 //! *Lost:* without that request all of it: the task has the label of whoever restores, or the one that the container was
 //! asked to have. The token of an AppArmor hat, which the kernel tells nobody: the task is confined by its hat and cannot
-//! leave it.
+//! leave it. Under which label a file was opened, the label of a System V object, and what a socket knows of its peer's: no
+//! kernel tells the first two, and the last is what the new peer has. A checkpoint says so where labels are in use.
 
 use std::os::fd::AsFd;
 
@@ -23,7 +25,7 @@ use crate::{Cause, Result};
 pub struct Label {
     /// The module that knows it (`apparmor`).
     pub module: String,
-    /// What carries it: `current`, `exec`, `fscreate`, `keycreate`, `sockcreate`.
+    /// What carries it: `current`, `exec`, `fscreate`, `keycreate`, `sockcreate`; of a socket, `socket`.
     pub attribute: String,
     /// The label; none: it was there and could not be read.
     pub label: Option<Bytes>,
@@ -64,6 +66,33 @@ pub fn collect(
         }
     }
     Ok(out)
+}
+
+/// What a socket's label is an attribute of, in a record.
+pub const SOCKET: &str = "socket";
+
+/// Reads a socket's. SELinux alone gives them any that can be read and given again.
+///
+/// # Errors
+/// What fgetxattr says.
+pub fn of_socket(socket: impl AsFd, modules: &[Module]) -> Result<Vec<Label>> {
+    if !modules.contains(&Module::SELinux) {
+        return Ok(Vec::new());
+    }
+    const NAME: &str = "security.selinux";
+    /// The kernel's limit for a label is a page.
+    const LONGEST: usize = 4096;
+    let mut text = vec![0_u8; LONGEST];
+    let label = match rustix::fs::fgetxattr(&socket, NAME, &mut text) {
+        Ok(len) => {
+            text.truncate(len);
+            Some(Bytes(plain(Module::SELinux, &text).to_vec()))
+        }
+        Err(Errno::ACCESS | Errno::PERM) => None,
+        Err(Errno::OPNOTSUPP | Errno::NODATA) => return Ok(Vec::new()),
+        Err(e) => return Err(yendor_sys::SysError::new("fgetxattr", NAME, e).into()),
+    };
+    Ok(vec![Label { module: Module::SELinux.name().into(), attribute: SOCKET.into(), label }])
 }
 
 /// Sets one label. `text` is what the module wants to be written; `door` the descriptor for TOMOYO.

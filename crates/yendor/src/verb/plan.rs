@@ -232,7 +232,11 @@ fn reason(birth: &Birth) -> &'static str {
 fn after(snapshot: &Snapshot) -> Vec<Line> {
     let mut lines = Vec::new();
     for (kind, object) in &snapshot.lost {
-        lines.push(line("rebuild", format!("lost: {kind}: {}", print::safe(object)), "allowed at the checkpoint"));
+        lines.push(line(
+            "rebuild",
+            format!("lost: {kind}: {}", print::safe(object)),
+            if kind == "label" { "no kernel tells it" } else { "allowed at the checkpoint" },
+        ));
     }
     lines.push(line(
         "confine",

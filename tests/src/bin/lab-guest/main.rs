@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     match words.as_slice() {
         ["run"] => table::run(),
         ["hold-udp"] => hold_udp(),
+        ["hold-sockets", label] => hold_sockets(label),
         ["hold-labels", labels @ ..] => hold_labels(labels),
         ["enter", module, label, command @ ..] => enter::enter(module, label, command),
         ["second"] => init::second(),
@@ -40,6 +41,26 @@ fn hold_udp() -> ExitCode {
     println!("{}", if socket.is_ok() { "ready" } else { "no socket" });
     std::thread::sleep(std::time::Duration::from_secs(1000));
     ExitCode::SUCCESS
+}
+
+/// A program with a System V segment, and sockets as 3, 4 and 5: one with this label, and a pair with its own.
+fn hold_sockets(label: &str) -> ExitCode {
+    let choose = |text: &str| std::fs::write("/proc/self/attr/sockcreate", text);
+    let labelled = choose(label).and_then(|()| std::net::UdpSocket::bind("127.0.0.1:0"));
+    let pair = choose("\0").and_then(|()| std::os::unix::net::UnixStream::pair());
+    // SAFETY: numbers only.
+    let segment = unsafe { libc::shmget(libc::IPC_PRIVATE, 4096, 0o600) };
+    match (labelled, pair) {
+        (Ok(_labelled), Ok(_pair)) if segment >= 0 => {
+            println!("ready");
+            std::thread::sleep(std::time::Duration::from_secs(1000));
+            ExitCode::SUCCESS
+        }
+        failed => {
+            println!("{failed:?}, {segment}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// A program with labels for what is to come: `FILE=LABEL`.

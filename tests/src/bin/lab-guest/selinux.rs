@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     test("selinux: a container's domain holds for all its tasks", || both(profile)),
     test("selinux: a label is not taken from the image unless asked", || both(not_kept)),
     test("selinux: labels are kept, also of what is to come", || both(kept)),
+    test("selinux: sockets keep their labels, and what no kernel tells is said", || both(sockets)),
     test("selinux: threads in bounded domains keep them", || both(threads)),
     test("selinux: labels are not kept under another policy", || both(changed)),
     test("selinux: a domain that the caller may not enter", || both(forbidden)),
@@ -95,6 +96,60 @@ fn kept(flavour: Flavour) {
         }
         yendor.call(&["rm", "-f", &container]).exits(0);
     }
+}
+
+/// One socket has a label that its maker chose for it, two have their maker's.
+fn sockets(flavour: Flavour) {
+    load(1);
+    let mut yendor = yendor(flavour);
+    let container = yendor.fresh("holder");
+    yendor.run_detached_with(&container, TASK, &["/lab/lab-guest", "hold-sockets", "u:r:other_t"]).exits(0);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let wanted = ["other_t", "task_t", "task_t"].map(domain);
+    assert_eq!(labels_of_sockets(&yendor, &container), wanted);
+    let image = yendor.path("image-sockets");
+    let words = ["checkpoint", &container, "-o", image.to_str().expect("UTF-8")];
+    let said = yendor.call(&words).exits(0).stderr;
+    for what in
+        ["lost: label: under which label", "lost: label: the labels of 1 System V objects: SELinux tells nobody"]
+    {
+        assert!(said.contains(what), "no `{what}` in: {said}");
+    }
+    let said = yendor.call(&["inspect", "--security", "--lost", image.to_str().expect("UTF-8")]).exits(0).stdout;
+    assert!(said.contains("u:r:other_t") && said.contains("System V objects"), "{said}");
+    for (options, labels) in
+        [(KEEP, &wanted), (&[][..], &["kernel_t"; 3].map(domain)), (TASK, &["kernel_t"; 3].map(domain))]
+    {
+        let container = yendor.fresh("restored");
+        yendor.restore_with(&image, &container, options).exits(0);
+        assert_eq!(labels_of_sockets(&yendor, &container), *labels, "{options:?}");
+        yendor.call(&["rm", "-f", &container]).exits(0);
+    }
+    become_caller(&mut yendor, Some(("selinux", &domain("no_sockcreate_t"))));
+    denied(&yendor, &image, KEEP, &["confine", "label selinux:u:r:other_t (sockcreate)", "EACCES", "SELinux"]);
+    become_caller(&mut yendor, None);
+    // What its tasks have the label of, nobody loses: as everything here that has no profile.
+    let container = start(&yendor, "labels", &[]);
+    let image = yendor.path("image-own");
+    let words = ["checkpoint", &container, "-o", image.to_str().expect("UTF-8")];
+    let said = yendor.call(&words).exits(0).stderr;
+    assert!(!said.contains("lost:"), "{said}");
+}
+
+/// Of a container's first process: those with the numbers 3, 4 and 5.
+fn labels_of_sockets(yendor: &Yendor, container: &str) -> [String; 3] {
+    let state = fs::read(yendor.path("state/run").join(container).join("state.json")).expect("it runs");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("the state is JSON");
+    [3, 4, 5].map(|number| {
+        let path = CString::new(format!("/proc/{}/fd/{number}", state["main"])).expect("no NUL");
+        let mut text = [0_u8; 256];
+        // SAFETY: strings with their zeros, and a buffer with its length.
+        let len = unsafe {
+            libc::getxattr(path.as_ptr(), c"security.selinux".as_ptr(), text.as_mut_ptr().cast(), text.len())
+        };
+        let len = usize::try_from(len).unwrap_or_else(|_| panic!("{path:?}: {}", std::io::Error::last_os_error()));
+        String::from_utf8_lossy(&text[..len]).trim_end_matches('\0').to_owned()
+    })
 }
 
 /// One thread of the probe is in a domain that its process's domain bounds.

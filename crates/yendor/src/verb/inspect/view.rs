@@ -316,7 +316,7 @@ pub fn security(snapshot: &Snapshot) -> String {
     [table(&rows), labels].join("\n\n")
 }
 
-/// The security modules of the checkpoint's machine, and the labels that its threads had.
+/// The security modules of the checkpoint's machine, and the labels that its threads and sockets had.
 fn labels(snapshot: &Snapshot) -> String {
     let security = &snapshot.machine.security;
     if security.active.is_empty() {
@@ -341,13 +341,17 @@ fn labels(snapshot: &Snapshot) -> String {
             rows.push(row(&[&thread.tid, &safe(&label.module), &safe(&label.attribute), &text]));
         }
     }
+    for (entry, label) in snapshot.files.iter().flat_map(|e| e.labels.iter().map(move |l| (e, l))) {
+        let text = label.label.as_ref().map_or_else(|| "(could not be read)".to_owned(), ToString::to_string);
+        rows.push(row(&[&format!("file {}", entry.id), &safe(&label.module), &safe(&label.attribute), &text]));
+    }
     if rows.len() > 1 {
         let _ = write!(out, "\n{}", table(&rows));
     }
     out
 }
 
-/// What the checkpoint was allowed to lose.
+/// What was lost with the checkpoint's caller's leave, and labels that no kernel tells.
 pub fn lost(snapshot: &Snapshot) -> String {
     if snapshot.lost.is_empty() {
         return "nothing was lost".to_owned();
