@@ -4,6 +4,7 @@
 //! nobody (see docs/adr/0001).
 
 mod marker;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,11 +14,9 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{Mode, OFlags};
 use yendor_image::crypt::Recipients;
 use yendor_image::upgrade::Version;
-use yendor_image::{Bytes, Digest, Kind, Parent, Watcher, Writer};
-use yendor_kinds::file::timerfd::Clocks;
+use yendor_image::{Digest, Kind, Parent, Watcher, Writer};
 use yendor_kinds::file::{Gather, unix};
-use yendor_kinds::namespace::layer;
-use yendor_kinds::snapshot::{Container, Root, Snapshot, Volume};
+use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
 use yendor_policy::lsm::Here;
@@ -26,14 +25,17 @@ use yendor_task::tree::{self, FrozenTree, Top};
 
 use crate::admit;
 use crate::collect::network::Network;
+use crate::collect::rounds::Rounds;
+pub use crate::collect::rounds::{self, Round, Wanted};
+use crate::collect::watch::Watch;
 use crate::collect::{Rest, Twins, Why, collect, ipc, namespace};
 use crate::error::{At, Error, Result, Step, With};
 use crate::load;
-use crate::request;
 use crate::sign::Signer;
 use crate::state::State;
 use crate::who::Surroundings;
 use marker::Marker;
+use whole::{clocks_ahead, container, layers};
 
 /// What is checkpointed.
 #[derive(Debug, Clone)]
@@ -54,6 +56,8 @@ pub struct Options {
     pub max_extra_memory: Option<u64>,
     /// An earlier image: pages that it has are not written again.
     pub parent: Option<PathBuf>,
+    /// Memory is read before the tasks are stopped.
+    pub rounds: Option<Wanted>,
     /// Who signs the image.
     pub sign: Option<Signer>,
     /// Who can open it; none: everybody.
@@ -81,6 +85,10 @@ pub struct Summary {
     pub shared: u64,
     /// Large processes, by their id inside, whose memory was read while they stood still though they were to run on.
     pub not_copied: Vec<(i32, Why)>,
+    /// What was read before the tasks were stopped.
+    pub rounds: Vec<Round>,
+    /// Large processes, by their id inside, of which nothing was read before they were stopped though it was to be.
+    pub not_tracked: Vec<(i32, rounds::Why)>,
     /// Processes.
     pub tasks: usize,
     /// Open files.
@@ -119,7 +127,8 @@ fn attempts(target: &Target, output: &Path, options: &Options) -> Result<Summary
     if let Target::Container(state, _) = target {
         join(state).at(Step::Freeze)?;
     }
-    let begin = Instant::now();
+    // From the first failure on.
+    let mut begin: Option<Instant> = None;
     let mut pause = Duration::from_millis(5);
     let mut most = options.max_extra_memory;
     loop {
@@ -129,7 +138,7 @@ fn attempts(target: &Target, output: &Path, options: &Options) -> Result<Summary
             Err(e)
                 if matches!(*e.cause, Cause::Passing { .. })
                     && !e.broken
-                    && (begin.elapsed() < PATIENCE || most != before) =>
+                    && (begin.get_or_insert_with(Instant::now).elapsed() < PATIENCE || most != before) =>
             {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(100));
@@ -170,8 +179,10 @@ fn attempt(
     options: &Options,
     most: &mut Option<u64>,
 ) -> Result<Summary> {
-    let begin = Instant::now();
     let (top, root) = top(target, proc)?;
+    let mut summary = Summary::default();
+    let rounds = early(target, proc, top, (&writer, parent), options, &mut summary)?;
+    let begin = Instant::now();
     // What must go when the tree runs again goes after it.
     let mut twins = if options.leave_running { Some(Twins::new(proc, *most).at(Step::Freeze)?) } else { None };
     let tree = FrozenTree::freeze(proc.as_fd(), top, root).map_err(|e| not_ours(e, proc, top));
@@ -181,10 +192,11 @@ fn attempt(
         let what = format!("process {pid}, whose first thread has ended before the others");
         return Err(Error::new(Step::Freeze, Cause::passing(what)));
     }
-    let mut summary = Summary { tasks: tree.processes.len() + tree.zombies.len(), ..Summary::default() };
+    summary.tasks = tree.processes.len() + tree.zombies.len();
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
-    let (mut snapshot, rest, touched) = gather(target, &tree, proc, (&writer, parent), options, twins.as_mut())?;
+    let (mut snapshot, rest, touched) =
+        gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds))?;
     summary.timings.push(("collect".into(), us(collecting)));
     let storing = Instant::now();
     summary.files = snapshot.files.len();
@@ -227,6 +239,28 @@ fn attempt(
     }
     drop(marker);
     Ok(summary)
+}
+
+/// What can be read before the tasks are stopped.
+fn early<'w>(
+    target: &Target,
+    proc: &OwnedFd,
+    top: Top,
+    image: (&'w Writer, Option<&'w Parent>),
+    options: &Options,
+    summary: &mut Summary,
+) -> Result<Rounds<'w>> {
+    let Some(wanted) = options.rounds else { return Ok(Rounds::default()) };
+    let begin = Instant::now();
+    let watch = match target {
+        Target::Container(state, directory) => Watch::container(state, directory).at(Step::Store)?,
+        Target::Tree(_) => Watch::default(),
+    };
+    let rounds = Rounds::make(wanted, proc, top, &watch, image).at(Step::Store)?;
+    summary.rounds.clone_from(&rounds.done);
+    summary.not_tracked = rounds.missing();
+    summary.timings.push(("rounds".into(), us(begin)));
+    Ok(rounds)
 }
 
 /// The image is safe: the tasks end, or stay stopped.
@@ -360,7 +394,7 @@ fn gather<'w>(
     proc: &OwnedFd,
     (writer, parent): (&'w Writer, Option<&'w Parent>),
     options: &Options,
-    twins: Option<&mut Twins>,
+    early: (Option<&mut Twins>, Rounds<'w>),
 ) -> Result<(Snapshot, Rest<'w>, bool)> {
     let root = tree.root;
     let path = format!("{root}/root");
@@ -392,7 +426,7 @@ fn gather<'w>(
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);
     let of = if let Target::Container(state, directory) = target { Some((state, directory.as_path())) } else { None };
-    let (mut snapshot, rest) = collect(tree, &mut gather, (writer, parent), container, of, twins)?;
+    let (mut snapshot, rest) = collect(tree, &mut gather, (writer, parent), container, of, early)?;
     if let Target::Container(state, _) = target {
         snapshot.container.layers = layers(state, writer).at(Step::Collect).kind("file system", "layer")?;
     }
@@ -407,87 +441,4 @@ fn gather<'w>(
     let touched = unix::look_at_backlogs(&mut gather, &mut snapshot.files)
         .map_err(|(broken, cause)| Error { broken, ..Error::new(Step::Collect, cause) })?;
     Ok((snapshot, rest, touched))
-}
-
-/// How far the tree's clocks are ahead of ours.
-fn clocks_ahead(container: &Container) -> Clocks {
-    let ahead = |theirs: u64, clock| {
-        let own = rustix::time::clock_gettime(clock);
-        let own = i128::from(own.tv_sec) * 1_000_000_000 + i128::from(own.tv_nsec);
-        // Both were read within moments of each other: what is left of less than a second is the time between.
-        let ns = i128::from(theirs) - own;
-        if ns.abs() < 1_000_000 { 0 } else { i64::try_from(ns).unwrap_or(0) }
-    };
-    Clocks {
-        monotonic: ahead(container.clocks.0, rustix::time::ClockId::Monotonic),
-        boottime: ahead(container.clocks.1, rustix::time::ClockId::Boottime),
-    }
-}
-
-fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
-    let names = rustix::system::uname();
-    let offsets = tree::read_proc(proc.as_fd(), &format!("{root}/timens_offsets")).at(Step::Collect)?;
-    let offsets = yendor_proc::timens_offsets::parse(&offsets).at(Step::Collect).task(root)?;
-    let (view, own_network, volumes) = match target {
-        Target::Tree(_) => (Root::Caller, differs(root, "net"), Vec::new()),
-        Target::Container(state, _) => {
-            let view = match state.request.root {
-                request::Root::Layered => Root::Layered,
-                request::Root::Dir(_) if state.request.layout.is_some() => Root::Bundle,
-                request::Root::Dir(_) => Root::Dir,
-                request::Root::Caller => Root::Caller,
-            };
-            (view, state.request.net != request::Net::Host, volumes(&state.request))
-        }
-    };
-    let now = |clock, offset: yendor_proc::timens_offsets::Offset| {
-        let t = rustix::time::clock_gettime(clock);
-        let ns = i128::from(t.tv_sec + offset.seconds) * 1_000_000_000
-            + i128::from(t.tv_nsec)
-            + i128::from(offset.nanoseconds);
-        u64::try_from(ns).unwrap_or(0)
-    };
-    Ok(Container {
-        hostname: Bytes(names.nodename().to_bytes().to_vec()),
-        domainname: Bytes(names.domainname().to_bytes().to_vec()),
-        clocks: (
-            now(rustix::time::ClockId::Monotonic, offsets.monotonic),
-            now(rustix::time::ClockId::Boottime, offsets.boottime),
-        ),
-        root: view,
-        own_network,
-        layers: Vec::new(),
-        ipc: None,
-        volumes,
-    })
-}
-
-/// What a later restore has to be given again.
-fn volumes(request: &request::Request) -> Vec<Volume> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let one = |v: &request::Volume| {
-        let inside = Bytes(v.inside.as_ref()?.as_os_str().as_bytes().to_vec());
-        Some(Volume { name: v.name.clone(), inside, read_only: v.read_only })
-    };
-    request.volumes.iter().filter_map(one).collect()
-}
-
-/// The container's own file systems, through the keeper's descriptors of them.
-fn layers(state: &State, writer: &Writer) -> std::result::Result<Vec<layer::Record>, Cause> {
-    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-    let gone = || SysError::new("pidfd_open", format!("{}", state.keeper), rustix::io::Errno::SRCH);
-    let keeper = Pid::from_raw(state.keeper).ok_or_else(gone)?;
-    let pidfd = pidfd_open(keeper, PidfdFlags::empty()).named("pidfd_open", || format!("{}", state.keeper))?;
-    let mut out = Vec::new();
-    for (index, (mount, number)) in state.layers.iter().enumerate() {
-        let fd = pidfd_getfd(&pidfd, *number, PidfdGetfdFlags::empty())
-            .named("pidfd_getfd", || format!("{}, {number}", state.keeper))?;
-        out.push(layer::collect(&fd, mount.clone(), &format!("layer-{index}"), writer)?);
-    }
-    Ok(out)
-}
-
-fn differs(pid: i32, namespace: &str) -> bool {
-    let inode = |p: String| rustix::fs::stat(p.as_str()).map(|s| s.st_ino);
-    inode(format!("/proc/{pid}/ns/{namespace}")) != inode(format!("/proc/self/ns/{namespace}"))
 }

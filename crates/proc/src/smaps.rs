@@ -57,6 +57,11 @@ impl VmFlags {
     pub fn has(&self, flag: VmFlag) -> bool {
         self.known & 1 << flag as u32 != 0
     }
+
+    /// Takes a flag away.
+    pub fn remove(&mut self, flag: VmFlag) {
+        self.known &= !(1 << flag as u32);
+    }
 }
 
 impl VmFlag {

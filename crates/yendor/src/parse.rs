@@ -5,6 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use yendor_engine::checkpoint::Wanted;
 use yendor_engine::request::Volume;
 use yendor_image::Bytes;
 
@@ -27,6 +28,17 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// As [`size`], or `0`.
 pub fn size_or_none(text: &str) -> Result<u64, String> {
     if text.trim() == "0" { Ok(0) } else { size(text) }
+}
+
+/// How often memory is read before a stop: `1` to `100`, or `auto`.
+pub fn rounds(text: &str) -> Result<Wanted, String> {
+    match text.trim() {
+        "auto" => Ok(Wanted::Auto),
+        number => match number.parse() {
+            Ok(n @ 1..=100) => Ok(Wanted::Exactly(n)),
+            _ => Err(format!("{text:?} is no number from 1 to 100, and not auto")),
+        },
+    }
 }
 
 /// A time as `30s`, `5m`, `2h`, `1d`, `500ms`; without a unit, seconds.

@@ -4,7 +4,8 @@
 //! unused end of the main stack.
 //!
 //! With the argument `childless` a seccomp filter of the first thread kills it for having a child. With `killed` nobody looks at
-//! the end of the stack: it belongs to nobody, and a checkpoint that is killed may leave something there.
+//! the end of the stack: it belongs to nobody, and a checkpoint that is killed may leave something there. With `alone` there is no
+//! child, but two threads more, which unmap, drop, move and protect what they have all the time, and know what must be there.
 #![allow(unsafe_code)]
 
 use probe::{Board, Dir, PAGE, Region, check_pattern, child, expect, fill_pattern, map, ok, own, sleep_ms};
@@ -19,6 +20,8 @@ const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 const SMALL: usize = 64 * PAGE;
 /// Enough that a checkpoint copies it while the program runs.
 const LARGE: usize = 3072 * PAGE;
+/// Pages.
+const CHURNED: usize = 1024;
 
 fn word(turn: u64, page: usize) -> u64 {
     turn << 32 | page as u64
@@ -92,6 +95,98 @@ fn memfd() -> Region {
     mapped(SMALL, libc::MAP_SHARED, fd.as_raw_fd())
 }
 
+fn move_page(from: *mut libc::c_void, to: *mut libc::c_void, flags: i32) {
+    let flags = flags | libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    expect("mremap", unsafe { libc::mremap(from, PAGE, PAGE, flags, to) }, to);
+}
+
+/// Memory that changes its place, comes and goes, and what each of its pages must hold.
+struct Churn {
+    region: Region,
+    holds: Vec<u64>,
+    other: Region,
+    seed: u64,
+}
+
+impl Churn {
+    fn new(seed: u64) -> Churn {
+        let other = map(PAGE, RW, PRIVATE);
+        fill_pattern(other.at(0), PAGE, 8);
+        Churn { region: map(CHURNED * PAGE, RW, PRIVATE), holds: vec![0; CHURNED], other, seed }
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.seed >> 33) as usize % end
+    }
+
+    /// So many pages, somewhere.
+    fn some(&mut self) -> (usize, usize) {
+        let len = 1 + self.below(CHURNED / 4);
+        (self.below(CHURNED - len), len)
+    }
+
+    fn at(&self, page: usize) -> *mut libc::c_void {
+        self.region.at(page * PAGE).cast()
+    }
+
+    fn is_zero(&mut self, first: usize, len: usize) {
+        self.holds[first..first + len].fill(0);
+    }
+
+    fn change(&mut self) {
+        let (first, len) = self.some();
+        let (at, bytes) = (self.at(first), len * PAGE);
+        match self.below(6) {
+            0 => {
+                ok("madvise", unsafe { libc::madvise(at, bytes, libc::MADV_DONTNEED) });
+                self.is_zero(first, len);
+            }
+            1 => {
+                // What was there is gone in the same instant: no other thread's memory comes in between.
+                let flags = PRIVATE | libc::MAP_FIXED;
+                expect("mmap", unsafe { libc::mmap(at, bytes, RW, flags, -1, 0) }, at);
+                self.is_zero(first, len);
+                // Elsewhere a whole mapping goes, and another one comes.
+                let len = (64 + self.below(64)) * PAGE;
+                self.other = map(len, RW, PRIVATE);
+                fill_pattern(self.other.at(0), len, 8);
+            }
+            2 => {
+                // Away, and back to another place: page by page, as no two need be of one mapping.
+                let (len, away) = (len.min(16), map(16 * PAGE, libc::PROT_NONE, PRIVATE));
+                let to = self.below(CHURNED - len);
+                let from = |page| self.at(first + page);
+                let there = |page| away.at(page * PAGE).cast::<libc::c_void>();
+                (0..len).for_each(|page| move_page(from(page), there(page), libc::MREMAP_DONTUNMAP));
+                (0..len).for_each(|page| move_page(there(page), self.at(to + page), libc::MREMAP_DONTUNMAP));
+                let were = self.holds[first..first + len].to_vec();
+                self.is_zero(first, len);
+                self.holds[to..to + len].copy_from_slice(&were);
+            }
+            3 => {
+                ok("mprotect", unsafe { libc::mprotect(at, bytes, libc::PROT_READ) });
+                ok("mprotect", unsafe { libc::mprotect(at, bytes, RW) });
+            }
+            _ => {
+                for page in first..first + len {
+                    self.holds[page] = self.holds[page].wrapping_add(page as u64 + 1);
+                    unsafe { self.at(page).cast::<u64>().write_volatile(self.holds[page]) };
+                }
+            }
+        }
+    }
+
+    fn go_round(&mut self) {
+        for page in 0..CHURNED {
+            let found = unsafe { self.at(page).cast::<u64>().read_volatile() };
+            expect("what the page held", found, self.holds[page]);
+        }
+        check_pattern("the other mapping", self.other.at(0), self.other.len(), 8);
+        self.change();
+    }
+}
+
 fn told(word: &str) -> bool {
     std::env::args().any(|one| one == word)
 }
@@ -138,7 +233,7 @@ fn stay_childless() {
 }
 
 struct State {
-    child: i32,
+    child: Option<i32>,
     stack: *mut u8,
     inherited: Region,
     turns: Turns,
@@ -154,7 +249,9 @@ fn setup() -> State {
     fill_pattern(inherited.at(0), LARGE, 5);
     let mut shared_with_child = Turns::new(vec![map(LARGE, RW, PRIVATE)]);
     let parent = unsafe { libc::getpid() };
-    let child = child(|| {
+    let alone = told("alone");
+    let bear = |work: &mut dyn FnMut()| if alone { None } else { Some(child(work)) };
+    let child = bear(&mut || {
         board.set(UP, 1);
         // Its own from the first turn on, page by page. It ends with its parent.
         while unsafe { libc::getppid() } == parent {
@@ -166,7 +263,9 @@ fn setup() -> State {
             sleep_ms(1);
         }
     });
-    board.wait(UP, 1);
+    if child.is_some() {
+        board.wait(UP, 1);
+    }
     let shared = mapped(SMALL, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1);
     let mut own = vec![file(&dir, "kept", false), file(&dir, "gone", true), shared, memfd()];
     own.extend([advised(libc::MADV_DONTFORK), advised(libc::MADV_WIPEONFORK)]);
@@ -180,6 +279,14 @@ fn setup() -> State {
             count.fetch_add(1, SeqCst);
         }
     });
+    for seed in (1..=2).filter(|_| alone) {
+        let mut churn = Churn::new(seed);
+        std::thread::spawn(move || {
+            loop {
+                churn.go_round();
+            }
+        });
+    }
     let turns = Turns::new(own);
     if told("childless") {
         stay_childless();
@@ -201,8 +308,8 @@ fn main() {
             check_pattern("inherited memory", state.inherited.at(0), LARGE, 5);
             check_stack(state.stack);
             let mut status = 0;
-            let ended = unsafe { libc::waitpid(state.child, &mut status, libc::WNOHANG) };
-            expect("the child goes on", (ended, status), (0, 0));
+            let ended = state.child.map(|child| unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) });
+            expect("the child goes on", (ended.unwrap_or(0), status), (0, 0));
         },
     )
 }

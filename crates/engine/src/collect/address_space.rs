@@ -1,5 +1,6 @@
 //! Memory of the processes of a frozen tree: areas, pages, and what several processes share.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,7 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, OFlags};
 use yendor_image::{Addr, Bytes, Digest, FileId, PAGE_BYTES, PageRun, Parent, ShmId, Writer, pages_name};
 use yendor_kinds::file::{Gather, refused};
-use yendor_kinds::memory::pages::{self, Piece, Sink, Source, Zeros};
+use yendor_kinds::memory::early::{Early, Kept, Places, Task};
+use yendor_kinds::memory::pages::{self, EARLY, Piece, Sink, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{Record, inherit, layout, policy, shared};
 use yendor_kinds::snapshot::Snapshot;
@@ -18,6 +20,7 @@ use yendor_task::live::SCRATCH;
 
 use super::Objects;
 use super::ghost::Ghosts;
+use super::rounds::{Rounds, Tracked};
 
 /// An address space to be collected.
 pub struct Job<'a> {
@@ -37,6 +40,47 @@ pub struct Job<'a> {
 
 /// Areas that were read at once though fork copies them, by their start: what is behind them may change.
 pub type Read = BTreeSet<Addr>;
+
+/// What of a tracked address space is known, and what has changed: nothing is written while the task stands still.
+#[derive(Debug, Default)]
+pub struct Late {
+    places: Places,
+    /// Of each area what is there.
+    all: Vec<Vec<(u64, u64)>>,
+    /// To be read at once.
+    now: Vec<(u64, u64)>,
+    /// What was read at once.
+    kept: Kept,
+    /// To be read from a copy, if there is one.
+    later: Vec<(u64, u64)>,
+}
+
+impl Late {
+    fn of(tracked: &mut Tracked) -> Late {
+        Late { places: std::mem::take(&mut tracked.places), ..Late::default() }
+    }
+
+    /// Takes an area; `later`: what has changed of it is read from a copy.
+    fn add(&mut self, source: &mut Source<'_>, area: &vma::Record, until: u64, later: bool) -> Result<()> {
+        let regions = pages::regions(source, area, until)?;
+        let changed = self.places.changed(&regions);
+        if later { &mut self.later } else { &mut self.now }.extend(changed);
+        self.all.push(regions.iter().map(|r| (r.start, r.end)).collect());
+        Ok(())
+    }
+
+    /// Reads what is to be read at once: while more comes than is worth to be kept, it is written, too.
+    fn read(&mut self, source: &Source<'_>, early: Option<&mut Early<'_>>) -> Result<()> {
+        /// Bytes that are kept in memory.
+        const KEPT: u64 = 128 << 20;
+        let now = std::mem::take(&mut self.now);
+        let bytes: u64 = now.iter().map(|(start, end)| end - start).sum();
+        match early.filter(|_| bytes > KEPT) {
+            Some(early) => early.update(source, &now, &mut self.places, Task::Stands).map(drop),
+            None => Kept::read(source, now).map(|kept| self.kept = kept),
+        }
+    }
+}
 
 /// The private memory of one process, and of its parent where it may still share some.
 struct Private<'s, 'p> {
@@ -91,14 +135,17 @@ pub struct Memory<'w> {
     vdso: Option<Vec<u8>>,
     ghosts: Ghosts<'w>,
     writer: &'w Writer,
+    /// Pages that were read before the tasks were stopped, and those whose they are.
+    early: Option<Early<'w>>,
+    tracked: BTreeMap<i32, Tracked>,
 }
 
 impl<'w> Memory<'w> {
-    /// Nothing yet; pages go to `writer`, but for those that `parent` has.
+    /// Nothing yet, but for what `rounds` have brought; pages go to `writer`, but for those that `parent` has.
     ///
     /// # Errors
     /// The image cannot be written.
-    pub fn new(writer: &'w Writer, parent: Option<&'w Parent>) -> Result<Memory<'w>> {
+    pub fn new(writer: &'w Writer, parent: Option<&'w Parent>, rounds: Rounds<'w>) -> Result<Memory<'w>> {
         let out = Sink::new(writer.file(&pages_name(pages::PAGES))?, parent.map(Parent::search));
         Ok(Memory {
             out,
@@ -109,7 +156,19 @@ impl<'w> Memory<'w> {
             vdso: None,
             ghosts: Ghosts::default(),
             writer,
+            early: rounds.early,
+            tracked: rounds.tracked,
         })
+    }
+
+    /// What was found by tracking may not be all: all memory is read again.
+    pub fn distrust(&mut self) {
+        self.tracked.values_mut().for_each(|tracked| tracked.places.forget());
+    }
+
+    /// The tree runs again: nothing of it is tracked any more.
+    pub fn untrack(&mut self) {
+        std::mem::take(&mut self.tracked).into_values().for_each(Tracked::end);
     }
 
     /// The shared objects and the vdso's digest, once all processes were collected.
@@ -127,10 +186,17 @@ impl<'w> Memory<'w> {
     /// # Errors
     /// The image cannot be written.
     pub fn finish(mut self, snapshot: &mut Snapshot) -> Result<u64> {
-        let Some(parent) = self.parent else { return Ok(self.out.end().finish().map(|()| 0)?) };
-        let (files, pages) = self.out.settle(parent, snapshot.page_runs())?;
+        let first = if self.early.is_some() { EARLY + 1 } else { EARLY };
+        let settle = |parent| self.out.settle((parent, first), snapshot.page_runs());
+        let (files, pages) = self.parent.map(settle).transpose()?.unwrap_or_default();
         self.out.end().finish()?;
-        files.iter().try_for_each(|(theirs, ours)| parent.share(*theirs, self.writer, *ours))?;
+        if let Some(early) = self.early {
+            early.end(snapshot.page_runs().map(|run| *run))?;
+            self.writer.adopt(&pages_name(EARLY))?;
+        }
+        for (theirs, ours) in files {
+            self.parent.map_or(Ok(()), |parent| parent.share(theirs, self.writer, ours))?;
+        }
         Ok(pages * PAGE_BYTES)
     }
 
@@ -138,7 +204,12 @@ impl<'w> Memory<'w> {
     ///
     /// # Errors
     /// A mapping that cannot be captured, by name.
-    pub fn collect(&mut self, proc: &OwnedFd, job: Job<'_>, gather: &mut Gather<'_>) -> Result<(Record, Read)> {
+    pub fn collect(
+        &mut self,
+        proc: &OwnedFd,
+        job: Job<'_>,
+        gather: &mut Gather<'_>,
+    ) -> Result<(Record, Read, Option<Late>)> {
         let Job { pid, layout, smaps, mut policies, parent, later } = job;
         let parent =
             parent.map(|(pid, record)| Ok::<_, Cause>((Source::open(proc.as_fd(), pid)?, record))).transpose()?;
@@ -147,23 +218,40 @@ impl<'w> Memory<'w> {
         let mut read = Read::default();
         // Shared memory can be large, and its pages do not count here: no scan goes through it.
         let fences: Vec<u64> = smaps.iter().filter(|s| s.map.perms.shared).map(|s| s.map.start).collect();
+        let mut tracked = self.tracked.remove(&pid);
+        // What is compared with a parent's is read in any case.
+        let mut late = tracked.as_mut().filter(|_| private.parent.is_none()).map(Late::of);
+        if late.is_some() {
+            private.source.track();
+        }
+        let mut apart = BTreeSet::new();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
             let file = &mut |s: &Smap| self.backing(s, &mut private.source, gather);
-            let Some(mut area) = vma::collect(smap, file)? else { continue };
+            let (smap, is_tracked) = without_tracking(smap, tracked.as_ref());
+            let Some(mut area) = vma::collect(&smap, file)? else { continue };
+            apart.extend(is_tracked.then_some(area.start));
             area.policy = policies.remove(&area.start);
             if area.backing == Backing::Vdso {
                 self.check_vdso(&private.source, &area)?;
             }
-            let ghost = is_ghost_mapping(smap, &area);
-            if !later || ghost || !area.is_copied_by_fork() {
+            let ghost = is_ghost_mapping(&smap, &area);
+            let until = *fences.get(fences.partition_point(|f| *f < area.end.0)).unwrap_or(&pages::END);
+            let own = area.backing == Backing::Anonymous && !area.shared && !ghost;
+            if let Some(late) = late.as_mut().filter(|_| own) {
                 read.insert(area.start);
-                let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
-                private.add(&area, ghost, *fence.unwrap_or(&pages::END))?;
+                late.add(&mut private.source, &area, until, later && area.is_copied_by_fork())?;
+            } else if !later || ghost || !area.is_copied_by_fork() {
+                read.insert(area.start);
+                private.add(&area, ghost, until)?;
             }
             areas.push(area);
         }
+        self.tracked.extend(tracked.map(|tracked| (pid, tracked)));
+        if let Some(late) = &mut late {
+            late.read(&private.source, self.early.as_mut())?;
+        }
         let (pages, inherits) = private.copy(&mut self.out)?;
-        Ok((Record { layout, areas, pages, inherits }, read))
+        Ok((Record { layout, areas: together(areas, &apart), pages, inherits }, read, late))
     }
 
     /// What was left for later of an address space, from a copy of its process. `parent`: likewise a copy, with its areas. How
@@ -196,6 +284,26 @@ impl<'w> Memory<'w> {
             own.dropped.sort();
         }
         Ok(self.out.taken() - before)
+    }
+
+    /// What was found out of a tracked address space goes into its record; `twin`: a copy of the process. How many bytes were read
+    /// from that.
+    ///
+    /// # Errors
+    /// As [`Self::complete`].
+    pub fn settle(&mut self, proc: &OwnedFd, mut late: Late, twin: Option<i32>, record: &mut Record) -> Result<u64> {
+        let Some(early) = &mut self.early else { return Ok(0) };
+        early.take(&late.kept, &mut late.places)?;
+        let mut bytes = 0;
+        if let Some(twin) = twin {
+            let source = Source::of_copy(proc.as_fd(), twin)?;
+            bytes = early.update(&source, &late.later, &mut late.places, Task::Stands)?;
+        }
+        let runs: Vec<PageRun> = late.all.iter().flat_map(|ranges| late.places.runs(ranges)).collect();
+        self.out.note(&runs);
+        record.pages.extend(runs);
+        record.pages.sort_by_key(|run| run.addr);
+        Ok(bytes)
     }
 
     fn check_vdso(&mut self, source: &Source<'_>, area: &vma::Record) -> Result<()> {
@@ -302,6 +410,35 @@ fn is_file(map: &yendor_proc::maps::Map) -> bool {
 /// Whether a process still runs the program that its parent ran when it was forked.
 pub fn is_fork(child: &layout::Record, parent: &layout::Record) -> bool {
     (child.code, child.data, child.stack, child.arguments) == (parent.code, parent.data, parent.stack, parent.arguments)
+}
+
+/// A mapping as it is when nobody tracks it, and whether we do.
+fn without_tracking<'s>(smap: &'s Smap, tracked: Option<&Tracked>) -> (Cow<'s, Smap>, bool) {
+    let ours = |tracked: &Tracked| smap.vm_flags.has(VmFlag::UffdWp) && tracked.is_of(smap.map.start, smap.map.end);
+    if !tracked.is_some_and(ours) {
+        return (Cow::Borrowed(smap), false);
+    }
+    let mut smap = smap.clone();
+    smap.vm_flags.remove(VmFlag::UffdWp);
+    (Cow::Owned(smap), true)
+}
+
+/// Puts together what has come apart because only some of it is tracked. `apart`: where areas that are begin.
+fn together(areas: Vec<vma::Record>, apart: &BTreeSet<Addr>) -> Vec<vma::Record> {
+    let mut out: Vec<vma::Record> = Vec::with_capacity(areas.len());
+    let mut before = false;
+    for area in areas {
+        let tracked = apart.contains(&area.start);
+        let anonymous = area.backing == Backing::Anonymous;
+        match out.last_mut().filter(|last| anonymous && (tracked || before) && last.end == area.start) {
+            Some(last) if vma::Record { start: last.start, end: last.end, ..area.clone() } == *last => {
+                last.end = area.end
+            }
+            _ => out.push(area),
+        }
+        before = tracked;
+    }
+    out
 }
 
 /// Scratch memory of a checkpoint that was killed.

@@ -7,6 +7,7 @@
 mod address_space;
 mod ahead;
 mod descriptor;
+mod direct;
 mod filter;
 mod ghost;
 pub mod ipc;
@@ -16,6 +17,7 @@ mod oom;
 pub mod peer;
 mod process;
 mod restriction;
+pub mod rounds;
 mod security;
 mod shared;
 mod space;
@@ -47,12 +49,13 @@ use crate::error::{At, Error, Result, Step, With};
 use crate::request::Userns;
 use crate::state;
 
-use address_space::Memory;
+use address_space::{Late, Memory};
 use ahead::Ahead;
 use descriptor::Held;
 use namespace::Namespaces;
 use peer::Peers;
 use process::{Answered, View};
+use rounds::Rounds;
 pub use security::{labels as labels_of, untold as untold_labels};
 use space::{Collected, Left, Space};
 pub use twins::{Twins, Why};
@@ -100,7 +103,7 @@ pub fn collect<'w>(
     (writer, parent): (&'w Writer, Option<&'w Parent>),
     container: Container,
     of: Option<(&state::State, &Path)>,
-    twins: Option<&mut Twins>,
+    (twins, rounds): (Option<&mut Twins>, Rounds<'w>),
 ) -> Result<(Snapshot, Rest<'w>)> {
     let proc = gather.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let (order, mut twins) = (in_order(tree, &proc)?, twins);
@@ -144,7 +147,13 @@ pub fn collect<'w>(
         let terminal = terminal(facts, &terminals, gather).at(Step::Collect).task(facts.inside().0)?;
         mine.insert(facts.pid, (held.remove(&facts.pid).unwrap_or_default(), terminal));
     }
-    let mut memory = Memory::new(writer, parent).at(Step::Collect)?;
+    if let Some(twins) = &mut twins {
+        rounds.spared().for_each(|pid| twins.spare(pid));
+    }
+    let mut memory = Memory::new(writer, parent, rounds).at(Step::Collect)?;
+    if gather.entries.iter().any(|entry| direct::is_direct(entry.flags)) {
+        memory.distrust();
+    }
     let modules = Here::look();
     let root = rustix::fs::fstat(&gather.root).named("fstat", || "the tree's root".into()).at(Step::Collect)?;
     let root = (root.st_dev, root.st_ino);
@@ -184,7 +193,7 @@ pub fn collect<'w>(
         let copied = copied?;
         asked.map(|asked| (asked, copied, lost))
     });
-    let (mut completes, Collected { mut records, left, apart }, lost) = asked?;
+    let (mut completes, Collected { mut records, left, late, apart }, lost) = asked?;
     if let Some(twins) = twins {
         apart.into_iter().for_each(|task| twins.without(task, Why::Parent));
     }
@@ -216,13 +225,14 @@ pub fn collect<'w>(
         restrictions,
         lost: std::mem::take(&mut gather.lost),
     };
-    Ok((snapshot, Rest { memory, left, proc }))
+    Ok((snapshot, Rest { memory, left, late, proc }))
 }
 
 /// What is left to be read when the tree runs again.
 pub struct Rest<'w> {
     memory: Memory<'w>,
     left: Vec<Left>,
+    late: Vec<(usize, Late)>,
     proc: OwnedFd,
 }
 
@@ -233,6 +243,12 @@ impl Rest<'_> {
     /// A copy is gone, or the image cannot be written.
     pub fn read(mut self, snapshot: &mut Snapshot, mut twins: Option<&mut Twins>) -> Result<(u64, u64)> {
         let mut bytes = 0;
+        self.memory.untrack();
+        for (place, late) in std::mem::take(&mut self.late) {
+            let left = self.left.iter().find(|l| l.place == place);
+            let Some(own) = alive(&mut snapshot.processes, place) else { continue };
+            bytes += self.memory.settle(&self.proc, late, left.map(|l| l.twin), &mut own.memory).at(Step::Store)?;
+        }
         for (i, Left { place, inside, twin, parent, read }) in self.left.iter().enumerate() {
             let beside = parent.and_then(|place| self.left.iter().find(|l| l.place == place));
             let theirs = beside.and_then(|l| Some((l.twin, alive(&mut snapshot.processes, l.place)?.memory.clone())));

@@ -381,7 +381,9 @@ pub fn ask_all(
     let registers: Vec<Vec<_>> = borrowed.iter().map(|b| b.registers().collect()).collect();
     let answered = answers(all, &mut borrowed);
     let mut room = if answered.is_ok() { twins.as_ref().map_or(0, |twins| twins.room()) } else { 0 };
-    let wants: Vec<_> = all.iter().map(|asking| asking.wants_twin(&mut room)).collect();
+    let spared = |asking: &Asking<'_>| twins.as_ref().is_some_and(|twins| twins.spares(asking.facts.pid));
+    let wants = |asking: &Asking<'_>| if spared(asking) { Ok(false) } else { asking.wants_twin(&mut room) };
+    let wants: Vec<_> = all.iter().map(wants).collect();
     let wanted: Vec<bool> = wants.iter().map(|wants| *wants == Ok(true)).collect();
     let mut born = Vec::new();
     let given_back = Borrowed::give_back(borrowed, &wanted, |i, twin| born.push((i, twin)), robust).map_err(cause);

@@ -12,7 +12,7 @@ use yendor_kinds::{Cause, Named};
 use yendor_proc::smaps::Smap;
 
 use super::Facts;
-use super::address_space::{Job, Memory, Read, is_fork};
+use super::address_space::{Job, Late, Memory, Read, is_fork};
 use crate::error::{At, Result, Step, With};
 
 /// The address space of a process that has answered, which is its own again.
@@ -38,6 +38,8 @@ pub struct Collected {
     pub records: BTreeMap<usize, Record>,
     /// What is left, parents before children.
     pub left: Vec<Left>,
+    /// What was found out of those that are tracked, with the place of the process.
+    pub late: Vec<(usize, Late)>,
     /// Processes of which nothing is left though they were copied, by their id inside: their memory was compared with that of
     /// a parent of which there is no copy.
     pub apart: Vec<i32>,
@@ -69,7 +71,7 @@ pub fn copy_all(
     order: &[Facts],
 ) -> Result<Collected> {
     let places: BTreeMap<i32, usize> = order.iter().enumerate().map(|(i, f)| (f.pid, i)).collect();
-    let Collected { mut records, mut left, mut apart } = Collected::default();
+    let Collected { mut records, mut left, late: mut lates, mut apart } = Collected::default();
     for (place, Space { pid, brk, auxv, smaps, policies, twin }) in spaces {
         let Some(facts) = order.get(place) else { continue };
         let inside = facts.inside().0;
@@ -87,11 +89,12 @@ pub fn copy_all(
         let twin = twin.filter(|_| !alone);
         let parent = parent.and_then(|i| Some((order.get(i)?.pid, records.get(&i)?)));
         let job = Job { pid, layout, smaps: &smaps, policies, parent, later: twin.is_some() };
-        let (record, read) = memory.collect(proc, job, gather).at(Step::Collect).task(inside)?;
+        let (record, read, late) = memory.collect(proc, job, gather).at(Step::Collect).task(inside)?;
         records.insert(place, record);
+        lates.extend(late.map(|late| (place, late)));
         left.extend(twin.map(|twin| Left { place, inside, twin, parent: with, read }));
     }
-    Ok(Collected { records, left, apart })
+    Ok(Collected { records, left, late: lates, apart })
 }
 
 fn executable(

@@ -1,5 +1,6 @@
 //! Copies of processes whose tasks shall run on at once: their memory is read while they do.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat};
@@ -79,6 +80,8 @@ pub struct Twins {
     all: Vec<Copied>,
     /// Large processes that have none, by their id inside.
     without: Vec<(i32, Why)>,
+    /// Large processes that need none.
+    spared: BTreeSet<i32>,
 }
 
 /// A copy, and whose it is.
@@ -119,7 +122,17 @@ impl Twins {
     pub fn new(proc: &OwnedFd, most: Option<u64>) -> Result<Twins> {
         let room = room(proc, most)?;
         let proc = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e))?;
-        Ok(Twins { proc, room, all: Vec::new(), without: Vec::new() })
+        Ok(Twins { proc, room, all: Vec::new(), without: Vec::new(), spared: BTreeSet::new() })
+    }
+
+    /// A process needs no copy: most of its memory is in the image.
+    pub fn spare(&mut self, pid: i32) {
+        self.spared.insert(pid);
+    }
+
+    /// Whether a process needs a copy, if it is large.
+    pub fn spares(&self, pid: i32) -> bool {
+        self.spared.contains(&pid)
     }
 
     /// KiB that there still may be.

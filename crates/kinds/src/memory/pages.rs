@@ -18,8 +18,12 @@ use crate::{Named, Result};
 
 /// The pages file that a checkpoint writes.
 pub const PAGES: u16 = 0;
+/// The pages file that is written before the tasks are stopped, if there is one: see [`super::early`].
+pub const EARLY: u16 = 1;
+/// Until [`Sink::settle`], the number of a parent's first file.
+pub(super) const FOUND: u16 = 2;
 /// Bytes that are copied at once.
-const CHUNK: u64 = 256 * 1024;
+pub(super) const CHUNK: u64 = 256 * 1024;
 
 /// The end of a task's addresses, but for one that asks for more of them (x86_64).
 pub const END: u64 = 0x7fff_ffff_f000;
@@ -36,6 +40,8 @@ pub struct Source<'a> {
     pub proc: BorrowedFd<'a>,
     /// Whether it is a copy that shares its pages with who goes on writing: only /proc/PID/mem leaves them shared.
     copy: bool,
+    /// Whether scans say what was written since it was protected.
+    tracked: bool,
     scanned: Stretch,
 }
 
@@ -71,7 +77,13 @@ impl<'a> Source<'a> {
             openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .named("openat", || format!("/proc/{path}"))
         };
-        Ok(Source { pid, pagemap: open("pagemap")?, mem: open("mem")?, proc, copy, scanned: Stretch::default() })
+        let (pagemap, mem) = (open("pagemap")?, open("mem")?);
+        Ok(Source { pid, pagemap, mem, proc, copy, tracked: false, scanned: Stretch::default() })
+    }
+
+    /// From now on scans say what was written since it was protected.
+    pub fn track(&mut self) {
+        (self.tracked, self.scanned) = (true, Stretch::default());
     }
 
     /// The runs of pages in `start..end` that hold something. A scan may go on until `until`, which helps with what is asked
@@ -81,7 +93,8 @@ impl<'a> Source<'a> {
         let mut at = start;
         while at < end {
             if !(self.scanned.start..self.scanned.end).contains(&at) {
-                let (runs, to) = pagemap::scan_some(self.pagemap.as_fd(), at, until.max(end))?;
+                let scan = if self.tracked { pagemap::scan_tracked } else { pagemap::scan_some };
+                let (runs, to) = scan(self.pagemap.as_fd(), at, until.max(end))?;
                 self.scanned = Stretch { start: at, end: to.max(at), runs };
             }
             let to = self.scanned.end.min(end);
@@ -95,6 +108,11 @@ impl<'a> Source<'a> {
             at = to;
         }
         Ok(found)
+    }
+
+    /// Reads ranges by one call, one after the other, where the task itself may read all of them; whether it has.
+    pub(super) fn read_ranges(&self, ranges: &[(u64, usize)], buffer: &mut [u8]) -> bool {
+        !self.copy && vm::read_ranges(self.pid, ranges, buffer).is_ok_and(|n| n == buffer.len())
     }
 
     /// Reads `buf.len()` bytes at `at`, whatever the protection.
@@ -124,16 +142,25 @@ impl<'a> Source<'a> {
 /// # Errors
 /// What the scan says.
 pub fn ranges(source: &mut Source<'_>, area: &Area, until: u64) -> Result<Vec<(u64, u64)>> {
+    Ok(regions(source, area, until)?.iter().map(|r| (r.start, r.end)).collect())
+}
+
+/// The same, with what else is known of them.
+///
+/// # Errors
+/// What the scan says.
+pub fn regions(source: &mut Source<'_>, area: &Area, until: u64) -> Result<Vec<Region>> {
     if area.shared || area.is_kernel() {
         return Ok(Vec::new());
     }
-    let found = source.scan(area.start.0, area.end.0, until)?;
+    let mut found = source.scan(area.start.0, area.end.0, until)?;
     let private_only = !matches!(area.backing, Backing::Anonymous);
     let wanted = |categories: u64| {
         let c = Page::from_bits_retain(categories);
         !(c.contains(Page::PFNZERO) || private_only && c.contains(Page::FILE))
     };
-    Ok(found.iter().filter(|r| wanted(r.categories)).map(|r| (r.start, r.end)).collect())
+    found.retain(|r| wanted(r.categories));
+    Ok(found)
 }
 
 /// Ranges of a private file mapping that are copies of the task's own.
@@ -198,9 +225,9 @@ pub struct Sink<'p, W> {
     found: BTreeMap<u16, u64>,
 }
 
-/// The run of a page that a parent has. Until [`Sink::settle`] it says which of the parent's files that is: one more than its number.
+/// The run of a page that a parent has. Until [`Sink::settle`] it says which of the parent's files that is.
 fn found_at(addr: Addr, place: Place) -> Option<PageRun> {
-    Some(PageRun { addr, pages: 1, file: place.file.checked_add(1)?, offset: place.offset() })
+    Some(PageRun { addr, pages: 1, file: place.file.checked_add(FOUND)?, offset: place.offset() })
 }
 
 impl<'p, W: Write> Sink<'p, W> {
@@ -214,6 +241,16 @@ impl<'p, W: Write> Sink<'p, W> {
         self.offset + self.found.values().sum::<u64>() * PAGE_BYTES
     }
 
+    /// Takes note of runs that were not written by it.
+    pub fn note(&mut self, runs: &[PageRun]) {
+        self.runs += runs.len();
+        for run in runs {
+            if let Some(theirs) = run.file.checked_sub(FOUND) {
+                *self.found.entry(theirs).or_default() += run.pages;
+            }
+        }
+    }
+
     /// Nothing more comes.
     pub fn end(self) -> W {
         self.out
@@ -221,13 +258,13 @@ impl<'p, W: Write> Sink<'p, W> {
 
     /// Decides which of the parent's files become files of this image: those of which at least half is needed, so that an image is at
     /// most twice as large as what it holds. What was found in others is written after all. `runs`: all that were given out.
-    /// Says under which number each file is to be taken over, and how many pages are needed of them.
+    /// Says under which number each file is to be taken over, `first` or more, and how many pages are needed of them.
     ///
     /// # Errors
     /// The parent cannot be read, or the image not be written.
     pub fn settle<'r>(
         &mut self,
-        parent: &Parent,
+        (parent, first): (&Parent, u16),
         runs: impl Iterator<Item = &'r mut PageRun>,
     ) -> Result<(BTreeMap<u16, u16>, u64)> {
         let mut kept: Vec<(u16, u64)> = self.found.iter().map(|(file, pages)| (*file, *pages)).collect();
@@ -235,10 +272,10 @@ impl<'p, W: Write> Sink<'p, W> {
         kept.sort_by_key(|(_, pages)| std::cmp::Reverse(*pages));
         kept.truncate(MOST_SHARED);
         let pages = kept.iter().map(|(_, pages)| *pages).sum();
-        let numbers: BTreeMap<u16, u16> = kept.into_iter().map(|(file, _)| file).zip(PAGES + 1..).collect();
+        let numbers: BTreeMap<u16, u16> = kept.into_iter().map(|(file, _)| file).zip(first..).collect();
         let mut buffer = Vec::new();
-        for run in runs.filter(|run| run.file != PAGES) {
-            let theirs = run.file - 1;
+        for run in runs {
+            let Some(theirs) = run.file.checked_sub(FOUND) else { continue };
             if let Some(number) = numbers.get(&theirs) {
                 run.file = *number;
                 continue;
@@ -337,8 +374,7 @@ fn read<'b>(source: &Source<'_>, pieces: &[Piece], bytes: usize, buffer: &'b mut
     }
     let buffer = &mut buffer[..bytes];
     let ranges: Vec<(u64, usize)> = pieces.iter().map(|p| (p.start, p.len())).collect();
-    let whole = !source.copy && vm::read_ranges(source.pid, &ranges, buffer).is_ok_and(|n| n == bytes);
-    if !whole {
+    if !source.read_ranges(&ranges, buffer) {
         // Some of it the task itself may not read, or it is a copy.
         let mut rest = &mut *buffer;
         for (at, len) in ranges {
@@ -350,8 +386,8 @@ fn read<'b>(source: &Source<'_>, pieces: &[Piece], bytes: usize, buffer: &'b mut
     Ok(buffer)
 }
 
-const PAGE: usize = 4096;
-static ZEROS: [u8; PAGE] = [0; PAGE];
+pub(super) const PAGE: usize = 4096;
+pub(super) static ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// Runs of pages that are not all zero, as (first page, pages).
 fn non_zero(chunk: &[u8]) -> Vec<(usize, usize)> {
@@ -369,7 +405,7 @@ fn non_zero(chunk: &[u8]) -> Vec<(usize, usize)> {
 }
 
 /// Appends a run, or lengthens the last one where it goes on and is not to be `apart`.
-fn push(runs: &mut Vec<PageRun>, run: PageRun, apart: bool) {
+pub(super) fn push(runs: &mut Vec<PageRun>, run: PageRun, apart: bool) {
     if let Some(last) = runs.last_mut().filter(|_| !apart) {
         let bytes = last.pages * PAGE_BYTES;
         if last.file == run.file && last.addr.0 + bytes == run.addr.0 && last.offset + bytes == run.offset {

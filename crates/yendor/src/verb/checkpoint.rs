@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
-use yendor_engine::checkpoint::{Options, Summary, Target, checkpoint};
+use yendor_engine::checkpoint::{Options, Summary, Target, Wanted, checkpoint};
 use yendor_engine::sign::Signer;
 use yendor_engine::state::Places;
 use yendor_image::crypt::Recipients;
@@ -25,6 +25,7 @@ use crate::{name, parse, print, progress};
 #[command(after_help = "Example:\n  yendor checkpoint web\n  yendor checkpoint web -o ./web.image --leave-running\n  \
     yendor checkpoint --pid 4711 -o ./tree.image\n  \
     yendor checkpoint web --leave-running --parent web\n  \
+    yendor checkpoint web --leave-running --rounds auto\n  \
     yendor checkpoint web --encrypt-to age1...")]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub struct Checkpoint {
@@ -48,6 +49,10 @@ pub struct Checkpoint {
     /// can be removed then
     #[arg(long, value_name = "IMAGE", conflicts_with = "encrypt_to")]
     parent: Option<Reference>,
+    /// Read memory while the tasks still run: all of it, then what they have written meanwhile, so many times, or until little
+    /// is left (auto). They are stopped for the rest only
+    #[arg(long, value_name = "N|auto", value_parser = parse::rounds, conflicts_with = "encrypt_to")]
+    rounds: Option<Wanted>,
     /// Leave the tasks stopped (SIGSTOP)
     #[arg(long)]
     leave_stopped: bool,
@@ -83,6 +88,7 @@ impl Checkpoint {
             leave_running: self.leave_running,
             max_extra_memory: self.max_extra_memory,
             parent: parent.map(|image| image.path),
+            rounds: self.rounds,
             sign,
             encrypt_to,
             leave_stopped: self.leave_stopped,
@@ -125,8 +131,8 @@ impl Checkpoint {
     }
 
     fn report(&self, image: &Image, summary: &Summary, total: u64) {
-        let Summary { timings, stopped_us, bytes, read_later, shared, not_copied, tasks, files, lost, seal: _ } =
-            summary;
+        let Summary { timings, stopped_us, bytes, read_later, shared, not_copied, tasks, files, lost, .. } = summary;
+        let Summary { rounds, not_tracked, .. } = summary;
         if self.json {
             let mut phases = print::phases_json(timings);
             phases.insert("stopped_us".into(), json!(stopped_us));
@@ -134,8 +140,8 @@ impl Checkpoint {
                 "phases": phases, "total_us": total, "image": image.reference.to_string(),
                 "path": image.path.to_string_lossy(), "name": self.container, "pid": self.pid, "bytes": bytes,
                 "read_later": read_later, "shared": shared,
-                "not_copied": not_copied.iter().map(|(task, why)| json!({ "task": task, "why": why.to_string() }))
-                    .collect::<Vec<_>>(),
+                "not_copied": reasons(not_copied), "not_tracked": reasons(not_tracked),
+                "rounds": rounds.iter().map(|r| json!({ "bytes": r.bytes, "us": r.us })).collect::<Vec<_>>(),
                 "tasks": tasks, "files": files, "lost": lost,
             });
             print::out(&text.to_string());
@@ -143,6 +149,9 @@ impl Checkpoint {
         }
         for (kind, object) in lost {
             print::note(&format!("lost: {kind}: {}", print::safe(object)));
+        }
+        for (task, why) in not_tracked {
+            print::note(&format!("task {task} was not read before it was stopped: {why}"));
         }
         for (task, why) in not_copied {
             print::note(&format!("task {task} was read while it stood still: {why}"));
@@ -157,13 +166,20 @@ impl Checkpoint {
             0 => String::new(),
             bytes => format!("; {} read while it ran", print::bytes(*bytes)),
         };
+        let read: Vec<String> = rounds.iter().map(|round| print::bytes(round.bytes)).collect();
+        let early = if read.is_empty() { String::new() } else { format!("; {} read before", read.join(" + ")) };
         print::note(&format!(
-            "{}, {}, {size}{before} in {time} ({phases}; stopped {stopped}{later})",
+            "{}, {}, {size}{before} in {time} ({phases}; stopped {stopped}{early}{later})",
             print::count(*tasks, "task"),
             print::count(*files, "file")
         ));
         print::out(&image.reference.to_string());
     }
+}
+
+/// Tasks, and why something was not done for them.
+fn reasons(all: &[(i32, impl std::fmt::Display)]) -> Vec<serde_json::Value> {
+    all.iter().map(|(task, why)| json!({ "task": task, "why": why.to_string() })).collect()
 }
 
 /// One checkpoint of a container at a time: others wait, for as long as that is sensible.

@@ -1,0 +1,100 @@
+//! What an image says of the container as a whole.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use yendor_image::{Bytes, Writer};
+use yendor_kinds::file::timerfd::Clocks;
+use yendor_kinds::namespace::layer;
+use yendor_kinds::snapshot::{Container, Root, Volume};
+use yendor_kinds::{Cause, Named};
+use yendor_sys::SysError;
+use yendor_task::tree;
+
+use super::Target;
+use crate::error::{At, Result, Step, With};
+use crate::request;
+use crate::state::State;
+
+/// How far the tree's clocks are ahead of ours.
+pub fn clocks_ahead(container: &Container) -> Clocks {
+    let ahead = |theirs: u64, clock| {
+        let own = rustix::time::clock_gettime(clock);
+        let own = i128::from(own.tv_sec) * 1_000_000_000 + i128::from(own.tv_nsec);
+        // Both were read within moments of each other: what is left of less than a second is the time between.
+        let ns = i128::from(theirs) - own;
+        if ns.abs() < 1_000_000 { 0 } else { i64::try_from(ns).unwrap_or(0) }
+    };
+    Clocks {
+        monotonic: ahead(container.clocks.0, rustix::time::ClockId::Monotonic),
+        boottime: ahead(container.clocks.1, rustix::time::ClockId::Boottime),
+    }
+}
+
+/// The container, or what stands for one.
+pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
+    let names = rustix::system::uname();
+    let offsets = tree::read_proc(proc.as_fd(), &format!("{root}/timens_offsets")).at(Step::Collect)?;
+    let offsets = yendor_proc::timens_offsets::parse(&offsets).at(Step::Collect).task(root)?;
+    let (view, own_network, volumes) = match target {
+        Target::Tree(_) => (Root::Caller, differs(root, "net"), Vec::new()),
+        Target::Container(state, _) => {
+            let view = match state.request.root {
+                request::Root::Layered => Root::Layered,
+                request::Root::Dir(_) if state.request.layout.is_some() => Root::Bundle,
+                request::Root::Dir(_) => Root::Dir,
+                request::Root::Caller => Root::Caller,
+            };
+            (view, state.request.net != request::Net::Host, volumes(&state.request))
+        }
+    };
+    let now = |clock, offset: yendor_proc::timens_offsets::Offset| {
+        let t = rustix::time::clock_gettime(clock);
+        let ns = i128::from(t.tv_sec + offset.seconds) * 1_000_000_000
+            + i128::from(t.tv_nsec)
+            + i128::from(offset.nanoseconds);
+        u64::try_from(ns).unwrap_or(0)
+    };
+    Ok(Container {
+        hostname: Bytes(names.nodename().to_bytes().to_vec()),
+        domainname: Bytes(names.domainname().to_bytes().to_vec()),
+        clocks: (
+            now(rustix::time::ClockId::Monotonic, offsets.monotonic),
+            now(rustix::time::ClockId::Boottime, offsets.boottime),
+        ),
+        root: view,
+        own_network,
+        layers: Vec::new(),
+        ipc: None,
+        volumes,
+    })
+}
+
+/// What a later restore has to be given again.
+fn volumes(request: &request::Request) -> Vec<Volume> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let one = |v: &request::Volume| {
+        let inside = Bytes(v.inside.as_ref()?.as_os_str().as_bytes().to_vec());
+        Some(Volume { name: v.name.clone(), inside, read_only: v.read_only })
+    };
+    request.volumes.iter().filter_map(one).collect()
+}
+
+/// The container's own file systems, through the keeper's descriptors of them.
+pub fn layers(state: &State, writer: &Writer) -> std::result::Result<Vec<layer::Record>, Cause> {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let gone = || SysError::new("pidfd_open", format!("{}", state.keeper), rustix::io::Errno::SRCH);
+    let keeper = Pid::from_raw(state.keeper).ok_or_else(gone)?;
+    let pidfd = pidfd_open(keeper, PidfdFlags::empty()).named("pidfd_open", || format!("{}", state.keeper))?;
+    let mut out = Vec::new();
+    for (index, (mount, number)) in state.layers.iter().enumerate() {
+        let fd = pidfd_getfd(&pidfd, *number, PidfdGetfdFlags::empty())
+            .named("pidfd_getfd", || format!("{}, {number}", state.keeper))?;
+        out.push(layer::collect(&fd, mount.clone(), &format!("layer-{index}"), writer)?);
+    }
+    Ok(out)
+}
+
+fn differs(pid: i32, namespace: &str) -> bool {
+    let inode = |p: String| rustix::fs::stat(p.as_str()).map(|s| s.st_ino);
+    inode(format!("/proc/{pid}/ns/{namespace}")) != inode(format!("/proc/self/ns/{namespace}"))
+}
