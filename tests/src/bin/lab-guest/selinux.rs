@@ -10,6 +10,8 @@ use yendor_tests::{Flavour, PATIENCE, Yendor};
 const CURRENT: &str = "current";
 const TASK: &[&str] = &["--lsm-profile", "selinux:u:r:task_t"];
 const KEEP: &[&str] = &["--keep-lsm"];
+/// A named pipe is opened by nobody else while a container is made.
+const FIFO: &[&str] = &["sh", "-c", "busybox mkfifo /tmp/p; exec 5<>/tmp/p; echo ready; read x <&5"];
 
 /// Tests for machines with SELinux.
 pub const TESTS: &[Test] = &[
@@ -29,6 +31,10 @@ pub const TESTS: &[Test] = &[
     test("selinux: denied mount and ptrace", || {
         both(|f| denies(f, &["labels"], &[("no_mount_t", "mount"), ("no_ptrace_t", "ptrace(")]));
     }),
+    test("selinux: denied open and exec", || {
+        both(|f| denies(f, FIFO, &[("no_open_t", "open"), ("no_exec_t", "execve(")]));
+    }),
+    test("selinux: denied setuid", setuid),
 ];
 
 const fn test(name: &'static str, test: fn()) -> Test {
@@ -263,6 +269,19 @@ fn denies(flavour: Flavour, program: &[&str], callers: &[(&str, &str)]) {
     let container = yendor.fresh("restored");
     yendor.restore_with(&image, &container, &[]).exits(0);
     yendor.call(&["rm", "-f", &container]).exits(0);
+}
+
+/// Root only: who has a single id never changes it.
+fn setuid() {
+    load(1);
+    let mut yendor = yendor(Flavour::RootUserns);
+    let name = yendor.fresh("other-user");
+    yendor.run_detached_with(&name, &["-u", "1000"], &["/lab/lab-guest", "hold-udp"]).exits(0);
+    yendor.wait_for_log(&name, "ready", PATIENCE);
+    let image = take(&yendor, &name);
+    become_caller(&mut yendor, Some(("selinux", &domain("no_setuid_t"))));
+    denied(&yendor, &image, &[], &["setres", "EPERM", "denied by: SELinux (u:r:no_setuid_t)"]);
+    become_caller(&mut yendor, None);
 }
 
 fn ready(yendor: &Yendor, words: &[&str]) -> String {
