@@ -167,10 +167,21 @@ fn manifest(image: &Path, change: impl FnOnce(String) -> String) {
 
 /// All lies.
 pub static CLAIMS: std::sync::LazyLock<Vec<Claim>> = std::sync::LazyLock::new(|| {
-    [identity(), processes(), memory(), descriptors(), paths(), layers(), surroundings(), encoding(), disk()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        identity(),
+        restrictions(),
+        processes(),
+        memory(),
+        descriptors(),
+        paths(),
+        layers(),
+        surroundings(),
+        encoding(),
+        disk(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 });
 
 fn identity() -> Vec<Claim> {
@@ -203,11 +214,83 @@ fn identity() -> Vec<Claim> {
         lie("a lower oom_score_adj", May::Denied, |f, _| {
             f.set(&p("attributes/oom_score_adj"), negative(-1000));
         }),
-        lie("a foreign label", May::Contained, |f, _| {
-            let label = |lsm: &str, text: &str| {
-                Value::Array(vec![Value::Text(lsm.into()), Value::Bytes(text.as_bytes().to_vec())])
-            };
-            f.list(&t("labels")).push(label("selinux", "system_u:system_r:init_t:s0"));
+        lie("a foreign label", May::Contained, |f, _| f.list(&t("labels")).push(label("current"))),
+        lie("a foreign label for the next program", May::Contained, |f, _| f.list(&t("labels")).push(label("exec"))),
+        lie("a foreign label of a file", May::Contained, |f, _| f.list("files/3/labels").push(label("socket"))),
+        lie("a label that is none", May::Damaged, |f, _| {
+            f.list(&t("labels")).push(Value::Array(vec![Value::Text("selinux".into()), bytes("x")]));
+        }),
+        lie("other security modules", May::Contained, |f, _| {
+            f.set("machine/security/active", Value::Array(vec![Value::Text("selinux".into())]));
+        }),
+    ]
+}
+
+fn label(attribute: &str) -> Value {
+    map(&[
+        ("module", Value::Text("selinux".into())),
+        ("attribute", Value::Text(attribute.into())),
+        ("label", bytes("system_u:system_r:init_t:s0")),
+    ])
+}
+
+/// What tasks have forbidden themselves, and what they have switched on.
+fn restrictions() -> Vec<Claim> {
+    /// A filter of the first thread.
+    fn filter(f: &mut Forge, flags: u64, program: &[u8]) {
+        let filter = map(&[("flags", number(flags)), ("program", Value::Bytes(program.to_vec()))]);
+        f.list("restrictions/filters").push(filter);
+        f.list(&t("restricted/filters")).push(number(0));
+    }
+    fn domain(f: &mut Forge, rules: Vec<Value>) {
+        let layer = map(&[
+            ("fs", number(1 << 2)),
+            ("net", number(0)),
+            ("scoped", number(0)),
+            ("flags", number(0)),
+            ("rules", Value::Array(rules)),
+        ]);
+        f.list("restrictions/domains").push(layer);
+        f.list(&t("restricted/domains")).push(number(0));
+    }
+    fn beneath(access: u64, path: &str) -> Value {
+        map(&[("beneath", map(&[("access", number(access)), ("path", bytes(path))]))])
+    }
+    /// Return ALLOW.
+    const ALLOW: &[u8] = &[6, 0, 0, 0, 0, 0, 0xff, 0x7f];
+    vec![
+        lie("a filter that is not there", May::Damaged, |f, _| f.list(&t("restricted/filters")).push(number(7))),
+        lie("a domain that is not there", May::Damaged, |f, _| f.list(&t("restricted/domains")).push(number(7))),
+        lie("a filter of seven bytes", May::Damaged, |f, _| filter(f, 0, &ALLOW[1..])),
+        lie("a filter of a MiB", May::Damaged, |f, _| filter(f, 0, &ALLOW.repeat(1 << 17))),
+        lie("a filter with a listener", May::Damaged, |f, _| filter(f, 8, ALLOW)),
+        lie("a filter for all threads, and all other flags", May::Damaged, |f, _| {
+            filter(f, u64::from(u32::MAX), ALLOW)
+        }),
+        lie("a filter that asks a supervisor", May::Contained, |f, _| filter(f, 0, &[6, 0, 0, 0, 0, 0, 0xc0, 0x7f])),
+        lie("a filter that kills", May::Contained, |f, _| filter(f, 0, &[6, 0, 0, 0, 0, 0, 0, 0x80])),
+        lie("a filter that jumps behind its end", May::Fail, |f, _| {
+            filter(f, 0, &[5, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])
+        }),
+        lie("a domain above the root", May::Contained, |f, _| domain(f, vec![beneath(4, "/../../../..")])),
+        lie("a domain for a file of the host", May::Fail, |f, bait| {
+            domain(f, vec![beneath(4, bait.join("secret").to_str().expect("UTF-8"))]);
+        }),
+        lie("a domain for a magic link", May::Fail, |f, _| domain(f, vec![beneath(4, "/proc/1/root")])),
+        lie("a domain of all accesses", May::Fail, |f, _| domain(f, vec![beneath(u64::MAX, "/")])),
+        lie("large registers that no processor has", May::Damaged, |f, _| {
+            f.set(&p("controls/large"), Value::Array(vec![number(u64::MAX); 2]));
+        }),
+        lie("to be served first when memory is short", May::Denied, |f, _| {
+            f.set(&t("controls/io_flusher"), Value::Bool(true));
+        }),
+        lie("no memory to be written and executed, and all other bits", May::Fail, |f, _| {
+            f.set(&p("controls/deny_write_execute"), number(u64::MAX));
+        }),
+        lie("a time stamp counter of 99", May::Fail, |f, _| f.set(&t("controls/tsc"), number(99))),
+        lie("machine checks of 2^64-1", May::Fail, |f, _| f.set(&t("controls/machine_check"), number(u64::MAX))),
+        lie("speculation of 2^64-1", May::Fail, |f, _| {
+            f.set(&t("controls/speculation"), Value::Array(vec![number(u64::MAX); 3]));
         }),
     ]
 }

@@ -28,6 +28,8 @@ const MENAGERIE: &[&str] = &[
     "seccomp-filter",
     "landlock",
     "inet-listen",
+    "multicast",
+    "controls",
     "tree",
 ];
 

@@ -6,9 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use yendor_kinds::process::seccomp::Filter;
 use yendor_kinds::{Cause, Result};
 use yendor_policy::seccomp;
-use yendor_proc::status;
+use yendor_proc::status::{self, Status};
 use yendor_sys::{Errno, SysError, ptrace};
 use yendor_task::tree::{FrozenTree, read_proc};
+
+use super::Facts;
 
 /// What the kernel told.
 #[derive(Debug, Default)]
@@ -24,10 +26,18 @@ impl Told {
     ///
     /// # Errors
     /// `Unsupported` where the kernel does not tell the caller, and for a filter with a supervisor.
-    pub fn ask(tree: &FrozenTree, proc: &OwnedFd) -> Result<Told> {
+    pub fn ask(tree: &FrozenTree, order: &[Facts], proc: &OwnedFd) -> Result<Told> {
         let mut told = Told::default();
+        let known: BTreeMap<i32, &Status> = order.iter().map(|facts| (facts.pid, &facts.status)).collect();
         for tid in tree.processes.values().flatten().map(yendor_task::Stopped::tid) {
-            let status = status::parse(&read_proc(proc.as_fd(), &format!("{tid}/status"))?)?;
+            let read;
+            let status = match known.get(&tid) {
+                Some(status) => *status,
+                None => {
+                    read = status::parse(&read_proc(proc.as_fd(), &format!("{tid}/status"))?)?;
+                    &read
+                }
+            };
             let count = status.seccomp_filters.unwrap_or(0);
             if status.seccomp == Some(2) && count > 0 {
                 told.add(tid, u64::from(count))?;

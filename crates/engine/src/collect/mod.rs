@@ -132,7 +132,8 @@ pub fn collect<'w>(
         gather.pids.insert(facts.pid, facts.inside());
     }
     shared::check(&order, tree).at(Step::Collect)?;
-    let watch = of.map_or_else(|| Watch::tree(tree, &proc), |(state, directory)| Watch::container(state, directory));
+    let watch =
+        of.map_or_else(|| Watch::tree(tree, &order, &proc), |(state, directory)| Watch::container(state, directory));
     let mut watch = watch.at(Step::Collect)?;
     let allowed = gather.allow_lost.contains(peer::KIND);
     let peers = if of.is_none() { Peers::new(&proc, allowed).at(Step::Collect)? } else { None };

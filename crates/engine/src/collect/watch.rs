@@ -73,8 +73,8 @@ impl Watch {
     ///
     /// # Errors
     /// What /proc says; `Unsupported` for what cannot be known or installed again.
-    pub fn tree(tree: &FrozenTree, proc: &OwnedFd) -> Result<Watch> {
-        Ok(Watch { told: Told::ask(tree, proc)?, ..Watch::default() })
+    pub fn tree(tree: &FrozenTree, order: &[Facts], proc: &OwnedFd) -> Result<Watch> {
+        Ok(Watch { told: Told::ask(tree, order, proc)?, ..Watch::default() })
     }
 
     /// Reads the record with all threads of the tree in sight.

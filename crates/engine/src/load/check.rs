@@ -12,6 +12,7 @@ use yendor_kinds::memory::{self, layout};
 use yendor_kinds::process::{Alive, State, credential};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, namespace};
+use yendor_sys::xstate;
 
 use crate::error::{Error, Result, Step};
 use crate::rebuild::plan;
@@ -28,6 +29,8 @@ const NOBODY: u32 = u32::MAX;
 const MOST_GROUPS: usize = 1 << 16;
 /// PID_MAX_LIMIT of the kernel.
 const MOST_PID: i32 = 4 << 20;
+/// `SECCOMP_FILTER_FLAG_LOG`, `SECCOMP_FILTER_FLAG_SPEC_ALLOW`: the others are about its installation.
+const FILTER_FLAGS: u32 = 2 | 4;
 /// The clocks of a time namespace cannot be further ahead (KTIME_MAX / 2).
 const MOST_NANOSECONDS: u64 = 1 << 62;
 /// Checks.
@@ -68,6 +71,9 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
             return Err(wrong("shared object", name, "its size cannot be"));
         }
         object.pages.iter().try_for_each(|run| known.run(run)).map_err(|e| e.kind("shared object", name))?;
+    }
+    if let Some(n) = restrictions.filters.iter().position(|filter| filter.flags & !FILTER_FLAGS != 0) {
+        return Err(wrong("seccomp filter", n.to_string(), "its flags are about more than the filter"));
     }
     let restricted =
         processes.iter().filter_map(|p| if let State::Alive(a) = &p.state { Some(&a.threads) } else { None });
@@ -169,6 +175,9 @@ impl Known<'_> {
                 return Err(wrong("thread", tid.to_string(), "its id is another one's too, or none"));
             }
             credentials(&thread.credentials)?;
+        }
+        if alive.controls.large.iter().any(|components| components & !xstate::LARGE != 0) {
+            return Err(wrong("registers", "", "there is no permission for these"));
         }
         self.descriptors(&alive.descriptors)?;
         if alive.terminal.is_some_and(|t| !self.files.contains(&t.file)) {

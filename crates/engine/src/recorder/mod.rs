@@ -47,6 +47,9 @@ const FLAGS_KNOWN: u64 = FLAG_TSYNC | 2 | 4;
 /// Once the keeper has taken a call, only death ends the caller's waiting (Linux 5.19).
 const FLAG_WAIT_KILLABLE: u32 = 1 << 5;
 
+/// `__X32_SYSCALL_BIT` (asm/unistd.h).
+const X32: u32 = 0x4000_0000;
+
 /// Calls as the kernel numbers them.
 mod nr {
     pub const PRCTL: u32 = 157;
@@ -67,17 +70,19 @@ pub fn filter(cookie: u64) -> Vec<u8> {
         i(op::LD_ABS, 0, 0, 0),
         i(op::JEQ, 5, 0, nr::SECCOMP),
         i(op::JGE, 0, 1, nr::CREATE_RULESET),
-        i(op::JGT, 0, 3, nr::RESTRICT_SELF),
-        i(op::JEQ, 0, 11, nr::PRCTL),
+        i(op::JGT, 7, 3, nr::RESTRICT_SELF),
+        i(op::JEQ, 0, 12, nr::PRCTL),
         i(op::LD_ABS, 0, 0, 16),
-        i(op::JEQ, 0, 9, PR_SET_SECCOMP),
+        i(op::JEQ, 0, 10, PR_SET_SECCOMP),
         // 9: does the sixth argument say that it is ours?
         i(op::LD_ABS, 0, 0, 56),
-        i(op::JEQ, 0, 6, half(cookie)),
+        i(op::JEQ, 0, 7, half(cookie)),
         i(op::LD_ABS, 0, 0, 60),
-        i(op::JEQ, 5, 4, half(cookie >> 32)),
-        // 13: another architecture; the numbers of Landlock's calls are the same everywhere.
+        i(op::JEQ, 6, 5, half(cookie >> 32)),
+        // 13: another architecture, or x32, which is the same with a bit set in its numbers; those of Landlock's calls are
+        // the same everywhere.
         i(op::LD_ABS, 0, 0, 0),
+        i(op::AND, 0, 0, !X32),
         i(op::JGE, 0, 3, nr::CREATE_RULESET),
         i(op::JGT, 2, 0, nr::RESTRICT_SELF),
         i(op::RET, 0, 0, action::ERRNO | 38),
@@ -438,6 +443,7 @@ mod tests {
             let refused = [444, 445, 446].contains(&call);
             let wanted = if refused { action::ERRNO | 38 } else { action::ALLOW };
             assert_eq!(ask(0x4000_0003, call, 22, 0), wanted, "{call}");
+            assert_eq!(ask(ARCH, X32 | call, 22, 0), wanted, "{call}");
         }
     }
 }

@@ -134,12 +134,34 @@ fn sockets(flavour: Flavour) {
     become_caller(&mut yendor, Some(("selinux", &domain("no_sockcreate_t"))));
     denied(&yendor, &image, KEEP, &["confine", "label selinux:u:r:other_t (sockcreate)", "EACCES", "SELinux"]);
     become_caller(&mut yendor, None);
+    // The host's policy is asked about each label, one of a socket, too.
+    let by = "denied by: the host's policy, /etc/yendor/policy.toml (keep-labels)";
+    for (allowed, refused) in [("'selinux:u:r:other_t'", "task_t"), ("'selinux:u:r:task_t'", "other_t")] {
+        let label = format!("label selinux:u:r:{refused}");
+        under_policy(&format!("keep-labels = [{allowed}]\n"), || {
+            denied(&yendor, &image, KEEP, &["confine", &label, by])
+        });
+    }
+    under_policy("keep-labels = ['selinux:u:r:*']\n", || {
+        let container = yendor.fresh("restored");
+        yendor.restore_with(&image, &container, KEEP).exits(0);
+        yendor.call(&["rm", "-f", &container]).exits(0);
+    });
     // What its tasks have the label of, nobody loses: as everything here that has no profile.
     let container = start(&yendor, "labels", &[]);
     let image = yendor.path("image-own");
     let words = ["checkpoint", &container, "-o", image.to_str().expect("UTF-8")];
     let said = yendor.call(&words).exits(0).stderr;
     assert!(!said.contains("lost:"), "{said}");
+}
+
+/// Does it while the host has this policy.
+fn under_policy(text: &str, what: impl FnOnce()) {
+    const FILE: &str = "/etc/yendor/policy.toml";
+    fs::create_dir_all("/etc/yendor").expect("a directory of the guest's");
+    fs::write(FILE, text).expect("a file of the guest's");
+    what();
+    fs::remove_file(FILE).expect("a file of the guest's");
 }
 
 /// Of a container's first process: those with the numbers 3, 4 and 5.
