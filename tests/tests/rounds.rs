@@ -136,7 +136,7 @@ fn killed_at_any_instant(flavour: Flavour) {
     let begin = Instant::now();
     yendor.call(&words).exits(0);
     let duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
-    for _ in 0..rounds(15, 300) {
+    for _ in 0..rounds(8, 300) {
         // What the last one has made, or not.
         let _ = fs::remove_dir_all(&image);
         let mut started = Started::new(yendor.command(&words).stdout(Stdio::null()).stderr(Stdio::null()));

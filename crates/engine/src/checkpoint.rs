@@ -256,7 +256,7 @@ fn early<'w>(
         Target::Container(state, directory) => Watch::container(state, directory).at(Step::Store)?,
         Target::Tree(_) => Watch::default(),
     };
-    let rounds = Rounds::make(wanted, proc, top, &watch, image).at(Step::Store)?;
+    let rounds = Rounds::make(wanted, proc, top, &watch, image, &options.watcher).at(Step::Store)?;
     summary.rounds.clone_from(&rounds.done);
     summary.not_tracked = rounds.missing();
     summary.timings.push(("rounds".into(), us(begin)));

@@ -114,6 +114,19 @@ const GIBIBYTE: Step =
     Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "{xtask}", "yardstick", "hold", "1073741824"]));
 const FOUR_GIBIBYTES: Step =
     Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "{xtask}", "yardstick", "hold", "4294967296"]));
+const FOUR_GIBIBYTES_WRITTEN: Step = Step::Do(yendor(&[
+    "run",
+    "-d",
+    "--name",
+    "{name}",
+    "--",
+    "{xtask}",
+    "yardstick",
+    "hold",
+    "4294967296",
+    "--dirty",
+    "10000",
+]));
 /// Holds as much, and changes one page in a hundred of it, always the same ones, when it is told.
 const HOLDER: &str = "
 import os, signal, time
@@ -256,6 +269,28 @@ pub(super) const ROWS: &[Row] = &[
         name: "4 GiB of memory, left running",
         setup: &[FOUR_GIBIBYTES, READY],
         subject: Sample { run: CHECKPOINT, readings: &[at_most("stopped", STOPPED, 90), plain("in all", TOTAL)] },
+        after: &[DROP_IMAGE],
+        yardstick: UNSHARE,
+        teardown: &[REMOVE, DROP_IMAGE],
+        rounds: 5,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "4 GiB of memory, 1 % written each second, read before the stop",
+        setup: &[FOUR_GIBIBYTES_WRITTEN, READY],
+        subject: Sample {
+            run: yendor(&[
+                "checkpoint",
+                "{name}",
+                "-o",
+                "{dir}/image",
+                "--leave-running",
+                "--rounds",
+                "auto",
+                "--json",
+            ]),
+            readings: &[at_most("stopped", STOPPED, 15), plain("in all", TOTAL)],
+        },
         after: &[DROP_IMAGE],
         yardstick: UNSHARE,
         teardown: &[REMOVE, DROP_IMAGE],

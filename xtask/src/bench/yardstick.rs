@@ -31,6 +31,9 @@ pub enum Yardstick {
     Hold {
         /// Bytes
         size: usize,
+        /// Write to so many pages of a million each second, each time to others
+        #[arg(long, default_value_t = 0)]
+        dirty: usize,
     },
 }
 
@@ -43,7 +46,7 @@ impl Yardstick {
         match self {
             Self::Write { size, file } => write(*size, file),
             Self::PopulateRead { size, file } => populate_read(*size, file),
-            Self::Hold { size } => hold(*size),
+            Self::Hold { size, dirty } => hold(*size, *dirty),
         }
     }
 }
@@ -70,11 +73,23 @@ fn populate_read(size: usize, path: &Path) -> Outcome {
     Ok(())
 }
 
-fn hold(size: usize) -> Outcome {
-    let memory = filled(size)?;
+fn hold(size: usize, dirty: usize) -> Outcome {
+    const STEP: Duration = Duration::from_millis(5);
+    /// Each page has its turn, and none is beside the one before.
+    const STRIDE: usize = 7919;
+    let mut memory = filled(size)?;
+    let pages = memory.len() / PAGE;
+    let in_a_step = pages * dirty / 1_000_000 / 200;
     println!("ready");
+    let mut page = 0;
     loop {
-        thread::sleep(Duration::from_secs(3600));
+        thread::sleep(if in_a_step > 0 { STEP } else { Duration::from_secs(3600) });
+        for _ in 0..in_a_step {
+            page = (page + STRIDE) % pages;
+            if let Some(byte) = memory.get_mut(page * PAGE + 8) {
+                *byte = byte.wrapping_add(1);
+            }
+        }
         // Keeps the memory alive and the compiler from dropping it.
         std::hint::black_box(&memory);
     }

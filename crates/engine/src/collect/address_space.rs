@@ -69,15 +69,16 @@ impl Late {
         Ok(())
     }
 
-    /// Reads what is to be read at once: while more comes than is worth to be kept, it is written, too.
-    fn read(&mut self, source: &Source<'_>, early: Option<&mut Early<'_>>) -> Result<()> {
-        /// Bytes that are kept in memory.
-        const KEPT: u64 = 128 << 20;
+    /// Reads what is to be read at once. What there is no room for is written at once, too.
+    fn read(&mut self, source: &Source<'_>, early: Option<&mut Early<'_>>, room: &mut u64) -> Result<()> {
         let now = std::mem::take(&mut self.now);
         let bytes: u64 = now.iter().map(|(start, end)| end - start).sum();
-        match early.filter(|_| bytes > KEPT) {
-            Some(early) => early.update(source, &now, &mut self.places, Task::Stands).map(drop),
-            None => Kept::read(source, now).map(|kept| self.kept = kept),
+        match (room.checked_sub(bytes), early) {
+            (None, Some(early)) => early.update(source, &now, &mut self.places, Task::Stands).map(drop),
+            (left, _) => {
+                *room = left.unwrap_or(0);
+                Kept::read(source, now).map(|kept| self.kept = kept)
+            }
         }
     }
 }
@@ -138,7 +139,12 @@ pub struct Memory<'w> {
     /// Pages that were read before the tasks were stopped, and those whose they are.
     early: Option<Early<'w>>,
     tracked: BTreeMap<i32, Tracked>,
+    /// Bytes of tracked memory that may be kept until the tasks run again.
+    room: u64,
 }
+
+/// Bytes of tracked memory that are kept until the tasks run again, of all processes together.
+const KEPT: u64 = 128 << 20;
 
 impl<'w> Memory<'w> {
     /// Nothing yet, but for what `rounds` have brought; pages go to `writer`, but for those that `parent` has.
@@ -158,6 +164,7 @@ impl<'w> Memory<'w> {
             writer,
             early: rounds.early,
             tracked: rounds.tracked,
+            room: KEPT,
         })
     }
 
@@ -224,17 +231,18 @@ impl<'w> Memory<'w> {
         if late.is_some() {
             private.source.track();
         }
-        let mut apart = BTreeSet::new();
+        let mut seams = Seams::default();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
             let file = &mut |s: &Smap| self.backing(s, &mut private.source, gather);
             let (smap, is_tracked) = without_tracking(smap, tracked.as_ref());
             let Some(mut area) = vma::collect(&smap, file)? else { continue };
-            apart.extend(is_tracked.then_some(area.start));
+            seams.tracked.extend(is_tracked.then_some(area.start));
             area.policy = policies.remove(&area.start);
             if area.backing == Backing::Vdso {
                 self.check_vdso(&private.source, &area)?;
             }
             let ghost = is_ghost_mapping(&smap, &area);
+            seams.others.extend((ghost || area.backing != Backing::Anonymous).then_some(area.start));
             let until = *fences.get(fences.partition_point(|f| *f < area.end.0)).unwrap_or(&pages::END);
             let own = area.backing == Backing::Anonymous && !area.shared && !ghost;
             if let Some(late) = late.as_mut().filter(|_| own) {
@@ -248,10 +256,10 @@ impl<'w> Memory<'w> {
         }
         self.tracked.extend(tracked.map(|tracked| (pid, tracked)));
         if let Some(late) = &mut late {
-            late.read(&private.source, self.early.as_mut())?;
+            late.read(&private.source, self.early.as_mut(), &mut self.room)?;
         }
         let (pages, inherits) = private.copy(&mut self.out)?;
-        Ok((Record { layout, areas: together(areas, &apart), pages, inherits }, read, late))
+        Ok((Record { layout, areas: seams.close(areas), pages, inherits }, read, late))
     }
 
     /// What was left for later of an address space, from a copy of its process. `parent`: likewise a copy, with its areas. How
@@ -423,22 +431,34 @@ fn without_tracking<'s>(smap: &'s Smap, tracked: Option<&Tracked>) -> (Cow<'s, S
     (Cow::Owned(smap), true)
 }
 
-/// Puts together what has come apart because only some of it is tracked. `apart`: where areas that are begin.
-fn together(areas: Vec<vma::Record>, apart: &BTreeSet<Addr>) -> Vec<vma::Record> {
-    let mut out: Vec<vma::Record> = Vec::with_capacity(areas.len());
-    let mut before = false;
-    for area in areas {
-        let tracked = apart.contains(&area.start);
-        let anonymous = area.backing == Backing::Anonymous;
-        match out.last_mut().filter(|last| anonymous && (tracked || before) && last.end == area.start) {
-            Some(last) if vma::Record { start: last.start, end: last.end, ..area.clone() } == *last => {
-                last.end = area.end
+/// Where an address space may have come apart because only some of it is tracked.
+#[derive(Debug, Default)]
+struct Seams {
+    /// Where areas that are tracked begin.
+    tracked: BTreeSet<Addr>,
+    /// Where areas begin that no other ever merges with: there is a file behind them.
+    others: BTreeSet<Addr>,
+}
+
+impl Seams {
+    /// Puts together what would be one without tracking.
+    fn close(&self, areas: Vec<vma::Record>) -> Vec<vma::Record> {
+        let mut out: Vec<vma::Record> = Vec::with_capacity(areas.len());
+        let (mut before, mut other) = (false, true);
+        for area in areas {
+            let now = (self.tracked.contains(&area.start), self.others.contains(&area.start));
+            let may = (before || now.0) && !other && !now.1;
+            (before, other) = now;
+            let is_next = |last: &vma::Record| {
+                last.end == area.start && vma::Record { start: last.start, end: last.end, ..area.clone() } == *last
+            };
+            match out.last_mut().filter(|last| may && is_next(last)) {
+                Some(last) => last.end = area.end,
+                None => out.push(area),
             }
-            _ => out.push(area),
         }
-        before = tracked;
+        out
     }
-    out
 }
 
 /// Scratch memory of a checkpoint that was killed.
@@ -449,4 +469,31 @@ fn is_leftover(smap: &Smap) -> bool {
 /// A private mapping of a deleted file: all of it must travel.
 fn is_ghost_mapping(smap: &Smap, area: &vma::Record) -> bool {
     smap.map.inode != 0 && area.backing == Backing::Anonymous
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn area(start: u64, end: u64, protection: u32) -> vma::Record {
+        let (start, end, backing) = (Addr(start), Addr(end), Backing::Anonymous);
+        vma::Record { start, end, protection, backing, shared: false, flags: Vec::new(), name: None, policy: None }
+    }
+
+    #[test]
+    fn seams_are_closed_where_tracking_has_made_them() {
+        let areas = vec![area(1, 2, 3), area(2, 3, 3), area(3, 4, 1), area(4, 5, 3), area(6, 7, 3), area(7, 8, 3)];
+        let close = |tracked: &[u64], others: &[u64]| {
+            let set = |starts: &[u64]| starts.iter().copied().map(Addr).collect();
+            let seams = Seams { tracked: set(tracked), others: set(others) };
+            seams.close(areas.clone()).iter().map(|a| (a.start.0, a.end.0)).collect::<Vec<_>>()
+        };
+        let apart = [(1, 2), (2, 3), (3, 4), (4, 5), (6, 7), (7, 8)];
+        // The program's own.
+        assert_eq!(close(&[], &[]), apart);
+        let both = [(1, 3), (3, 4), (4, 5), (6, 8)];
+        assert_eq!(close(&[1, 7], &[]), both);
+        assert_eq!(close(&[2, 3, 4, 6], &[]), both);
+        assert_eq!(close(&[1, 2, 3, 4, 6, 7], &[2, 6]), apart);
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use yendor_image::{Parent, Writer, pages_name};
+use yendor_image::{Parent, Watcher, Writer, pages_name};
 use yendor_kinds::memory::early::{Early, Places, Task};
 use yendor_kinds::memory::pages::{EARLY, Source};
 use yendor_kinds::{Cause, Result};
@@ -70,6 +70,11 @@ const LEAST: u64 = 256 * 1024;
 /// Bytes that are protected, and then read, at once: whoever maps or unmaps memory waits meanwhile.
 const WINDOW: u64 = 32 << 20;
 
+/// Where the window ends that begins at `at`: no huge page is cut in two.
+fn window(at: u64, end: u64) -> u64 {
+    ((at / WINDOW + 1) * WINDOW).min(end)
+}
+
 /// A process whose writes are seen.
 #[derive(Debug)]
 pub struct Tracked {
@@ -106,6 +111,7 @@ impl<'w> Rounds<'w> {
         top: Top,
         watch: &Watch,
         (writer, parent): (&'w Writer, Option<&'w Parent>),
+        watcher: &Watcher,
     ) -> Result<Rounds<'w>> {
         let mut rounds = Rounds::default();
         let (most, auto) = match wanted {
@@ -122,7 +128,7 @@ impl<'w> Rounds<'w> {
                 let file = writer.raw(&pages_name(EARLY))?;
                 rounds.early = Some(Early::new(file, parent.map(Parent::search)));
             }
-            let bytes = rounds.round(proc)?;
+            let bytes = rounds.round(proc, watcher)?;
             let before = rounds.done.last().map_or(u64::MAX, |round| round.bytes);
             let us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
             rounds.done.push(Round { bytes, us });
@@ -165,12 +171,12 @@ impl<'w> Rounds<'w> {
         Ok(())
     }
 
-    fn round(&mut self, proc: &OwnedFd) -> Result<u64> {
+    fn round(&mut self, proc: &OwnedFd, watcher: &Watcher) -> Result<u64> {
         let Some(early) = &mut self.early else { return Ok(0) };
         let mut lost = Vec::new();
         let mut bytes = 0;
         for (pid, tracked) in &mut self.tracked {
-            let read = tracked.round(proc.as_fd(), *pid, early)?;
+            let read = tracked.round(proc.as_fd(), *pid, early, watcher)?;
             // One that was opened since, and before the pages were protected.
             let read = if direct::is_used(proc.as_fd(), *pid) { Err(Why::Direct) } else { read };
             match read {
@@ -259,6 +265,7 @@ impl Tracked {
         proc: BorrowedFd<'_>,
         pid: i32,
         early: &mut Early<'_>,
+        watcher: &Watcher,
     ) -> Result<std::result::Result<u64, Why>> {
         let opened = read_proc(proc, &format!("{pid}/maps")).map_err(Cause::from);
         let opened = opened.and_then(|text| Ok((maps::parse(&text)?, Source::open(proc, pid)?)));
@@ -271,7 +278,7 @@ impl Tracked {
             let mut which = Which::Written;
             let mut at = map.start;
             while at < map.end {
-                let window = (at, (at + WINDOW).min(map.end));
+                let window = (at, window(at, map.end));
                 let (found, to) = match self.protect(&source, map, window, &mut which) {
                     Ok(found) => found,
                     Err(e) if e.errno == Errno::BUSY => return Ok(Err(Why::Userfault)),
@@ -279,7 +286,9 @@ impl Tracked {
                     Err(_) => break,
                 };
                 let ranges: Vec<(u64, u64)> = found.iter().map(|r| (r.start, r.end)).collect();
-                bytes += early.update(&source, &ranges, &mut self.places, Task::Runs)?;
+                let read = early.update(&source, &ranges, &mut self.places, Task::Runs)?;
+                watcher.tell(read);
+                bytes += read;
                 if to <= at {
                     break;
                 }
@@ -320,7 +329,7 @@ impl Tracked {
         for (start, end) in &self.ranges {
             let mut at = *start;
             while at < *end {
-                let to = (at + WINDOW).min(*end);
+                let to = window(at, *end);
                 // What is unmapped is not tracked; what is left goes with the descriptor.
                 let _ = self.fault.unregister(at, to);
                 at = to;
