@@ -102,12 +102,24 @@ pub enum Which {
 /// # Errors
 /// `EPERM` where they are not.
 pub fn protect(pagemap: BorrowedFd<'_>, start: u64, end: u64, which: Which) -> Result<(Vec<Region>, u64)> {
-    const WP_MATCHING: u64 = 1 << 0;
-    const CHECK_WPASYNC: u64 = 1 << 1;
     let all = if which == Which::Written { Page::WRITTEN } else { Page::empty() };
     // What is not there stays as it is: to mark it would take page tables for all of a large empty mapping.
     call(pagemap, start, end, Scan { flags: WP_MATCHING | CHECK_WPASYNC, all, returned: IN_USE | Page::PFNZERO })
 }
+
+/// Whether the mapping at an address can be protected so: somebody has registered it.
+///
+/// # Errors
+/// As [`scan_some`], but for `EPERM`.
+pub fn may_be_protected(pagemap: BorrowedFd<'_>, at: u64) -> Result<bool> {
+    match call(pagemap, at, at + 4096, Scan { flags: CHECK_WPASYNC, ..Scan::default() }) {
+        Err(e) if e.errno == crate::Errno::PERM => Ok(false),
+        other => other.map(|_| true),
+    }
+}
+
+const WP_MATCHING: u64 = 1 << 0;
+const CHECK_WPASYNC: u64 = 1 << 1;
 
 const IN_USE: Page = Page::PRESENT.union(Page::SWAPPED);
 

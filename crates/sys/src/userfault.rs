@@ -175,7 +175,9 @@ mod tests {
         [3, 4, 9].into_iter().for_each(|page| memory.write(page));
         let fault = own().expect("userfaultfd");
         assert!(unwritten(&map, range).is_empty(), "nobody has protected it");
+        assert!(!pagemap::may_be_protected(map.as_fd(), range.0).expect("scan"));
         fault.register(range.0, range.1).expect("register");
+        assert!(pagemap::may_be_protected(map.as_fd(), range.0).expect("scan"));
         assert!(unwritten(&map, range).is_empty(), "nobody has protected it");
         assert_eq!(protect(&map, range), [3, 4, 9]);
         assert_eq!(unwritten(&map, range), [3, 4, 9]);

@@ -10,9 +10,9 @@ use yendor_kinds::memory::early::{Early, Places, Task};
 use yendor_kinds::memory::pages::{EARLY, Source};
 use yendor_kinds::{Cause, Result};
 use yendor_proc::maps::{self, Label, Map};
-use yendor_sys::pagemap::{self, Region, Which};
+use yendor_sys::Errno;
+use yendor_sys::pagemap::{self, Which};
 use yendor_sys::userfault::Userfault;
-use yendor_sys::{Errno, SysError};
 use yendor_task::RunError;
 use yendor_task::live::{track, twin};
 use yendor_task::tree::{self, Top, read_proc};
@@ -274,17 +274,25 @@ impl Tracked {
         let mut bytes = 0;
         self.ranges.clear();
         for map in maps.iter().filter(|map| can_be_tracked(map)) {
+            // Whether it is what was tracked in the last round; whose it is, is told next.
+            let known = pagemap::may_be_protected(source.pagemap.as_fd(), map.start).unwrap_or(false);
+            match self.fault.register(map.start, map.end) {
+                Ok(()) => {}
+                Err(e) if e.errno == Errno::BUSY => return Ok(Err(Why::Userfault)),
+                // Unmapped meanwhile, or something else is mapped there: that is for the next round, or the stop.
+                Err(_) => continue,
+            }
             self.ranges.push((map.start, map.end));
-            let mut which = Which::Written;
+            if !known {
+                self.places.forget_range(map.start, map.end);
+            }
+            // Whatever marks its pages have, they are not from us.
+            let which = if known { Which::Written } else { Which::All };
             let mut at = map.start;
             while at < map.end {
-                let window = (at, window(at, map.end));
-                let (found, to) = match self.protect(&source, map, window, &mut which) {
-                    Ok(found) => found,
-                    Err(e) if e.errno == Errno::BUSY => return Ok(Err(Why::Userfault)),
-                    // Unmapped meanwhile, or something else is mapped there: that is for the next round, or the stop.
-                    Err(_) => break,
-                };
+                let end = window(at, map.end);
+                // Likewise.
+                let Ok((found, to)) = pagemap::protect(source.pagemap.as_fd(), at, end, which) else { break };
                 let ranges: Vec<(u64, u64)> = found.iter().map(|r| (r.start, r.end)).collect();
                 let read = early.update(&source, &ranges, &mut self.places, Task::Runs)?;
                 watcher.tell(read);
@@ -296,25 +304,6 @@ impl Tracked {
             }
         }
         Ok(Ok(bytes))
-    }
-
-    /// Protects pages of a mapping; `which` becomes all once nothing is known of it.
-    fn protect(
-        &mut self,
-        source: &Source<'_>,
-        map: &Map,
-        (start, end): (u64, u64),
-        which: &mut Which,
-    ) -> std::result::Result<(Vec<Region>, u64), SysError> {
-        match pagemap::protect(source.pagemap.as_fd(), start, end, *which) {
-            // Not what was tracked in the last round, whatever marks its pages have.
-            Err(e) if e.errno == Errno::PERM => {}
-            other => return other,
-        }
-        self.fault.register(map.start, map.end)?;
-        self.places.forget_range(map.start, map.end);
-        *which = Which::All;
-        pagemap::protect(source.pagemap.as_fd(), start, end, *which)
     }
 
     /// Whether a mapping of the process as it is now is tracked by this: not that of a program that it has executed since.

@@ -13,7 +13,7 @@ use yendor_image::{Addr, PAGE_BYTES, PageRun, Search, pages_name};
 use yendor_sys::pagemap::{Page, Region};
 use yendor_sys::{Errno, SysError, vm};
 
-use super::pages::{CHUNK, EARLY, FOUND, PAGE, Source, ZEROS, push};
+use super::pages::{CHUNK, EARLY, FOUND, MOST_RUNS, PAGE, Source, ZEROS, push};
 use crate::Result;
 
 /// Addresses of one block of [`Places`].
@@ -198,6 +198,8 @@ pub struct Early<'p> {
     /// Those that are free.
     free: Vec<u32>,
     parent: Option<Search<'p>>,
+    /// Whether the last page was found there, and how often that has changed.
+    found: (bool, usize),
     buffer: Vec<u8>,
 }
 
@@ -205,7 +207,7 @@ impl<'p> Early<'p> {
     /// Of an empty file. Pages that a parent has are not written.
     #[must_use]
     pub fn new(file: File, parent: Option<Search<'p>>) -> Early<'p> {
-        Early { file, places: 0, free: Vec::new(), parent, buffer: Vec::new() }
+        Early { file, places: 0, free: Vec::new(), parent, found: (false, 0), buffer: Vec::new() }
     }
 
     /// Reads ranges of a task's memory, and says where their pages are. How many bytes it has read.
@@ -297,6 +299,12 @@ impl<'p> Early<'p> {
             let page = u32::try_from(known.offset() / PAGE_BYTES).ok()?;
             Some(Place::At { file: known.file.checked_add(FOUND)?, page })
         });
+        if found.is_some() != self.found.0 {
+            self.found = (found.is_some(), self.found.1 + 1);
+            if self.found.1 > MOST_RUNS {
+                self.parent = None;
+            }
+        }
         if let Some(found) = found {
             self.place(places, at, found);
             return Ok(None);

@@ -209,7 +209,7 @@ impl Piece {
 /// How many files of a parent an image takes over at most: each costs a restore a descriptor.
 const MOST_SHARED: usize = 15;
 /// Runs from which on nothing is looked for any more: records are bounded, and a parent must not be what makes them too large.
-const MOST_RUNS: usize = 1 << 20;
+pub(super) const MOST_RUNS: usize = 1 << 20;
 
 /// A pages file that is being written, number 0 of its image. Pages that a parent has are not written again.
 #[derive(Debug)]
