@@ -172,8 +172,39 @@ const POPULATE_READ: Sample = Sample {
     readings: &[plain("populate and read", Source::Json("/total_us"))],
 };
 
+/// What a container's own filter (docs/adr/0005) costs a call that it lets pass.
+const fn calls(name: &'static str, inside: &'static [&'static str], outside: &'static [&'static str]) -> Row {
+    const INSIDE: &[Reading] = &[Reading { label: "in a container", source: TOTAL, limit: Limit::Ratio(102) }];
+    const OUTSIDE: &[Reading] = &[plain("outside", TOTAL)];
+    Row {
+        name,
+        setup: &[],
+        subject: Sample { run: yendor(inside), readings: INSIDE },
+        after: &[],
+        yardstick: Sample { run: yardstick(outside), readings: OUTSIDE },
+        teardown: &[],
+        rounds: 20,
+        cpus: Cpus::One,
+    }
+}
+
 /// The rows.
 pub(super) const ROWS: &[Row] = &[
+    calls(
+        "a million calls of getpid",
+        &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "getpid", "1000000"],
+        &["calls", "getpid", "1000000"],
+    ),
+    calls(
+        "a million calls of read",
+        &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "read", "1000000"],
+        &["calls", "read", "1000000"],
+    ),
+    calls(
+        "100000 calls of open and close",
+        &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "open", "100000"],
+        &["calls", "open", "100000"],
+    ),
     Row {
         name: "start of a container",
         setup: &[],

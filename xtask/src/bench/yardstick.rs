@@ -27,6 +27,13 @@ pub enum Yardstick {
         /// The file
         file: PathBuf,
     },
+    /// Make one system call again and again
+    Calls {
+        /// Which
+        call: Call,
+        /// How often
+        count: u32,
+    },
     /// Fill memory, say "ready" and hold it: the program that is checkpointed
     Hold {
         /// Bytes
@@ -35,6 +42,17 @@ pub enum Yardstick {
         #[arg(long, default_value_t = 0)]
         dirty: usize,
     },
+}
+
+/// A call that programs make all the time.
+#[derive(clap::ValueEnum, Clone, Copy)]
+pub enum Call {
+    /// getpid
+    Getpid,
+    /// read, of one byte
+    Read,
+    /// open, and close
+    Open,
 }
 
 impl Yardstick {
@@ -46,6 +64,7 @@ impl Yardstick {
         match self {
             Self::Write { size, file } => write(*size, file),
             Self::PopulateRead { size, file } => populate_read(*size, file),
+            Self::Calls { call, count } => calls(*call, *count),
             Self::Hold { size, dirty } => hold(*size, *dirty),
         }
     }
@@ -70,6 +89,29 @@ fn populate_read(size: usize, path: &Path) -> Outcome {
     let populated = begin.elapsed();
     file.read_exact(&mut memory)?;
     println!("{{\"populate_us\":{},\"total_us\":{}}}", populated.as_micros(), begin.elapsed().as_micros());
+    Ok(())
+}
+
+/// The best of ten tenths: whoever else runs makes calls slower, never faster.
+fn calls(call: Call, count: u32) -> Outcome {
+    let mut zero = File::open("/dev/zero")?;
+    let mut one = || -> Outcome {
+        match call {
+            Call::Getpid => _ = std::hint::black_box(std::process::id()),
+            Call::Read => zero.read_exact(&mut [0])?,
+            Call::Open => drop(File::open("/dev/null")?),
+        }
+        Ok(())
+    };
+    let mut best = Duration::MAX;
+    for _ in 0..10 {
+        let begin = Instant::now();
+        for _ in 0..count / 10 {
+            one()?;
+        }
+        best = best.min(begin.elapsed());
+    }
+    println!("{{\"total_us\":{}}}", (best * 10).as_micros());
     Ok(())
 }
 
