@@ -717,6 +717,14 @@ fn layers() -> Vec<Claim> {
         lie("a device node in a layer", May::Damaged, |f, _| {
             layer(f, b"node", &map(&[("device", Value::Array(vec![number(8), number(0)]))]), 0o60_666, 0);
         }),
+        lie("a label of a file", May::Damaged, |f, _| attribute(f, "security.selinux", b"system_u:object_r:bin_t:s0")),
+        lie("an overlay's own mark", May::Damaged, |f, _| attribute(f, "user.overlay.redirect", b"/etc")),
+        lie("an attribute of the machine's root", May::Damaged, |f, _| attribute(f, "trusted.overlay.opaque", b"y")),
+        lie("a symbolic link that is a directory, too", May::Fail, |f, bait| {
+            let target = bytes(bait.join("mine"));
+            layer(f, b"evil", &map(&[("symlink", target)]), 0o777, 0);
+            layer(f, b"evil", &directory(), 0o777, 0);
+        }),
         lie("capabilities of a file", May::Contained, |f, _| {
             let mut entry = layer_entry(b"capable", empty_file(0), 0o755, 0);
             let value = Value::Bytes(b"\x01\0\0\x02\xff\xff\xff\xff\0\0\0\0\xff\xff\xff\xff\0\0\0\0".to_vec());
@@ -727,6 +735,16 @@ fn layers() -> Vec<Claim> {
             f.list("container/layers/1/entries").push(entry);
         }),
     ]
+}
+
+/// A file in /tmp with an extended attribute.
+fn attribute(f: &mut Forge, name: &str, value: &[u8]) {
+    let mut entry = layer_entry(b"noted", empty_file(0), 0o755, 0);
+    if let Value::Map(fields) = &mut entry {
+        let attributes = vec![Value::Array(vec![bytes(name), Value::Bytes(value.to_vec())])];
+        fields.last_mut().expect("attributes").1 = Value::Array(attributes);
+    }
+    f.list("container/layers/1/entries").push(entry);
 }
 
 fn surroundings() -> Vec<Claim> {

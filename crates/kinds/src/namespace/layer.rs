@@ -1,16 +1,18 @@
 //! A file system of the container's own: its copy-on-write layer over the host's root, or a tmpfs.
 //! *Read from:* the layer's upper directory, or the tmpfs, while the tasks are stopped.
 //! *Made again by:* the same changes to the new container's root: writing, and for what the layer hides, unlinking.
-//! *Lost:* inode numbers and change times; extended attributes that the container's root may not set are refused.
+//! *Lost:* inode numbers and change times; labels of files (see [`attribute`]); other extended attributes that the container's
+//! root may not set are refused.
+
+pub mod attribute;
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, StatxAttributes, StatxFlags, Timespec,
-    Timestamps, Uid, XattrFlags, fstat, openat, openat2, seek, statx,
+    Timestamps, Uid, fstat, openat, openat2, seek, statx,
 };
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, Reader, Writer};
@@ -45,7 +47,7 @@ pub struct Entry {
     /// Modification time: seconds and nanoseconds.
     pub modified: (i64, i64),
     /// Extended attributes.
-    pub attributes: Vec<(Bytes, Bytes)>,
+    pub attributes: attribute::Attributes,
 }
 
 /// What a name stands for.
@@ -108,7 +110,7 @@ impl<'w> Walk<'w> {
     fn directory(&mut self, dir: &OwnedFd, path: &mut Vec<u8>) -> Result<()> {
         let shown = || path.escape_ascii().to_string();
         let stat = fstat(dir).named("fstat", shown)?;
-        let (attributes, opaque) = attributes(dir)?;
+        let (attributes, opaque) = attribute::collect(dir)?;
         self.push(path, What::Directory(opaque), &stat, attributes);
         let mut names: Vec<Vec<u8>> = Vec::new();
         for entry in Dir::read_from(dir).named("getdents64", shown)? {
@@ -157,7 +159,7 @@ impl<'w> Walk<'w> {
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
                 let file = openat(dir, name, flags, Mode::empty()).named("openat", || shown(path))?;
-                kept = attributes(&file)?.0;
+                kept = attribute::collect(&file)?.0;
                 self.file(&file, &stat)?
             }
             FileType::Symlink => {
@@ -214,7 +216,7 @@ impl<'w> Walk<'w> {
         Ok(())
     }
 
-    fn push(&mut self, path: &[u8], what: What, stat: &rustix::fs::Stat, attributes: Vec<(Bytes, Bytes)>) {
+    fn push(&mut self, path: &[u8], what: What, stat: &rustix::fs::Stat, attributes: attribute::Attributes) {
         self.entries.push(Entry {
             path: Bytes(path.to_vec()),
             what,
@@ -224,33 +226,6 @@ impl<'w> Walk<'w> {
             attributes,
         });
     }
-}
-
-/// Extended attributes without the overlay's own; and whether the overlay marks a directory opaque.
-fn attributes(fd: &OwnedFd) -> Result<(Vec<(Bytes, Bytes)>, bool)> {
-    let mut names = vec![0u8; 64 * 1024];
-    let n = match rustix::fs::flistxattr(fd, &mut names) {
-        Ok(n) => n,
-        Err(Errno::OPNOTSUPP) => 0,
-        Err(e) => return Err(SysError::new("flistxattr", "", e).into()),
-    };
-    let mut kept = Vec::new();
-    let mut opaque = false;
-    for name in names[..n].split_inclusive(|b| *b == 0) {
-        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
-        let mut value = vec![0u8; 64 * 1024];
-        let len = rustix::fs::fgetxattr(fd, name, &mut value).named("fgetxattr", || format!("{name:?}"))?;
-        value.truncate(len);
-        let text = name.to_bytes();
-        if text.starts_with(b"user.overlay.") || text.starts_with(b"trusted.overlay.") {
-            opaque |= text.ends_with(b".opaque") && value == b"y";
-        } else if text.starts_with(b"user.") {
-            kept.push((Bytes(text.to_vec()), Bytes(value)));
-        } else if !text.starts_with(b"security.") && !text.starts_with(b"system.") {
-            return Err(Cause::unsupported(format!("the extended attribute {name:?}")));
-        }
-    }
-    Ok((kept, opaque))
 }
 
 /// Makes the changes beneath `top`, the new mount. What is at or below a path of `keep`, absolute ones without symbolic
@@ -280,7 +255,7 @@ pub fn rebuild(record: &Record, top: &OwnedFd, keep: &[Vec<u8>], reader: &Reader
     // Directories last and deepest first: making what is in them changed their times.
     for entry in entries.iter().filter(ours).rev().filter(|e| matches!(e.what, What::Directory(_))) {
         let (parent, name) = place(top, &entry.path.0)?;
-        match stamp(&parent, &name, entry) {
+        match furnish(&parent, &name, entry).and_then(|()| stamp(&parent, &name, entry)) {
             // Something of the host is mounted on it, read-only: not the container's to change.
             Err(Cause::Sys(e)) if e.errno == Errno::ROFS => {}
             other => other?,
@@ -315,6 +290,7 @@ fn place(top: &OwnedFd, path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
 
 fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>) -> Result<()> {
     let Entry { path, what, mode, owner: _, modified: _, attributes } = entry;
+    let mut written = None;
     let (parent, name) = place(top, &path.0)?;
     let permissions = Mode::from_raw_mode(*mode);
     if !matches!(what, What::Directory(false)) && name != b"." && !remove(&parent, &name)? {
@@ -331,10 +307,7 @@ fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>) -> Re
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = openat(&parent, name.as_slice(), flags, Mode::RUSR | Mode::WUSR).named("openat", String::new)?;
             fill(&file, *start, *size, extents, data)?;
-            for (key, value) in attributes {
-                rustix::fs::fsetxattr(&file, key.0.as_slice(), &value.0, XattrFlags::empty())
-                    .named("fsetxattr", || key.to_string())?;
-            }
+            written = Some(file);
         }
         What::Link(to) => {
             let (old_parent, old_name) = place(top, &to.0)?;
@@ -350,7 +323,18 @@ fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>) -> Re
             rustix::fs::mknodat(&parent, name.as_slice(), kind, permissions, 0).named("mknodat", String::new)?;
         }
     }
-    if matches!(what, What::Directory(_)) { Ok(()) } else { stamp(&parent, &name, entry) }
+    if matches!(what, What::Directory(_)) {
+        return Ok(());
+    }
+    stamp(&parent, &name, entry)?;
+    written.map_or(Ok(()), |file| attribute::rebuild(&file, attributes))
+}
+
+/// The extended attributes of a directory, which must be one.
+fn furnish(parent: &OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = openat(parent, name, flags, Mode::empty()).named("openat", String::new)?;
+    attribute::rebuild(&directory, &entry.attributes)
 }
 
 /// Owner, permissions, time: in this order, since a change of owner clears bits.
