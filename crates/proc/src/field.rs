@@ -20,7 +20,16 @@ pub(crate) fn lines<'a>(file: &'static str, text: &'a [u8]) -> Result<Vec<Line<'
 /// The same one after the other, for a long file.
 pub(crate) fn each_line<'a>(file: &'static str, text: &'a [u8]) -> Result<impl Iterator<Item = Line<'a>>> {
     let lines = |body: Option<&'a [u8]>| {
-        let lines = body.into_iter().flat_map(|body| body.split(|b| *b == b'\n'));
+        let mut left = body;
+        let lines = std::iter::from_fn(move || {
+            let text = left?;
+            let (line, rest) = match memchr::memchr(b'\n', text) {
+                Some(at) => (text.get(..at)?, text.get(at.checked_add(1)?..)),
+                None => (text, None),
+            };
+            left = rest;
+            Some(line)
+        });
         lines.zip(1..).map(move |(rest, number)| Line { file, number, rest })
     };
     if text.is_empty() {
@@ -212,6 +221,17 @@ impl<'a> Line<'a> {
     pub(crate) fn key(&self) -> Option<(&'a str, Line<'a>)> {
         let (key, value) = split_once(self.rest, b':')?;
         Some((std::str::from_utf8(key).ok()?, Line { rest: value, ..*self }))
+    }
+
+    /// Whether it may be `Key:value`.
+    pub(crate) fn has_key(&self) -> bool {
+        self.rest.contains(&b':')
+    }
+
+    /// The value, if this is the key.
+    pub(crate) fn after(&self, key: &str) -> Option<Line<'a>> {
+        let rest = self.rest.strip_prefix(key.as_bytes())?.strip_prefix(b":")?;
+        Some(Line { rest, ..*self })
     }
 }
 

@@ -90,14 +90,14 @@ pub fn parse(text: &[u8]) -> Result<Vec<Smap>> {
             protection_key = None;
             continue;
         }
-        match line.key() {
-            Some((FLAGS, mut value)) => {
-                let (map, _) = open.take().ok_or_else(|| line.bad("a mapping"))?;
-                out.push(Smap { map, vm_flags: flag_letters(&mut value, FLAGS)?, protection_key });
-            }
-            Some(("ProtectionKey", mut value)) => protection_key = Some(value.dec("ProtectionKey")?),
-            Some(_) if open.is_some() => {}
-            _ => return Err(line.bad("a mapping")),
+        // Of two dozen lines two are looked at.
+        if let Some(mut value) = line.after(FLAGS) {
+            let (map, _) = open.take().ok_or_else(|| line.bad("a mapping"))?;
+            out.push(Smap { map, vm_flags: flag_letters(&mut value, FLAGS)?, protection_key });
+        } else if open.is_none() || !line.has_key() {
+            return Err(line.bad("a mapping"));
+        } else if let Some(mut value) = line.after("ProtectionKey") {
+            protection_key = Some(value.dec("ProtectionKey")?);
         }
     }
     match open {

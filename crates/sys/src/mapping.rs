@@ -88,17 +88,14 @@ impl Mapping {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.as_ptr().add(at), bytes.len()) }
     }
 
-    /// Copies `len` bytes out from `at`.
+    /// Copies bytes out from `at`.
     ///
     /// # Panics
     /// When the range does not lie inside: our own arithmetic was wrong.
-    #[must_use]
-    pub fn read(&self, at: usize, len: usize) -> Vec<u8> {
-        assert!(at <= self.len && len <= self.len - at, "read outside the mapping");
-        let mut out = vec![0u8; len];
+    pub fn read(&self, at: usize, out: &mut [u8]) {
+        assert!(at <= self.len && out.len() <= self.len - at, "read outside the mapping");
         // SAFETY: the range was checked; `out` is ours and of that length.
-        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr().add(at), out.as_mut_ptr(), len) }
-        out
+        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr().add(at), out.as_mut_ptr(), out.len()) }
     }
 
     /// The 32-bit word at `at`.

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use thiserror::Error;
 use yendor_sys::futex::{self, ROBUST_ENTRY, ROBUST_WORD};
 use yendor_sys::mapping::Mapping;
@@ -13,7 +14,7 @@ use yendor_sys::{Errno, SysError};
 use crate::fault;
 use crate::gadget::{CODE, FLAGS, TILE_SHAPE, TILES, record, slot};
 use crate::regs::Regs;
-use crate::script::{Arg, Call, Done, Memory, Script, Want};
+use crate::script::{Arg, Call, Done, Memory, Output, Script, Want};
 use crate::stop::SIGSTOP;
 
 /// Bytes of a page.
@@ -266,7 +267,8 @@ impl Arena {
             let (call, bytes) = calls.first().map_or(("", 0), |c| (c.nr.name(), data_size(c)));
             return Err(RunError::TooLarge { call, bytes });
         }
-        let mut image = vec![0u8; (n + 1) * record::SIZE];
+        let mut image = Vec::with_capacity(used + record::SIZE);
+        image.resize((n + 1) * record::SIZE, 0);
         for (i, call) in calls[..n].iter().enumerate() {
             let words = self.record(index, call, &mut image);
             for (w, word) in words.iter().enumerate() {
@@ -292,6 +294,7 @@ impl Arena {
             *word = match arg {
                 Arg::Value(v) => *v,
                 Arg::Memory(m) => origin + lay_down(m, origin, image) as u64,
+                Arg::Out(len) => origin + lay_zeros(*len, image) as u64,
             };
         }
         // A value that no call returns: tells a record that was not reached.
@@ -330,26 +333,18 @@ impl Arena {
             if returned == NOT_REACHED || !good {
                 return Err(RunError::Call { index: first + i, error: call_error(call, returned) });
             }
-            let mut out = Vec::new();
+            let mut out = SmallVec::new();
             for arg in &call.args {
-                if let Arg::Memory(m) = arg {
-                    self.read_back(m, &mut data_at, &mut out);
+                if let Arg::Out(len) = arg {
+                    let mut bytes = Output::from_elem(0, *len);
+                    self.memory.read(data_at, &mut bytes);
+                    out.push(bytes);
                 }
+                data_at += size(arg);
             }
             done.push(Done { returned, out });
         }
         Ok(())
-    }
-
-    /// Walks memory in the order of [`lay_down`].
-    fn read_back(&self, m: &Memory, data_at: &mut usize, out: &mut Vec<Vec<u8>>) {
-        if m.read_back {
-            out.push(self.memory.read(*data_at, m.bytes.len()));
-        }
-        *data_at += m.bytes.len().next_multiple_of(16);
-        for (_, target) in &m.pointers {
-            self.read_back(target, data_at, out);
-        }
     }
 
     fn await_done(&self, index: usize, tid: i32) -> Result<(), RunError> {
@@ -400,13 +395,29 @@ fn call_error(call: &Call, returned: i64) -> SysError {
 }
 
 fn data_size(call: &Call) -> usize {
-    call.args.iter().map(|a| if let Arg::Memory(m) = a { memory_size(m) } else { 0 }).sum()
+    call.args.iter().map(size).sum()
+}
+
+/// Bytes of scratch memory that an argument takes.
+#[must_use]
+pub fn size(arg: &Arg) -> usize {
+    match arg {
+        Arg::Value(_) => 0,
+        Arg::Memory(m) => memory_size(m),
+        Arg::Out(len) => len.next_multiple_of(16),
+    }
 }
 
 /// Bytes that [`lay_down`] appends.
-#[must_use]
-pub fn memory_size(m: &Memory) -> usize {
+fn memory_size(m: &Memory) -> usize {
     m.bytes.len().next_multiple_of(16) + m.pointers.iter().map(|(_, t)| memory_size(t)).sum::<usize>()
+}
+
+/// Appends zero bytes to an image; their offset.
+pub fn lay_zeros(len: usize, image: &mut Vec<u8>) -> usize {
+    let at = image.len();
+    image.resize(at + len.next_multiple_of(16), 0);
+    at
 }
 
 /// Appends `m` and what it points to, to an image that a task will find at `origin`; its offset.

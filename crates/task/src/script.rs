@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
+
 use crate::nr::Nr;
 
 /// Memory that a call's argument points to: bytes, and places in them that hold pointers to more memory.
@@ -11,8 +13,6 @@ pub struct Memory {
     pub bytes: Vec<u8>,
     /// `(offset, target)`: eight bytes at `offset` become the address of `target`.
     pub pointers: Vec<(usize, Memory)>,
-    /// Whether the bytes are handed back after the call.
-    pub read_back: bool,
 }
 
 /// One argument.
@@ -21,7 +21,9 @@ pub enum Arg {
     /// A number, or an address that the task already has.
     Value(u64),
     /// The address of scratch memory that is laid down with the script.
-    Memory(Memory),
+    Memory(Box<Memory>),
+    /// The address of as many zero bytes, which are handed back after the call.
+    Out(usize),
 }
 
 /// What a call must return for the script to go on.
@@ -41,7 +43,7 @@ pub struct Call {
     /// Which.
     pub nr: Nr,
     /// With what; missing arguments are 0.
-    pub args: Vec<Arg>,
+    pub args: SmallVec<[Arg; 6]>,
     /// What it must return.
     pub want: Want,
 }
@@ -52,8 +54,11 @@ pub struct Done {
     /// As in the register: `-errno` for an error.
     pub returned: i64,
     /// The bytes of every argument made with [`out`].
-    pub out: Vec<Vec<u8>>,
+    pub out: SmallVec<[Output; 1]>,
 }
+
+/// What a call has filled in.
+pub type Output = SmallVec<[u8; 32]>;
 
 /// A list of calls.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -94,14 +99,14 @@ impl From<usize> for Arg {
 
 impl From<Memory> for Arg {
     fn from(m: Memory) -> Self {
-        Arg::Memory(m)
+        Arg::Memory(Box::new(m))
     }
 }
 
 /// Bytes for a call to read.
 #[must_use]
 pub fn bytes(b: impl Into<Vec<u8>>) -> Arg {
-    Arg::Memory(Memory { bytes: b.into(), ..Memory::default() })
+    Memory { bytes: b.into(), ..Memory::default() }.into()
 }
 
 /// A string for a call to read: the bytes and a zero.
@@ -115,7 +120,7 @@ pub fn cstr(b: &[u8]) -> Arg {
 /// Room of `len` zero bytes for a call to fill; handed back in [`Done::out`].
 #[must_use]
 pub fn out(len: usize) -> Arg {
-    Arg::Memory(Memory { bytes: vec![0; len], pointers: Vec::new(), read_back: true })
+    Arg::Out(len)
 }
 
 impl Script {
@@ -155,7 +160,7 @@ impl fmt::Display for Arg {
             Arg::Value(v) if *v > 0xffff_ffff_0000_0000 => write!(f, "{}", v.cast_signed()),
             Arg::Value(v) if *v > 0xffff => write!(f, "{v:#x}"),
             Arg::Value(v) => write!(f, "{v}"),
-            Arg::Memory(m) if m.read_back => write!(f, "[{} bytes]", m.bytes.len()),
+            Arg::Out(len) => write!(f, "[{len} bytes]"),
             Arg::Memory(m)
                 if m.bytes.last() == Some(&0) && m.bytes.iter().take(m.bytes.len() - 1).all(|b| *b >= b' ') =>
             {

@@ -42,17 +42,27 @@ pub enum Top {
 /// # Errors
 /// What openat or read say; `ENOENT` and `ESRCH` mean that the task is gone.
 pub fn read_proc(proc: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>, SysError> {
+    let mut out = Vec::with_capacity(4096);
+    read_proc_into(proc, path, &mut out)?;
+    Ok(out)
+}
+
+/// The same over what `out` holds: who reads many large files needs memory for one.
+///
+/// # Errors
+/// What openat and read say.
+pub fn read_proc_into(proc: BorrowedFd<'_>, path: &str, out: &mut Vec<u8>) -> Result<(), SysError> {
     use rustix::fs::{Mode, OFlags, openat};
     let fd = openat(proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| SysError::new("openat", format!("/proc/{path}"), e))?;
+    out.clear();
     // There are many small files, and none of them knows its size: nothing is asked but the bytes.
-    let mut out = Vec::with_capacity(4096);
     loop {
         if out.spare_capacity_mut().len() < 2048 {
-            out.reserve(out.capacity());
+            out.reserve(out.capacity().max(4096));
         }
-        match rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut out)) {
-            Ok(0) => return Ok(out),
+        match rustix::io::read(&fd, rustix::buffer::spare_capacity(out)) {
+            Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(SysError::new("read", format!("/proc/{path}"), e)),
         }

@@ -11,7 +11,7 @@ use yendor_proc::limits::{self, Limits};
 use yendor_proc::smaps::{self, Smap};
 use yendor_proc::timers::{self, Timer};
 use yendor_sys::{Errno, SysError};
-use yendor_task::tree::read_proc;
+use yendor_task::tree::{read_proc, read_proc_into};
 
 use super::namespace::Namespaces;
 
@@ -47,17 +47,19 @@ impl Texts {
         self.namespaces.iter().try_for_each(|(tid, theirs)| home.check(theirs, *tid))
     }
 
-    fn read(proc: BorrowedFd<'_>, pid: i32, threads: &[i32]) -> Result<Texts> {
+    /// `room`: for what is read, to be used again.
+    fn read(proc: BorrowedFd<'_>, pid: i32, threads: &[i32], room: &mut Vec<u8>) -> Result<Texts> {
         let file = |name: &str| read_proc(proc, &format!("{pid}/{name}"));
         let word = |name: &str| Ok::<_, Cause>(String::from_utf8_lossy(&file(name)?).trim().to_owned());
         let namespaces = |tid: &i32| match *tid {
             tid if tid == pid => Ok((tid, Namespaces::of_process(proc, pid)?)),
             tid => Ok((tid, Namespaces::of_thread(proc, pid, tid)?)),
         };
+        read_proc_into(proc, &format!("{pid}/smaps"), room)?;
         Ok(Texts {
             pid,
             namespaces: threads.iter().map(namespaces).collect::<Result<_>>()?,
-            smaps: smaps::parse(&file("smaps")?)?,
+            smaps: smaps::parse(room)?,
             timers: timers::parse(&file("timers")?)?,
             limits: limits::parse(&file("limits")?)?,
             auxv: file("auxv")?,
@@ -111,8 +113,9 @@ impl Ahead {
         let held = Arc::<Held>::default();
         let theirs = held.clone();
         let thread = std::thread::Builder::new().name("yendor-proc".into()).spawn(move || {
+            let mut room = Vec::new();
             for (pid, threads) in pids {
-                let texts = Texts::read(proc.as_fd(), pid, &threads);
+                let texts = Texts::read(proc.as_fd(), pid, &threads, &mut room);
                 theirs.add(weight(&texts));
                 if sender.send(texts).is_err() {
                     // Nobody wants to know more.

@@ -1,9 +1,10 @@
 //! The namespaces that tasks live in. A container has one of each, and so has a tree: a task that has made, or entered,
 //! another is refused, and so are mounts that a container has made since it began to run.
 
+use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{Dir, OFlags, readlinkat};
+use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat_raw};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_kinds::file::Gather;
@@ -11,42 +12,51 @@ use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::mountinfo;
 use yendor_task::tree::read_proc;
 
-/// Of a process, as the links below /proc/PID/ns are called.
-const NAMES: [&str; 9] = ["mnt", "net", "user", "uts", "ipc", "cgroup", "pid", "pid_for_children", "time_for_children"];
-/// What a thread that is not its process's first can have of its own: the first of [`NAMES`] but for users.
-const OF_THREAD: [&str; 5] = ["mnt", "net", "uts", "ipc", "cgroup"];
+/// Of a process, as the links below /proc/PID/ns are called. The first [`OF_THREAD`] are what a thread that is not its
+/// process's first can have of its own.
+const NAMES: [&str; 9] = ["mnt", "net", "uts", "ipc", "cgroup", "user", "pid", "pid_for_children", "time_for_children"];
+const OF_THREAD: usize = 5;
 
-/// The namespaces of a task; of a kernel that lacks a kind nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Namespaces(Vec<(&'static str, Vec<u8>)>);
+/// The namespaces of a task by their numbers, in the order of [`NAMES`]: of a thread the first, of a kernel that lacks a kind
+/// none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Namespaces([Option<u64>; NAMES.len()], Whose);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Process,
+    Thread,
+}
 
 impl Namespaces {
     /// Of a process.
     ///
     /// # Errors
-    /// What readlinkat says.
+    /// What openat and readlinkat say.
     pub fn of_process(proc: BorrowedFd<'_>, pid: i32) -> Result<Namespaces> {
-        Self::read(proc, &format!("{pid}"), &NAMES)
+        Self::read(proc, &format!("{pid}/ns"), Whose::Process)
     }
 
     /// Of another thread than the first.
     ///
     /// # Errors
-    /// What readlinkat says.
+    /// What openat and readlinkat say.
     pub fn of_thread(proc: BorrowedFd<'_>, pid: i32, tid: i32) -> Result<Namespaces> {
-        Self::read(proc, &format!("{pid}/task/{tid}"), &OF_THREAD)
+        Self::read(proc, &format!("{pid}/task/{tid}/ns"), Whose::Thread)
     }
 
-    fn read(proc: BorrowedFd<'_>, task: &str, names: &[&'static str]) -> Result<Namespaces> {
-        let mut out = Vec::with_capacity(names.len());
-        for name in names {
-            let path = format!("{task}/ns/{name}");
-            match readlinkat(proc, path.as_str(), Vec::with_capacity(64)) {
-                Err(rustix::io::Errno::NOENT) => {}
-                link => out.push((*name, link.named("readlinkat", || path.clone())?.into_bytes())),
-            }
+    fn read(proc: BorrowedFd<'_>, directory: &str, whose: Whose) -> Result<Namespaces> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let links = openat(proc, directory, flags, Mode::empty()).named("openat", || directory.into())?;
+        let mut numbers = [None; NAMES.len()];
+        for (number, name) in numbers.iter_mut().zip(&NAMES[..whose.count()]) {
+            let mut room = [MaybeUninit::uninit(); 64];
+            *number = match readlinkat_raw(&links, *name, &mut room) {
+                Err(rustix::io::Errno::NOENT) => None,
+                link => number_in(link.named("readlinkat", || format!("{directory}/{name}"))?.0),
+            };
         }
-        Ok(Namespaces(out))
+        Ok(Namespaces(numbers, whose))
     }
 
     /// Refuses a task that lives elsewhere, or whose children would.
@@ -54,11 +64,9 @@ impl Namespaces {
     /// # Errors
     /// `Unsupported`, by name.
     pub fn check(&self, task: &Namespaces, tid: i32) -> Result<()> {
-        let first = task.0.iter().any(|(name, _)| *name == "user");
-        let asked = self.0.iter().filter(|(name, _)| first || OF_THREAD.contains(name));
-        for (name, link) in asked {
+        for (name, (home, theirs)) in NAMES[..task.1.count()].iter().zip(self.0.iter().zip(&task.0)) {
             // A pid namespace that nobody has been born into has no link.
-            if task.0.iter().any(|(theirs, at)| theirs == name && at == link) {
+            if home.is_none() || home == theirs {
                 continue;
             }
             let (kind, whose) = match name.strip_suffix("_for_children") {
@@ -70,6 +78,21 @@ impl Namespaces {
         }
         Ok(())
     }
+}
+
+impl Whose {
+    fn count(self) -> usize {
+        match self {
+            Whose::Process => NAMES.len(),
+            Whose::Thread => OF_THREAD,
+        }
+    }
+}
+
+/// Of a link such as `net:[4026531840]`.
+fn number_in(link: &[u8]) -> Option<u64> {
+    let link = std::str::from_utf8(link).ok()?;
+    link.split_once(":[")?.1.strip_suffix(']')?.parse().ok()
 }
 
 /// A mount of a container, by which it is known again.
@@ -176,15 +199,25 @@ mod tests {
 
     #[test]
     fn a_task_elsewhere_is_named() {
-        let link = |name, number: &str| (name, format!("{name}:[{number}]").into_bytes());
-        let home = Namespaces(vec![link("net", "1"), link("user", "4"), link("pid_for_children", "2")]);
-        let thread = |number| Namespaces(vec![link("net", number)]);
-        let process = |number| Namespaces(vec![link("net", "1"), link("user", "4"), link("pid_for_children", number)]);
-        assert!(home.check(&thread("1"), 5).is_ok() && home.check(&process("2"), 5).is_ok());
+        let process = |children| Namespaces([0, 1, 2, 3, 4, 5, 6, children, 8].map(Some), Whose::Process);
+        let thread = |net| Namespaces([0, net, 2, 3, 4, 0, 0, 0, 0].map(Some), Whose::Thread);
+        let home = process(7);
+        assert!(home.check(&thread(1), 5).is_ok() && home.check(&process(7), 5).is_ok());
         let said = |task: Namespaces| home.check(&task, 5).expect_err("elsewhere").to_string();
-        assert!(said(thread("3")).contains("task 5 has a net namespace of its own (unshare"));
-        assert!(said(process("3")).contains("pid namespace of its own for its"));
-        let unborn = Namespaces(vec![link("net", "1"), link("user", "4")]);
+        assert!(said(thread(9)).contains("task 5 has a net namespace of its own (unshare"));
+        assert!(said(process(9)).contains("pid namespace of its own for its"));
+        let mut unborn = process(7);
+        unborn.0[7] = None;
         assert!(said(unborn).contains("pid namespace of its own for its"));
+        // A kernel without time namespaces.
+        let mut old = home;
+        old.0[8] = None;
+        assert!(old.check(&process(7), 5).is_ok());
+    }
+
+    #[test]
+    fn a_link_has_a_number() {
+        assert_eq!(number_in(b"pid_for_children:[4026531836]"), Some(4_026_531_836));
+        assert!(number_in(b"net:[]").is_none() && number_in(b"\xff").is_none());
     }
 }

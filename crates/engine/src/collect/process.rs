@@ -219,14 +219,17 @@ impl<'a> Asking<'a> {
     /// What cannot be captured.
     pub fn answered(mut self, told: Told, unknown_stops: &mut BTreeSet<i32>) -> Result<Answered> {
         let Told { registers, more: More { waiting, policies } } = told;
-        let (mut shared_pending, _) = std::mem::take(&mut self.queued);
+        let (mut shared_pending, own_pending) = std::mem::take(&mut self.queued);
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
         let mut threads = Vec::with_capacity(self.threads.len());
-        let known = self.statuses.iter().zip(std::mem::take(&mut self.restricted));
-        for (((stopped, asked), regs), known) in self.threads.iter().zip(&self.asked).zip(&registers).zip(known) {
-            let mut thread = self.thread(stopped, asked, regs, pending_for_all, known)?;
-            thread.signals.pending.without_timers(&waiting);
+        let known = self.statuses.iter().zip(std::mem::take(&mut self.restricted)).zip(own_pending);
+        for (((stopped, asked), regs), (known, mut own)) in
+            self.threads.iter().zip(&self.asked).zip(&registers).zip(known)
+        {
+            let pending = own.mask() | pending_for_all;
+            own.without_timers(&waiting);
+            let thread = self.thread(stopped, asked, regs, (pending, own), known)?;
             threads.push(thread);
         }
         let lost = self.lost()?;
@@ -295,7 +298,7 @@ impl<'a> Asking<'a> {
         stopped: &Stopped,
         asked: &AskedThread,
         registers: &Registers,
-        shared_pending: u64,
+        (pending, own_pending): (u64, signal::Queue),
         (status, restricted): (&Status, Restricted),
     ) -> Result<Thread> {
         let (pid, tid) = (self.facts.pid, stopped.tid());
@@ -305,10 +308,9 @@ impl<'a> Asking<'a> {
         let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, controls, hidden, look: _ } =
             asked;
         hidden::check(inquiry, *hidden, self.view.keyrings, tid)?;
-        let signals = signal::collect(tid, ptrace::sigmask(tid)?, inquiry, *stack)?;
-        let pending = (signals.pending.mask() | shared_pending) & !signals.mask != 0;
-        let comm = read_proc(self.view.proc.as_fd(), &format!("{pid}/task/{tid}/comm"))?;
-        let name = Bytes(comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec());
+        let signals = signal::collect(registers.mask, own_pending, inquiry, *stack)?;
+        let pending = pending & !signals.mask != 0;
+        let name = Bytes(status.name.clone());
         let personality =
             personality::parse(&read_proc(self.view.proc.as_fd(), &format!("{pid}/task/{tid}/personality"))?)?;
         let domain = |tid| self.view.modules.tomoyo_domain(tid);

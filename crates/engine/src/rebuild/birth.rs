@@ -154,7 +154,7 @@ fn clone(pid: i32, flags: u64, exit_signal: u64, script: &mut Script) {
     let len = bytes.len();
     let id = Memory { bytes: pid.to_ne_bytes().to_vec(), ..Memory::default() };
     // set_tid is the ninth word.
-    let args = Memory { bytes, pointers: vec![(64, id)], read_back: false };
+    let args = Memory { bytes, pointers: vec![(64, id)] };
     let want = Want::Exactly(u64::from(pid.unsigned_abs()));
     script.call_wanting(Nr::CLONE3, [Arg::from(args), Arg::from(len)], want);
 }

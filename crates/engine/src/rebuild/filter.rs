@@ -9,7 +9,7 @@ use yendor_kinds::process::seccomp::Filter;
 use yendor_kinds::process::{Alive, credential};
 use yendor_policy::seccomp;
 use yendor_sys::{Errno, SysError, vm};
-use yendor_task::arena::{lay_down, memory_size};
+use yendor_task::arena::{lay_down, lay_zeros, size};
 use yendor_task::live::{self, Region, RegionKind};
 use yendor_task::regs::Regs;
 use yendor_task::script::{Memory, Want};
@@ -35,7 +35,7 @@ fn arguments(flags: u32, program: &[u8], cookie: u64) -> [Arg; 6] {
     let len = u16::try_from(program.len() / 8).unwrap_or(u16::MAX);
     header[..2].copy_from_slice(&len.to_ne_bytes());
     let program = Memory { bytes: program.to_vec(), ..Memory::default() };
-    let header = Memory { bytes: header, pointers: vec![(8, program)], ..Memory::default() };
+    let header = Memory { bytes: header, pointers: vec![(8, program)] };
     // The recorder lets calls with the cookie pass.
     [SET_MODE_FILTER.into(), flags.into(), header.into(), 0.into(), 0.into(), cookie.into()]
 }
@@ -74,7 +74,7 @@ impl<'a> Chain<'a> {
     pub fn install(&self, some: Range<usize>, everywhere: bool, calls: &Calls, cookie: u64) -> Result<(), Cause> {
         for (_, flags, program) in self.0.get(some).unwrap_or_default() {
             let flags = flags & FLAGS_KEPT | if everywhere { FLAG_TSYNC } else { 0 };
-            let args = arguments(flags, program, cookie).to_vec();
+            let args = arguments(flags, program, cookie).into_iter().collect();
             calls.call(&Call { nr: Nr::SECCOMP, args, want: Want::Exactly(0) })?;
         }
         Ok(())
@@ -169,7 +169,7 @@ impl Calls {
     }
 
     fn call(&self, call: &Call) -> Result<(), Cause> {
-        let size = call.args.iter().map(|a| if let Arg::Memory(m) = a { memory_size(m) } else { 0 }).sum::<usize>();
+        let size = call.args.iter().map(size).sum::<usize>();
         let at = match self.room {
             _ if size == 0 => 0,
             Some((start, end)) if end - start >= size as u64 => start,
@@ -184,6 +184,7 @@ impl Calls {
             *word = match arg {
                 Arg::Value(v) => *v,
                 Arg::Memory(m) => at + lay_down(m, at, &mut image) as u64,
+                Arg::Out(len) => at + lay_zeros(*len, &mut image) as u64,
             };
         }
         let mut old = vec![0; image.len()];

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use yendor_image::{Bytes, FdNum, FileId, NsPid, Writer};
 use yendor_proc::fdinfo::{EpollTarget, FdInfo, InotifyWatch};
 use yendor_sys::kcmp::{self, What};
@@ -97,12 +97,17 @@ impl<'a> Gather<'a> {
         use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
         let ours = pidfd_getfd(pidfd, number.0, PidfdGetfdFlags::empty())
             .named("pidfd_getfd", || format!("{pid}, {number}"))?;
-        let link = self.link(&format!("{pid}/fd/{number}"))?;
+        let info = yendor_proc::fdinfo::parse(&self.read(&format!("{pid}/fdinfo/{number}"))?)?;
+        let path = format!("{pid}/fd/{number}");
+        let (stat, place) = match self.known(&ours, &path)? {
+            (_, Ok(id)) => return Ok(Some((id, info))),
+            (stat, Err(place)) => (stat, place),
+        };
+        let link = self.link(&path)?;
         if link.0.starts_with(SCRATCH) {
             return Ok(None);
         }
-        let info = yendor_proc::fdinfo::parse(&self.read(&format!("{pid}/fdinfo/{number}"))?)?;
-        Ok(Some((self.adopt(ours, link, &info, Some((pid, number)))?, info)))
+        Ok(Some((self.adopt(ours, link, (stat, place), &info, Some((pid, number)))?, info)))
     }
 
     /// The id of a description that we hold ourselves (received from a socket's queue, opened for a mapping).
@@ -112,18 +117,31 @@ impl<'a> Gather<'a> {
     pub fn own(&mut self, fd: OwnedFd) -> Result<FileId> {
         let raw = fd.as_raw_fd();
         let me = rustix::process::getpid().as_raw_nonzero().get();
-        let link = self.link(&format!("{me}/fd/{raw}"))?;
+        let path = format!("{me}/fd/{raw}");
+        let (stat, place) = match self.known(&fd, &path)? {
+            (_, Ok(id)) => return Ok(id),
+            (stat, Err(place)) => (stat, place),
+        };
+        let link = self.link(&path)?;
         let info = yendor_proc::fdinfo::parse(&self.read(&format!("{me}/fdinfo/{raw}"))?)?;
-        self.adopt(fd, link, &info, None)
+        self.adopt(fd, link, (stat, place), &info, None)
     }
 
-    fn adopt(&mut self, fd: OwnedFd, link: Bytes, info: &FdInfo, holder: Option<(i32, FdNum)>) -> Result<FileId> {
-        let stat = rustix::fs::fstat(&fd).named("fstat", || link.to_string())?;
+    /// The id of a description that was met before, or where it belongs among those of its inode.
+    fn known(&self, fd: &OwnedFd, path: &str) -> Result<(Stat, std::result::Result<FileId, usize>)> {
+        let stat = rustix::fs::fstat(fd).named("fstat", || path.to_owned())?;
+        Ok((stat, self.search((stat.st_dev, stat.st_ino), fd.as_fd())?))
+    }
+
+    fn adopt(
+        &mut self,
+        fd: OwnedFd,
+        link: Bytes,
+        (stat, place): (Stat, usize),
+        info: &FdInfo,
+        holder: Option<(i32, FdNum)>,
+    ) -> Result<FileId> {
         let key = (stat.st_dev, stat.st_ino);
-        let place = match self.search(key, fd.as_fd())? {
-            Ok(id) => return Ok(id),
-            Err(place) => place,
-        };
         let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
         self.holders.extend(holder.map(|(pid, _)| (id, pid)));
         let seen = Seen { id, fd, link, info: info.clone(), stat, holder };
@@ -266,7 +284,7 @@ impl<'a> Gather<'a> {
 
     /// Whether `path` (absolute, inside the tree's root) still leads to the inode of `stat`.
     #[must_use]
-    pub fn leads_to(&self, path: &[u8], stat: &rustix::fs::Stat) -> bool {
+    pub fn leads_to(&self, path: &[u8], stat: &Stat) -> bool {
         self.open_inside(path, OFlags::PATH | OFlags::NOFOLLOW)
             .and_then(|fd| rustix::fs::fstat(&fd).named("fstat", String::new))
             .is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino))

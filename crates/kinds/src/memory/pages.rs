@@ -34,12 +34,10 @@ pub struct Source<'a> {
     pub pid: i32,
     /// Its /proc/PID/pagemap.
     pub pagemap: OwnedFd,
-    /// Its /proc/PID/mem.
-    pub mem: OwnedFd,
+    /// Its /proc/PID/mem, of a copy that shares its pages with who goes on writing: whoever else reads them, parts them.
+    mem: Option<OwnedFd>,
     /// /proc.
     pub proc: BorrowedFd<'a>,
-    /// Whether it is a copy that shares its pages with who goes on writing: only /proc/PID/mem leaves them shared.
-    copy: bool,
     /// Whether scans say what was written since it was protected.
     tracked: bool,
     scanned: Stretch,
@@ -71,14 +69,9 @@ impl<'a> Source<'a> {
     }
 
     fn new(proc: BorrowedFd<'a>, pid: i32, copy: bool) -> Result<Source<'a>> {
-        use rustix::fs::{Mode, OFlags, openat};
-        let open = |name: &str| {
-            let path = format!("{pid}/{name}");
-            openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .named("openat", || format!("/proc/{path}"))
-        };
-        let (pagemap, mem) = (open("pagemap")?, open("mem")?);
-        Ok(Source { pid, pagemap, mem, proc, copy, tracked: false, scanned: Stretch::default() })
+        let mem = copy.then(|| open(proc, pid, "mem")).transpose()?;
+        let pagemap = open(proc, pid, "pagemap")?;
+        Ok(Source { pid, pagemap, mem, proc, tracked: false, scanned: Stretch::default() })
     }
 
     /// From now on scans say what was written since it was protected.
@@ -112,7 +105,7 @@ impl<'a> Source<'a> {
 
     /// Reads ranges by one call, one after the other, where the task itself may read all of them; whether it has.
     pub(super) fn read_ranges(&self, ranges: &[(u64, usize)], buffer: &mut [u8]) -> bool {
-        !self.copy && vm::read_ranges(self.pid, ranges, buffer).is_ok_and(|n| n == buffer.len())
+        self.mem.is_none() && vm::read_ranges(self.pid, ranges, buffer).is_ok_and(|n| n == buffer.len())
     }
 
     /// Reads `buf.len()` bytes at `at`, whatever the protection.
@@ -120,12 +113,19 @@ impl<'a> Source<'a> {
     /// # Errors
     /// What /proc/PID/mem says.
     pub fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
-        if !self.copy && vm::read_exact(self.pid, at, buf).is_ok() {
-            return Ok(());
-        }
+        let opened;
+        let mem = match &self.mem {
+            Some(mem) => mem,
+            None if vm::read_exact(self.pid, at, buf).is_ok() => return Ok(()),
+            // Pages that nobody may read.
+            None => {
+                opened = open(self.proc, self.pid, "mem")?;
+                &opened
+            }
+        };
         let mut done = 0;
         while done < buf.len() {
-            let n = rustix::io::pread(&self.mem, &mut buf[done..], at + done as u64)
+            let n = rustix::io::pread(mem, &mut buf[done..], at + done as u64)
                 .named("pread64", || format!("/proc/{}/mem, {at:#x}", self.pid))?;
             if n == 0 {
                 return Err(SysError::new("pread64", format!("/proc/{}/mem, {at:#x}", self.pid), Errno::IO).into());
@@ -134,6 +134,13 @@ impl<'a> Source<'a> {
         }
         Ok(())
     }
+}
+
+fn open(proc: BorrowedFd<'_>, pid: i32, name: &str) -> Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags, openat};
+    let path = format!("{pid}/{name}");
+    let opened = openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    Ok(opened.named("openat", || format!("/proc/{path}"))?)
 }
 
 /// Ranges of an area that must travel: what was written, without the zero page. `until`: how far the kernel may look beyond

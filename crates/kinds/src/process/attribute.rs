@@ -1,5 +1,5 @@
 //! Small settings: names, personality, what prctl(2) keeps, membarrier(2) registrations.
-//! *Read from:* /proc/PID/{comm,personality,coredump_filter,oom_score_adj}; prctl in the task.
+//! *Read from:* /proc/PID/{status,personality,coredump_filter,oom_score_adj}; prctl in the task.
 //! *Made again by:* prctl and personality in the task; /proc by the keeper.
 //! *Lost:* nothing.
 

@@ -239,13 +239,13 @@ impl Inquiry {
     /// The call's own.
     pub fn bytes(&self, q: Question) -> crate::Result<&[u8]> {
         self.value(q)?;
-        Ok(self.done.get(q.0).and_then(|d| d.out.first()).map_or(&[][..], Vec::as_slice))
+        Ok(self.done.get(q.0).and_then(|d| d.out.first()).map_or(&[][..], |out| &out[..]))
     }
 
     /// The bytes that the call filled in second; nothing if it failed.
     #[must_use]
     pub fn second(&self, q: Question) -> &[u8] {
-        self.done.get(q.0).and_then(|d| d.out.get(1)).map_or(&[][..], Vec::as_slice)
+        self.done.get(q.0).and_then(|d| d.out.get(1)).map_or(&[][..], |out| &out[..])
     }
 
     /// The `index`th 64-bit word that the call filled in.

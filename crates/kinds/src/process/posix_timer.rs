@@ -156,7 +156,7 @@ impl Waiting {
     #[must_use]
     pub fn put_back(&self, looked: &[Done], taken: &[Done]) -> (u64, Script) {
         let mut script = Script::new();
-        let info = taken.first().and_then(|d| d.out.first()).map_or(&[][..], Vec::as_slice);
+        let info = taken.first().and_then(|d| d.out.first()).map_or(&[][..], |out| &out[..]);
         let overruns = u64::from(half_at(info, 20));
         if let Some((interval, next)) = interval_and_next(looked) {
             let again = setting(interval, first_expiry(next, interval, overruns));

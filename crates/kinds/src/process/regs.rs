@@ -58,7 +58,7 @@ pub fn has_tiles(record: &Record) -> bool {
 /// # Errors
 /// The kernel's refusal; a 32-bit task is refused by name.
 pub fn collect(tid: i32, registers: &Registers, signal_pending: bool) -> Result<Record> {
-    let Registers { general: regs, extended, rseq: _ } = registers;
+    let Registers { general: regs, extended, rseq: _, mask: _ } = registers;
     if regs.cs != CS_64 {
         return Err(Cause::unsupported(format!("task {tid} runs 32-bit code (cs = {:#x})", regs.cs)));
     }

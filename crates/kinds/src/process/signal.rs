@@ -114,15 +114,15 @@ pub fn ask(inquiry: &mut Inquiry) -> Question {
     inquiry.ask(Nr::SIGALTSTACK, args![0, out(24)])
 }
 
-/// Reads everything.
+/// Puts together what is known. `pending`: of the thread.
 ///
 /// # Errors
-/// The kernel's.
-pub fn collect(tid: i32, mask: u64, inquiry: &Inquiry, asked: Question) -> Result<Record> {
+/// The call's own.
+pub fn collect(mask: u64, pending: Queue, inquiry: &Inquiry, asked: Question) -> Result<Record> {
     let stack = inquiry.bytes(asked)?;
     Ok(Record {
         mask,
-        pending: Queue::collect(tid, false)?,
+        pending,
         stack: AltStack { address: word_at(stack, 0), flags: half_at(stack, 8), size: word_at(stack, 16) },
     })
 }

@@ -43,7 +43,12 @@ impl Injection {
         };
         // The return address, then the ucontext: as a signal's frame lies.
         let mut image = entry.sigreturn.to_ne_bytes().to_vec();
-        image.extend_from_slice(&frame(at + 8, &resumable(&saved.own.general, false), saved.mask, &saved.own.extended));
+        image.extend_from_slice(&frame(
+            at + 8,
+            &resumable(&saved.own.general, false),
+            saved.own.mask,
+            &saved.own.extended,
+        ));
         let name = at + image.len() as u64;
         image.extend_from_slice(NAME);
         // Likewise for a child of the leader: it has the same memory.
@@ -118,7 +123,7 @@ impl Injection {
 
     /// The leader's own registers and stack again.
     pub fn end(&self, leader: &Stopped, saved: &Saved) -> Result<(), RunError> {
-        ptrace::set_sigmask(leader.tid(), saved.mask)?;
+        ptrace::set_sigmask(leader.tid(), saved.own.mask)?;
         leader.set_regs(&saved.own.general)?;
         Ok(vm::write_all(leader.tid(), self.regs.rsp, &self.stack)?)
     }

@@ -80,13 +80,14 @@ pub struct Registers {
     pub extended: Vec<u8>,
     /// Its registration for restartable sequences.
     pub rseq: ptrace::Rseq,
+    /// The signals that it blocks.
+    pub mask: u64,
 }
 
 #[derive(Debug)]
 struct Saved {
     tid: i32,
     own: Registers,
-    mask: u64,
     /// Whether it waits in the gadget now.
     running: bool,
 }
@@ -109,8 +110,8 @@ impl<'a> Loan<'a> {
             let tid = t.tid();
             let (mut general, rseq) = (t.regs()?, ptrace::rseq(tid)?);
             section::leave(tid, &rseq, &mut general)?;
-            let own = Registers { general, extended: ptrace::xstate(tid)?, rseq };
-            saved.push(Saved { tid, own, mask: ptrace::sigmask(tid)?, running: false });
+            let own = Registers { general, extended: ptrace::xstate(tid)?, rseq, mask: ptrace::sigmask(tid)? };
+            saved.push(Saved { tid, own, running: false });
         }
         let pointers: Vec<u64> = saved.iter().map(|s| s.own.general.rsp).collect();
         let entry = entry::find(pid, regions, &pointers)?;
@@ -230,7 +231,10 @@ impl<'a> Borrowed<'a> {
         // Registers first: from here on the frame brings the old mask back if we die.
         thread.set_regs(&regs)?;
         saved.running = true;
-        ptrace::set_sigmask(saved.tid, u64::MAX)?;
+        // The leader blocks everything since its first call.
+        if index != 0 {
+            ptrace::set_sigmask(saved.tid, u64::MAX)?;
+        }
         ptrace::cont(saved.tid, 0)?;
         Ok(started)
     }
@@ -303,7 +307,7 @@ impl<'a> Borrowed<'a> {
             if std::mem::take(&mut saved.running) && saved.tid != self.loan.pid {
                 // The mask first: while the registers still lead to the frame, a death in between is harmless.
                 let back =
-                    ptrace::set_sigmask(saved.tid, saved.mask).and_then(|()| thread.set_regs(&saved.own.general));
+                    ptrace::set_sigmask(saved.tid, saved.own.mask).and_then(|()| thread.set_regs(&saved.own.general));
                 outcome = outcome.and(back.map_err(RunError::from));
             }
         }
@@ -334,7 +338,7 @@ fn running<'b>(all: &'b mut [Borrowed<'_>]) -> impl Iterator<Item = (usize, &'b 
 /// Lays a frame down in a thread's slot; its address.
 fn lay_frame(arena: &Arena, index: usize, saved: &Saved) -> Result<u64, RunError> {
     let at = arena.slot_address(index) + (SLOT - FRAME_ROOM) as u64;
-    let image = frame(at, &resumable(&saved.own.general, false), saved.mask, &saved.own.extended);
+    let image = frame(at, &resumable(&saved.own.general, false), saved.own.mask, &saved.own.extended);
     if image.len() > FRAME_ROOM {
         return Err(RunError::TooLarge { call: "rt_sigreturn", bytes: image.len() });
     }
