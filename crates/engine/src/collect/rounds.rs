@@ -178,7 +178,7 @@ impl<'w> Rounds<'w> {
         for (pid, tracked) in &mut self.tracked {
             let read = tracked.round(proc.as_fd(), *pid, early, watcher)?;
             // One that was opened since, and before the pages were protected.
-            let read = if direct::is_used(proc.as_fd(), *pid) { Err(Why::Direct) } else { read };
+            let read = if read.is_ok() && direct::is_used(proc.as_fd(), *pid) { Err(Some(Why::Direct)) } else { read };
             match read {
                 Ok(read) => {
                     tracked.last = read;
@@ -188,7 +188,7 @@ impl<'w> Rounds<'w> {
             }
         }
         for (pid, why) in lost {
-            if let Some(tracked) = self.tracked.remove(&pid) {
+            if let (Some(tracked), Some(why)) = (self.tracked.remove(&pid), why) {
                 self.without.insert(pid, (tracked.inside, why));
             }
         }
@@ -259,18 +259,17 @@ fn can_be_tracked(map: &Map) -> bool {
 }
 
 impl Tracked {
-    /// Protects what was written, and reads it. How many bytes.
+    /// Protects what was written, and reads it. How many bytes; or why not, unless it has ended.
     fn round(
         &mut self,
         proc: BorrowedFd<'_>,
         pid: i32,
         early: &mut Early<'_>,
         watcher: &Watcher,
-    ) -> Result<std::result::Result<u64, Why>> {
+    ) -> Result<std::result::Result<u64, Option<Why>>> {
         let opened = read_proc(proc, &format!("{pid}/maps")).map_err(Cause::from);
         let opened = opened.and_then(|text| Ok((maps::parse(&text)?, Source::open(proc, pid)?)));
-        // It has ended, or may not be looked at any more.
-        let Ok((maps, source)) = opened else { return Ok(Err(Why::Refused)) };
+        let Ok((maps, source)) = opened else { return Ok(Err(None)) };
         let mut bytes = 0;
         self.ranges.clear();
         for map in maps.iter().filter(|map| can_be_tracked(map)) {
@@ -278,7 +277,7 @@ impl Tracked {
             let known = pagemap::may_be_protected(source.pagemap.as_fd(), map.start).unwrap_or(false);
             match self.fault.register(map.start, map.end) {
                 Ok(()) => {}
-                Err(e) if e.errno == Errno::BUSY => return Ok(Err(Why::Userfault)),
+                Err(e) if e.errno == Errno::BUSY => return Ok(Err(Some(Why::Userfault))),
                 // Unmapped meanwhile, or something else is mapped there: that is for the next round, or the stop.
                 Err(_) => continue,
             }
