@@ -178,3 +178,46 @@ fn a_file_of_mode_000_comes_back_unless_the_policy_is_enforced_early_and_forbids
         refused(&["--cap-drop", "DAC_OVERRIDE"], "denied by: capabilities");
     });
 }
+
+/// Tries what takes a capability in the initial user namespace; asked with USR1, since it is about a restored task.
+const POWERS: &str = r"
+import os, signal, socket, time
+def tried(name, what):
+    try: what(); print('could', name, flush=True)
+    except OSError as e: print('denied', name, flush=True)
+def ask(*_):
+    tried('mknod', lambda: os.mknod('/tmp/disk', 0o60600, os.makedev(8, 0)))
+    tried('nice', lambda: os.setpriority(os.PRIO_PROCESS, 0, -5))
+    tried('real time', lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)))
+    tried('memory', lambda: os.close(os.open('/dev/mem', os.O_RDONLY)))
+    tried('ids', lambda: os.chown('/tmp', 4000000000, 4000000000))
+    tried('own', lambda: socket.sethostname('mine'))
+    os._exit(7)
+signal.signal(signal.SIGUSR1, ask)
+print('ready', flush=True)
+while True: time.sleep(0.05)
+";
+
+/// Root of a container is root in there, also when real root has restored it without any option.
+#[test]
+fn a_container_that_real_root_restores_has_no_capability_outside() {
+    let Some(yendor) = Yendor::new(Flavour::RootUserns) else { return };
+    let (first, second, image) = (yendor.fresh("a"), yendor.fresh("b"), yendor.path("image"));
+    yendor.run_detached(&first, &["python3", "-c", POWERS]);
+    yendor.wait_for_log(&first, "ready", PATIENCE);
+    yendor.checkpoint(&first, &image);
+    yendor.call(&["restore", "-d", "--name", &second, utf8(&image)]).exits(0);
+    yendor.will_remove(&second);
+    let link = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).expect("it lives");
+    let state = std::fs::read(yendor.path("state/run").join(&second).join("state.json")).expect("it runs");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("the state is JSON");
+    for task in ["keeper", "init", "main"].map(|who| &state[who]) {
+        // The kernel asks for capabilities in a namespace: those of another one than ours count for nothing in ours.
+        assert_ne!(link(&task.to_string()), link("self"), "task {task}");
+    }
+    yendor.kill(&second, "USR1");
+    assert_eq!(yendor.wait(&second), 7, "{}", yendor.logs(&second));
+    let said = yendor.logs(&second);
+    assert_eq!(said.matches("denied ").count(), 5, "{said}");
+    assert!(said.contains("could own"), "{said}");
+}
