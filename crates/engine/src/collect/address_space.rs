@@ -61,8 +61,8 @@ impl Late {
     }
 
     /// Takes an area; `later`: what has changed of it is read from a copy.
-    fn add(&mut self, source: &mut Source<'_>, area: &vma::Record, until: u64, later: bool) -> Result<()> {
-        let regions = pages::regions(source, area, until)?;
+    fn add(&mut self, source: &Source<'_>, area: &vma::Record, later: bool) -> Result<()> {
+        let regions = pages::tracked(source, area)?;
         let changed = self.places.changed(&regions);
         if later { &mut self.later } else { &mut self.now }.extend(changed);
         self.all.push(regions.iter().map(|r| (r.start, r.end)).collect());
@@ -228,9 +228,6 @@ impl<'w> Memory<'w> {
         let mut tracked = self.tracked.remove(&pid);
         // What is compared with a parent's is read in any case.
         let mut late = tracked.as_mut().filter(|_| private.parent.is_none()).map(Late::of);
-        if late.is_some() {
-            private.source.track();
-        }
         let mut seams = Seams::default();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
             let file = &mut |s: &Smap| self.backing(s, &mut private.source, gather);
@@ -247,7 +244,7 @@ impl<'w> Memory<'w> {
             let own = area.backing == Backing::Anonymous && !area.shared && !ghost;
             if let Some(late) = late.as_mut().filter(|_| own) {
                 read.insert(area.start);
-                late.add(&mut private.source, &area, until, later && area.is_copied_by_fork())?;
+                late.add(&private.source, &area, later && area.is_copied_by_fork())?;
             } else if !later || ghost || !area.is_copied_by_fork() {
                 read.insert(area.start);
                 private.add(&area, ghost, until)?;

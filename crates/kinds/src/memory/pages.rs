@@ -38,8 +38,6 @@ pub struct Source<'a> {
     mem: Option<OwnedFd>,
     /// /proc.
     pub proc: BorrowedFd<'a>,
-    /// Whether scans say what was written since it was protected.
-    tracked: bool,
     scanned: Stretch,
 }
 
@@ -71,12 +69,7 @@ impl<'a> Source<'a> {
     fn new(proc: BorrowedFd<'a>, pid: i32, copy: bool) -> Result<Source<'a>> {
         let mem = copy.then(|| open(proc, pid, "mem")).transpose()?;
         let pagemap = open(proc, pid, "pagemap")?;
-        Ok(Source { pid, pagemap, mem, proc, tracked: false, scanned: Stretch::default() })
-    }
-
-    /// From now on scans say what was written since it was protected.
-    pub fn track(&mut self) {
-        (self.tracked, self.scanned) = (true, Stretch::default());
+        Ok(Source { pid, pagemap, mem, proc, scanned: Stretch::default() })
     }
 
     /// The runs of pages in `start..end` that hold something. A scan may go on until `until`, which helps with what is asked
@@ -86,8 +79,7 @@ impl<'a> Source<'a> {
         let mut at = start;
         while at < end {
             if !(self.scanned.start..self.scanned.end).contains(&at) {
-                let scan = if self.tracked { pagemap::scan_tracked } else { pagemap::scan_some };
-                let (runs, to) = scan(self.pagemap.as_fd(), at, until.max(end))?;
+                let (runs, to) = pagemap::scan_some(self.pagemap.as_fd(), at, until.max(end))?;
                 self.scanned = Stretch { start: at, end: to.max(at), runs };
             }
             let to = self.scanned.end.min(end);
@@ -149,14 +141,6 @@ fn open(proc: BorrowedFd<'_>, pid: i32, name: &str) -> Result<OwnedFd> {
 /// # Errors
 /// What the scan says.
 pub fn ranges(source: &mut Source<'_>, area: &Area, until: u64) -> Result<Vec<(u64, u64)>> {
-    Ok(regions(source, area, until)?.iter().map(|r| (r.start, r.end)).collect())
-}
-
-/// The same, with what else is known of them.
-///
-/// # Errors
-/// What the scan says.
-pub fn regions(source: &mut Source<'_>, area: &Area, until: u64) -> Result<Vec<Region>> {
     if area.shared || area.is_kernel() {
         return Ok(Vec::new());
     }
@@ -167,6 +151,25 @@ pub fn regions(source: &mut Source<'_>, area: &Area, until: u64) -> Result<Vec<R
         !(c.contains(Page::PFNZERO) || private_only && c.contains(Page::FILE))
     };
     found.retain(|r| wanted(r.categories));
+    Ok(found.iter().map(|r| (r.start, r.end)).collect())
+}
+
+/// The same of an anonymous area that is tracked, with what was written since it was protected.
+///
+/// # Errors
+/// What the scan says.
+pub fn tracked(source: &Source<'_>, area: &Area) -> Result<Vec<Region>> {
+    let mut found = Vec::new();
+    let (mut at, end) = (area.start.0, area.end.0);
+    while at < end {
+        let (some, to) = pagemap::scan_tracked(source.pagemap.as_fd(), at, end)?;
+        found.extend(some.into_iter().filter(|r| !Page::from_bits_retain(r.categories).contains(Page::PFNZERO)));
+        if to <= at {
+            let what = format!("PAGEMAP_SCAN, {at:#x}: it does not go on");
+            return Err(SysError::new("ioctl", what, Errno::IO).into());
+        }
+        at = to;
+    }
     Ok(found)
 }
 
