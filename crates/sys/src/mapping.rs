@@ -66,6 +66,18 @@ impl Mapping {
         unsafe { libc::madvise(self.start.as_ptr().cast(), len.min(self.len), libc::MADV_POPULATE_WRITE) };
     }
 
+    /// Unmaps many, those side by side by one call: for each call the processors must forget what they know, and are waited
+    /// for. Each has no bytes from now on.
+    pub fn unmap_all(mut all: Vec<&mut Mapping>) {
+        all.sort_unstable_by_key(|m| m.start);
+        for run in all.chunk_by_mut(|m, next| m.start.as_ptr().addr() + m.len == next.start.as_ptr().addr()) {
+            let len = run.iter().map(|m| m.len).sum();
+            // SAFETY: the whole of mappings of ours that follow each other, and nothing refers to them any more.
+            unsafe { libc::munmap(run[0].start.as_ptr().cast(), len) };
+            run.iter_mut().for_each(|m| m.len = 0);
+        }
+    }
+
     /// Its size in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -136,8 +148,10 @@ impl AsFd for Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by us and nothing refers to it any more.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        if self.len > 0 {
+            // SAFETY: the range was mapped by us and nothing refers to it any more.
+            unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        }
     }
 }
 
@@ -180,5 +194,33 @@ impl Drop for Placed {
         let len = usize::try_from(self.len).unwrap_or(0);
         // SAFETY: mapped by us, and nothing in this process refers to it.
         unsafe { libc::munmap(self.base as *mut libc::c_void, len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Mapping;
+
+    #[test]
+    fn many_are_unmapped_together_and_no_other() {
+        const LEN: usize = 8192;
+        let shown = || std::fs::read_to_string("/proc/self/maps").unwrap().matches("memfd:unmapped-together").count();
+        let one = || {
+            let fd = rustix::fs::memfd_create("unmapped-together", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            rustix::fs::ftruncate(&fd, LEN as u64).unwrap();
+            Mapping::of(fd, LEN).unwrap()
+        };
+        let mut all: Vec<Mapping> = (0..5).map(|_| one()).collect();
+        assert_eq!(shown(), 5);
+        // One between others that stays.
+        let kept = all.remove(2);
+        kept.write(0, b"kept");
+        Mapping::unmap_all(all.iter_mut().collect());
+        assert_eq!(shown(), 1);
+        assert!(all.iter().all(Mapping::is_empty));
+        drop(all);
+        let mut bytes = [0; 4];
+        kept.read(0, &mut bytes);
+        assert_eq!((&bytes, shown()), (b"kept", 1));
     }
 }

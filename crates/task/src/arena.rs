@@ -145,6 +145,11 @@ impl Arena {
         &self.memory
     }
 
+    /// Unmaps the memory of several, which nobody uses any more.
+    pub fn unmap_all<'a>(all: impl Iterator<Item = &'a mut Arena>) {
+        Mapping::unmap_all(all.map(|arena| &mut arena.memory).collect());
+    }
+
     /// The offset of the robust-list entry that holds the tracer's word.
     #[must_use]
     pub fn alive_entry() -> usize {

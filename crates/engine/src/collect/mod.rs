@@ -18,6 +18,7 @@ pub mod peer;
 mod process;
 mod restriction;
 pub mod rounds;
+mod scratch;
 mod security;
 mod shared;
 mod space;

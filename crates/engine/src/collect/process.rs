@@ -11,14 +11,12 @@ use yendor_kinds::process::{
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_policy::lsm::Here;
-use yendor_proc::maps::{Label, Map};
-use yendor_proc::smaps::Smap;
 use yendor_proc::status::Status;
 use yendor_proc::{personality, status};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
 use yendor_task::live::twin;
-use yendor_task::live::{self, Borrowed, Loan, Region, RegionKind, Registers};
+use yendor_task::live::{Borrowed, Loan, Region, Registers};
 use yendor_task::script::out;
 use yendor_task::tree::read_proc;
 use yendor_task::{Nr, RunError, Stopped, args};
@@ -28,6 +26,7 @@ use super::ahead::Texts;
 use super::descriptor::{Doubts, Held};
 use super::oom;
 use super::peer::{Look, Peers};
+use super::scratch;
 use super::space::Space;
 use super::twins::{self, Twins, Why};
 use super::watch::Watch;
@@ -172,7 +171,7 @@ impl<'a> Asking<'a> {
         for (asked, restricted) in asked.iter().zip(&restricted) {
             view.watch.permits(restricted, &asked.inquiry.script().calls)?;
         }
-        let regions = regions(&texts.smaps);
+        let regions = scratch::regions(&texts.smaps);
         let queues = threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
         let queued = (signal::Queue::collect(pid, true)?, queues);
         Ok(Asking { view, facts, texts, threads, held, terminal, statuses, restricted, regions, queued, asked, about })
@@ -208,7 +207,7 @@ impl<'a> Asking<'a> {
 
     fn loan(&self) -> Result<Loan<'a>> {
         let size = Borrowed::size(self.threads.len()) as u64;
-        let base = hole(&self.regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
+        let base = scratch::hole(&self.regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
         Ok(Loan::new(self.facts.pid, self.threads, &self.regions, base)?)
     }
 
@@ -461,36 +460,4 @@ fn ask_stop(inquiry: &mut Inquiry, child: i32) -> Question {
     const P_PID: u32 = 1;
     const WNOHANG_WSTOPPED_WNOWAIT: u32 = 1 | 2 | 0x0100_0000;
     inquiry.ask(Nr::WAITID, args![P_PID, child, out(128), WNOHANG_WSTOPPED_WNOWAIT, 0])
-}
-
-/// What the borrowing of a process has to know of its memory.
-fn regions(smaps: &[Smap]) -> Vec<Region> {
-    let region = |map: &Map| Region {
-        start: map.start,
-        end: map.end,
-        exec: map.perms.exec,
-        what: match map.label() {
-            Label::Stack => RegionKind::Stack,
-            Label::Vdso => RegionKind::Vdso,
-            Label::Vvar | Label::VvarVclock | Label::Vsyscall => RegionKind::Special,
-            _ => RegionKind::Other,
-        },
-    };
-    smaps.iter().map(|s| region(&s.map)).collect()
-}
-
-/// A free address range of `size` bytes, far from where programs and the kernel map things.
-pub fn hole(regions: &[live::Region], size: u64) -> Option<u64> {
-    const FIRST: u64 = 0x5959_0000_0000;
-    const LAST: u64 = 0x7000_0000_0000;
-    let mut at = FIRST;
-    loop {
-        match regions.iter().find(|r| r.start < at + size && at < r.end) {
-            None => return Some(at),
-            Some(r) => at = r.end.next_multiple_of(1 << 21),
-        }
-        if at + size > LAST {
-            return None;
-        }
-    }
 }

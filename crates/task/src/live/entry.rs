@@ -37,6 +37,8 @@ pub struct Region {
 pub enum RegionKind {
     /// The main stack.
     Stack,
+    /// What brk(2) makes larger.
+    Heap,
     /// The vdso.
     Vdso,
     /// `[vvar]`, `[vsyscall]`: not readable by others.
@@ -198,6 +200,7 @@ fn region(line: &[u8]) -> Option<Region> {
     let perms = words.next()?;
     let what = match words.nth(3) {
         Some(b"[stack]") => RegionKind::Stack,
+        Some(b"[heap]") => RegionKind::Heap,
         Some(b"[vdso]") => RegionKind::Vdso,
         Some(b"[vvar]" | b"[vvar_vclock]" | b"[vsyscall]") => RegionKind::Special,
         _ => RegionKind::Other,

@@ -289,8 +289,9 @@ impl<'a> Borrowed<'a> {
                 }
             }
         }
+        all.iter().for_each(|b| robust.remove(b.arena.memory(), Arena::alive_entry()));
+        Arena::unmap_all(all.iter_mut().map(|b| &mut b.arena));
         for (i, borrowed) in all.into_iter().enumerate() {
-            robust.remove(borrowed.arena.memory(), Arena::alive_entry());
             let (leader, injection) = (&borrowed.loan.threads[0], &borrowed.injection);
             if let Some(fd) = borrowed.fd {
                 note(i, injection.call(leader, Nr::CLOSE, [fd, 0, 0, 0, 0, 0]).map(drop));
