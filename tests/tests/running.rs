@@ -221,6 +221,41 @@ fn no_call_is_interrupted(flavour: Flavour) {
     assert_eq!(started.ended(PATIENCE).map(Started::code), Some(0), "{}", said());
 }
 
+/// A signal that comes before a restored task is in its call again ends the call, as it would have: who waits for nothing else
+/// would wait for ever. It waits for SIGCONT here, so that the signal is surely first.
+fn a_signal_that_is_first_ends_the_call(flavour: Flavour) {
+    const CALLS: [&str; 4] = [
+        "pause()",
+        "clock_nanosleep(1, 0, ctypes.byref((ctypes.c_long * 2)(1000, 0)), ctypes.byref((ctypes.c_long * 2)()))",
+        "read(ends[0], ctypes.create_string_buffer(1), 1)",
+        "epoll_wait(poll.fileno(), ctypes.create_string_buffer(12), 1, -1)",
+    ];
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    for (number, call) in CALLS.iter().enumerate() {
+        let program = format!(
+            "import ctypes, os, select, signal\nsignal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))\n\
+             ends, poll = os.pipe(), select.epoll()\nprint('ready', flush=True)\nctypes.CDLL(None).{call}\nprint('over', flush=True)"
+        );
+        let container = yendor.fresh("call");
+        yendor.run_detached(&container, &["/usr/bin/python3", "-c", &program]);
+        yendor.wait_for_log(&container, "ready", PATIENCE);
+        std::thread::sleep(Duration::from_millis(100));
+        yendor.kill(&container, "STOP");
+        std::thread::sleep(Duration::from_millis(100));
+        let image = yendor.path(&format!("image-{number}"));
+        yendor.call(&["checkpoint", "-o", text(&image), &container]).exits(0);
+        let restored = yendor.fresh("again");
+        yendor.restore(&image, &restored);
+        std::thread::sleep(Duration::from_millis(100));
+        yendor.kill(&restored, "USR1");
+        yendor.kill(&restored, "CONT");
+        yendor.wait_for_log(&restored, "over", PATIENCE);
+        assert!(yendor.logs(&restored).contains("handled"), "{call}");
+        assert_eq!(yendor.wait(&restored), 0, "{call}");
+        yendor.call(&["rm", &restored]).exits(0);
+    }
+}
+
 /// SIGKILL for the checkpoint, mostly while it reads from copies: they go with it, and the next one finds nothing of them.
 fn killed_while_it_reads(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -252,6 +287,7 @@ yendor_tests::flavours! {
     without_copies
     who_may_not_fork
     no_call_is_interrupted
+    a_signal_that_is_first_ends_the_call
     of_one_instant
     a_tree_of_one_instant
 }

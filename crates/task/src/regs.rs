@@ -70,29 +70,50 @@ fn is_bare(nr: u64) -> bool {
     )
 }
 
-/// Registers with which the task, wherever it runs again, goes on as if it had not been stopped: an interrupted call is
-/// made again. A call with a time limit starts with the whole of it (its remaining time is in the kernel only).
+/// Registers with which the task, wherever it is let go by `PTRACE_DETACH`, goes on as if it had not been stopped: the kernel makes
+/// an interrupted call again or, when a signal with a handler comes before, ends it with `EINTR` as it would have done. A call
+/// with a time limit starts with the whole of it (its remaining time is in the kernel only).
 #[must_use]
-pub fn resumable(regs: &Regs, signal_pending: bool) -> Regs {
+pub fn portable(regs: &Regs, signal_pending: bool) -> Regs {
     let mut r = *regs;
     match interrupted(regs, signal_pending) {
-        Interrupted::Nothing => {}
-        Interrupted::Call(nr) | Interrupted::Timed(nr) | Interrupted::Bare(nr) => {
-            r.rip = r.rip.wrapping_sub(2);
-            r.rax = nr;
+        Interrupted::Nothing => r.orig_rax = u64::MAX,
+        // rax says whether a handler with SA_RESTART lets it go on.
+        Interrupted::Call(_) => {}
+        Interrupted::Bare(_) => r.rax = restart::NOHAND.cast_unsigned(),
+        Interrupted::Timed(nr) => {
+            r.rax = restart::NOHAND.cast_unsigned();
             // nanosleep(req, rem) wrote what is left into rem: go on with that.
-            let timed = matches!(interrupted(regs, signal_pending), Interrupted::Timed(_));
-            if timed && nr == Nr::NANOSLEEP.raw() && r.rsi != 0 {
+            if nr == Nr::NANOSLEEP.raw() && r.rsi != 0 {
                 r.rdi = r.rsi;
             }
             // clock_nanosleep(clock, flags, req, rem), relative.
-            if timed && nr == Nr::CLOCK_NANOSLEEP.raw() && r.rsi & 1 == 0 && r.r10 != 0 {
+            if nr == Nr::CLOCK_NANOSLEEP.raw() && r.rsi & 1 == 0 && r.r10 != 0 {
                 r.rdx = r.r10;
             }
         }
     }
+    r
+}
+
+/// The same for a task that goes on by itself, by rt_sigreturn(2): it makes the call again, whatever comes before.
+#[must_use]
+pub fn resumable(regs: &Regs) -> Regs {
+    let mut r = portable(regs, false);
+    if let Some(nr) = call(&r) {
+        (r.rip, r.rax) = (r.rip.wrapping_sub(2), nr);
+    }
     r.orig_rax = u64::MAX;
     r
+}
+
+/// The interrupted call that a task with [`portable`] registers is in.
+#[must_use]
+pub fn call(regs: &Regs) -> Option<u64> {
+    match interrupted(regs, true) {
+        Interrupted::Call(nr) => Some(nr),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -146,24 +167,32 @@ mod tests {
     fn own_code_is_left_alone() {
         let r = regs(-1, -514);
         assert_eq!(interrupted(&r, false), Interrupted::Nothing);
-        assert_eq!(resumable(&r, false).rip, 0x1002);
+        assert_eq!(resumable(&r).rip, 0x1002);
+        assert_eq!((portable(&r, false).rax.cast_signed(), call(&portable(&r, false))), (-514, None));
     }
 
     #[test]
     fn a_read_is_made_again() {
-        let r = resumable(&regs(0, -512), false);
+        let r = resumable(&regs(0, -512));
         assert_eq!((r.rip, r.rax, r.orig_rax), (0x1000, 0, u64::MAX));
+        let r = portable(&regs(0, -512), false);
+        assert_eq!((r.rip, r.rax.cast_signed(), r.orig_rax), (0x1002, -512, 0));
+        assert_eq!(call(&regs(0, -512)), Some(0));
     }
 
     #[test]
     fn nanosleep_goes_on_with_the_rest() {
-        assert_eq!(resumable(&regs(35, -516), false).rdi, 2);
+        assert_eq!((resumable(&regs(35, -516)).rdi, resumable(&regs(35, -516)).rax), (2, 35));
+        let r = portable(&regs(35, -516), false);
+        assert_eq!((r.rdi, r.rax.cast_signed(), r.orig_rax, r.rip), (2, -514, 35, 0x1002));
     }
 
     #[test]
     fn epoll_wait_does_not_see_our_stop_but_sees_a_signal() {
-        assert_eq!(resumable(&regs(232, -4), false).rax, 232);
-        assert_eq!(resumable(&regs(232, -4), true).rax, (-4i64).cast_unsigned());
-        assert_eq!(resumable(&regs(0, -4), false).rax, (-4i64).cast_unsigned(), "read never returns EINTR for a stop");
+        assert_eq!(resumable(&regs(232, -4)).rax, 232);
+        assert_eq!(portable(&regs(232, -4), false).rax.cast_signed(), -514);
+        let own = portable(&regs(232, -4), true);
+        assert_eq!((own.rax.cast_signed(), own.orig_rax), (-4, u64::MAX));
+        assert_eq!(portable(&regs(0, -4), false).rax.cast_signed(), -4, "read never returns EINTR for a stop");
     }
 }

@@ -6,7 +6,7 @@ use yendor_sys::ptrace::{self, event};
 use yendor_sys::wait::{self, Event};
 use yendor_sys::{Errno, SysError};
 
-use crate::regs::{Interrupted, Regs, interrupted, resumable};
+use crate::regs::{Interrupted, Regs, interrupted, portable};
 
 /// A task that is no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -181,7 +181,7 @@ impl Stopped {
         if waiting.iter().map(number).any(unblocked) {
             return Ok(());
         }
-        self.set_regs(&resumable(&own, false))
+        self.set_regs(&portable(&own, false))
     }
 
     /// Lets it run to its next entry into a system call, or the exit from one.

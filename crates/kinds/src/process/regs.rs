@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_sys::{ptrace, xstate};
 use yendor_task::live::Registers;
-use yendor_task::regs::{Regs, resumable};
+use yendor_task::regs::{Regs, portable};
 
 use crate::{Cause, Result};
 
@@ -16,6 +16,7 @@ use crate::{Cause, Result};
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs.
+    /// In an interrupted system call `orig_rax` is its number and `rax` one of `-512`, `-513`, `-514`: as the kernel does, restart it.
     pub general: Vec<u64>,
     /// What XSAVE keeps.
     pub extended: Extended,
@@ -53,7 +54,7 @@ pub fn has_tiles(record: &Record) -> bool {
     record.extended.in_use & xstate::LARGE != 0
 }
 
-/// The registers as they must be for the thread to go on elsewhere; `signal_pending`: see [`resumable`].
+/// The registers as they must be for the thread to go on elsewhere; `signal_pending`: see [`portable`].
 ///
 /// # Errors
 /// The kernel's refusal; a 32-bit task is refused by name.
@@ -62,7 +63,7 @@ pub fn collect(tid: i32, registers: &Registers, signal_pending: bool) -> Result<
     if regs.cs != CS_64 {
         return Err(Cause::unsupported(format!("task {tid} runs 32-bit code (cs = {:#x})", regs.cs)));
     }
-    let regs = resumable(regs, signal_pending);
+    let regs = portable(regs, signal_pending);
     Ok(Record { general: to_words(&regs), extended: split(extended) })
 }
 

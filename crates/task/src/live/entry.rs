@@ -54,13 +54,29 @@ pub enum RegionKind {
 pub fn find(pid: i32, regions: &[Region], stack_pointers: &[u64]) -> Result<Entry, SysError> {
     let missing = |what: &str| SysError::new("borrow", format!("{pid}: {what}"), Errno::NOENT);
     let vdso = regions.iter().find(|r| r.what == RegionKind::Vdso).ok_or_else(|| missing("it has no vdso"))?;
-    let syscall = find_syscall(pid, vdso)?.ok_or_else(|| missing("its vdso has no plain system call"))?;
-    let sigreturn = find_sigreturn(pid, regions)?.ok_or_else(|| missing("its code has no rt_sigreturn"))?;
+    let (syscall, sigreturn) = match hinted(pid, regions, vdso) {
+        Some(both) => both,
+        None => (
+            find_syscall(pid, vdso)?.ok_or_else(|| missing("its vdso has no plain system call"))?,
+            find_sigreturn(pid, regions)?.ok_or_else(|| missing("its code has no rt_sigreturn"))?,
+        ),
+    };
     let stack = regions.iter().find(|r| r.what == RegionKind::Stack).and_then(|r| {
         let free = stack_pointers.iter().filter(|sp| (r.start..r.end).contains(sp)).min().copied().unwrap_or(r.end);
         (free.saturating_sub(r.start) > 2 * FRAME_ROOM as u64).then_some(r.start)
     });
     Ok(Entry { syscall, sigreturn, stack })
+}
+
+/// Both where the last process had them, looked at by one call.
+fn hinted(pid: i32, regions: &[Region], vdso: &Region) -> Option<(u64, u64)> {
+    let code = regions.iter().filter(|r| r.exec && r.what == RegionKind::Other);
+    let (syscall, sigreturn) = (SYSCALL_HINT.place(vdso)?, code.filter_map(|r| SIGRETURN_HINT.place(r)).next()?);
+    let mut room = [0; 2 * LOOK];
+    let bytes = &mut room[..syscall.1 + sigreturn.1];
+    let read = vm::read_ranges(pid, &[syscall, sigreturn], bytes).ok()?;
+    let (first, second) = bytes[..read].split_at_checked(syscall.1)?;
+    (is_plain_syscall(first) && is_sigreturn(second)).then_some((syscall.0, sigreturn.0))
 }
 
 /// The address of a plain system call in a process's vdso.
@@ -128,14 +144,19 @@ impl Hint {
         self.len.store(region.end - region.start, Ordering::Relaxed);
     }
 
-    /// The place in a mapping of the same size, if its code is good there.
-    fn at(&self, pid: i32, region: &Region, good: impl Fn(&[u8]) -> bool) -> Option<u64> {
+    /// The place in a mapping of the same size, and how many bytes are looked at there.
+    fn place(&self, region: &Region) -> Option<(u64, usize)> {
         if self.len.load(Ordering::Relaxed) != region.end - region.start {
             return None;
         }
         let at = region.start + self.offset.load(Ordering::Relaxed);
+        Some((at, usize::try_from(region.end.saturating_sub(at)).unwrap_or(LOOK).min(LOOK)))
+    }
+
+    /// The place, if the code is good there.
+    fn at(&self, pid: i32, region: &Region, good: impl Fn(&[u8]) -> bool) -> Option<u64> {
+        let (at, there) = self.place(region)?;
         let mut code = [0; LOOK];
-        let there = usize::try_from(region.end.saturating_sub(at)).unwrap_or(LOOK).min(LOOK);
         vm::read_exact(pid, at, &mut code[..there]).ok()?;
         good(&code[..there]).then_some(at)
     }

@@ -43,12 +43,7 @@ impl Injection {
         };
         // The return address, then the ucontext: as a signal's frame lies.
         let mut image = entry.sigreturn.to_ne_bytes().to_vec();
-        image.extend_from_slice(&frame(
-            at + 8,
-            &resumable(&saved.own.general, false),
-            saved.own.mask,
-            &saved.own.extended,
-        ));
+        image.extend_from_slice(&frame(at + 8, &resumable(&saved.own.general), saved.own.mask, &saved.own.extended));
         let name = at + image.len() as u64;
         image.extend_from_slice(NAME);
         // Likewise for a child of the leader: it has the same memory.

@@ -339,7 +339,7 @@ fn running<'b>(all: &'b mut [Borrowed<'_>]) -> impl Iterator<Item = (usize, &'b 
 /// Lays a frame down in a thread's slot; its address.
 fn lay_frame(arena: &Arena, index: usize, saved: &Saved) -> Result<u64, RunError> {
     let at = arena.slot_address(index) + (SLOT - FRAME_ROOM) as u64;
-    let image = frame(at, &resumable(&saved.own.general, false), saved.own.mask, &saved.own.extended);
+    let image = frame(at, &resumable(&saved.own.general), saved.own.mask, &saved.own.extended);
     if image.len() > FRAME_ROOM {
         return Err(RunError::TooLarge { call: "rt_sigreturn", bytes: image.len() });
     }

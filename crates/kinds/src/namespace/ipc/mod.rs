@@ -25,6 +25,7 @@ use yendor_proc::sysvipc;
 use yendor_sys::ipc::Rights;
 use yendor_sys::{Errno, SysError};
 use yendor_task::Nr;
+use yendor_task::regs::call;
 
 use crate::process::regs;
 use crate::{Cause, Named, Result};
@@ -88,12 +89,12 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// What a thread with these registers waits for: its interrupted call is about to be made again.
+    /// What a thread with these registers waits for.
     #[must_use]
     pub fn of(registers: &regs::Record) -> Option<Wait> {
         let regs = regs::from_words(registers).ok()?;
-        let id = || i32::try_from(regs.rdi).ok();
-        let is = |calls: [Nr; 2]| calls.iter().any(|nr| nr.raw() == regs.rax);
+        let (id, call) = (|| i32::try_from(regs.rdi).ok(), call(&regs)?);
+        let is = |calls: [Nr; 2]| calls.iter().any(|nr| nr.raw() == call);
         if is([Nr::SEMOP, Nr::SEMTIMEDOP]) {
             id().map(Wait::Semaphore)
         } else if is([Nr::MSGSND, Nr::MSGRCV]) {
