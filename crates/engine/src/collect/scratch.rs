@@ -27,9 +27,9 @@ pub fn regions(smaps: &[Smap]) -> Vec<Region> {
     smaps.iter().map(region).collect()
 }
 
-/// A free address range of `size` bytes. Best is where a page table has room that is there already: one that is made for the
-/// scratch memory and freed with it takes a process longer than its answers do. Not where the heap or the stack grows, and
-/// with a free page on either side. Else far from where programs and the kernel map things.
+/// A free address range of `size` bytes. Best is where a page table has room that is there already: with one that is made for the
+/// scratch memory and freed with it, every processor that knows the process must be interrupted. Not where the heap or the stack
+/// grows, and with a free page on either side. Else far from where programs and the kernel map things.
 pub fn hole(regions: &[Region], size: u64) -> Option<u64> {
     let beside = regions.windows(2).rev().find_map(|pair| {
         let [before, after] = pair else { return None };

@@ -1,5 +1,5 @@
-//! What the tasks of a container have forbidden themselves, from its record, or of a tree from the kernel; and whether their filters let a checkpoint
-//! make its calls in them.
+//! What the tasks of a container have forbidden themselves, from its record, or of a tree from the kernel; and whether their
+//! filters let a checkpoint make its calls in them.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
