@@ -114,7 +114,8 @@ impl Door {
             }
             self.guests.retain(is_open);
             if ready.end {
-                drain(console, log);
+                // A guest reads to the end for itself: of two readers, one would wait for what the other has taken.
+                drain(console.filter(|_| self.guests.is_empty()), log);
                 return;
             }
         }
@@ -242,5 +243,50 @@ fn drain(console: Option<&Console>, log: Option<&OwnedFd>) {
             // A full disk loses log lines, not the container.
             let _ = rustix::io::write(log, &buffer[..n]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use std::os::unix::net::UnixStream;
+
+    fn console() -> Console {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("a terminal of our own");
+        let name = ptsname(&master, Vec::new()).expect("its name");
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let slave = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).expect("its other side");
+        Console { master, slave }
+    }
+
+    /// What is in the log after a container has written a line and ended.
+    fn logged(guests: Vec<UnixStream>) -> (Vec<u8>, Console) {
+        let directory = std::env::temp_dir().join(format!("yendor-door-{}-{}", std::process::id(), guests.len()));
+        std::fs::create_dir(&directory).expect("a directory");
+        let listener = UnixListener::bind(directory.join("control.sock")).expect("a socket");
+        let log = std::fs::File::create(directory.join("log")).expect("a log");
+        let console = console();
+        rustix::io::write(&console.slave, b"last words").expect("a line");
+        let (end, ended) = rustix::pipe::pipe().expect("a pipe");
+        rustix::io::write(&ended, b"x").expect("the end");
+        Door { listener, guests }.serve(end.as_fd(), Some(&console), Some(&log.into()), None);
+        let text = std::fs::read(directory.join("log")).expect("the log");
+        std::fs::remove_dir_all(&directory).expect("gone");
+        (text, console)
+    }
+
+    /// The keeper waited for ever for what the guest had read between its poll and its read.
+    #[test]
+    fn what_a_guest_reads_is_left_to_it() {
+        assert_eq!(logged(Vec::new()).0, b"last words");
+        let (guest, theirs) = UnixStream::pair().expect("a guest");
+        let (text, console) = logged(vec![theirs]);
+        assert_eq!(text, b"");
+        let mut buffer = [0; 64];
+        let n = rustix::io::read(&console.master, &mut buffer).expect("the guest's part");
+        assert_eq!(&buffer[..n], b"last words");
+        drop(guest);
     }
 }
