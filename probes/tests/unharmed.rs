@@ -143,6 +143,7 @@ probes! {
     landlock "landlock";
     late_accept "late-accept";
     leaderless "leaderless";
+    locked_later "locked-later";
     locks "locks";
     many_fds "many-fds";
     many_maps "many-maps";

@@ -63,6 +63,7 @@ probes! {
     kernel_files "kernel-files": root userns user tree_root tree_user three_generations_root three_generations_user;
     late_accept "late-accept": root userns user three_generations_root three_generations_user;
     leaderless "leaderless": root userns user tree_root tree_user three_generations_root three_generations_user;
+    locked_later "locked-later": root userns user tree_root tree_user three_generations_root three_generations_user;
     locks "locks": root userns user tree_root tree_user three_generations_root three_generations_user;
     many_fds "many-fds": root userns user tree_root tree_user three_generations_root three_generations_user;
     many_maps "many-maps": root userns user tree_root tree_user three_generations_root three_generations_user;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_image::{Addr, Bytes, Tid};
-use yendor_kinds::memory::policy;
+use yendor_kinds::memory::{future, policy};
 use yendor_kinds::process::{
     Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, control, credential, directory, half_at,
     hidden, itimer, label, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
@@ -62,7 +62,8 @@ pub struct Asking<'a> {
     terminal: Option<Terminal>,
     statuses: Vec<Status>,
     restricted: Vec<Restricted>,
-    regions: Vec<Region>,
+    /// What is known of its memory, and where the scratch memory shall be.
+    scratch: (Vec<Region>, u64),
     /// The signals that wait: for the process, and for each thread.
     queued: (signal::Queue, Vec<signal::Queue>),
     asked: Vec<AskedThread>,
@@ -102,6 +103,7 @@ struct AskedProcess {
     attributes: attribute::AskedProcess,
     controls: control::AskedProcess,
     brk: Question,
+    future: future::Asked,
     doubts: Doubts,
     stops: Vec<(i32, Question)>,
     policies: Vec<(Addr, Question)>,
@@ -157,6 +159,10 @@ impl<'a> Asking<'a> {
         let mut asked: Vec<AskedThread> = statuses.iter().map(|status| AskedThread::new(view, status)).collect();
         let leader = asked.first_mut().ok_or_else(|| Cause::unsupported("a process without threads"))?;
         let inquiry = &mut leader.inquiry;
+        let regions = scratch::regions(&texts.smaps);
+        let size = Borrowed::size(threads.len()) as u64;
+        let (base, page) =
+            scratch::places(&regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
         let about = AskedProcess {
             actions: sigaction::ask(inquiry),
             itimers: itimer::ask(inquiry),
@@ -164,6 +170,7 @@ impl<'a> Asking<'a> {
             attributes: attribute::ask_process(inquiry),
             controls: control::ask_process(inquiry),
             brk: inquiry.ask(Nr::BRK, args![0]),
+            future: future::ask(inquiry, page),
             doubts: Doubts::ask(&held, inquiry),
             stops: stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
             policies: policy::ask_mappings(inquiry, &texts.smaps),
@@ -171,10 +178,10 @@ impl<'a> Asking<'a> {
         for (asked, restricted) in asked.iter().zip(&restricted) {
             view.watch.permits(restricted, &asked.inquiry.script().calls)?;
         }
-        let regions = scratch::regions(&texts.smaps);
         let queues = threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
         let queued = (signal::Queue::collect(pid, true)?, queues);
-        Ok(Asking { view, facts, texts, threads, held, terminal, statuses, restricted, regions, queued, asked, about })
+        let scratch = (regions, base);
+        Ok(Asking { view, facts, texts, threads, held, terminal, statuses, restricted, scratch, queued, asked, about })
     }
 
     /// Its job-control stop. Whether the parent knows of it the parent has said before (pid 1 never asks).
@@ -206,9 +213,8 @@ impl<'a> Asking<'a> {
     }
 
     fn loan(&self) -> Result<Loan<'a>> {
-        let size = Borrowed::size(self.threads.len()) as u64;
-        let base = scratch::hole(&self.regions, size).ok_or_else(|| Cause::unsupported("no free address range"))?;
-        Ok(Loan::new(self.facts.pid, self.threads, &self.regions, base)?)
+        let (regions, base) = &self.scratch;
+        Ok(Loan::new(self.facts.pid, self.threads, regions, *base)?)
     }
 
     /// Makes what was told and what /proc says one record. `unknown_stops`: stopped processes whose parent has not waited for
@@ -255,6 +261,7 @@ impl<'a> Asking<'a> {
         let itimers = itimer::collect(leader, self.about.itimers)?;
         let posix_timers = posix_timer::collect(leader, &self.texts.timers, &self.about.timers, &waiting, inside)?;
         let brk = leader.value(self.about.brk)?;
+        let future = future::collect(leader, self.about.future)?;
         let limits = rlimit::collect(&self.texts.limits);
         let directory = self.directory()?;
         let stopped = self.stopped(unknown_stops);
@@ -267,6 +274,7 @@ impl<'a> Asking<'a> {
             limits,
             directory,
             memory,
+            future,
             stopped,
             pending: shared_pending,
             terminal,

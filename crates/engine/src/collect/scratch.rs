@@ -27,10 +27,15 @@ pub fn regions(smaps: &[Smap]) -> Vec<Region> {
     smaps.iter().map(region).collect()
 }
 
+/// Where scratch memory of `size` bytes has room, and behind it a page for a moment that is not part of it.
+pub fn places(regions: &[Region], size: u64) -> Option<(u64, u64)> {
+    hole(regions, size + 2 * PAGE).map(|base| (base, base + size + PAGE))
+}
+
 /// A free address range of `size` bytes. Best is where a page table has room that is there already: with one that is made for the
 /// scratch memory and freed with it, every processor that knows the process must be interrupted. Not where the heap or the stack
 /// grows, and with a free page on either side. Else far from where programs and the kernel map things.
-pub fn hole(regions: &[Region], size: u64) -> Option<u64> {
+fn hole(regions: &[Region], size: u64) -> Option<u64> {
     let beside = regions.windows(2).rev().find_map(|pair| {
         let [before, after] = pair else { return None };
         let next = if after.what == RegionKind::Stack { after.start.saturating_sub(GROWTH) } else { after.start };

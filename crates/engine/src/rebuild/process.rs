@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::{FileId, Tid};
-use yendor_kinds::memory::vma;
+use yendor_kinds::memory::{future, vma};
 use yendor_kinds::process::{
     Alive, Restricted, State, Stop, Thread, attribute, control, credential, directory, itimer, lock, posix_timer, regs,
     rlimit, rseq, sched, sigaction, signal,
@@ -334,6 +334,7 @@ impl Building<'_, '_> {
         let mut script = Script::new();
         lock::rebuild(&alive.locks, &mut script);
         control::last(&alive.controls, &alive.memory.areas, &mut script);
+        future::rebuild(alive.future, &mut script);
         vma::seal(&alive.memory.areas, &mut script);
         self.own_files(&mut script);
         posix_timer::arm(&alive.posix_timers, &mut script);

@@ -8,6 +8,7 @@
 //! from the image into them and sets the protections last.
 
 pub mod early;
+pub mod future;
 pub mod inherit;
 pub mod layout;
 pub mod pages;

@@ -66,6 +66,8 @@ pub struct Alive {
     pub threads: Vec<Thread>,
     /// Its address space.
     pub memory: memory::Record,
+    /// What it maps later.
+    pub future: memory::future::Record,
     /// Its descriptors, by number.
     pub descriptors: Vec<Descriptor>,
     /// Its file locks.
