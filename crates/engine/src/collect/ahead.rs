@@ -15,8 +15,9 @@ use yendor_task::tree::{read_proc, read_proc_into};
 
 use super::namespace::Namespaces;
 
-/// How many mappings it is ahead at most, each process counting as one more: what it holds is bounded.
-const AHEAD: usize = 4 * 1024;
+/// How many mappings it is ahead at most, each process counting as one more: what it holds is bounded, to a few megabytes. Those of
+/// a thousand small processes: while the first are not asked yet, their open files are looked at, and a processor has nothing to do.
+const AHEAD: usize = 32 * 1024;
 
 /// Files of a process's /proc directory.
 #[derive(Debug)]
