@@ -162,6 +162,7 @@ probes! {
     sched "sched";
     sealed "sealed";
     seccomp_filter "seccomp-filter";
+    settings "settings";
     shared_memory "shared-memory";
     sigactions "sigactions";
     sigio "sigio";

@@ -81,6 +81,7 @@ probes! {
     rlimits "rlimits": root userns user tree_root tree_user three_generations_root three_generations_user;
     sched "sched": root userns user tree_root tree_user three_generations_root three_generations_user;
     sealed "sealed": root userns user tree_root tree_user three_generations_root three_generations_user;
+    settings "settings": root userns user three_generations_root three_generations_user;
     shared_memory "shared-memory": root userns user tree_root tree_user three_generations_root three_generations_user;
     sigactions "sigactions": root userns user tree_root tree_user three_generations_root three_generations_user;
     sigio "sigio": root userns user tree_root tree_user three_generations_root three_generations_user;

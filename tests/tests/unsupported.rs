@@ -41,6 +41,19 @@ def thread(body):
 def unshare(flags): call(272, flags)
 def its_own_users():
     if open('/proc/self/uid_map').read().split() == ['0', '0', '4294967295']: raise OSError('users of the host')
+def netlink(kind, flags, body):
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+    s.sendall(struct.pack('=IHHII', 16 + len(body), kind, flags, 1, 0) + body)
+    got = struct.unpack_from('=i', s.recv(4096), 16)[0]
+    s.close()
+    if got: raise OSError(-got, f'netlink {kind}')
+def nft():
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+    ends = [struct.pack('=IHHIIBBH', 20, kind, 1, 1, 0, 0, 0, 0xa00) for kind in (16, 17)]
+    s.sendall(ends[0] + struct.pack('=IHHIIBBHHH8s', 32, 0xa00, 0x405, 1, 0, 1, 0, 0, 12, 1, b'mine\0\0\0\0') + ends[1])
+    got = struct.unpack_from('=i', s.recv(4096), 16)[0]
+    s.close()
+    if got: raise OSError(-got, 'NFT_MSG_NEWTABLE')
 def hold():
 ";
 
@@ -105,13 +118,35 @@ d = os.open('/tmp/d', os.O_RDONLY); call(217, d, ctypes.create_string_buffer(500
     ),
     ("a mount removed", "call(166, b'/dev/mqueue', 0)", "/dev/mqueue: a mount (mqueue) that was removed"),
     (
+        "a rule for routes",
+        "netlink(32, 0x605, struct.pack('=12BHHI', 2, 0, 0, 0, 9, 0, 0, 1, 0, 0, 0, 0, 8, 6, 77))",
+        "a rule for routes that the container has made itself (IPv4, priority 77)",
+    ),
+    (
+        "a table of routes",
+        "netlink(24, 0x605, struct.pack('=8BI', 2, 0, 0, 0, 7, 3, 0, 6, 0))",
+        "a table of routes that the container has made itself (IPv4, table 7)",
+    ),
+    (
+        "a neighbour",
+        "netlink(28, 0x605, struct.pack('=BxHIHBBHH4sHH6sxx', 2, 0, 1, 0x80, 0, 1, 8, 1, bytes([127, 0, 0, 9]), 10, 2, b'abcdef'))",
+        "a fixed neighbour that the container has made itself",
+    ),
+    (
+        "a queueing discipline",
+        "netlink(36, 0x605, struct.pack('=BxHIIIIHH8s', 0, 0, 1, 0x10000, 0xffffffff, 0, 10, 1, b'pfifo\\0\\0\\0'))",
+        "a queueing discipline that the container has made itself (pfifo)",
+    ),
+    (
+        "a label of addresses",
+        "netlink(72, 0x605, struct.pack('=BBBBIIHH16sHHI', 10, 0, 128, 0, 0, 0, 20, 1, bytes([253] * 16), 8, 2, 99))",
+        "a label of addresses that the container has made itself",
+    ),
+    ("a table of nftables", "nft()", "a table of nftables that the container has made itself (inet mine)"),
+    (
         "an address of the container's own",
-        "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-address = bytes([10, 9, 8, 7])
-s.sendall(struct.pack('=IHHIIBBBBI', 40, 20, 0x605, 1, 0, 2, 32, 0, 0, 1) + struct.pack('=HH4sHH4s', 8, 2, address, 8, 1, address))
-got = struct.unpack_from('=i', s.recv(4096), 16)[0]
-s.close()
-if got: raise OSError(-got, 'RTM_NEWADDR')",
+        "address = bytes([10, 9, 8, 7])
+netlink(20, 0x605, struct.pack('=BBBBI', 2, 32, 0, 0, 1) + struct.pack('=HH4sHH4s', 8, 2, address, 8, 1, address))",
         "10.9.8.7/32: an IPv4 address that the container has made",
     ),
 ];

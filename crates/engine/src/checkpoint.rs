@@ -31,6 +31,7 @@ use crate::collect::watch::Watch;
 use crate::collect::{Rest, Twins, Why, collect, ipc, namespace};
 use crate::error::{At, Error, Result, Step, With};
 use crate::load;
+use crate::setting::{self, Looking};
 use crate::sign::Signer;
 use crate::state::State;
 use crate::who::Surroundings;
@@ -423,6 +424,10 @@ fn gather<'w>(
             then.unchanged(&now).at(Step::Collect)?;
         }
     }
+    let settings = match target {
+        Target::Container(state, _) => Some(Looking::begin(proc, setting::own(&state.request)).at(Step::Collect)?),
+        Target::Tree(_) => None,
+    };
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);
     let of = if let Target::Container(state, directory) = target { Some((state, directory.as_path())) } else { None };
@@ -436,6 +441,8 @@ fn gather<'w>(
         Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
     };
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
+    let settings = settings.map(Looking::end).transpose().at(Step::Collect).kind("namespace", "settings")?;
+    snapshot.container.settings = settings.unwrap_or_default();
     let untold = crate::collect::untold_labels(&here, proc, &snapshot).at(Step::Collect)?;
     snapshot.lost.extend(untold);
     let touched = unix::look_at_backlogs(&mut gather, &mut snapshot.files)

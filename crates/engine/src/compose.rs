@@ -86,6 +86,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
             own_network: request.net != crate::request::Net::Host,
             layers: Vec::new(),
             ipc: None,
+            settings: Vec::new(),
             volumes: Vec::new(),
         },
         processes: vec![process],

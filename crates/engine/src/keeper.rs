@@ -31,6 +31,7 @@ use crate::load::{Hashing, Loader, Plain};
 use crate::rebuild::{Image, Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
 use crate::request::{Mount, Net, Request, Root};
+use crate::setting;
 use crate::state::{self, Standard, State, Status};
 use crate::who::Surroundings;
 use crate::wire::{Failure, More, Report, Started, Startup, Stdio};
@@ -169,13 +170,15 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let log = if late { open_log(&directory).at(Step::Contain)? } else { log };
     let keeper_start = own_start(&contained).at(Step::Contain)?;
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation);
-    let mut clocks = Clocks::default();
+    let (mut clocks, mut settings) = (Clocks::default(), None);
     let layers = own_file_systems(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
         hole::fill(&snapshot, &mut request, &mut contained)?;
         set_names(startup, &snapshot).at(Step::Rebuild)?;
         clocks = continue_clocks(&mut contained, snapshot.container.clocks);
         fill_layers(&snapshot, &request, reader).at(Step::Rebuild)?;
+        settings =
+            setting::set(&snapshot, &request, &contained.host_proc).at(Step::Rebuild).kind("namespace", "settings")?;
         if let Some(record) = &snapshot.container.ipc {
             ipc::rebuild(record, contained.host_proc.as_fd(), reader).at(Step::Rebuild).kind("namespace", "ipc")?;
         }
@@ -216,7 +219,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let started = Started {
         main: running.main,
         init: running.init,
-        notes: running.notes.clone(),
+        notes: running.notes.iter().cloned().chain(settings).collect(),
         timings: clock.phases,
         terminal: late,
     };

@@ -22,6 +22,7 @@ pub mod load;
 pub mod rebuild;
 mod recorder;
 pub mod request;
+mod setting;
 pub mod sign;
 pub mod state;
 mod who;

@@ -65,6 +65,7 @@ pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container
         own_network,
         layers: Vec::new(),
         ipc: None,
+        settings: Vec::new(),
         volumes,
     })
 }

@@ -2,3 +2,5 @@
 
 pub mod ipc;
 pub mod layer;
+pub mod sysctl;
+pub mod traffic;

@@ -1,0 +1,243 @@
+//! Settings of a container's own namespaces below /proc/sys that are not as in new ones (sysctl(8)): of the network, of POSIX
+//! message queues, of the user namespace.
+//! *Read from:* the files in /proc/sys by a thread in those namespaces, then in new ones.
+//! *Made again by:* writing them when nothing of the container is there yet; what that changes beside them is written back.
+//! *Lost:* settings of a pid namespace (`kernel.pid_max`, `vm.memfd_noexec`), and those of a network where the restored container
+//! is given another's.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
+use serde::{Deserialize, Serialize};
+use yendor_image::Bytes;
+use yendor_sys::namespace::{Namespaces, unshare};
+use yendor_sys::{Errno, SysError};
+use yendor_task::tree::read_proc_into;
+
+use crate::{Cause, Named, Result};
+
+/// A setting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Its path below /proc/sys.
+    pub name: Bytes,
+    /// Its value, without the line's end.
+    pub value: Bytes,
+}
+
+/// Which namespaces are the container's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    /// The network.
+    pub network: bool,
+    /// That of System V IPC and message queues.
+    pub ipc: bool,
+    /// The user namespace.
+    pub users: bool,
+}
+
+const NETWORK: &str = "net";
+const QUEUES: &str = "fs/mqueue";
+const USERS: &str = "user";
+/// What all settings in /proc/sys/user are in a new user namespace.
+const NO_LIMIT: &[u8] = b"2147483647";
+/// How often values are written: some change others, and are written again.
+const PASSES: usize = 3;
+/// As deep as directories are looked into; a name and a value are not longer.
+const MOST_LEVELS: usize = 8;
+const MOST_BYTES: usize = 4096;
+
+type Values = BTreeMap<String, Option<Vec<u8>>>;
+
+/// What is not as in new namespaces. The thread that asks is in the container's, and afterwards in others. `proc`: a /proc that shows the settings of
+/// whoever looks.
+///
+/// # Errors
+/// The kernel's; `Unsupported` for a setting that cannot be read.
+pub fn collect(proc: BorrowedFd<'_>, own: Own) -> Result<Vec<Record>> {
+    let parts: Vec<_> = [(own.network, NETWORK, Namespaces::NEWNET), (own.ipc, QUEUES, Namespaces::NEWIPC)]
+        .into_iter()
+        .filter_map(|(own, part, namespace)| own.then_some((part, namespace)))
+        .collect();
+    let mut now = parts.iter().map(|(part, _)| values(proc, part)).collect::<Result<Vec<_>>>()?;
+    let users = if own.users { values(proc, USERS)? } else { Values::new() };
+    if !parts.is_empty() {
+        unshare(parts.iter().map(|(_, namespace)| *namespace).fold(Namespaces::empty(), Namespaces::union))?;
+    }
+    let mut fresh = parts.iter().map(|(part, _)| values(proc, part)).collect::<Result<Vec<_>>>()?;
+    fresh.push(users.keys().map(|name| (name.clone(), Some(NO_LIMIT.to_vec()))).collect());
+    now.push(users);
+    let mut out = Vec::new();
+    for (now, fresh) in now.into_iter().zip(&fresh) {
+        for (name, value) in now {
+            if fresh.get(&name) == Some(&value) || !is_writable(proc, &name)? {
+                continue;
+            }
+            match value {
+                Some(value) => out.push(Record { name: Bytes(name.into_bytes()), value: Bytes(value) }),
+                None => return Err(Cause::unsupported(format!("/proc/sys/{name}: a setting that cannot be read"))),
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// All files of a directory in /proc/sys; none for one that nobody may read now.
+fn values(proc: BorrowedFd<'_>, part: &str) -> Result<Values> {
+    let mut out = Values::new();
+    let mut buffer = Vec::with_capacity(MOST_BYTES);
+    let mut directories = vec![(part.to_owned(), 0)];
+    while let Some((directory, level)) = directories.pop() {
+        let path = format!("sys/{directory}");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match openat(proc, path.as_str(), flags, Mode::empty()) {
+            // A kernel without it.
+            Err(Errno::NOENT) => continue,
+            fd => fd.named("openat", || format!("/proc/{path}"))?,
+        };
+        for entry in Dir::read_from(&fd).named("getdents64", || format!("/proc/{path}"))? {
+            let entry = entry.named("getdents64", || format!("/proc/{path}"))?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            match entry.file_type() {
+                FileType::Directory if name != "." && name != ".." && level < MOST_LEVELS => {
+                    directories.push((format!("{directory}/{name}"), level + 1));
+                }
+                FileType::RegularFile => {
+                    let value = value(fd.as_fd(), name, &mut buffer)?;
+                    out.insert(format!("{directory}/{name}"), value);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// None for one that nobody may read now: written only, or without a value.
+fn value(directory: BorrowedFd<'_>, name: &str, buffer: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {
+    match read_proc_into(directory, name, buffer) {
+        Ok(()) => Ok(Some(buffer.strip_suffix(b"\n").unwrap_or(buffer).to_vec())),
+        Err(e) if matches!(e.errno, Errno::ACCESS | Errno::PERM | Errno::IO | Errno::OPNOTSUPP | Errno::INVAL) => {
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Others are counts, or belong to the kernel as a whole.
+fn is_writable(proc: BorrowedFd<'_>, name: &str) -> Result<bool> {
+    const ANYBODY: u32 = 0o222;
+    let path = format!("sys/{name}");
+    let stat = statat(proc, path.as_str(), AtFlags::SYMLINK_NOFOLLOW).named("newfstatat", || format!("/proc/{path}"));
+    Ok(stat?.st_mode & ANYBODY != 0)
+}
+
+/// Writes them, in the namespaces that the caller is in; those that belong to namespaces which are not `own`, and those that `given` has (with dots
+/// or slashes), it leaves alone. The names of what it has left because of the first.
+///
+/// # Errors
+/// The kernel's; `Corrupt` for a name of something else; `Unsupported` for a value that does not stay.
+pub fn rebuild<'r>(
+    records: &'r [Record],
+    proc: BorrowedFd<'_>,
+    own: Own,
+    given: impl Fn(&str) -> bool,
+) -> Result<Vec<&'r str>> {
+    let mut left = Vec::new();
+    let mut wanted = Vec::new();
+    for Record { name, value } in records {
+        let name = plain(&name.0).ok_or_else(|| Cause::corrupt(format!("{name}: no setting of a container's own")))?;
+        if value.0.len() > MOST_BYTES || value.0.contains(&0) {
+            return Err(Cause::corrupt(format!("{name}: a setting with a value that cannot be")));
+        }
+        let is_own = match name.split('/').next() {
+            Some("net") => own.network,
+            Some("fs") => own.ipc,
+            _ => own.users,
+        };
+        if !is_own {
+            left.push(name);
+        } else if !given(name) {
+            wanted.push((name, value));
+        }
+    }
+    settle(&wanted, proc)?;
+    Ok(left)
+}
+
+/// Writes what is wanted, and what that has changed beside it.
+fn settle(wanted: &[(&str, &Bytes)], proc: BorrowedFd<'_>) -> Result<()> {
+    let parts = [NETWORK, QUEUES, USERS].into_iter().filter(|part| wanted.iter().any(|(name, _)| is_below(name, part)));
+    let parts: Vec<_> = parts.collect();
+    let look = || -> Result<Values> {
+        let mut all = Values::new();
+        parts.iter().try_for_each(|part| values(proc, part).map(|more| all.extend(more)))?;
+        Ok(all)
+    };
+    let mut targets = look()?;
+    targets.extend(wanted.iter().map(|(name, value)| ((*name).to_owned(), Some(value.0.clone()))));
+    for _ in 0..PASSES {
+        let now = look()?;
+        let mut all = true;
+        for (name, target) in &targets {
+            let Some(target) = target.as_ref().filter(|target| now.get(name) != Some(&Some((*target).clone()))) else {
+                continue;
+            };
+            let asked_for = wanted.iter().any(|(wanted, _)| wanted == name);
+            if asked_for || is_writable(proc, name)? {
+                all = false;
+                write(proc, name, target)?;
+            }
+        }
+        if all {
+            return Ok(());
+        }
+    }
+    let now = look()?;
+    match wanted.iter().find(|(name, value)| now.get(*name) != Some(&Some(value.0.clone()))) {
+        Some((name, value)) => {
+            Err(Cause::unsupported(format!("{value} as the setting {name}: this kernel makes something else of it")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn is_below(name: &str, part: &str) -> bool {
+    name.strip_prefix(part).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// A name that can only be that of a setting of a namespace.
+fn plain(name: &[u8]) -> Option<&str> {
+    let name = std::str::from_utf8(name).ok().filter(|name| name.len() < MOST_BYTES)?;
+    let own = [NETWORK, QUEUES, USERS].iter().any(|part| is_below(name, part));
+    let parts = name.split('/').all(|part| !part.is_empty() && part != "." && part != ".." && !part.contains('\0'));
+    (own && parts).then_some(name)
+}
+
+fn write(proc: BorrowedFd<'_>, name: &str, value: &[u8]) -> std::result::Result<(), SysError> {
+    let path = format!("sys/{name}");
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd: OwnedFd = openat(proc, path.as_str(), flags, Mode::empty()).named("openat", || format!("/proc/{path}"))?;
+    let shown = || format!("/proc/{path}, \"{}\"", value.escape_ascii());
+    rustix::io::write(&fd, value).named("write", shown).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn a_name_leads_nowhere_else() {
+        for name in ["net/ipv4/ip_forward", "fs/mqueue/msg_max", "user/max_user_namespaces", "net/ipv4/conf/a.b/x"] {
+            assert_eq!(plain(name.as_bytes()), Some(name));
+        }
+        for name in
+            ["kernel/core_pattern", "net/../kernel/core_pattern", "net//x", "net", "/net/x", "network/x", "net/\0"]
+        {
+            assert_eq!(plain(name.as_bytes()), None, "{name:?}");
+        }
+        assert_eq!(plain(b"net/\xff"), None);
+    }
+}

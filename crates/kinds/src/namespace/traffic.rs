@@ -1,0 +1,352 @@
+//! What a network does with packets beside its devices, addresses and main routes: rules and further tables of routes, fixed
+//! neighbours, queueing disciplines, packet filters (nftables, iptables), IPsec.
+//! *Read from:* dumps over netlink(7), /proc/thread-self/net/ip_tables_names and its like, by a thread in the network, then in a new
+//! one.
+//! *Made again by:* nothing: what a new network does not have refuses the checkpoint.
+//! *Lost:* what the kernel has learned itself: neighbours, tracked connections, metrics; sets of addresses (ipset), and what is set by
+//! generic netlink (MPTCP endpoints, segment routing).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
+use rustix::net::{recv, send, socket_with};
+use yendor_sys::{Errno, SysError};
+use yendor_task::tree::read_proc;
+
+use crate::{Cause, Named, Result};
+
+/// By what tells them apart, how people call them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traffic(BTreeMap<(&'static str, Vec<u8>), String>);
+
+/// An object in a dump: what tells it from others, and its name; none for one that the kernel has made.
+type Take = fn(&[u8]) -> Option<(Vec<u8>, String)>;
+
+/// A question to the kernel: the netlink protocol, the type of the message, its body; what the answers' type is, what they are.
+struct Dump {
+    what: &'static str,
+    protocol: Option<Protocol>,
+    request: u16,
+    body: &'static [u8],
+    answer: u16,
+    take: Take,
+}
+
+const NFT: u16 = 10 << 8;
+const AF_INET6: u8 = 10;
+/// `NTF_PROXY` in a struct ndmsg.
+const PROXY: u8 = 8;
+
+const DUMPS: [Dump; 10] = [
+    Dump { what: "a rule for routes", protocol: None, request: 34, body: &[0; 12], answer: 32, take: rule },
+    Dump { what: "a table of routes", protocol: None, request: 26, body: &[0; 12], answer: 24, take: table },
+    Dump { what: "a next hop", protocol: None, request: 106, body: &[0; 8], answer: 104, take: next_hop },
+    Dump { what: "a fixed neighbour", protocol: None, request: 30, body: &[0; 12], answer: 28, take: neighbour },
+    Dump {
+        what: "a neighbour that it answers for",
+        protocol: None,
+        request: 30,
+        body: &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, PROXY, 0],
+        answer: 28,
+        take: neighbour,
+    },
+    Dump { what: "a queueing discipline", protocol: None, request: 38, body: &[0; 20], answer: 36, take: discipline },
+    Dump {
+        what: "a label of addresses",
+        protocol: None,
+        request: 74,
+        body: &[AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        answer: 72,
+        take: label,
+    },
+    Dump {
+        what: "a table of nftables",
+        protocol: Some(netlink::NETFILTER),
+        request: NFT | 1,
+        body: &[0; 4],
+        answer: NFT,
+        take: nft,
+    },
+    Dump {
+        what: "an IPsec association",
+        protocol: Some(netlink::XFRM),
+        request: 0x12,
+        body: &[0; 24],
+        answer: 0x10,
+        take: ipsec,
+    },
+    Dump {
+        what: "an IPsec policy",
+        protocol: Some(netlink::XFRM),
+        request: 0x15,
+        body: &[0; 64],
+        answer: 0x13,
+        take: ipsec,
+    },
+];
+
+/// Files that name the tables of iptables and its like.
+const TABLES: [&str; 3] = ["ip_tables_names", "ip6_tables_names", "arp_tables_names"];
+
+impl Traffic {
+    /// Of the network that the calling thread is in.
+    ///
+    /// # Errors
+    /// The kernel's; what it does not know is not there.
+    pub fn look(proc: BorrowedFd<'_>) -> Result<Traffic> {
+        let mut out = BTreeMap::new();
+        for one in &DUMPS {
+            for message in dump(one)? {
+                if let Some((key, name)) = (one.take)(&message) {
+                    out.insert((one.what, key), name);
+                }
+            }
+        }
+        for file in TABLES {
+            let text = match read_proc(proc, &format!("thread-self/net/{file}")) {
+                Err(e) if e.errno == Errno::NOENT => continue,
+                text => text?,
+            };
+            for name in text.split(|b| *b == b'\n').filter(|name| !name.is_empty()) {
+                let shown = format!("{} in {file}", name.escape_ascii());
+                out.insert(("a table of iptables", shown.clone().into_bytes()), shown);
+            }
+        }
+        Ok(Traffic(out))
+    }
+
+    /// Refuses what a new network does not have, and the absence of what it has.
+    ///
+    /// # Errors
+    /// `Unsupported`, by name.
+    pub fn as_new(&self, new: &Traffic) -> Result<()> {
+        if let Some(((what, _), name)) = self.0.iter().find(|(key, _)| !new.0.contains_key(*key)) {
+            return Err(Cause::unsupported(format!("{what} that the container has made itself ({name})")));
+        }
+        match new.0.iter().find(|(key, _)| !self.0.contains_key(*key)) {
+            Some(((what, _), name)) => Err(Cause::unsupported(format!("{what} that was removed ({name})"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The bodies of all answers.
+fn dump(what: &Dump) -> Result<Vec<Vec<u8>>> {
+    const HEAD: usize = 16;
+    const REQUEST_DUMP: u16 = 0x301;
+    let flags = SocketFlags::CLOEXEC;
+    let socket = match socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, what.protocol) {
+        Err(Errno::PROTONOSUPPORT) => return Ok(Vec::new()),
+        socket => socket.named("socket", || format!("AF_NETLINK, {:?}", what.protocol))?,
+    };
+    let length = u32::try_from(HEAD + what.body.len()).unwrap_or(0);
+    let mut request = Vec::with_capacity(HEAD + what.body.len());
+    request.extend_from_slice(&length.to_ne_bytes());
+    request.extend_from_slice(&what.request.to_ne_bytes());
+    request.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    request.extend_from_slice(&[0; 8]);
+    request.extend_from_slice(what.body);
+    let shown = || format!("netlink, a dump of {}s", what.what);
+    send(&socket, &request, SendFlags::empty()).named("sendto", shown)?;
+    let mut out = Vec::new();
+    let mut buffer = vec![0_u8; 1 << 16];
+    loop {
+        let (n, _) = recv(socket.as_fd(), &mut buffer[..], RecvFlags::empty()).named("recvfrom", shown)?;
+        let answers = answers(&buffer[..n], what.answer).map_err(|errno| SysError::new("recvfrom", shown(), errno));
+        match answers {
+            Ok((more, last)) => {
+                out.extend(more);
+                if last {
+                    return Ok(out);
+                }
+            }
+            // A kernel, or a family, without it.
+            Err(e) if matches!(e.errno, Errno::OPNOTSUPP | Errno::INVAL | Errno::NOENT | Errno::PROTONOSUPPORT) => {
+                return Ok(Vec::new());
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// The bodies in one datagram, and whether it has the last.
+fn answers(mut rest: &[u8], wanted: u16) -> std::result::Result<(Vec<Vec<u8>>, bool), Errno> {
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
+    let mut out = Vec::new();
+    while let Some(length) = word(rest, 0).and_then(|length| usize::try_from(length).ok()) {
+        let message = rest.get(..length).filter(|m| m.len() >= 16).ok_or(Errno::BADMSG)?;
+        let body = &message[16..];
+        match half(message, 4) {
+            Some(kind @ (DONE | ERROR)) => {
+                let code = word(body, 0).map_or(0, u32::cast_signed);
+                return match code {
+                    0 if kind == DONE => Ok((out, true)),
+                    code => Err(Errno::from_raw_os_error(code.saturating_neg())),
+                };
+            }
+            Some(kind) if kind == wanted => out.push(body.to_vec()),
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok((out, false))
+}
+
+/// The first attribute of this sort after a header.
+fn attribute(message: &[u8], header: usize, wanted: u16) -> Option<&[u8]> {
+    let mut rest = message.get(header..)?;
+    while let Some(length) = half(rest, 0).map(usize::from) {
+        let value = rest.get(4..length)?;
+        if half(rest, 2)? == wanted {
+            return Some(value);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+/// struct fib_rule_hdr.
+fn rule(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    const PRIORITY: u16 = 6;
+    let priority = attribute(body, 12, PRIORITY).and_then(|value| word(value, 0)).unwrap_or(0);
+    Some((body.to_vec(), format!("{}, priority {priority}", family(body))))
+}
+
+/// struct rtmsg. The main routes and the local ones are known elsewhere.
+fn table(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    const TABLE: u16 = 15;
+    const MAIN_AND_LOCAL: [u32; 2] = [254, 255];
+    let short = body.get(4).copied().map(u32::from)?;
+    let number = attribute(body, 12, TABLE).and_then(|value| word(value, 0)).unwrap_or(short);
+    if MAIN_AND_LOCAL.contains(&number) {
+        return None;
+    }
+    let name = format!("{}, table {number}", family(body));
+    Some((name.clone().into_bytes(), name))
+}
+
+/// struct nhmsg.
+fn next_hop(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    const ID: u16 = 1;
+    let id = attribute(body, 8, ID).and_then(|value| word(value, 0)).unwrap_or(0);
+    Some((body.to_vec(), format!("id {id}")))
+}
+
+/// struct ndmsg.
+fn neighbour(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    const PERMANENT: u16 = 0x80;
+    const DESTINATION: u16 = 1;
+    if half(body, 8)? & PERMANENT == 0 && body.get(10)? & PROXY == 0 {
+        return None;
+    }
+    let name = address(attribute(body, 12, DESTINATION).unwrap_or_default());
+    Some((format!("{name} {:?}", word(body, 4)).into_bytes(), name))
+}
+
+/// struct tcmsg.
+fn discipline(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    const KIND: u16 = 1;
+    // What a device has that never queues, or is not up.
+    const NONE: [&[u8]; 2] = [b"noqueue", b"noop"];
+    let kind = attribute(body, 20, KIND)?;
+    let kind = kind.strip_suffix(&[0]).unwrap_or(kind);
+    if NONE.contains(&kind) {
+        return None;
+    }
+    let name = kind.escape_ascii().to_string();
+    Some((body.get(..16)?.iter().chain(kind).copied().collect(), name))
+}
+
+/// struct ifaddrlblmsg. Its last word counts changes.
+fn label(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    const ADDRESS: u16 = 1;
+    let mut key = body.to_vec();
+    key.get_mut(8..12)?.fill(0);
+    let name = address(attribute(body, 12, ADDRESS).unwrap_or_default());
+    Some((key, format!("{name}/{}", body.get(2)?)))
+}
+
+/// struct nfgenmsg.
+fn nft(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    const NAME: u16 = 1;
+    let name = attribute(body, 4, NAME)?;
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    let shown = format!("{} {}", family(body), name.escape_ascii());
+    Some((shown.clone().into_bytes(), shown))
+}
+
+fn ipsec(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    Some((body.to_vec(), "xfrm".to_owned()))
+}
+
+fn family(body: &[u8]) -> String {
+    match body.first() {
+        Some(1) => "inet".to_owned(),
+        Some(2) => "IPv4".to_owned(),
+        Some(&AF_INET6) => "IPv6".to_owned(),
+        Some(other) => format!("family {other}"),
+        None => String::new(),
+    }
+}
+
+fn address(bytes: &[u8]) -> String {
+    let four = || <[u8; 4]>::try_from(bytes).ok().map(|b| IpAddr::V4(Ipv4Addr::from(b)));
+    let six = || <[u8; 16]>::try_from(bytes).ok().map(|b| IpAddr::V6(Ipv6Addr::from(b)));
+    four().or_else(six).map_or_else(|| format!("{bytes:?}"), |address| address.to_string())
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(16 + body.len()).expect("short");
+        [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0; 10], body, &[0; 3][..(4 - body.len() % 4) % 4]].concat()
+    }
+
+    #[test]
+    fn answers_end_with_the_last_and_with_errors() {
+        let two = [message(32, &[1; 5]), message(99, &[2]), message(32, &[3; 4])].concat();
+        assert_eq!(answers(&two, 32), Ok((vec![vec![1; 5], vec![3; 4]], false)));
+        assert_eq!(answers(&[two, message(3, &[0; 4])].concat(), 32).map(|a| a.1), Ok(true));
+        assert_eq!(answers(&message(2, &(-95_i32).to_ne_bytes()), 32), Err(Errno::OPNOTSUPP));
+        assert_eq!(answers(&message(3, &(-22_i32).to_ne_bytes()), 32), Err(Errno::INVAL));
+        // Lengths that lie.
+        assert_eq!(answers(&[4, 0, 0, 0, 32, 0, 0, 0], 32), Err(Errno::BADMSG));
+        assert_eq!(answers(&[200, 0, 0, 0, 32, 0, 0, 0], 32), Err(Errno::BADMSG));
+        assert!(answers(&[], 32).is_ok());
+    }
+
+    #[test]
+    fn short_messages_are_no_objects_and_never_a_panic() {
+        for take in DUMPS.map(|dump| dump.take) {
+            for length in 0..40 {
+                take(&vec![0; length]);
+                take(&vec![0xff; length]);
+                take(&vec![5; length]);
+            }
+        }
+        // A neighbour that the kernel has found itself.
+        assert_eq!(neighbour(&[2, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 1]), None);
+    }
+
+    #[test]
+    fn what_is_new_and_what_is_gone_have_names() {
+        let one = |name: &str| Traffic([(("a rule", name.as_bytes().to_vec()), name.to_owned())].into());
+        assert!(one("1").as_new(&one("1")).is_ok());
+        let said = |now: &Traffic, new: &Traffic| now.as_new(new).expect_err("differs").to_string();
+        assert!(said(&one("1"), &Traffic::default()).contains("a rule that the container has made itself (1)"));
+        assert!(said(&Traffic::default(), &one("2")).contains("a rule that was removed (2)"));
+    }
+}
