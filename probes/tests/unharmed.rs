@@ -135,6 +135,7 @@ probes! {
     epoll "epoll";
     eventfd "eventfd";
     file_map "file-map";
+    guards "guards";
     inet_listen "inet-listen";
     inotify "inotify";
     itimers "itimers";

@@ -57,6 +57,7 @@ probes! {
     epoll "epoll": root userns user tree_root tree_user three_generations_root three_generations_user;
     eventfd "eventfd": root userns user tree_root tree_user three_generations_root three_generations_user;
     file_map "file-map": root userns user tree_root tree_user three_generations_root three_generations_user;
+    guards "guards": root userns user tree_root tree_user three_generations_root three_generations_user;
     inet_listen "inet-listen": root userns user tree_root tree_user three_generations_root three_generations_user;
     inotify "inotify": root userns user tree_root tree_user three_generations_root three_generations_user;
     itimers "itimers": root userns user tree_root tree_user three_generations_root three_generations_user;

@@ -117,6 +117,19 @@ d = os.open('/tmp/d', os.O_RDONLY); call(217, d, ctypes.create_string_buffer(500
         "/tmp/d: a directory that somebody is reading",
     ),
     ("a mount removed", "call(166, b'/dev/mqueue', 0)", "/dev/mqueue: a mount (mqueue) that was removed"),
+    ("UDP-Lite", "return socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136)", "a socket of UDP-Lite"),
+    (
+        "a raw socket",
+        "return socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58)",
+        "a raw socket (SOCK_RAW, protocol 58)",
+    ),
+    (
+        "an MPTCP connection",
+        "l = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); l.bind(('127.0.0.1', 0)); l.listen()
+c = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); c.connect(l.getsockname())
+return l, c, l.accept()",
+        "an MPTCP connection",
+    ),
     (
         "a rule for routes",
         "netlink(32, 0x605, struct.pack('=12BHHI', 2, 0, 0, 0, 9, 0, 0, 1, 0, 0, 0, 0, 8, 6, 77))",

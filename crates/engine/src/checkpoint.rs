@@ -182,6 +182,8 @@ fn attempt(
 ) -> Result<Summary> {
     let (top, root) = top(target, proc)?;
     let mut summary = Summary::default();
+    let own = if let Target::Container(state, _) = target { Some(setting::own(&state.request)) } else { None };
+    let new = own.map(|own| Looking::at_new(proc, own)).transpose().at(Step::Collect)?;
     let rounds = early(target, proc, top, (&writer, parent), options, &mut summary)?;
     let begin = Instant::now();
     // What must go when the tree runs again goes after it.
@@ -197,7 +199,7 @@ fn attempt(
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
     let (mut snapshot, rest, touched) =
-        gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds))?;
+        gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds, new))?;
     summary.timings.push(("collect".into(), us(collecting)));
     let storing = Instant::now();
     summary.files = snapshot.files.len();
@@ -395,7 +397,7 @@ fn gather<'w>(
     proc: &OwnedFd,
     (writer, parent): (&'w Writer, Option<&'w Parent>),
     options: &Options,
-    early: (Option<&mut Twins>, Rounds<'w>),
+    (twins, rounds, new): (Option<&mut Twins>, Rounds<'w>, Option<Looking>),
 ) -> Result<(Snapshot, Rest<'w>, bool)> {
     let root = tree.root;
     let path = format!("{root}/root");
@@ -431,7 +433,7 @@ fn gather<'w>(
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);
     let of = if let Target::Container(state, directory) = target { Some((state, directory.as_path())) } else { None };
-    let (mut snapshot, rest) = collect(tree, &mut gather, (writer, parent), container, of, early)?;
+    let (mut snapshot, rest) = collect(tree, &mut gather, (writer, parent), container, of, (twins, rounds))?;
     if let Target::Container(state, _) = target {
         snapshot.container.layers = layers(state, writer).at(Step::Collect).kind("file system", "layer")?;
     }
@@ -441,7 +443,8 @@ fn gather<'w>(
         Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
     };
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
-    let settings = settings.map(Looking::end).transpose().at(Step::Collect).kind("namespace", "settings")?;
+    let settings = settings.zip(new).map(|(now, new)| now.end(new, proc));
+    let settings = settings.transpose().at(Step::Collect).kind("namespace", "settings")?;
     snapshot.container.settings = settings.unwrap_or_default();
     let untold = crate::collect::untold_labels(&here, proc, &snapshot).at(Step::Collect)?;
     snapshot.lost.extend(untold);

@@ -1,48 +1,68 @@
-//! What a container has set of its namespaces, and what it lets its network do: looked at by a thread that leaves them for new ones,
-//! while others are asked. Settings are made again before anything else of the container.
+//! What a container has set of its namespaces, and what it lets its network do: looked at by a thread while others are asked, and what
+//! new ones have by one that leaves them for such before tasks are stopped. Settings are made again before anything else of the container.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 
 use yendor_kinds::Result;
-use yendor_kinds::namespace::sysctl::{self, Own, Record};
+use yendor_kinds::namespace::sysctl::{self, Own, Record, Values};
 use yendor_kinds::namespace::traffic::Traffic;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_sys::SysError;
 
 use crate::request::{Net, Request, Userns};
 
-/// A look that has begun.
+/// What there is in namespaces.
+type Seen = (Traffic, Values);
+
+/// A look that goes on while others are asked.
 #[derive(Debug)]
-pub struct Looking(JoinHandle<Result<Vec<Record>>>);
+pub struct Looking(JoinHandle<Result<Seen>>);
 
 impl Looking {
-    /// Begins, in the namespaces that the caller has joined; tasks are stopped and stay so until [`Self::end`].
+    /// At the namespaces that the caller has joined; tasks must be stopped until [`Self::end`].
     ///
     /// # Errors
     /// No thread can be had.
     pub fn begin(proc: &OwnedFd, own: Own) -> Result<Looking> {
+        Looking::at(proc, move |proc| Ok((traffic(proc, own)?, sysctl::look(proc, own)?)))
+    }
+
+    /// At new ones.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn at_new(proc: &OwnedFd, own: Own) -> Result<Looking> {
+        Looking::at(proc, move |proc| {
+            let settings = sysctl::look_at_new(proc, own)?;
+            Ok((traffic(proc, own)?, settings))
+        })
+    }
+
+    fn at(proc: &OwnedFd, look: impl FnOnce(BorrowedFd<'_>) -> Result<Seen> + Send + 'static) -> Result<Looking> {
         let proc = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e))?;
-        let look = move || {
-            let traffic = || if own.network { Traffic::look(proc.as_fd()) } else { Ok(Traffic::default()) };
-            let now = traffic()?;
-            let settings = sysctl::collect(proc.as_fd(), own)?;
-            // In a new network, by now.
-            now.as_new(&traffic()?)?;
-            Ok(settings)
-        };
-        let thread = std::thread::Builder::new().name("settings".into()).spawn(look);
+        let thread = std::thread::Builder::new().name("settings".into()).spawn(move || look(proc.as_fd()));
         Ok(Looking(thread.map_err(|e| SysError::io("clone", "settings", &e))?))
     }
 
-    /// The settings that are not as in new namespaces.
+    fn join(self) -> Result<Seen> {
+        self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// The settings that are not as in new namespaces, which `new` has looked at.
     ///
     /// # Errors
     /// What cannot be captured, by name.
-    pub fn end(self) -> Result<Vec<Record>> {
-        self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    pub fn end(self, new: Looking, proc: &OwnedFd) -> Result<Vec<Record>> {
+        let ((now, settings), (new, usual)) = (self.join()?, new.join()?);
+        now.as_new(&new)?;
+        sysctl::changed(settings, &usual, proc.as_fd())
     }
+}
+
+fn traffic(proc: BorrowedFd<'_>, own: Own) -> Result<Traffic> {
+    if own.network { Traffic::look(proc) } else { Ok(Traffic::default()) }
 }
 
 /// Which namespaces are the container's own.

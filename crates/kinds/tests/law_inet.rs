@@ -88,6 +88,39 @@ fn take(fd: &OwnedFd, most: usize) -> Result<Vec<u8>, Errno> {
 }
 
 #[test]
+fn multipath_without_a_connection() {
+    if !network() {
+        return;
+    }
+    let made = |ip: IpAddr| {
+        let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::MPTCP))
+    };
+    if matches!(made(V4), Err(Errno::PROTONOSUPPORT)) {
+        let _ = writeln!(std::io::stderr(), "skipped: a kernel without MPTCP");
+        return;
+    }
+    let [idle, bound, listening] = [V4, V6, V6].map(|ip| made(ip).unwrap());
+    bind(&bound, &at(V6, 6000)).unwrap();
+    sockopt::set_socket_reuseaddr(&listening, true).unwrap();
+    sockopt::set_socket_keepalive(&listening, true).unwrap();
+    bind(&listening, &at(V6, 6001)).unwrap();
+    listen(&listening, 5).unwrap();
+    let made = law(vec![idle, bound, listening]);
+    for socket in &made {
+        assert_eq!(sockopt::socket_protocol(socket), Ok(Some(ipproto::MPTCP)));
+    }
+    assert_eq!((local(&made[1]), local(&made[2])), (at(V6, 6000), at(V6, 6001)));
+    assert_eq!(sockopt::socket_keepalive(&made[2]), Ok(true));
+    let client = tcp(V6);
+    connect(&client, &at(V6, 6001)).unwrap();
+    let server = accept_with(&made[2], SocketFlags::CLOEXEC).unwrap();
+    send(&client, b"plain", SendFlags::empty()).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(take(&server, 9), Ok(b"plain".to_vec()));
+}
+
+#[test]
 fn udp_bound_connected_and_options() {
     if !network() {
         return;

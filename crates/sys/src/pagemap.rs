@@ -22,6 +22,8 @@ bitflags::bitflags! {
         const PFNZERO = 1 << 5;
         /// Is part of a huge page.
         const HUGE = 1 << 6;
+        /// Is guarded: nobody can touch it (`MADV_GUARD_INSTALL`; told since Linux 6.15).
+        const GUARD = 1 << 8;
     }
 }
 
@@ -75,6 +77,14 @@ const MOST: usize = 512;
 /// `EPERM`, `ENOTTY` on a kernel before 6.7.
 pub fn scan_some(pagemap: BorrowedFd<'_>, start: u64, end: u64) -> Result<(Vec<Region>, u64)> {
     call(pagemap, start, end, Scan { returned: IN_USE | Page::FILE | Page::PFNZERO, ..Scan::default() })
+}
+
+/// The runs of guarded pages, likewise.
+///
+/// # Errors
+/// `EINVAL` from a kernel before 6.15, and as [`scan_some`].
+pub fn scan_guards(pagemap: BorrowedFd<'_>, start: u64, end: u64) -> Result<(Vec<Region>, u64)> {
+    call(pagemap, start, end, Scan { all: Page::GUARD, returned: Page::GUARD, ..Scan::default() })
 }
 
 /// The same with [`Page::is_unwritten`], and without [`Page::FILE`]: for that the kernel looks at each page itself, which takes several

@@ -1,10 +1,10 @@
-//! Listening TCP sockets and bound UDP sockets on the loopback device, without connections.
+//! Listening TCP sockets (one of MPTCP) and bound UDP sockets on the loopback device, without connections.
 #![allow(unsafe_code)]
 
 use probe::{expect, ok};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::Duration;
 
 const OPTIONS: [(i32, i32); 9] = [
@@ -50,8 +50,46 @@ const TCP: [(i32, i32); 3] = [
 struct State {
     listener: TcpListener,
     datagrams: UdpSocket,
+    multipath: Option<TcpListener>,
     names: (SocketAddr, SocketAddr),
     options: [Vec<i32>; 2],
+}
+
+/// As servers in Go listen: none where the kernel does not know it.
+fn multipath() -> Option<TcpListener> {
+    let fd = unsafe { libc::socket(libc::AF_INET6, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 262) };
+    if fd < 0 {
+        return None;
+    }
+    let listener = unsafe { TcpListener::from_raw_fd(fd) };
+    set(&listener, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+    set(&listener, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    set(&listener, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0);
+    // Without a name it gets one.
+    ok("listen", unsafe { libc::listen(fd, 9) });
+    Some(listener)
+}
+
+fn option(socket: &impl AsRawFd, level: i32, name: i32) -> i32 {
+    let (mut value, mut length) = (0_i32, 4);
+    ok("getsockopt", unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &mut length)
+    });
+    value
+}
+
+/// It is one of MPTCP still, and a client of plain TCP is heard.
+fn check_multipath(listener: &TcpListener) {
+    expect("SO_PROTOCOL", option(listener, libc::SOL_SOCKET, libc::SO_PROTOCOL), 262);
+    expect("SO_KEEPALIVE", option(listener, libc::SOL_SOCKET, libc::SO_KEEPALIVE), 1);
+    let port = must("getsockname", listener.local_addr()).port();
+    let to = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut client = must("connect", TcpStream::connect_timeout(&to, Duration::from_secs(5)));
+    must("write", client.write_all(b"hello"));
+    let (mut server, _) = must("accept", listener.accept());
+    let mut text = [0; 5];
+    must("read", server.read_exact(&mut text));
+    expect("greeting over MPTCP's listener", text, *b"hello");
 }
 
 fn setup() -> State {
@@ -64,9 +102,10 @@ fn setup() -> State {
     set(&datagrams, libc::SOL_SOCKET, libc::SO_BROADCAST, 1);
     set(&datagrams, libc::IPPROTO_IP, libc::IP_TTL, 3);
     ok("listen", unsafe { libc::listen(listener.as_raw_fd(), 7) });
+    let multipath = multipath();
     let names = (must("getsockname", listener.local_addr()), must("getsockname", datagrams.local_addr()));
     let options = [options(&listener, &TCP), options(&datagrams, &[])];
-    State { listener, datagrams, names, options }
+    State { listener, datagrams, multipath, names, options }
 }
 
 fn check(state: State) {
@@ -79,6 +118,7 @@ fn check(state: State) {
     let mut text = [0; 5];
     must("read", server.read_exact(&mut text));
     expect("greeting", text, *b"hello");
+    state.multipath.iter().for_each(check_multipath);
     let sender = must("bind", UdpSocket::bind("127.0.0.1:0"));
     must("send", sender.send_to(b"datagram", names.1));
     must("timeout", state.datagrams.set_read_timeout(Some(Duration::from_secs(5))));

@@ -102,7 +102,7 @@ impl<'s, 'p> Private<'s, 'p> {
         let mut zeros = if area.backing == Backing::Anonymous { Zeros::Leave } else { Zeros::Keep };
         let mut ranges = pages::ranges(&mut self.source, area, until)?;
         if whole {
-            ranges = vec![(area.start.0, area.end.0)];
+            ranges = area.without_guards(&[(area.start.0, area.end.0)]);
         } else if let (Some((theirs, record)), Some(inherits)) = (&mut self.parent, &mut self.inherits) {
             let copy = record.areas.iter().find(|a| inherit::is_copy(area, a)).filter(|_| !area.shared);
             if let Some(copy) = copy {
@@ -235,6 +235,9 @@ impl<'w> Memory<'w> {
             let Some(mut area) = vma::collect(&smap, file)? else { continue };
             seams.tracked.extend(is_tracked.then_some(area.start));
             area.policy = policies.remove(&area.start);
+            if smap.vm_flags.has(VmFlag::Guard) && !area.is_kernel() {
+                area.guards = guards(&private.source, &area)?;
+            }
             if area.backing == Backing::Vdso {
                 self.check_vdso(&private.source, &area)?;
             }
@@ -406,6 +409,16 @@ impl<'w> Memory<'w> {
     }
 }
 
+/// The pages of an area that its task has guarded.
+fn guards(source: &Source<'_>, area: &vma::Record) -> Result<Vec<(Addr, Addr)>> {
+    let guards = pages::guards(source, area.start.0, area.end.0)?;
+    if area.shared && !guards.is_empty() {
+        let what = "guard regions (MADV_GUARD_INSTALL) in shared memory";
+        return Err(Cause::unsupported(format!("mapping {:x}-{:x}: {what}", area.start.0, area.end.0)));
+    }
+    Ok(guards)
+}
+
 /// Whether a deleted file is behind a mapping, rather than shared memory of the kernel's naming.
 fn is_file(map: &yendor_proc::maps::Map) -> bool {
     const KERNEL: [&[u8]; 3] = [b"/memfd:", b"/dev/zero", b"/SYSV"];
@@ -474,7 +487,17 @@ mod tests {
 
     fn area(start: u64, end: u64, protection: u32) -> vma::Record {
         let (start, end, backing) = (Addr(start), Addr(end), Backing::Anonymous);
-        vma::Record { start, end, protection, backing, shared: false, flags: Vec::new(), name: None, policy: None }
+        vma::Record {
+            start,
+            end,
+            protection,
+            backing,
+            shared: false,
+            flags: Vec::new(),
+            name: None,
+            policy: None,
+            guards: Vec::new(),
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use yendor_image::PageRun;
+use yendor_image::{Addr, PageRun};
 use yendor_kinds::memory::{Record, inherit, layout, pages, vma};
 use yendor_kinds::process::{Alive, State};
 use yendor_kinds::{Cause, Result};
@@ -90,6 +90,11 @@ fn check(site: &Site<'_>, memory: &Record) -> Result<()> {
         if start < last || end <= start || start % 4096 != 0 || start < scratch.1 && scratch.0 < end {
             return Err(Cause::corrupt(format!("mapping {start:#x}-{end:#x} overlaps or is out of order")));
         }
+        let inside =
+            |(from, to): &(Addr, Addr)| start <= from.0 && from.0 < to.0 && to.0 <= end && (from.0 | to.0) % 4096 == 0;
+        if !area.guards.iter().all(inside) || area.is_kernel() && !area.guards.is_empty() {
+            return Err(Cause::corrupt(format!("mapping {start:#x}-{end:#x} with guarded pages outside")));
+        }
         last = end;
     }
     memory.pages.iter().try_for_each(|run| check_run(memory, run))
@@ -159,6 +164,7 @@ fn fill_areas(site: &Site<'_>, memory: &Record, kept: &[(u64, u32)], script: &mu
                 if protection != area.protection || is_written(memory, area) {
                     script.call(Nr::MPROTECT, args![area.start.0, area.len(), area.protection]);
                 }
+                area.guard(script);
                 area.lock(script);
             }
         }

@@ -4,7 +4,7 @@
 //! *Lost:* nothing.
 
 use rustix::fs::{FileType, OFlags, fstatfs};
-use rustix::net::{AddressFamily, sockopt};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::Seen;
 use crate::{Cause, Result};
@@ -59,6 +59,12 @@ pub fn check(seen: &Seen) -> Result<()> {
     {
         return refuse(&format!("a socket of the family {}", family_name(family)));
     }
+    if kind == FileType::Socket
+        && matches!(sockopt::socket_domain(&seen.fd), Ok(AddressFamily::INET | AddressFamily::INET6))
+        && let Some(what) = internet(seen)
+    {
+        return refuse(&what);
+    }
     let magic = fstatfs(&seen.fd).map_or(0, |s| s.f_type);
     match FILE_SYSTEMS.iter().find(|(known, _)| *known == magic) {
         Some((_, what)) => refuse(what),
@@ -78,6 +84,23 @@ pub fn mapping(name: &[u8], deleted: bool) -> Option<&'static str> {
         other if other.starts_with(b"anon_inode:") => Some("an object of the kernel that no kind knows"),
         _ => None,
     }
+}
+
+/// What an internet socket is that is neither of TCP nor of UDP.
+fn internet(seen: &Seen) -> Option<String> {
+    let protocol = sockopt::socket_protocol(&seen.fd).ok()?.map_or(0, |p| p.as_raw().get());
+    let kind = sockopt::socket_type(&seen.fd).ok()?;
+    let name = match (kind, protocol) {
+        (SocketType::STREAM, 6 | 262) | (SocketType::DGRAM, 17) => return None,
+        (SocketType::RAW, protocol) => return Some(format!("a raw socket (SOCK_RAW, protocol {protocol})")),
+        (SocketType::DGRAM, 1 | 58) => "ICMP (ping)",
+        (_, 33) => "DCCP",
+        (_, 115) => "L2TP",
+        (_, 132) => "SCTP",
+        (_, 136) => "UDP-Lite",
+        _ => return Some(format!("an internet socket of the protocol {protocol}")),
+    };
+    Some(format!("a socket of {name}"))
 }
 
 /// The name in socket(2) of those that programs use.

@@ -21,7 +21,7 @@ pub struct Record {
 /// Whether a child's area is its parent's, as fork copied it. The protection may differ.
 #[must_use]
 pub fn is_copy(child: &vma::Record, parent: &vma::Record) -> bool {
-    let vma::Record { start, end, protection: _, backing, shared, flags, name, policy } = child;
+    let vma::Record { start, end, protection: _, backing, shared, flags, name, policy, guards } = child;
     let forked = |f: &&Flag| matches!(f, Flag::DontFork | Flag::WipeOnFork);
     // Locks are not inherited: they do not make an area another one.
     let plain = |flags: &[Flag]| -> Vec<Flag> {
@@ -33,6 +33,7 @@ pub fn is_copy(child: &vma::Record, parent: &vma::Record) -> bool {
         && (*start, *end, backing, *shared, name, policy)
             == (parent.start, parent.end, &parent.backing, parent.shared, &parent.name, &parent.policy)
         && plain(flags) == plain(&parent.flags)
+        && *guards == parent.guards
         && !flags.iter().any(|f| forked(&f))
 }
 
@@ -93,7 +94,7 @@ fn push(ranges: &mut Vec<(u64, u64)>, (start, end): (u64, u64)) {
 }
 
 /// What is in `a` and not in `b`; both sorted.
-fn subtract(a: &[(u64, u64)], b: &[(u64, u64)]) -> Vec<(u64, u64)> {
+pub(super) fn subtract(a: &[(u64, u64)], b: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let mut out = Vec::new();
     for &(start, end) in a {
         let mut at = start;

@@ -151,7 +151,32 @@ pub fn ranges(source: &mut Source<'_>, area: &Area, until: u64) -> Result<Vec<(u
         !(c.contains(Page::PFNZERO) || private_only && c.contains(Page::FILE))
     };
     found.retain(|r| wanted(r.categories));
-    Ok(found.iter().map(|r| (r.start, r.end)).collect())
+    let found: Vec<_> = found.iter().map(|r| (r.start, r.end)).collect();
+    Ok(if area.guards.is_empty() { found } else { area.without_guards(&found) })
+}
+
+/// The pages of an area that nobody can touch: start and end.
+///
+/// # Errors
+/// What the scan says.
+pub fn guards(source: &Source<'_>, start: u64, end: u64) -> Result<Vec<(Addr, Addr)>> {
+    let mut found: Vec<(Addr, Addr)> = Vec::new();
+    let mut at = start;
+    while at < end {
+        let (some, to) = pagemap::scan_guards(source.pagemap.as_fd(), at, end)?;
+        for region in some {
+            match found.last_mut().filter(|last| last.1.0 == region.start) {
+                Some(last) => last.1 = Addr(region.end),
+                None => found.push((Addr(region.start), Addr(region.end))),
+            }
+        }
+        if to <= at {
+            let what = format!("PAGEMAP_SCAN, {at:#x}: it does not go on");
+            return Err(SysError::new("ioctl", what, Errno::IO).into());
+        }
+        at = to;
+    }
+    Ok(found)
 }
 
 /// The same of an anonymous area that is tracked, with what was written since it was protected.
@@ -164,6 +189,13 @@ pub fn tracked(source: &Source<'_>, area: &Area) -> Result<Vec<Region>> {
     while at < end {
         let (some, to) = pagemap::scan_tracked(source.pagemap.as_fd(), at, end)?;
         found.extend(some.into_iter().filter(|r| !Page::from_bits_retain(r.categories).contains(Page::PFNZERO)));
+        if !area.guards.is_empty() {
+            let plain = |r: Region| {
+                let left = area.without_guards(&[(r.start, r.end)]);
+                left.into_iter().map(move |(start, end)| Region { start, end, ..r })
+            };
+            found = found.into_iter().flat_map(plain).collect();
+        }
         if to <= at {
             let what = format!("PAGEMAP_SCAN, {at:#x}: it does not go on");
             return Err(SysError::new("ioctl", what, Errno::IO).into());

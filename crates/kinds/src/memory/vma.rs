@@ -1,5 +1,5 @@
 //! An area of an address space.
-//! *Read from:* /proc/PID/smaps; the file behind it by its path, checked against device and inode.
+//! *Read from:* /proc/PID/smaps; the file behind it by its path, checked against device and inode; guarded pages by `PAGEMAP_SCAN`.
 //! *Made again by:* mmap at the same address, madvise, mbind, mlock2, mprotect; the vdso by mremap.
 //! *Lost:* nothing.
 
@@ -10,7 +10,7 @@ use yendor_proc::smaps::{Smap, VmFlag};
 use yendor_task::script::cstr;
 use yendor_task::{Nr, Script, args};
 
-use super::policy;
+use super::{inherit, policy};
 use crate::{Cause, Named, Result};
 
 /// One area.
@@ -33,6 +33,9 @@ pub struct Record {
     pub name: Option<Bytes>,
     /// On which memory nodes its pages are put, where mbind(2) has said so.
     pub policy: Option<policy::Record>,
+    /// Pages of it that nobody can touch (`MADV_GUARD_INSTALL`): start and end of each range.
+    #[serde(default)]
+    pub guards: Vec<(Addr, Addr)>,
 }
 
 /// What is behind an area.
@@ -117,13 +120,12 @@ const REFUSED: &[(VmFlag, &str)] = &[
     (VmFlag::UffdMissing, "a userfaultfd"),
     (VmFlag::UffdWp, "a userfaultfd"),
     (VmFlag::UffdMinor, "a userfaultfd"),
-    (VmFlag::Guard, "guard regions (MADV_GUARD_INSTALL)"),
     (VmFlag::Io, "a device's memory"),
     (VmFlag::PfnMap, "a device's memory"),
     (VmFlag::Sync, "synchronous page faults (MAP_SYNC)"),
 ];
 
-/// Reads an area but for its [`policy`]; `file` is asked for what is behind a file or shared object. `None` for what is not the process's own.
+/// Reads an area but for its [`policy`] and its guards; `file` is asked for what is behind a file or shared object. `None` for what is not the process's own.
 ///
 /// # Errors
 /// A flag that cannot be restored is refused by name.
@@ -180,6 +182,7 @@ pub fn collect(smap: &Smap, file: &mut impl FnMut(&Smap) -> Result<Backing>) -> 
         flags: set,
         name,
         policy: None,
+        guards: Vec::new(),
     }))
 }
 
@@ -208,6 +211,7 @@ const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 const MAP_NORESERVE: u32 = 0x4000;
 const MLOCK_ONFAULT: u32 = 1;
+const MADV_GUARD_INSTALL: u32 = 102;
 const SHM_RDONLY: u32 = 0o10000;
 const PR_SET_VMA: u32 = 0x5356_4d41;
 
@@ -241,6 +245,13 @@ impl Record {
     #[must_use]
     pub fn is_own_unmerged(&self) -> bool {
         !self.shared && !self.is_kernel() && !self.has(Flag::Mergeable)
+    }
+
+    /// What of these ranges has no guards.
+    #[must_use]
+    pub fn without_guards(&self, ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let guards: Vec<_> = self.guards.iter().map(|(start, end)| (start.0, end.0)).collect();
+        inherit::subtract(ranges, &guards)
     }
 
     fn has(&self, flag: Flag) -> bool {
@@ -320,9 +331,17 @@ impl Record {
                 script.call(Nr::MADVISE, args![start, len, advice]);
             }
         }
+        self.guard(script);
         self.lock(script);
         if let Some(name) = &self.name {
             script.call(Nr::PRCTL, args![PR_SET_VMA, 0, start, len, cstr(&name.0)]);
+        }
+    }
+
+    /// Guards pages again, which takes what is in them. It cannot be done to memory that is locked.
+    pub fn guard(&self, script: &mut Script) {
+        for (start, end) in &self.guards {
+            script.call(Nr::MADVISE, args![start.0, end.0.saturating_sub(start.0), MADV_GUARD_INSTALL]);
         }
     }
 

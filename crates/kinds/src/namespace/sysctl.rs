@@ -49,36 +49,49 @@ const PASSES: usize = 3;
 const MOST_LEVELS: usize = 8;
 const MOST_BYTES: usize = 4096;
 
-type Values = BTreeMap<String, Option<Vec<u8>>>;
+/// Values by their names; none for what nobody may read.
+pub type Values = BTreeMap<String, Option<Vec<u8>>>;
 
-/// What is not as in new namespaces. The thread that asks is in the container's, and afterwards in others. `proc`: a /proc that shows the settings of
-/// whoever looks.
+/// What is set in the namespaces that the calling thread is in. `proc`: a /proc that shows the settings of whoever looks.
 ///
 /// # Errors
-/// The kernel's; `Unsupported` for a setting that cannot be read.
-pub fn collect(proc: BorrowedFd<'_>, own: Own) -> Result<Vec<Record>> {
-    let parts: Vec<_> = [(own.network, NETWORK, Namespaces::NEWNET), (own.ipc, QUEUES, Namespaces::NEWIPC)]
-        .into_iter()
-        .filter_map(|(own, part, namespace)| own.then_some((part, namespace)))
-        .collect();
-    let mut now = parts.iter().map(|(part, _)| values(proc, part)).collect::<Result<Vec<_>>>()?;
-    let users = if own.users { values(proc, USERS)? } else { Values::new() };
-    if !parts.is_empty() {
-        unshare(parts.iter().map(|(_, namespace)| *namespace).fold(Namespaces::empty(), Namespaces::union))?;
+/// The kernel's.
+pub fn look(proc: BorrowedFd<'_>, own: Own) -> Result<Values> {
+    let parts = [(own.network, NETWORK), (own.ipc, QUEUES), (own.users, USERS)];
+    let mut all = Values::new();
+    for (_, part) in parts.iter().filter(|(own, _)| *own) {
+        all.extend(values(proc, part)?);
     }
-    let mut fresh = parts.iter().map(|(part, _)| values(proc, part)).collect::<Result<Vec<_>>>()?;
-    fresh.push(users.keys().map(|name| (name.clone(), Some(NO_LIMIT.to_vec()))).collect());
-    now.push(users);
+    Ok(all)
+}
+
+/// What is set in new namespaces, which the calling thread is in afterwards.
+///
+/// # Errors
+/// The kernel's.
+pub fn look_at_new(proc: BorrowedFd<'_>, own: Own) -> Result<Values> {
+    let parts = [(own.network, Namespaces::NEWNET), (own.ipc, Namespaces::NEWIPC)];
+    unshare(parts.iter().filter(|(own, _)| *own).fold(Namespaces::empty(), |all, (_, one)| all | *one))?;
+    let mut all = look(proc, Own { users: false, ..own })?;
+    if own.users {
+        all.extend(values(proc, USERS)?.into_keys().map(|name| (name, Some(NO_LIMIT.to_vec()))));
+    }
+    Ok(all)
+}
+
+/// What is not as in new namespaces.
+///
+/// # Errors
+/// `Unsupported` for a setting that cannot be read.
+pub fn changed(now: Values, new: &Values, proc: BorrowedFd<'_>) -> Result<Vec<Record>> {
     let mut out = Vec::new();
-    for (now, fresh) in now.into_iter().zip(&fresh) {
-        for (name, value) in now {
-            if fresh.get(&name) == Some(&value) || !is_writable(proc, &name)? {
-                continue;
-            }
-            match value {
-                Some(value) => out.push(Record { name: Bytes(name.into_bytes()), value: Bytes(value) }),
-                None => return Err(Cause::unsupported(format!("/proc/sys/{name}: a setting that cannot be read"))),
-            }
+    for (name, value) in now {
+        if new.get(&name) == Some(&value) || !is_writable(proc, &name)? {
+            continue;
+        }
+        match value {
+            Some(value) => out.push(Record { name: Bytes(name.into_bytes()), value: Bytes(value) }),
+            None => return Err(Cause::unsupported(format!("/proc/sys/{name}: a setting that cannot be read"))),
         }
     }
     Ok(out)

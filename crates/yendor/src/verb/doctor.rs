@@ -219,6 +219,7 @@ fn pagemap() -> Finding {
         flags: Vec::new(),
         name: None,
         policy: None,
+        guards: Vec::new(),
     };
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     let scan = pages::Source::open(std::os::fd::AsFd::as_fd(&proc), pid)

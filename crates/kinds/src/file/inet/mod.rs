@@ -1,4 +1,4 @@
-//! TCP and UDP sockets, IPv4 and IPv6: unconnected, listening, connected with both ends in the tree.
+//! TCP and UDP sockets, IPv4 and IPv6: unconnected, listening, connected with both ends in the tree. Of MPTCP those without a connection.
 //! *Read from:* getsockname, getpeername, getsockopt, `MSG_PEEK`; sequence numbers and what is not acknowledged under
 //! `TCP_REPAIR`, in [`repair`].
 //! *Made again by:* socket, bind, listen, connect; a connection under `TCP_REPAIR`, so that no packet is sent.
@@ -60,6 +60,9 @@ pub enum State {
 pub struct Record {
     /// Its family.
     pub family: Family,
+    /// Whether it is one of MPTCP, which is TCP to whoever does not know it.
+    #[serde(default)]
+    pub multipath: bool,
     /// Owner and group of its inode; sockets of one owner may share a port (`SO_REUSEPORT`).
     pub owner: (u32, u32),
     /// Its address, if it has one.
@@ -79,7 +82,7 @@ impl FileKind for Record {
         FileType::from_raw_mode(seen.stat.st_mode) == FileType::Socket
             && seen.info.flags & OFlags::PATH.bits() == 0
             && matches!(sockopt::socket_domain(&seen.fd), Ok(AddressFamily::INET | AddressFamily::INET6))
-            && matches!(sockopt::socket_protocol(&seen.fd), Ok(Some(ipproto::TCP | ipproto::UDP)))
+            && matches!(sockopt::socket_protocol(&seen.fd), Ok(Some(ipproto::TCP | ipproto::UDP | ipproto::MPTCP)))
             && matches!(sockopt::socket_type(&seen.fd), Ok(SocketType::STREAM | SocketType::DGRAM))
     }
 
@@ -89,7 +92,8 @@ impl FileKind for Record {
         let domain = sockopt::socket_domain(fd).named("getsockopt", shown)?;
         let family = if domain == AddressFamily::INET { Family::V4 } else { Family::V6 };
         let stream = sockopt::socket_type(fd).named("getsockopt", shown)? == SocketType::STREAM;
-        let fresh = family.new_socket(stream)?;
+        let multipath = sockopt::socket_protocol(fd).named("getsockopt", shown)? == Some(ipproto::MPTCP);
+        let fresh = if multipath { family.new_multipath()? } else { family.new_socket(stream)? };
         if cookie(fd)? != cookie(fresh.as_fd())? {
             return Err(Cause::unsupported(format!("{}: it lives in another network", seen.link)));
         }
@@ -98,6 +102,9 @@ impl FileKind for Record {
             true => tcp::collect(seen, gather)?,
             false => State::Udp(udp::collect(seen, local, gather)?),
         };
+        if multipath && !matches!(state, State::TcpIdle | State::TcpListening { .. }) {
+            return Err(Cause::unsupported(format!("{}: an MPTCP connection", seen.link)));
+        }
         let sort = match state {
             State::Udp(_) => options::Sort::Datagram,
             State::TcpIdle | State::TcpListening { .. } => options::Sort::Unconnected,
@@ -112,13 +119,16 @@ impl FileKind for Record {
             options.numbers.insert(options::Name::IPV6_V6ONLY, 1);
         }
         let groups = if stream { Vec::new() } else { multicast::collect(fd, gather)? };
-        Ok(Record { family, owner: (seen.stat.st_uid, seen.stat.st_gid), local, options, groups, state })
+        let owner = (seen.stat.st_uid, seen.stat.st_gid);
+        Ok(Record { family, multipath, owner, local, options, groups, state })
     }
 
     fn rebuild(&self, _entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
-        let Record { family, owner, local, options, groups, state } = self;
+        let Record { family, multipath, owner, local, options, groups, state } = self;
         let stream = !matches!(state, State::Udp(_));
         let made = match state {
+            State::TcpIdle | State::TcpListening { .. } if *multipath => family.new_multipath()?,
+            _ if *multipath => return Err(Cause::corrupt("an MPTCP socket with a connection")),
             State::TcpConnected(c) => room::socket(workshop, *family, c.sent.0.len() + c.unsent.0.len())?,
             _ => family.new_socket(stream)?,
         };
@@ -142,6 +152,13 @@ impl FileKind for Record {
 }
 
 impl Family {
+    fn new_multipath(self) -> Result<OwnedFd> {
+        let domain = if self == Family::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let made = socket_with(domain, SocketType::STREAM, flags, Some(ipproto::MPTCP));
+        Ok(made.named("socket", || format!("{domain:?}, SOCK_STREAM, IPPROTO_MPTCP"))?)
+    }
+
     fn new_socket(self, stream: bool) -> Result<OwnedFd> {
         let domain = if self == Family::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
         let (kind, protocol) =

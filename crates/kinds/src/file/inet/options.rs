@@ -322,8 +322,12 @@ pub fn apply(fd: BorrowedFd<'_>, record: &Record) -> Result<()> {
 
 /// Which buffers do not grow by themselves.
 fn lock(fd: BorrowedFd<'_>, which: i32) -> Result<()> {
+    if present(inet::number(fd, SOCKET, BUF_LOCK))? == Some(which) {
+        return Ok(());
+    }
     match inet::set_number(fd, SOCKET, BUF_LOCK, which) {
-        Err(e) if e.errno != Errno::NOPROTOOPT => Err(e.into()),
+        // MPTCP has sizes, and nobody can say of them that they may grow.
+        Err(e) if ![Errno::NOPROTOOPT, Errno::OPNOTSUPP].contains(&e.errno) => Err(e.into()),
         _ => Ok(()),
     }
 }
