@@ -170,6 +170,7 @@ probes! {
     signalfd "signalfd";
     sigqueue "sigqueue";
     syscalls_interrupted "syscalls-interrupted";
+    tcp_closed "tcp-closed";
     threads "threads";
     ticker "ticker" works true;
     timerfd "timerfd";

@@ -89,6 +89,7 @@ probes! {
     signalfd "signalfd": root userns user tree_root tree_user three_generations_root three_generations_user;
     sigqueue "sigqueue": root userns user tree_root tree_user three_generations_root three_generations_user;
     syscalls_interrupted "syscalls-interrupted": root userns user tree_root tree_user three_generations_root three_generations_user;
+    tcp_closed "tcp-closed": root userns user three_generations_root three_generations_user;
     threads "threads": root userns user tree_root tree_user three_generations_root three_generations_user;
     ticker "ticker": root userns user tree_root tree_user three_generations_root three_generations_user;
     timerfd "timerfd": root userns user tree_root tree_user three_generations_root three_generations_user;

@@ -121,6 +121,41 @@ fn multipath_without_a_connection() {
 }
 
 #[test]
+fn the_other_end_was_closed() {
+    for ip in [V4, V6, MAPPED] {
+        if !network() {
+            return;
+        }
+        let server = listener(at(ip, 7000));
+        let client = tcp(ip);
+        connect(&client, &at(ip, 7000)).unwrap();
+        let accepted = accept_with(&server, SocketFlags::CLOEXEC).unwrap();
+        send(&client, b"ask", SendFlags::empty()).unwrap();
+        assert_eq!(take(&accepted, 9), Ok(b"ask".to_vec()));
+        send(&accepted, b"the last words", SendFlags::empty()).unwrap();
+        drop(accepted);
+        // One that has read it all, and one whose peer listens no more.
+        let other = tcp(ip);
+        connect(&other, &at(ip, 7000)).unwrap();
+        drop(accept_with(&server, SocketFlags::CLOEXEC).unwrap());
+        drop(server);
+        std::thread::sleep(Duration::from_millis(50));
+        let made = law(vec![client, other]);
+        assert_eq!(peer(&made[0]), at(ip, 7000));
+        assert_eq!(take(&made[0], 9), Ok(b"the last ".to_vec()));
+        assert_eq!(take(&made[0], 9), Ok(b"words".to_vec()));
+        assert_eq!(take(&made[0], 9), Ok(Vec::new()));
+        assert_eq!(take(&made[1], 9), Ok(Vec::new()));
+        // Nobody reads it any more: the first write is told so, the second fails.
+        for socket in &made {
+            assert_eq!(send(socket, b"too late", SendFlags::NOSIGNAL), Ok(8));
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(send(socket, b"too late", SendFlags::NOSIGNAL).is_err());
+        }
+    }
+}
+
+#[test]
 fn udp_bound_connected_and_options() {
     if !network() {
         return;

@@ -6,6 +6,7 @@
 //! of datagrams, and where they were sent to on a socket bound to all addresses; empty datagrams that somebody has peeked at;
 //! a client's SYN that waits for its answer (it is sent again).
 
+pub mod departed;
 pub mod multicast;
 pub mod options;
 pub mod repair;
@@ -193,16 +194,41 @@ pub fn finish_all(workshop: &Workshop<'_>) -> Result<()> {
         }
     }
     let mut connections = Vec::new();
+    let mut others = Vec::new();
     for (id, record) in all() {
         if let (State::TcpConnected(connection), Some(local)) = (&record.state, record.local) {
-            connections.push(repair::Living { fd: workshop.existing(id)?, family: record.family, local, connection });
+            connections.push(repair::Living { fd: workshop.existing(id)?, local, connection });
+            if connection.peer_is_closed {
+                others.push(other_end(record.family, local, connection)?);
+            }
         }
     }
+    connections.extend(others.iter().map(|(fd, local, connection)| repair::Living {
+        fd: fd.as_fd(),
+        local: *local,
+        connection,
+    }));
     repair::revive(&connections)?;
+    // Closed, and the kernel's alone.
+    drop(connections);
+    drop(others);
     for (id, record) in all() {
         options::finish(workshop.existing(id)?, &record.options)?;
     }
     Ok(())
+}
+
+/// The other end of a connection that has no other end in the image, under repair.
+fn other_end(
+    family: Family,
+    local: SocketAddr,
+    connection: &tcp::Connection,
+) -> Result<(OwnedFd, SocketAddr, tcp::Connection)> {
+    let other = departed::other(local, connection);
+    let made = family.new_socket(true)?;
+    options::share_port(made.as_fd())?;
+    repair::connect(made.as_fd(), connection.peer, &other)?;
+    Ok((made, connection.peer, other))
 }
 
 /// The socket's own address; none while it has neither address nor port.

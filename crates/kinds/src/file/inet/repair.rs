@@ -16,8 +16,8 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use yendor_image::Bytes;
 use yendor_sys::{Errno, SysError, inet};
 
+use super::options;
 use super::tcp::{self, Agreed, Closing, Connection, Window};
-use super::{Family, options};
 use crate::{Cause, Named, Result};
 
 const SOCKET: i32 = 1;
@@ -108,6 +108,24 @@ pub fn read_both(one: BorrowedFd<'_>, two: BorrowedFd<'_>) -> Result<(Connection
     Err(Cause::unsupported("a TCP connection that does not come to rest"))
 }
 
+/// Reads an end whose other end was closed and has got everything.
+///
+/// # Errors
+/// As [`read_both`].
+pub fn read_alone(fd: BorrowedFd<'_>) -> Result<Connection> {
+    for _ in 0..TRIES {
+        let rests = |c: &Connection| {
+            let Closing { sends_no_more, peer_sends_no_more, reads_no_more: _ } = c.closing;
+            peer_sends_no_more && !sends_no_more && c.sent.0.is_empty() && c.unsent.0.is_empty()
+        };
+        if let Some(connection) = read(fd)?.filter(rests) {
+            return Ok(connection);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(Cause::unsupported("a TCP connection that does not come to rest"))
+}
+
 /// Whether the receiver is at a place that the sender can go on from.
 fn fits(sender: &Connection, receiver: &Connection) -> bool {
     let len = |bytes: &Bytes| u32::try_from(bytes.0.len()).unwrap_or(u32::MAX);
@@ -153,6 +171,7 @@ fn read(fd: BorrowedFd<'_>) -> Result<Option<Connection>> {
         sent,
         unsent,
         received,
+        peer_is_closed: false,
     };
     Ok(still.then_some(connection))
 }
@@ -210,8 +229,18 @@ fn without_fins(window: Window, receive_end: u32, fin_acknowledged: bool) -> Win
 /// # Errors
 /// The kernel's: `EPERM`, `EADDRNOTAVAIL`, `ENETUNREACH`.
 pub fn connect(fd: BorrowedFd<'_>, local: SocketAddr, connection: &Connection) -> Result<()> {
-    let Connection { peer, closing: _, send_sequence, sent, unsent: _, receive_sequence, received, window, agreed } =
-        connection;
+    let Connection {
+        peer,
+        closing: _,
+        send_sequence,
+        sent,
+        unsent: _,
+        receive_sequence,
+        received,
+        window,
+        agreed,
+        peer_is_closed: _,
+    } = connection;
     enter(fd)?;
     for (queue, sequence) in [(SEND, send_sequence), (RECEIVE, receive_sequence)] {
         inet::set_number(fd, TCP, REPAIR_QUEUE, queue)?;
@@ -276,8 +305,6 @@ fn named_queue(e: SysError, queue: i32, bytes: usize) -> Cause {
 pub struct Living<'a> {
     /// The socket.
     pub fd: BorrowedFd<'a>,
-    /// Its family.
-    pub family: Family,
     /// Its address.
     pub local: SocketAddr,
     /// Its record.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, FileId};
 use yendor_sys::inet;
 
-use super::{Family, State, events, options, peer, repair};
+use super::{Family, State, departed, events, options, peer, repair};
 use crate::file::{Gather, Record as AnyRecord, Seen};
 use crate::{Cause, Named, Result};
 
@@ -27,9 +27,9 @@ const ESTABLISHED: u8 = 1;
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
 const CLOSE: u8 = 7;
-const CLOSE_WAIT: u8 = 8;
+pub(super) const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
-const LISTEN: u8 = 10;
+pub(super) const LISTEN: u8 = 10;
 const CLOSING: u8 = 11;
 
 /// How long the FIN of one end may take to the other, both in this machine.
@@ -57,6 +57,9 @@ pub struct Connection {
     pub window: Window,
     /// What the ends agreed on.
     pub agreed: Agreed,
+    /// The other end is in no process: it was closed, and has sent all it had.
+    #[serde(default)]
+    pub peer_is_closed: bool,
 }
 
 /// Which directions of a connection are closed.
@@ -171,7 +174,18 @@ impl Connection {
         let closing = Closing { sends_no_more: false, peer_sends_no_more: false, reads_no_more: false };
         let none = || Bytes(Vec::new());
         let (sent, unsent, received) = (none(), none(), none());
-        Self { peer, closing, send_sequence: 0, sent, unsent, receive_sequence: 0, received, window, agreed }
+        Self {
+            peer,
+            closing,
+            send_sequence: 0,
+            sent,
+            unsent,
+            receive_sequence: 0,
+            received,
+            window,
+            agreed,
+            peer_is_closed: false,
+        }
     }
 }
 
@@ -234,7 +248,12 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
     let by_address: BTreeMap<_, _> = ends.iter().map(|e| ((e.local, e.peer), e.id)).collect();
     for End { id, local, peer } in &ends {
         let Some(other) = by_address.get(&(*peer, *local)) else {
-            lose(gather, *id, *local, *peer)?;
+            if departed::is_so(*local, *peer)? {
+                let connection = repair::read_alone(gather.ours(*id)?)?;
+                set(gather, *id, Connection { peer_is_closed: true, ..connection });
+            } else {
+                lose(gather, *id, *local, *peer)?;
+            }
             continue;
         };
         if other < id {
