@@ -33,8 +33,9 @@ impl Console {
     pub fn open() -> Result<Console, Cause> {
         use rustix::pty::{ptsname, unlockpt};
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let master =
-            rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).named("open", || "/dev/pts/ptmx".into())?;
+        // All who have it read from one open file: none must wait for what another has taken.
+        let master = rustix::fs::open("/dev/pts/ptmx", flags | OFlags::NONBLOCK, Mode::empty())
+            .named("open", || "/dev/pts/ptmx".into())?;
         unlockpt(&master).named("ioctl", || "TIOCSPTLCK".into())?;
         let name = ptsname(&master, Vec::new()).named("ioctl", || "TIOCGPTN".into())?;
         let slave = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).named("open", || format!("{name:?}"))?;
