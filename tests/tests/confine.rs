@@ -221,3 +221,50 @@ fn a_container_that_real_root_restores_has_no_capability_outside() {
     assert_eq!(said.matches("denied ").count(), 5, "{said}");
     assert!(said.contains("could own"), "{said}");
 }
+
+/// Opens, without writing; after it has tried what a container's root can try against what stands in its way.
+const SETTINGS: &str = r"
+reach() { for f in $*; do if [ -e $f ] && (: >> $f) 2>/dev/null; then echo reached $f; fi; done; }
+mount -o remount,bind,rw /mnt/volume 2>/dev/null
+touch /mnt/volume/file 2>/dev/null && echo wrote
+for under in /proc/sys /sys /sys/fs/cgroup; do
+    mount -o remount,bind,rw $under 2>/dev/null
+    umount -l $under 2>/dev/null && echo took away $under
+done
+mkdir /tmp/again
+for kind in proc sysfs cgroup2; do
+    if mount -t $kind none /tmp/again 2>/dev/null; then reach /tmp/again/sys/kernel/core_pattern /tmp/again/kernel/uevent_helper /tmp/again/cgroup.procs; umount /tmp/again; fi
+done
+unshare -C mount -t cgroup2 none /tmp/again 2>/dev/null && reach /tmp/again/cgroup.procs
+reach /proc/sys/kernel/core_pattern /proc/sys/vm/swappiness /proc/sysrq-trigger /proc/irq/default_smp_affinity /sys/kernel/uevent_helper
+umount -l /proc && mount -t proc none /proc 2>/dev/null && reach /proc/sys/kernel/core_pattern
+true";
+
+/// Id 0 of root's container is the host's: what asks for an owner only must be out of its reach, after a restore too. For an
+/// account the same holds of a volume that it gives read-only.
+#[test]
+fn what_a_container_of_root_cannot_write() {
+    everybody(|yendor| {
+        if *yendor.flavour() == Flavour::Root {
+            // Root itself, by its own wish.
+            return;
+        }
+        let (first, second, image) = (yendor.fresh("a"), yendor.fresh("b"), yendor.path("image"));
+        let volume = yendor.path("volume");
+        std::fs::create_dir(&volume).expect("a directory of our own");
+        std::fs::write(volume.join("file"), "").expect("a file of our own");
+        yendor.owns(&volume);
+        let option = format!("volume={}:/mnt/volume:ro", utf8(&volume));
+        yendor.run_detached_with(&first, &["--volume", &option], &["sleep", "1000"]).exits(0);
+        let holds = |name: &str| {
+            let said = yendor.call(&["exec", name, "--", "sh", "-c", SETTINGS]).exits(0).stdout;
+            assert_eq!(said, "");
+        };
+        yendor.checkpoint(&first, &image);
+        yendor.restore_with(&image, &second, &["--volume", &format!("volume={}", utf8(&volume))]).exits(0);
+        holds(&second);
+        let third = yendor.fresh("c");
+        yendor.run_detached_with(&third, &["--volume", &option], &["sleep", "1000"]).exits(0);
+        holds(&third);
+    });
+}

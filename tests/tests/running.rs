@@ -201,6 +201,10 @@ fn no_call_is_interrupted(flavour: Flavour) {
     checkpoint("one", &[&container]).exits(0);
     checkpoint("two", &[&container]).exits(0);
     ends_well(&yendor, &container);
+    // It was going on with what the first one had interrupted.
+    let restored = yendor.fresh("again");
+    yendor.restore(&yendor.path("two"), &restored);
+    ends_well(&yendor, &restored);
     // Of a foreign tree, beside somebody whom nobody can checkpoint.
     let mut command = yendor.program(Path::new("/bin/bash"));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket of our own");

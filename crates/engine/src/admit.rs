@@ -24,6 +24,9 @@ use crate::who::Surroundings;
 /// The first argument that makes the program a keeper.
 pub const KEEPER: &str = "keeper";
 
+/// The first argument of what becomes the keeper, and leaves the usher behind.
+pub const OUTER: &str = "usher";
+
 /// Proof that the kernel lets the caller have a container: the keeper that waits for its first message.
 #[derive(Debug)]
 pub struct Admitted {
@@ -145,7 +148,7 @@ fn start(request: &Request) -> std::result::Result<(i32, OwnedFd, Control), Caus
     let caller = root_for_host(request)?;
     let maps = userns::plan(request, &caller);
     let (control, theirs) = Control::pair()?;
-    let arguments = [cstring("yendor")?, cstring(KEEPER)?, cstring(&request.name)?];
+    let arguments = [cstring("yendor")?, cstring(OUTER)?, cstring(&request.name)?];
     let environment = environment()?;
     let descriptors: [BorrowedFd<'_>; 1] = [theirs.as_fd()];
     let waiting = spawn(&Spawn {

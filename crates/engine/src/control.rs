@@ -39,12 +39,12 @@ impl Control {
         Ok((Control { socket: a }, Control { socket: b }))
     }
 
-    /// The end that the keeper was started with.
+    /// An end that this process was started with, by its descriptor's number.
     ///
     /// # Errors
-    /// `EBADF` when this process was not started by [`crate::admit::admit`], `EBUSY` when it was taken before.
-    pub fn inherited() -> Result<Control> {
-        Ok(Control { socket: UnixStream::from(spawn::inherited(spawn::FIRST)?) })
+    /// `EBADF` when there is none, `EBUSY` when it was taken before.
+    pub fn inherited(number: i32) -> Result<Control> {
+        Ok(Control { socket: UnixStream::from(spawn::inherited(number)?) })
     }
 
     /// The socket, to wait for it or to give it a time limit.
@@ -123,6 +123,12 @@ impl Control {
             return Err(bad("descriptors were lost (too many open files?)"));
         }
         Ok(got.bytes)
+    }
+}
+
+impl From<UnixStream> for Control {
+    fn from(socket: UnixStream) -> Control {
+        Control { socket }
     }
 }
 

@@ -18,12 +18,13 @@ use crate::control::{Control, MAX_DESCRIPTORS};
 use crate::error::{At, Error, Result, Step};
 pub use crate::keeper::keeper_main;
 use crate::load::{Plain, Raised, open_directory};
+pub use crate::outer::outer_main;
 use crate::request::Request;
 use crate::sign::Trust;
 use crate::state::{self, Places, Status};
 use crate::who::Surroundings;
-use crate::wire::{More, Report, Startup};
-pub use crate::wire::{Spec, Stdio};
+use crate::wire::{More, Report};
+pub use crate::wire::{Spec, Startup, Stdio};
 
 /// A container to start.
 #[derive(Debug, Clone)]

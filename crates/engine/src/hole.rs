@@ -18,7 +18,7 @@ use crate::request::{self, Request};
 ///
 /// # Errors
 /// The first hole that the request leaves open, with the option that fills it.
-pub(crate) fn fill(snapshot: &Snapshot, request: &mut Request, contained: &mut Contained) -> Result<()> {
+pub(crate) fn fill(snapshot: &Snapshot, request: &mut Request, contained: &Contained) -> Result<()> {
     root(snapshot.container.root, request).at(Step::Load)?;
     for hole in &snapshot.container.volumes {
         let shown = hole.name.escape_default().to_string();

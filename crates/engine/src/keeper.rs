@@ -22,12 +22,13 @@ use crate::collect::namespace;
 use crate::collect::network::Network;
 use crate::compose;
 use crate::console::{Console, Door};
-use crate::contain::{self, Contained, Given};
+use crate::contain::{self, Cgroup, Contained, Given, Usher};
 use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
 use crate::hole;
 use crate::label::Labels;
 use crate::load::{Hashing, Loader, Plain};
+pub use crate::outer::{Inherited, inherit};
 use crate::rebuild::{Image, Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
 use crate::request::{Mount, Net, Request, Root};
@@ -50,26 +51,26 @@ impl Clock {
     }
 }
 
-/// The keeper's whole life. Never returns.
+/// The keeper's whole life in the container's user namespace. Never returns.
 pub fn keeper_main() -> ! {
-    let code = match Control::inherited() {
-        Ok(control) => live(control),
+    let code = match inherit() {
+        Ok(inherited) => live(inherited),
         // Not started by a front: there is nobody to tell.
         Err(_) => 2,
     };
     std::process::exit(code)
 }
 
-fn live(control: Control) -> i32 {
-    let Ok(Some((startup, mut claim))) = control.receive::<Startup>() else { return 1 };
+fn live(inherited: Inherited) -> i32 {
+    let Inherited { control, startup, descriptors: mut claim, cgroup, usher } = inherited;
     let descriptors = claim.split_off(claim.len().min(2));
     let [directory, parent] = claim.as_slice() else { return 1 };
     // Now: later /proc is the container's, or none.
     let around = Surroundings::look();
-    // Signals of the caller's terminal are for the front, which forwards them.
-    let _ = rustix::process::setsid();
-    match start(&startup, descriptors, &control) {
+    match start(&startup, descriptors, &control, (usher, cgroup)) {
         Err(e) => {
+            // Where it is refused, or too early, the front removes what stays.
+            let _ = contain::leave();
             claim::discard(&startup.request.name, directory, parent);
             let e = around.name(e, startup.request.pids);
             let e = if startup.spec.is_none() { blame::image(e) } else { e };
@@ -119,9 +120,13 @@ fn front_lives(control: &Control) -> std::result::Result<(), Cause> {
 }
 
 /// Everything up to the point where the tasks run; whatever fails, fails before that.
-fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Result<(Kept, Started)> {
+fn start(
+    startup: &Startup,
+    descriptors: Vec<OwnedFd>,
+    control: &Control,
+    (usher, cgroup): (Usher, Option<Cgroup>),
+) -> Result<(Kept, Started)> {
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
-    raise_descriptor_limit();
     let mut descriptors = descriptors.into_iter();
     let mut next = || {
         descriptors.next().ok_or_else(|| SysError::new("recvmsg", "a descriptor is missing", rustix::io::Errno::BADMSG))
@@ -138,7 +143,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
         Some(image) if plain.is_none() => Hashing::start(image.as_fd())?,
         _ => None,
     };
-    let mut contained = contain::prepare(&startup.request, given)?;
+    let mut contained = contain::prepare(&startup.request, &given, usher, cgroup)?;
     let mut request = startup.request.clone();
     // What a terminal shows while nobody looks goes to the log.
     let log = stdio[1].try_clone().map_err(|e| SysError::io("dup", "log", &e)).at(Step::Contain)?;
@@ -173,7 +178,7 @@ fn start(startup: &Startup, descriptors: Vec<OwnedFd>, control: &Control) -> Res
     let (mut clocks, mut settings) = (Clocks::default(), None);
     let layers = own_file_systems(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
-        hole::fill(&snapshot, &mut request, &mut contained)?;
+        hole::fill(&snapshot, &mut request, &contained)?;
         set_names(startup, &snapshot).at(Step::Rebuild)?;
         clocks = continue_clocks(&mut contained, snapshot.container.clocks);
         fill_layers(&snapshot, &request, reader).at(Step::Rebuild)?;
@@ -377,14 +382,6 @@ fn fill_layers(snapshot: &Snapshot, request: &Request, reader: &Reader) -> std::
     filled
 }
 
-/// The soft limit as high as it goes: the workshop holds every file of the tree.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let now = getrlimit(Resource::Nofile);
-    // Where it is refused, files beyond the limit fail by name.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
-}
-
 /// Start time of this process, as /proc shows it.
 fn own_start(contained: &Contained) -> std::result::Result<u64, Cause> {
     use std::os::fd::AsFd as _;
@@ -448,6 +445,7 @@ impl Kept {
         // The directory may be gone with its container (`rm -f`).
         let _ = write_state(&self.directory, &self.state);
         if self.remove {
+            let _ = contain::leave();
             // What cannot be removed stays to be seen by `ps -a`, and `rm` says why.
             let _ = crate::state::remove_open(&self.directory, &self.state.name);
         }

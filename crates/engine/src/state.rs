@@ -2,14 +2,12 @@
 //!
 //! `state.json` of a container is written by its keeper alone, by rename, so that a reader never sees half of it.
 
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 
 use yendor_image::{Bytes, Digest};
@@ -195,14 +193,15 @@ fn remove_mapped(directory: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("files of subordinate ids are left ({said})")))
 }
 
-/// Removes a container's directory from within: its descriptor is all that its keeper has of the host.
+/// Removes a container's directory from within: its descriptor is all that its keeper has of the host. For who has left the
+/// container's root ([`crate::contain::leave`]), where it is full of mount points.
 pub(crate) fn remove_open(directory: &OwnedFd, name: &str) -> Result<(), Errno> {
     let above = openat(directory, "..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    clear(directory, b"", 0)?;
+    clear(directory, 0)?;
     unlinkat(above, name, AtFlags::REMOVEDIR)
 }
 
-fn clear(directory: &OwnedFd, path: &[u8], depth: u32) -> Result<(), Errno> {
+fn clear(directory: &OwnedFd, depth: u32) -> Result<(), Errno> {
     // Deeper than any path can be opened; what is made stepwise below that stays.
     const DEEPEST: u32 = 1024;
     if depth > DEEPEST {
@@ -216,8 +215,7 @@ fn clear(directory: &OwnedFd, path: &[u8], depth: u32) -> Result<(), Errno> {
         }
     }
     for name in names {
-        let path = [path, b"/", name.to_bytes()].concat();
-        match unlink(directory, &name, &path, AtFlags::empty()) {
+        match unlinkat(directory, &name, AtFlags::empty()) {
             Err(Errno::ISDIR) => {}
             other => {
                 other?;
@@ -225,22 +223,10 @@ fn clear(directory: &OwnedFd, path: &[u8], depth: u32) -> Result<(), Errno> {
             }
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        clear(&openat(directory, &name, flags, Mode::empty())?, &path, depth + 1)?;
-        unlink(directory, &name, &path, AtFlags::REMOVEDIR)?;
+        clear(&openat(directory, &name, flags, Mode::empty())?, depth + 1)?;
+        unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
     }
     Ok(())
-}
-
-/// A place in the layer on which the container still has something mounted is freed of it first.
-fn unlink(directory: &OwnedFd, name: &CStr, path: &[u8], flags: AtFlags) -> Result<(), Errno> {
-    match unlinkat(directory, name, flags) {
-        Err(Errno::BUSY) => {
-            let inside = path.strip_prefix(b"/upper").ok_or(Errno::BUSY)?;
-            unmount(inside, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
-            unlinkat(directory, name, flags)
-        }
-        other => other,
-    }
 }
 
 impl State {

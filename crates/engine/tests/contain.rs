@@ -1,13 +1,13 @@
 //! A new container from both sides: made as root and as an unprivileged user, then looked at by its own first task.
 //!
-//! One program in four roles, by its first argument: none (the tests), `front` (as the user), `keeper` (by admit), `inside`
-//! (pid 1 of the container).
+//! One program in five roles, by its first argument: none (the tests), `front` (as the user), `usher` (by admit), `keeper` (which that
+//! becomes), `inside` (pid 1 of the container).
 
 use std::fmt::Debug;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,10 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
-use yendor_engine::admit::{KEEPER, admit};
+use yendor_engine::admit::{KEEPER, OUTER, admit};
 use yendor_engine::contain::{self, Given};
-use yendor_engine::control::Control;
+use yendor_engine::front::{Spec, Startup, Stdio as Standard, outer_main};
+use yendor_engine::keeper::{Inherited, inherit};
 use yendor_engine::request::{Net, Request, Root, Userns, Volume};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let word = |n: usize| arguments.get(n).map(String::as_str);
     match word(1) {
+        Some(OUTER) => outer_main(),
         Some(KEEPER) => keeper(),
         Some("front") => front(word(2).expect("case"), Path::new(word(3).expect("directory"))),
         Some("inside") => inside(word(2).expect("case"), word(3).expect("host facts")),
@@ -184,12 +186,26 @@ fn front(case: &str, directory: &Path) -> ExitCode {
     let given = Given::new(admitted.handed, &directory.join("state")).expect("given");
     let facts = facts();
     let program = directory.join("contain");
-    admitted.control.send(&(case, &request, facts, program), &given.descriptors()).expect("send");
-    let answer = admitted.control.receive::<(bool, u64, String)>().expect("answer");
-    let Some(((ok, made, text), _)) = answer else {
-        eprintln!("  {case}: the keeper died");
-        return ExitCode::FAILURE;
+    let startup = startup(request, [case, &facts, &program.display().to_string()]);
+    let state = fs::File::open(directory.join("state")).expect("state");
+    let parent = fs::File::open(directory).expect("directory");
+    let mut all = vec![state.as_fd(), parent.as_fd()];
+    all.extend(given.descriptors());
+    admitted.control.send(&startup, &all).expect("send");
+    let answer = admitted.control.receive::<serde_json::Value>().expect("answer").map(|(answer, _)| answer);
+    let refused = answer.as_ref().and_then(|answer| answer.get("Failed")).map(ToString::to_string);
+    let answer = match (answer, refused) {
+        (_, Some(refused)) if case == "limits" && refused.contains("delegate") => {
+            println!("  limits are refused: {refused}");
+            return ExitCode::SUCCESS;
+        }
+        (Some(answer), None) => serde_json::from_value::<(bool, u64, String)>(answer),
+        (answer, _) => {
+            eprintln!("  {case}: the keeper died: {answer:?}");
+            return ExitCode::FAILURE;
+        }
     };
+    let (ok, made, text) = answer.expect("the keeper's answer");
     let status =
         rustix::process::waitpid(rustix::process::Pid::from_raw(admitted.pid), rustix::process::WaitOptions::empty());
     let ended = status.expect("wait").is_some_and(|(_, s)| s.exit_status() == Some(0));
@@ -197,6 +213,25 @@ fn front(case: &str, directory: &Path) -> ExitCode {
     print!("{text}");
     println!("  {case}: contained after {made} us, gone after {all:?}");
     ExitCode::from(u8::from(!(ok && ended)))
+}
+
+/// What the front of a real container would send; the words are for [`keeper`].
+fn startup(request: Request, words: [&str; 3]) -> Startup {
+    Startup {
+        request,
+        granted: Default::default(),
+        trust: Default::default(),
+        spec: Some(Spec {
+            command: words.iter().map(|word| yendor_image::Bytes(word.as_bytes().to_vec())).collect(),
+            ..Spec::default()
+        }),
+        stdio: Standard::Inherit,
+        image: None,
+        seal: None,
+        plain: None,
+        window: None,
+        remove: false,
+    }
 }
 
 /// What the container has to differ from: namespaces, device of the root, uid.
@@ -216,14 +251,17 @@ const NAMESPACES: [&str; 8] = ["user", "mnt", "ipc", "uts", "net", "cgroup", "pi
 
 fn keeper() -> ExitCode {
     let begin = Instant::now();
-    let control = Control::inherited().expect("control");
-    assert!(Control::inherited().is_err(), "only once");
     let names: Vec<String> = fd_names();
-    let received = control.receive::<(String, Request, String, PathBuf)>().expect("startup");
-    let ((case, request, facts, program), descriptors) = received.expect("startup");
-    let result = keep(&case, &request, &facts, &program, descriptors, begin);
+    let inherited = inherit().expect("a front and an usher");
+    assert!(inherit().is_err(), "only once");
+    let control = inherited.control.socket().try_clone().expect("dup");
+    let words: Vec<_> = inherited.startup.spec.iter().flat_map(|spec| spec.command.clone()).collect();
+    let words: Vec<String> = words.into_iter().map(|word| String::from_utf8(word.0).expect("text")).collect();
+    let [case, facts, program] = words.try_into().expect("three words");
+    let result = keep(&case, &facts, Path::new(&program), inherited, begin);
     let mut answer = result.unwrap_or_else(|e| (false, 0, format!("  {case}: {e}\n")));
-    if names.len() != 4 {
+    // Standard input, output and error, the front and the usher.
+    if names.len() != 5 {
         answer.0 = false;
         answer.2.push_str(&format!("  {case}: descriptors came along: {names:?}\n"));
     }
@@ -231,7 +269,7 @@ fn keeper() -> ExitCode {
         answer.0 = false;
         answer.2.push_str("  the environment came along\n");
     }
-    control.send(&answer, &[]).expect("answer");
+    yendor_engine::control::Control::from(control).send(&answer, &[]).expect("answer");
     ExitCode::SUCCESS
 }
 
@@ -243,19 +281,17 @@ fn fd_names() -> Vec<String> {
 
 fn keep(
     case: &str,
-    request: &Request,
     facts: &str,
     program: &Path,
-    descriptors: Vec<OwnedFd>,
+    inherited: Inherited,
     begin: Instant,
 ) -> Result<(bool, u64, String), String> {
-    let given = Given::received(request, &mut descriptors.into_iter()).map_err(|e| e.to_string())?;
-    let mut contained = match contain::prepare(request, given) {
-        Err(e) if case == "limits" && e.exit_code() == 5 => {
-            return Ok((true, 0, format!("  limits are refused: {e}\n")));
-        }
-        other => other.map_err(|e| e.to_string())?,
-    };
+    let Inherited { control, startup, descriptors, cgroup, usher } = inherited;
+    drop(control);
+    let request = &startup.request;
+    // After the container's directory and the one that it lies in.
+    let given = Given::received(request, &mut descriptors.into_iter().skip(2)).map_err(|e| e.to_string())?;
+    let mut contained = contain::prepare(request, &given, usher, cgroup).map_err(|e| e.to_string())?;
     let made = u64::try_from(begin.elapsed().as_micros()).expect("time");
     let hour = Timespec { tv_sec: 3600, tv_nsec: 5 };
     contained.set_time_offsets(hour, hour);
@@ -281,13 +317,10 @@ fn keep(
     let mut output = BufReader::new(child.stdout.take().expect("stdout"));
     let mut line = String::new();
     let mut input = child.stdin.take().expect("stdin");
-    for mount in &contained.late_mounts {
-        writeln!(input, "{} {} {} {}", mount.source, mount.target, mount.fs_type, mount.flags.bits()).expect("write");
-    }
-    writeln!(input).expect("write");
+    contained.finish().map_err(|e| e.to_string())?;
+    assert!(contained.finish().is_err(), "only once");
+    writeln!(input, "go").expect("write");
     output.read_line(&mut line).expect("read");
-    contained.seal().map_err(|e| format!("{line}: {e}"))?;
-    contained.seal().map_err(|e| e.to_string())?;
     drop(input);
     let mut text = String::new();
     output.read_to_string(&mut text).expect("read");
@@ -321,18 +354,8 @@ impl Checks {
 
 fn inside(case: &str, facts: &str) -> ExitCode {
     let mut input = std::io::stdin().lines();
-    for line in input.by_ref() {
-        let line = line.expect("line");
-        let [source, target, kind, flags] = line.split(' ').collect::<Vec<_>>().try_into().unwrap_or_default();
-        if source.is_empty() {
-            break;
-        }
-        let flags = rustix::mount::MountFlags::from_bits_retain(flags.parse().expect("flags"));
-        if let Err(e) = rustix::mount::mount(source, target, kind, flags, None) {
-            println!("mount {target}: {e}");
-            return ExitCode::FAILURE;
-        }
-    }
+    let go = input.next().transpose().expect("line");
+    assert_eq!(go.as_deref(), Some("go"));
     println!("ready");
     let rest = input.count();
     let mut checks = Checks { failed: u32::try_from(rest).expect("count") };
@@ -340,6 +363,9 @@ fn inside(case: &str, facts: &str) -> ExitCode {
     if case != "caller" {
         own_root(&mut checks, case);
         volumes(&mut checks);
+    }
+    if !["caller", "host-userns"].contains(&case) {
+        locked(&mut checks, case);
     }
     match case {
         "layered" | "host-net" | "no-net" | "host-userns" => layered(&mut checks, facts),
@@ -433,6 +459,93 @@ fn volumes(checks: &mut Checks) {
     checks.equal("volume", fs::read_to_string("/later/file").unwrap_or_default(), "host".into());
     let refused = fs::write("/later/file", "x").map_err(|e| e.kind());
     checks.equal("write to the read-only volume", refused, Err(std::io::ErrorKind::ReadOnlyFilesystem));
+}
+
+/// What was mounted from outside stays as it is, and the host's settings are out of reach: by capability, owner or mount.
+fn locked(checks: &mut Checks, case: &str) {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+    // What came late, as /proc itself, can be taken away as a whole: nothing is below it.
+    for covered in
+        ["/proc/sys", "/proc/sysrq-trigger", "/sys", "/sys/fs/cgroup", "/dev", "/dev/pts", "/data/deep/volume"]
+    {
+        checks.yes(&format!("{covered} stays mounted"), unmount(covered, UnmountFlags::DETACH).is_err());
+    }
+    for read_only in ["/sys", "/sys/fs/cgroup", "/later"] {
+        let writable = mount_remount(read_only, MountFlags::BIND, "");
+        checks.yes(&format!("{read_only} stays read-only"), writable.is_err());
+    }
+    fs::create_dir("/dev/shm/again").expect("directory");
+    checks.yes("no cgroups", mount("c", "/dev/shm/again", "cgroup2", MountFlags::empty(), None).is_err());
+    out_of_reach(checks, Path::new("/proc"), case);
+    out_of_reach(checks, Path::new("/sys"), case);
+    for kind in ["proc", "sysfs"] {
+        for flags in [MountFlags::empty(), MountFlags::RDONLY] {
+            // Where it is permitted, as nothing is covered, it shows no more than the other.
+            if mount(kind, "/dev/shm/again", kind, flags, None).is_ok() {
+                let _ = mount_remount("/dev/shm/again", MountFlags::BIND, "");
+                out_of_reach(checks, Path::new("/dev/shm/again"), case);
+                unmount("/dev/shm/again", UnmountFlags::DETACH).expect("unmount of our own");
+            }
+        }
+    }
+}
+
+/// Tries every file, without writing anything.
+fn out_of_reach(checks: &mut Checks, top: &Path, case: &str) {
+    let mut left = vec![top.to_owned()];
+    let mut seen = 0;
+    while let Some(directory) = left.pop() {
+        let inside = directory.strip_prefix(top).expect("below").display().to_string();
+        let first = inside.split('/').next().unwrap_or_default();
+        // Processes; triggers that are for everybody; settings that belong to own namespaces.
+        if first.parse::<u32>().is_ok()
+            || first == "pressure"
+            || (inside == "sys/net" && case != "host-net")
+            || own_setting(&inside)
+        {
+            continue;
+        }
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let kind = entry.file_type().expect("type");
+            let path = entry.path();
+            if kind.is_dir() {
+                left.push(path);
+            } else if kind.is_file() && !own_setting(&path.strip_prefix(top).expect("below").display().to_string()) {
+                seen += 1;
+                let mode = fs::metadata(&path).map_or(0, |data| data.mode());
+                let open = fs::OpenOptions::new().write(true).open(&path);
+                // Root may open a file that nobody can write: the kernel then has no use for what is written.
+                let refused =
+                    if mode & 0o222 == 0 { open.and_then(|mut f| f.write(b"")).is_err() } else { open.is_err() };
+                checks.yes(&format!("{} cannot be written", path.display()), refused);
+            }
+        }
+    }
+    checks.yes(&format!("{} has files", top.display()), seen > 20);
+}
+
+/// Settings of the user, ipc, pid and network namespaces (sysctl(8)), which are the container's.
+fn own_setting(path: &str) -> bool {
+    const KERNEL: [&str; 14] = [
+        "auto_msgmni",
+        "msgmax",
+        "msgmnb",
+        "msgmni",
+        "msg_next_id",
+        "ns_last_pid",
+        "pid_max",
+        "sem",
+        "sem_next_id",
+        "shmall",
+        "shmmax",
+        "shmmni",
+        "shm_next_id",
+        "shm_rmid_forced",
+    ];
+    path.starts_with("sys/user/")
+        || path.starts_with("sys/fs/mqueue/")
+        || path.strip_prefix("sys/kernel/").is_some_and(|name| KERNEL.contains(&name))
+        || ["class/net", "devices/virtual/net"].contains(&path)
 }
 
 fn layered(checks: &mut Checks, _facts: &str) {

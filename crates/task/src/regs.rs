@@ -14,6 +14,70 @@ mod restart {
 
 const EINTR: i64 = -4;
 
+/// restart_syscall(2) itself.
+const RESUME: u64 = 219;
+
+/// Calls that restart_syscall(2) goes on with.
+mod resumed {
+    pub const POLL: u64 = 7;
+    pub const NANOSLEEP: u64 = 35;
+    pub const FUTEX: u64 = 202;
+    pub const CLOCK_NANOSLEEP: u64 = 230;
+}
+
+/// Whether the task was stopped in a call before, and goes on with that by restart_syscall(2).
+#[must_use]
+pub fn is_resumed(regs: &Regs) -> bool {
+    regs.orig_rax == RESUME && regs.rax.cast_signed() == restart::BLOCK
+}
+
+/// Then puts the call itself in the place of that: the kernel keeps its number to itself, but its arguments are there, and so is the
+/// code before the instruction pointer, which most often says it. Where it is not clear nothing changes. `code` and `memory`, two
+/// words from an address on: what can be read of it.
+pub fn name_resumed(regs: &mut Regs, code: &[u8], memory: impl Fn(u64) -> Option<[u64; 2]>) {
+    let all = [resumed::POLL, resumed::NANOSLEEP, resumed::FUTEX, resumed::CLOCK_NANOSLEEP];
+    let possible: Vec<u64> = all.into_iter().filter(|nr| could_be(*nr, regs, &memory)).collect();
+    match (said(code).filter(|nr| possible.contains(nr)), possible.as_slice()) {
+        (Some(nr), _) | (None, &[nr]) => regs.orig_rax = nr,
+        _ => {}
+    }
+}
+
+/// Whether these arguments make sense with a time limit, so that the call can be one that is gone on with.
+fn could_be(nr: u64, regs: &Regs, memory: impl Fn(u64) -> Option<[u64; 2]>) -> bool {
+    const INT: u64 = 1 << 32;
+    const MOST_CLOCKS: u64 = 16;
+    const MOST_FILES: u64 = 1 << 20;
+    // struct timespec; what is further off nobody waits for.
+    let time = |at: u64| memory(at).is_some_and(|[seconds, ns]| seconds < INT && ns < 1_000_000_000);
+    match nr {
+        // A pointer to none of something is nothing that one has.
+        resumed::POLL => {
+            (memory(regs.rdi).is_some() == (regs.rsi != 0)) && regs.rsi < MOST_FILES && (1..INT).contains(&regs.rdx)
+        }
+        resumed::NANOSLEEP => time(regs.rdi) && (regs.rsi == 0 || memory(regs.rsi).is_some()),
+        // FUTEX_WAIT and FUTEX_WAIT_BITSET, with FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME or not (futex(2)).
+        resumed::FUTEX => {
+            let waits_for = |[words, _]: [u64; 2]| (words ^ regs.rdx) & (INT - 1) == 0;
+            matches!(regs.rsi & !(128 | 256), 0 | 9) && memory(regs.rdi).is_some_and(waits_for) && time(regs.r10)
+        }
+        // A clock by number, or one of a thread's or a device's, which is negative (clock_getres(2)). Not until a time: that is no rest.
+        _ => {
+            let negative = (INT / 2..INT).contains(&regs.rdi) || regs.rdi.cast_signed() < 0;
+            (regs.rdi < MOST_CLOCKS || negative) && regs.rsi == 0 && time(regs.rdx)
+        }
+    }
+}
+
+/// The number that the code before a `syscall` instruction loads last: `mov eax, N` or `mov rax, N`.
+fn said(code: &[u8]) -> Option<u64> {
+    let code = code.strip_suffix(&[0x0f, 0x05])?;
+    let number = |bytes: &[u8]| Some(u64::from(u32::from_le_bytes(bytes.try_into().ok()?)));
+    code.windows(5).rev().find_map(|w| if w[0] == 0xb8 { number(&w[1..]) } else { None }).or_else(|| {
+        code.windows(7).rev().find_map(|w| if w[..3] == [0x48, 0xc7, 0xc0] { number(&w[3..]) } else { None })
+    })
+}
+
 /// What a stopped task was doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interrupted {
@@ -81,6 +145,8 @@ pub fn portable(regs: &Regs, signal_pending: bool) -> Regs {
         // rax says whether a handler with SA_RESTART lets it go on.
         Interrupted::Call(_) => {}
         Interrupted::Bare(_) => r.rax = restart::NOHAND.cast_unsigned(),
+        // Nobody knows which: what the kernel answers where there is nothing to go on with.
+        Interrupted::Timed(RESUME) => (r.rax, r.orig_rax) = (EINTR.cast_unsigned(), u64::MAX),
         Interrupted::Timed(nr) => {
             r.rax = restart::NOHAND.cast_unsigned();
             // nanosleep(req, rem) wrote what is left into rem: go on with that.
@@ -185,6 +251,35 @@ mod tests {
         assert_eq!((resumable(&regs(35, -516)).rdi, resumable(&regs(35, -516)).rax), (2, 35));
         let r = portable(&regs(35, -516), false);
         assert_eq!((r.rdi, r.rax.cast_signed(), r.orig_rax, r.rip), (2, -514, 35, 0x1002));
+    }
+
+    #[test]
+    fn a_call_that_was_gone_on_with_is_found_by_what_it_was_given() {
+        const AT: u64 = 0x7fff_1234_5678;
+        let found = |words: [u64; 4], code: &[u8]| {
+            let mut r = regs(219, -516);
+            (r.rdi, r.rsi, r.rdx, r.r10) = (words[0], words[1], words[2], words[3]);
+            assert!(is_resumed(&r));
+            name_resumed(&mut r, code, |at| (at == AT).then_some([7, 999_999_999]));
+            r.orig_rax
+        };
+        assert_eq!(found([AT, AT, 0, 0], b""), 35);
+        assert_eq!(found([AT, 0, 77, 0], b""), 35);
+        assert_eq!(found([AT, 0, 77, AT], b""), 35, "a futex that has another value");
+        assert_eq!(found([0, 0, AT, 0], b""), 230);
+        assert_eq!(found([0xffff_fffa, 0, AT, AT], b""), 230);
+        assert_eq!(found([AT, 128, 7, AT], b"\xb8\xca\0\0\0\x0f\x05"), 202);
+        assert_eq!(found([AT, 2, 5000, 0], b""), 7);
+        assert_eq!(found([0, 0, 5000, 0], b""), 7);
+        assert_eq!(found([AT, 2, 0xffff_ffff, 0], b""), 7);
+        // One of several, which the code tells apart; it is not believed where it cannot be.
+        assert_eq!(found([AT, 0, 7, AT], b""), 219);
+        assert_eq!(found([AT, 0, 7, AT], b"\xb8\xca\0\0\0\x0f\x05"), 202);
+        assert_eq!(found([AT, 0, 7, AT], b"\x48\xc7\xc0\x23\0\0\0\x90\x0f\x05"), 35);
+        assert_eq!(found([AT, 0, 7, AT], b"\xb8\x07\0\0\0\x0f\x05"), 219);
+        assert_eq!(found([AT, 0, 7, AT], b"\xb8\xca\0\0\0"), 219);
+        let r = portable(&regs(219, -516), false);
+        assert_eq!((r.rax.cast_signed(), r.orig_rax, resumable(&regs(219, -516)).rip), (-4, u64::MAX, 0x1002));
     }
 
     #[test]

@@ -22,6 +22,9 @@ fn main() -> ExitCode {
     if hidden::is_keeper() {
         yendor_engine::front::keeper_main()
     }
+    if hidden::is_outer() {
+        yendor_engine::front::outer_main()
+    }
     if hidden::is_peer() {
         return yendor_engine::collect::peer::main();
     }

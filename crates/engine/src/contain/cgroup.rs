@@ -3,17 +3,18 @@
 //! Only cgroups that were made here are ever written to or removed. Their paths stand in the file [`LIST`] of the container's
 //! directory before they are made: whoever clears up behind a keeper that was killed removes them.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
+use serde::{Deserialize, Serialize};
 use yendor_kinds::{Cause, Named};
 use yendor_proc::cgroup::{self, Membership};
 use yendor_proc::mountinfo::{self, Mount};
 use yendor_sys::{Errno, SysError};
 
 use super::Caused;
-use crate::error::{At, Result, Step};
+use crate::error::{At, Error, Result, Step};
 use crate::request::Request;
 
 /// The cgroups of a container: one for each hierarchy that a limit needs. They are removed with it.
@@ -32,9 +33,45 @@ struct Made {
     aside: bool,
 }
 
+/// A [`Cgroup`] on its way to another process, with two descriptors for each: the one above, and itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Handed {
+    made: Vec<(String, PathBuf, bool)>,
+}
+
 impl Cgroup {
-    /// Makes them for the limits asked for; `None` when there are none.
-    pub(super) fn create(request: &Request, state: &OwnedFd) -> Caused<Option<Cgroup>> {
+    /// Makes them for the limits asked for; `None` when there are none. Where paths of cgroups are the caller's.
+    ///
+    /// # Errors
+    /// A permission error where no cgroup with such a limit is delegated to the caller.
+    pub fn create(request: &Request, state: &OwnedFd) -> Result<Option<Cgroup>> {
+        Cgroup::make(request, state).at(Step::Contain).map_err(|e| {
+            let refused = matches!(*e.cause, Cause::Denied { .. });
+            let by = refused.then(|| "cgroup: none with this controller is delegated to the caller".to_owned());
+            Error { by, ..e }
+        })
+    }
+
+    /// For another process, which has them for its own when this one has ended without dropping them.
+    #[must_use]
+    pub fn handed(&self) -> (Handed, Vec<BorrowedFd<'_>>) {
+        let made = self.made.iter().map(|m| (m.name.clone(), m.path.clone(), m.aside)).collect();
+        (Handed { made }, self.made.iter().flat_map(|m| [m.parent.as_fd(), m.fd.as_fd()]).collect())
+    }
+
+    /// Takes them.
+    ///
+    /// # Errors
+    /// `EBADF` when a descriptor is missing.
+    pub fn received(handed: Handed, descriptors: &mut impl Iterator<Item = OwnedFd>) -> Result<Cgroup> {
+        let mut next =
+            || descriptors.next().ok_or(Errno::BADF).named("recvmsg", || "a cgroup".into()).at(Step::Contain);
+        let mut one =
+            |(name, path, aside)| -> Result<Made> { Ok(Made { parent: next()?, fd: next()?, name, path, aside }) };
+        Ok(Cgroup { made: handed.made.into_iter().map(&mut one).collect::<Result<_>>()? })
+    }
+
+    fn make(request: &Request, state: &OwnedFd) -> Caused<Option<Cgroup>> {
         let limits = [("memory", request.memory), ("pids", request.pids)];
         if limits.iter().all(|l| l.1.is_none()) {
             return Ok(None);

@@ -1,72 +1,69 @@
-//! Paths that show nothing, or cannot be written: mounts on top, made by the first task once /proc is there.
+//! Paths that show nothing, or cannot be written: mounts on top.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, StatVfsMountFlags, fstatvfs, statat};
-use rustix::mount::MountFlags;
+use rustix::fs::{AtFlags, FileType, statat};
+use rustix::mount::{MountAttrFlags, MountFlags, mount};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::Errno;
+use yendor_sys::mount::set_attributes_of_one;
 
-use super::place::Rootfs;
-use super::{Caused, LateMount, PROC};
+use super::Caused;
+use super::place::{Rootfs, by_number, copy_tree, is_directory, put_on};
+use super::proc::Plan;
 use crate::request::Layout;
 
-/// `MS_REMOUNT`, which is no flag of a new mount.
-const REMOUNT: MountFlags = MountFlags::from_bits_retain(32);
+/// What is made of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cover {
+    /// It shows nothing.
+    Masked,
+    /// It cannot be written.
+    ReadOnly,
+}
 
-/// Appends them for all paths that exist: what is not there needs no cover.
-pub(super) fn all(root: &Rootfs, layout: &Layout, host_proc: &OwnedFd, late: &mut Vec<LateMount>) -> Caused<()> {
-    for path in &layout.read_only {
-        if let Some((_, flags)) = look(root, host_proc, path)? {
-            late.push(mount(text(path)?, path, "none", MountFlags::BIND | MountFlags::REC)?);
-            let again = REMOUNT | MountFlags::BIND | MountFlags::RDONLY | flags;
-            late.push(mount("none".into(), path, "none", again)?);
+/// Makes all of a layout; those below /proc, which is not there yet, join its plan.
+pub(super) fn all(root: &Rootfs, layout: &Layout, proc: &mut Plan) -> Caused<()> {
+    let read_only = layout.read_only.iter().map(|path| (path, Cover::ReadOnly));
+    for (path, cover) in read_only.chain(layout.masked.iter().map(|path| (path, Cover::Masked))) {
+        if !path.is_absolute() {
+            Err(Errno::INVAL).named("mount", || format!("{path:?}: not an absolute path"))?;
         }
-    }
-    for path in &layout.masked {
-        match look(root, host_proc, path)? {
-            Some((FileType::Directory, _)) => late.push(mount("tmpfs".into(), path, "tmpfs", MountFlags::RDONLY)?),
-            Some(_) => late.push(mount("/dev/null".into(), path, "none", MountFlags::BIND)?),
-            None => {}
+        match path.strip_prefix("/proc") {
+            Ok(rest) if rest.as_os_str().is_empty() => return Err(Cause::unsupported("a cover on /proc as a whole")),
+            Ok(rest) => proc.covers.push((Path::new("/").join(rest), cover)),
+            Err(_) => put(root, path, cover)?,
         }
     }
     Ok(())
 }
 
-fn mount(source: String, target: &Path, fs_type: &'static str, flags: MountFlags) -> Caused<LateMount> {
-    Ok(LateMount { source: source.into(), target: text(target)?.into(), fs_type, flags, data: "" })
-}
-
-fn text(path: &Path) -> Caused<String> {
-    let text = path.to_str().filter(|text| text.starts_with('/'));
-    Ok(text.ok_or(Errno::INVAL).named("mount", || format!("{path:?}: not an absolute path"))?.to_owned())
-}
-
-/// What is at a path, and the flags of the mount that it is on. The container's /proc is not there yet: but for the
-/// processes, it has what the host's has.
-fn look(root: &Rootfs, host_proc: &OwnedFd, path: &Path) -> Caused<Option<(FileType, MountFlags)>> {
-    if let Ok(rest) = path.strip_prefix("/proc") {
-        if rest.as_os_str().is_empty() {
-            return Err(Cause::unsupported("a cover on /proc as a whole"));
+/// Makes one; what is not there needs no cover.
+pub(super) fn put(root: &Rootfs, path: &Path, cover: Cover) -> Caused<()> {
+    let found = match root.find(path) {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ok(()),
+        Err(Cause::Sys(e)) if matches!(e.errno, Errno::NOTDIR | Errno::ACCESS) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    match cover {
+        Cover::ReadOnly => {
+            let tree = copy_tree(&found, b"", MountAttrFlags::empty())?;
+            set_attributes_of_one(&tree, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+            put_on(&tree, &found, path)
         }
-        return match statat(host_proc, rest, AtFlags::empty()) {
-            Ok(stat) => Ok(Some((FileType::from_raw_mode(stat.st_mode), PROC.flags))),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(None),
-            Err(e) => Err(e).named("stat", || format!("{path:?}")).map_err(Cause::from),
-        };
+        Cover::Masked if is_directory(&found)? => {
+            mount("tmpfs", by_number(&found).as_str(), "tmpfs", MountFlags::RDONLY, None)
+                .named("mount", || format!("\"tmpfs\", {path:?}"))?;
+            Ok(())
+        }
+        Cover::Masked => put_on(&copy_tree(&rustix::fs::CWD, b"/dev/null", MountAttrFlags::empty())?, &found, path),
     }
-    let Some(found) = root.find(path)? else { return Ok(None) };
+}
+
+/// Whether anybody may write the file at a path.
+pub(super) fn is_writable(root: &Rootfs, path: &Path) -> Caused<bool> {
+    let Some(found) = root.find(path)? else { return Ok(false) };
     let stat = statat(&found, c"", AtFlags::EMPTY_PATH).named("stat", || format!("{path:?}"))?;
-    let seen = fstatvfs(&found).named("fstatvfs", || format!("{path:?}"))?.f_flag;
-    let pairs = [
-        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
-        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
-        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
-        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
-        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
-    ];
-    let flags = pairs.into_iter().filter(|p| seen.contains(p.0)).map(|p| p.1).collect();
-    Ok(Some((FileType::from_raw_mode(stat.st_mode), flags)))
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_mode & 0o222 != 0)
 }

@@ -1,27 +1,30 @@
 //! contain: a new container, made from the caller's request and the host, never from an image.
 //!
-//! Runs in the keeper. Namespaces first, then the root file system in a private mount namespace, then pivot_root. What
-//! only a process inside the new pid namespace can do, mounting its /proc, is handed out as [`LateMount`]; until that is
-//! done the old root stays attached (the kernel wants to see an uncovered /proc), then [`Contained::seal`] drops it.
+//! Two processes make it. The usher (see [`usher`]) makes its mounts, in a user namespace above the container's; the keeper, which
+//! is in the container's own, makes all other namespaces, copies the usher's mount namespace and turns its root. /proc can only be
+//! mounted when there is a pid 1: until [`Contained::finish`] there is none.
 
 pub mod cgroup;
 mod cover;
 mod layer;
 mod net;
 mod place;
+mod proc;
 mod root;
 mod skeleton;
 mod special;
 pub mod sysctl;
 pub mod userns;
+pub mod usher;
 pub mod volume;
 
-use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount,
+};
 use rustix::process::{Gid, fchdir, pivot_root};
 use rustix::time::Timespec;
 use yendor_kinds::{Cause, Named};
@@ -29,30 +32,14 @@ use yendor_sys::namespace::Namespaces;
 use yendor_sys::{Errno, SysError, namespace};
 
 use crate::admit;
-use crate::error::{At, Error, Result, Step};
-use crate::request::{Net, Request};
-
-use place::Rootfs;
+use crate::error::{At, Result, Step};
+use crate::request::{Net, Request, Root};
 
 pub use cgroup::Cgroup;
-pub use volume::{Given, Handed, Pending};
+pub use usher::Usher;
+pub use volume::{Given, Handed};
 
 type Caused<T> = std::result::Result<T, Cause>;
-
-/// A mount that the first task of the container makes, as arguments of mount(2).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LateMount {
-    /// What is shown in /proc/mounts, or what is bound.
-    pub source: Cow<'static, str>,
-    /// Where.
-    pub target: Cow<'static, str>,
-    /// The file system's type.
-    pub fs_type: &'static str,
-    /// `MS_*` (mount(2)).
-    pub flags: MountFlags,
-    /// Options of the file system, or empty.
-    pub data: &'static str,
-}
 
 /// A container without a task.
 #[derive(Debug)]
@@ -61,41 +48,39 @@ pub struct Contained {
     pub host_proc: OwnedFd,
     /// The container's directory on the host; its `upper` is the private layer.
     pub state: OwnedFd,
-    /// What the first task has to mount, in this order, before [`Contained::seal`].
-    pub late_mounts: Vec<LateMount>,
     /// The limits, if any were asked for.
     pub cgroup: Option<Cgroup>,
-    /// Volumes whose place only the image knows.
-    pub pending: Vec<Pending>,
-    old_root: Option<OwnedFd>,
+    usher: Option<Usher>,
     /// What the clocks are ahead of the host's: monotonic and boottime.
     ahead: Option<(Timespec, Timespec)>,
 }
 
-/// Makes the container around the calling process, which must have one thread and be the keeper.
+/// Makes the container around the calling process, which must have one thread and be the keeper. `cgroup`: its limits.
 ///
 /// Afterwards its root directory is the container's. Its next child is the first task of the new pid namespace only after
 /// [`Contained::begin`].
 ///
 /// # Errors
 /// What the kernel refused, as a permission error where it is one. The process is then good for nothing but to exit.
-pub fn prepare(request: &Request, given: Given) -> Result<Contained> {
+pub fn prepare(request: &Request, given: &Given, usher: Usher, cgroup: Option<Cgroup>) -> Result<Contained> {
     namespace::new_session_keyring().at(Step::Contain)?;
-    let cgroup = Cgroup::create(request, &given.state).at(Step::Contain).map_err(|e| {
-        let refused = matches!(*e.cause, Cause::Denied { .. });
-        let by = refused.then(|| "cgroup: none with this controller is delegated to the caller".to_owned());
-        Error { by, ..e }
-    })?;
-    make(request, given, cgroup).at(Step::Contain)
+    let host_proc = open_directory("/proc").at(Step::Contain)?;
+    let mut wanted = Namespaces::NEWIPC | Namespaces::NEWUTS;
+    wanted.set(Namespaces::NEWNET, request.net != Net::Host);
+    unshare(wanted).at(Step::Contain)?;
+    let own = |name: &str| openat(&host_proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let own = |name: &'static str| own(name).named("open", || format!("/proc/{name}")).at(Step::Contain);
+    usher.make_root(request, [&own("self/ns/net")?, &own("self/ns/ipc")?], given)?;
+    // Meanwhile.
+    let named = set_names(request, &host_proc).at(Step::Contain);
+    usher.hear()?;
+    named?;
+    let state = enter(request, given).at(Step::Contain)?;
+    Ok(Contained { host_proc, state, cgroup, usher: Some(usher), ahead: None })
 }
 
-fn make(request: &Request, given: Given, cgroup: Option<Cgroup>) -> Caused<Contained> {
-    let host_proc = open_directory("/proc")?;
-    // The working directory, unlike a descriptor, follows into the new mount namespace.
-    fchdir(&given.state).named("fchdir", || "the state directory".into())?;
-    enter_namespaces(request.net)?;
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .named("mount", || "\"/\", MS_PRIVATE|MS_REC".into())?;
+/// Names, the loopback, and settings of the new namespaces.
+fn set_names(request: &Request, host_proc: &OwnedFd) -> Caused<()> {
     let name = request.hostname.as_deref().unwrap_or(&request.name);
     rustix::system::sethostname(name.as_bytes()).named("sethostname", || format!("{name:?}"))?;
     if let Some(name) = request.layout.as_ref().and_then(|layout| layout.domainname.as_deref()) {
@@ -104,27 +89,35 @@ fn make(request: &Request, given: Given, cgroup: Option<Cgroup>) -> Caused<Conta
     if request.net == Net::Private {
         net::loopback_up()?;
     }
-    if let Some(layout) = &request.layout {
-        sysctl::set(&host_proc, &layout.sysctls)?;
+    match &request.layout {
+        Some(layout) => sysctl::set(host_proc, &layout.sysctls),
+        None => Ok(()),
     }
-    let state = open_directory(".")?;
-    let umask = rustix::process::umask(Mode::empty());
-    let made = root::make(request, &given, &host_proc);
-    rustix::process::umask(umask);
-    let root::Made { old: old_root, pending, late: late_mounts } = made?;
-    if old_root.is_some() {
-        drop_groups()?;
-    }
-    Ok(Contained { host_proc, state, late_mounts, cgroup, pending, old_root, ahead: None })
 }
 
-const PROC: LateMount = LateMount {
-    source: Cow::Borrowed("proc"),
-    target: Cow::Borrowed("/proc"),
-    fs_type: "proc",
-    flags: MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC),
-    data: "",
-};
+/// Into a copy of the mounts that the usher has made, and into the root that is among them; the container's directory.
+fn enter(request: &Request, given: &Given) -> Caused<OwnedFd> {
+    unshare(Namespaces::NEWNS)?;
+    // As in a lesser user namespace in any case: what the usher mounts comes here, nothing goes back.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .named("mount", || "\"/\", MS_SLAVE|MS_REC".into())?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = volume::again(&given.state)?;
+    let state = openat(&directory, ".", flags, Mode::empty()).named("open", || "the state directory".into())?;
+    if request.root == Root::Caller {
+        return Ok(state);
+    }
+    fchdir(&state).named("fchdir", || "the state directory".into())?;
+    // Once more, on top: pivot_root(2) takes no mount that is locked to another.
+    mount_bind_recursive("root", "root").named("mount", || "\"root\", MS_BIND|MS_REC".into())?;
+    let old_root = pivot(&open_directory("root")?)?;
+    // By descriptor: it is mounted on top of the new root, where no path leads.
+    fchdir(&old_root).named("fchdir", || "the old root".into())?;
+    unmount(".", UnmountFlags::DETACH).named("umount2", || "the old root".into())?;
+    rustix::process::chdir("/").named("chdir", || "\"/\"".into())?;
+    drop_groups()?;
+    Ok(state)
+}
 
 impl Contained {
     /// What the container's clocks will be ahead of the host's.
@@ -157,36 +150,47 @@ impl Contained {
     ///
     /// # Errors
     /// `ENOENT` when no such volume is pending.
-    pub fn attach_volume(&mut self, name: &str, inside: &Path, read_only: bool) -> Result<()> {
-        let found = self.pending.iter().position(|p| p.name == name).ok_or(Errno::NOENT);
-        let index = found.named("move_mount", || format!("volume {name:?}")).at(Step::Contain)?;
-        let root = Rootfs { fd: open_directory("/").at(Step::Contain)? };
-        self.pending.remove(index).attach(&root, inside, read_only).at(Step::Contain)
+    pub fn attach_volume(&self, name: &str, inside: &Path, read_only: bool) -> Result<()> {
+        self.usher()?.attach_volume(name, inside, read_only)
     }
 
-    /// Detaches the old root, after the first task has made the late mounts: from here on nothing of the host is
-    /// reachable by name.
+    /// The last mount, now that there is a pid 1: /proc. From here on nothing is mounted from outside.
     ///
     /// # Errors
-    /// `EINVAL` when called twice.
-    pub fn seal(&mut self) -> Result<()> {
-        let Some(old_root) = self.old_root.take() else { return Ok(()) };
-        // By descriptor: it is mounted on top of the new root, where no path leads.
-        fchdir(&old_root)
-            .named("fchdir", || "the old root".into())
-            .and_then(|()| rustix::mount::unmount(".", UnmountFlags::DETACH).named("umount2", || "the old root".into()))
-            .and_then(|()| rustix::process::chdir("/").named("chdir", || "\"/\"".into()))
+    /// What the kernel refused; `EINVAL` when called twice.
+    pub fn finish(&mut self) -> Result<()> {
+        let path = "self/ns/pid_for_children";
+        let namespace = openat(&self.host_proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .named("open", || format!("/proc/{path}"))
+            .at(Step::Contain)?;
+        self.usher()?.mount_proc(&namespace)?;
+        self.usher = None;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .named("mount", || "\"/\", MS_PRIVATE|MS_REC".into())
             .at(Step::Contain)
+    }
+
+    fn usher(&self) -> Result<&Usher> {
+        self.usher.as_ref().ok_or(Errno::INVAL).named("sendmsg", || "no usher any more".into()).at(Step::Contain)
     }
 }
 
-fn enter_namespaces(net: Net) -> Caused<()> {
-    let mut wanted = Namespaces::NEWNS | Namespaces::NEWIPC | Namespaces::NEWUTS | Namespaces::NEWCGROUP;
-    wanted.set(Namespaces::NEWNET, net != Net::Host);
-    unshare(wanted)
+/// Leaves a container's root, which nothing runs in any more, for an empty one: places where something is mounted cannot be removed.
+/// Its mounts cannot be unmounted one by one.
+///
+/// # Errors
+/// What the kernel refused; nothing has changed then.
+pub fn leave() -> std::result::Result<(), SysError> {
+    let shown = || "\"tmpfs\", \"/proc\"".into();
+    mount("tmpfs", "/proc", "tmpfs", MountFlags::empty(), None).named("mount", shown)?;
+    rustix::process::chdir("/proc").named("chdir", || "\"/proc\"".into())?;
+    pivot_root(".", ".").named("pivot_root", || "\".\", \".\"".into())?;
+    unmount(".", UnmountFlags::DETACH).named("umount2", || "the container's root".into())?;
+    rustix::process::chdir("/").named("chdir", || "\"/\"".into())
 }
 
-fn unshare(wanted: Namespaces) -> Caused<()> {
+/// Leaves namespaces for new ones, and says what forbids it.
+pub(crate) fn unshare(wanted: Namespaces) -> Caused<()> {
     namespace::unshare(wanted).map_err(|error| match error.errno {
         Errno::NOSPC => denied(&error, "a limit is reached: see /proc/sys/user/max_*_namespaces"),
         Errno::PERM | Errno::ACCESS => {

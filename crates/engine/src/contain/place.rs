@@ -78,9 +78,14 @@ impl Rootfs {
     /// Attaches a tree of mounts to a directory or file.
     pub(super) fn attach(&self, tree: &OwnedFd, path: &Path) -> Caused<()> {
         let target = if is_directory(tree)? { self.directory(path)? } else { self.file(path)? };
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        Ok(move_mount(tree, c"", &target, c"", flags).named("move_mount", || format!("{path:?}"))?)
+        put_on(tree, &target, path)
     }
+}
+
+/// Attaches a tree of mounts to an open place; `path`, for messages.
+pub(super) fn put_on(tree: &OwnedFd, target: &OwnedFd, path: &Path) -> Caused<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(tree, c"", target, c"", flags).named("move_mount", || format!("{path:?}"))?)
 }
 
 /// A copy of the mounts at and below a place of this mount namespace.
@@ -102,7 +107,7 @@ pub(super) fn is_directory(fd: &OwnedFd) -> Caused<bool> {
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
-/// The path by which mount(2) reaches an open place; the host's /proc is still there.
+/// The path by which mount(2) reaches an open place; there is a /proc in which we are.
 pub(super) fn by_number(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }

@@ -4,33 +4,38 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, mkdirat};
-use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags, move_mount};
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
 use yendor_kinds::Named;
 use yendor_sys::Errno;
 use yendor_sys::mount::set_attributes_of_one;
 
 use super::place::{Rootfs, copy_tree};
 use super::volume::{self, Given, Pending};
-use super::{Caused, LateMount, cover, layer, open_directory, pivot, special};
-use crate::request::{Layout, Placed, Request, Root};
+use super::{Caused, cover, layer, open_directory, proc, special};
+use crate::request::{Layout, Mount, Net, Placed, Request, Root};
 
 /// A root that is built.
+#[derive(Debug)]
 pub(super) struct Made {
-    /// The old one, unless the caller's view stays as it is.
-    pub(super) old: Option<OwnedFd>,
+    /// Where the container's paths begin.
+    pub(super) root: Rootfs,
     /// Volumes whose place only the image knows.
     pub(super) pending: Vec<Pending>,
-    /// What has to be mounted once /proc is there.
-    pub(super) late: Vec<LateMount>,
+    /// What has to be mounted once there is a pid namespace.
+    pub(super) proc: proc::Plan,
 }
 
-/// Builds it and makes it the root. The working directory is the container's directory in the state.
-pub(super) fn make(request: &Request, given: &Given, host_proc: &OwnedFd) -> Caused<Made> {
+/// Builds it. The working directory is the container's directory in the state. `guarded`: see [`super::usher::serve`].
+///
+/// What is mounted in it from now on reaches copies of it.
+pub(super) fn make(request: &Request, given: &Given, guarded: bool) -> Caused<Made> {
+    let own_network = request.net != Net::Host;
     let root = match (&request.root, &given.handed.root) {
         (Root::Caller, _) => {
             let root = Rootfs { fd: open_directory("/")? };
             let pending = volume::attach(&root, request, given)?;
-            return Ok(Made { old: None, pending, late: vec![super::PROC] });
+            share("/")?;
+            return Ok(Made { root, pending, proc: proc::Plan::bare(None, own_network) });
         }
         (Root::Layered, _) => layer::make()?,
         (Root::Dir(_), Some(fd)) => {
@@ -40,10 +45,9 @@ pub(super) fn make(request: &Request, given: &Given, host_proc: &OwnedFd) -> Cau
         }
         (Root::Dir(path), None) => Err(Errno::BADF).named("open_tree", || format!("{path:?}"))?,
     };
-    special::proc_place(&root)?;
-    let mut late = vec![super::PROC];
+    let mut proc = proc::Plan::bare(Some(proc::place(&root)?), own_network);
     let pending = match &request.layout {
-        Some(layout) => lay_out(&root, request, layout, given, host_proc, &mut late)?,
+        Some(layout) => lay_out(&root, request, layout, given, guarded, &mut proc)?,
         None => {
             // A directory is used as it is: where it has no /tmp, it gets none.
             let all = request.root == Root::Layered;
@@ -53,7 +57,13 @@ pub(super) fn make(request: &Request, given: &Given, host_proc: &OwnedFd) -> Cau
             volume::attach(&root, request, given)?
         }
     };
-    Ok(Made { old: Some(pivot(&root.fd)?), pending, late })
+    share("root")?;
+    Ok(Made { root, pending, proc })
+}
+
+fn share(path: &str) -> Caused<()> {
+    let flags = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    Ok(mount_change(path, flags).named("mount", || format!("{path:?}, MS_SHARED|MS_REC"))?)
 }
 
 /// Makes what the caller has listed, then the volumes that the list does not name.
@@ -62,8 +72,8 @@ fn lay_out(
     request: &Request,
     layout: &Layout,
     given: &Given,
-    host_proc: &OwnedFd,
-    late: &mut Vec<LateMount>,
+    guarded: bool,
+    proc: &mut proc::Plan,
 ) -> Caused<Vec<Pending>> {
     if !layout.file_systems().any(|m| m.target == Path::new("/dev")) {
         special::make(root, request.net, &special::dev())?;
@@ -72,7 +82,11 @@ fn lay_out(
     for placed in &layout.mounts {
         match placed {
             Placed::FileSystem(mount) if mount.fs_type == "proc" => {
-                late[0].flags |= MountFlags::from_bits_retain(mount.flags)
+                proc.flags |= MountFlags::from_bits_retain(mount.flags);
+            }
+            Placed::FileSystem(mount) if guarded && special::shows_the_host(mount) => {
+                let flags = mount.flags | MountFlags::RDONLY.bits();
+                special::make(root, request.net, &Mount { flags, ..mount.clone() })?;
             }
             Placed::FileSystem(mount) => special::make(root, request.net, mount)?,
             Placed::Volume(name) => {
@@ -87,7 +101,7 @@ fn lay_out(
     for (volume, fd) in left {
         pending.extend(volume::put(root, request, volume, fd)?);
     }
-    cover::all(root, layout, host_proc, late)?;
+    cover::all(root, layout, proc)?;
     if layout.read_only_root {
         set_attributes_of_one(&root.fd, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
     }

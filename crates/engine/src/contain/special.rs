@@ -1,9 +1,9 @@
-//! The file systems of the kernel in a new root: a list of mounts, and one interpreter. /proc is left to the first task.
+//! The file systems of the kernel in a new root: a list of mounts, and one interpreter. /proc comes later.
 
 use std::ffi::CString;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, openat, symlinkat};
+use rustix::fs::{CWD, Mode, symlinkat};
 use rustix::mount::{MountAttrFlags, MountFlags, mount};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::Errno;
@@ -56,12 +56,9 @@ pub(super) fn usual(wanted: impl Fn(&str) -> bool) -> Vec<Mount> {
     out
 }
 
-/// Makes the place of /proc, which the first task mounts by name: the name has to be the directory itself.
-pub(super) fn proc_place(root: &Rootfs) -> Caused<()> {
-    root.directory(Path::new("/proc"))?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(&root.fd, "proc", flags, Mode::empty()).named("openat", || "root, \"proc\", O_NOFOLLOW".into())?;
-    Ok(())
+/// Whether a file system has files of the host, which its root may write.
+pub(super) fn shows_the_host(mount: &Mount) -> bool {
+    matches!(mount.fs_type.as_str(), "sysfs" | "cgroup" | "cgroup2")
 }
 
 /// Mounts one.

@@ -81,6 +81,14 @@ impl Caller {
     }
 }
 
+/// Whether the host's root, or whoever is root where the caller is, has an id in the user namespace of this process.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn has_the_hosts_root() -> Result<bool, Cause> {
+    Ok(known("/proc/self/uid_map")?.iter().chain(&known("/proc/self/gid_map")?).any(|range| range.outside == 0))
+}
+
 /// Decides.
 #[must_use]
 pub fn plan(request: &Request, caller: &Caller) -> Maps {
@@ -217,7 +225,8 @@ fn helper(name: &str) -> Option<PathBuf> {
         .find(|p| p.exists())
 }
 
-fn known(path: &str) -> Result<Vec<Range>, Cause> {
+/// The ranges of a map in /proc.
+pub(super) fn known(path: &str) -> Result<Vec<Range>, Cause> {
     let text = std::fs::read(path).map_err(|e| SysError::io("open", path, &e))?;
     let all = yendor_proc::id_map::parse(&text)?;
     Ok(all.into_iter().map(|r| Range { inside: r.inside, outside: r.outside, count: r.count }).collect())

@@ -1,4 +1,4 @@
-//! Pid 1: the first stub. It makes the mounts that need its pid namespace, forgets the keeper's memory, gives birth to the
+//! Pid 1: the first stub. It forgets the keeper's memory, gives birth to the
 //! others, and in the end reaps (a machine-code loop; see the task crate's gadget).
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +14,6 @@ use yendor_task::stop::StopError;
 use yendor_task::{Nr, Script, Stopped, args, gadget};
 
 use super::{PARKING, Rebuilt, Site, Task};
-use crate::contain::LateMount;
 use crate::error::{At, Result, Step, With};
 use crate::recorder;
 
@@ -25,7 +24,7 @@ const PR_SET_PDEATHSIG: u32 = 1;
 const SIGKILL: u32 = 9;
 
 /// Takes the stub over and prepares it.
-pub fn start(site: &mut Site<'_>, tid: i32, mounts: &[LateMount]) -> Result<Task> {
+pub fn start(site: &mut Site<'_>, tid: i32) -> Result<Task> {
     let task = Task { tid, slot: 0 };
     Stopped::seize(tid, ptrace::O_EXITKILL | ptrace::O_TRACESYSGOOD).at(Step::Rebuild)?;
     let stopped = Stopped::interrupt(tid).map_err(cause).at(Step::Rebuild)?;
@@ -34,7 +33,6 @@ pub fn start(site: &mut Site<'_>, tid: i32, mounts: &[LateMount]) -> Result<Task
     let regs = stopped.regs().at(Step::Rebuild)?;
     stopped.set_regs(&site.arena.entry_regs(&regs, 0, gadget::WAIT, 0)).at(Step::Rebuild)?;
     stopped.resume().at(Step::Rebuild)?;
-    mount_all(site, &task, mounts)?;
     let mut script = Script::new();
     // Taken over before it could ask for that itself; it must end with the keeper when it is nobody's tracee any more.
     script.call(Nr::PRCTL, args![PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0]);
@@ -87,18 +85,6 @@ fn cause(e: StopError) -> Cause {
         StopError::Dead(d) => d.into(),
         StopError::Sys(e) => e.into(),
     }
-}
-
-fn mount_all(site: &Site<'_>, task: &Task, mounts: &[LateMount]) -> Result<()> {
-    for m in mounts {
-        let mut script = Script::new();
-        let data = if m.data.is_empty() { yendor_task::Arg::from(0) } else { cstr(m.data.as_bytes()) };
-        let [source, target, fs_type] =
-            [m.source.as_ref(), m.target.as_ref(), m.fs_type].map(|text| cstr(text.as_bytes()));
-        script.call(Nr::MOUNT, [source, target, fs_type, m.flags.bits().into(), data]);
-        site.run(task, &script).at(Step::Contain).task(1).kind("mount", m.target.to_string())?;
-    }
-    Ok(())
 }
 
 /// Moves vdso and vvar behind the arena, keeping their distances.

@@ -243,9 +243,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let built = (|| {
         // Before it has any child: all of them are born into the limits.
         contained.cgroup.iter().try_for_each(|cgroup| cgroup.adopt(init))?;
-        let init = init::start(&mut site, init, &contained.late_mounts)?;
+        contained.finish()?;
+        let init = init::start(&mut site, init)?;
         let listener = init::record(&site, &init, &mut notes)?;
-        contained.seal()?;
         site.confine.allow()?;
         site.confine.everybody(|script| site.run(&init, script).map(drop))?;
         if sockets_later {

@@ -26,12 +26,12 @@ use std::os::fd::OwnedFd;
 
 use yendor_sys::futex::RobustList;
 use yendor_sys::mapping::Mapping;
-use yendor_sys::{Errno, SysError, ptrace};
+use yendor_sys::{Errno, SysError, ptrace, vm};
 
 use crate::arena::{Arena, PAGE, RunError};
 use crate::gadget;
 use crate::nr::Nr;
-use crate::regs::{Regs, resumable};
+use crate::regs::{Regs, is_resumed, name_resumed, resumable};
 use crate::script::{Done, Script};
 use crate::stop::{StopError, Stopped};
 
@@ -92,6 +92,12 @@ struct Saved {
     running: bool,
 }
 
+fn two_words(tid: i32, at: u64) -> Option<[u64; 2]> {
+    let mut words = [[0; 8]; 2];
+    vm::read_exact(tid, at, words.as_flattened_mut()).ok()?;
+    Some(words.map(u64::from_ne_bytes))
+}
+
 /// What went wrong with one of several processes, and which.
 pub type Failed = (usize, RunError);
 
@@ -110,6 +116,12 @@ impl<'a> Loan<'a> {
             let tid = t.tid();
             let (mut general, rseq) = (t.regs()?, ptrace::rseq(tid)?);
             section::leave(tid, &rseq, &mut general)?;
+            if is_resumed(&general) {
+                let mut code = [0; 24];
+                // What cannot be read says nothing.
+                let read = vm::read_exact(tid, general.rip.wrapping_sub(code.len() as u64), &mut code).is_ok();
+                name_resumed(&mut general, if read { &code } else { &[] }, |at| two_words(tid, at));
+            }
             let own = Registers { general, extended: ptrace::xstate(tid)?, rseq, mask: ptrace::sigmask(tid)? };
             saved.push(Saved { tid, own, running: false });
         }
