@@ -5,7 +5,14 @@ use yendor_tests::{Flavour, PATIENCE, Yendor, wait_until};
 /// Makes files and directories with everything that root in a container may give them, one of them over a directory of the host's;
 /// says what they carry when it has made them, and at SIGUSR1.
 const PROGRAM: &str = r"
-import os, signal, struct, time
+import fcntl, os, signal, struct, time
+def flags(path, new=None):
+    # FS_IOC_GETFLAGS; those that chattr sets: A, d, S, D.
+    fd = os.open(path, os.O_RDONLY)
+    now = struct.unpack('l', fcntl.ioctl(fd, 0x80086601, bytes(8)))[0]
+    if new: fcntl.ioctl(fd, 0x40086602, struct.pack('l', now | new))
+    os.close(fd)
+    return hex(now & 0x100f8)
 def acl(*entries):
     return struct.pack('<I', 2) + b''.join(struct.pack('<HHI', *entry) for entry in entries)
 ACCESS = acl((1, 6, 0xffffffff), (2, 4, 0), (4, 0, 0xffffffff), (16, 4, 0xffffffff), (32, 0, 0xffffffff))
@@ -22,10 +29,12 @@ open('/tmp/d/inherits', 'w').write('x')
 os.setxattr('/usr/share/noted', 'system.posix_acl_access', ACCESS)
 os.setxattr('/usr/share/noted/g', 'system.posix_acl_access', ACCESS)
 os.setxattr('/usr/share/noted/g', 'security.capability', CAPABILITY)
+flags('/tmp/f', 0xc0); flags('/tmp/d/e', 0x40); flags('/usr/share/noted/g', 0x80); flags('/usr/share/noted', 0x10040)
+os.link('/tmp/f', '/tmp/d/another')
 def say(*_):
     for path in ['/tmp/f', '/tmp/d', '/tmp/d/e', '/tmp/d/plain', '/tmp/d/inherits', '/usr/share/noted', '/usr/share/noted/g']:
         names = sorted(name for name in os.listxattr(path) if name != 'security.selinux')
-        print(path, oct(os.stat(path).st_mode), [(name, os.getxattr(path, name).hex()) for name in names], flush=True)
+        print(path, oct(os.stat(path).st_mode), flags(path), [(name, os.getxattr(path, name).hex()) for name in names], flush=True)
     print('said', flush=True)
 signal.signal(signal.SIGUSR1, say)
 say()
@@ -41,6 +50,7 @@ fn of_files(flavour: Flavour) {
     let before = yendor.logs(&first);
     assert!(said && !failed(), "{before}");
     assert_eq!(before.matches("system.posix_acl").count(), 4, "{before}");
+    assert_eq!(before.matches("0xc0").count(), 1, "{before}");
     assert!(before.contains("security.capability") && before.contains("user.of-a-directory"), "{before}");
     let image = yendor.path("image");
     yendor.checkpoint(&first, &image);

@@ -132,6 +132,42 @@ pub fn timerfd_set_ticks(fd: &impl AsFd, ticks: u64) -> Result<()> {
     if ret < 0 { Err(SysError::last("ioctl", format!("{raw}, TFD_IOC_SET_TICKS, {ticks}"))) } else { Ok(()) }
 }
 
+/// How an epoll polls devices busily (`struct epoll_params`, ioctl_eventpoll(2)): microseconds, packets at once, whether it prefers to.
+pub type BusyPoll = (u32, u16, u8);
+
+/// How an epoll polls busily (`EPIOCGPARAMS`).
+///
+/// # Errors
+/// `ENOTTY`, `EINVAL` or `EOPNOTSUPP` from a kernel before 6.9, or one without it.
+pub fn busy_poll(epoll: &impl AsFd) -> Result<BusyPoll> {
+    const EPIOCGPARAMS: u64 = 0x8008_8a02;
+    let raw = epoll.as_fd().as_raw_fd();
+    let mut params = [0_u8; 8];
+    // SAFETY: the kernel writes eight bytes, which `params` has.
+    let ret = unsafe { libc::ioctl(raw, EPIOCGPARAMS, params.as_mut_ptr()) };
+    if ret < 0 {
+        return Err(SysError::last("ioctl", format!("{raw}, EPIOCGPARAMS")));
+    }
+    let [a, b, c, d, e, f, prefer, _] = params;
+    Ok((u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]), prefer))
+}
+
+/// Sets it (`EPIOCSPARAMS`).
+///
+/// # Errors
+/// As [`busy_poll`]; `EPERM` for many packets at once without `CAP_NET_ADMIN`.
+pub fn set_busy_poll(epoll: &impl AsFd, (usecs, budget, prefer): BusyPoll) -> Result<()> {
+    const EPIOCSPARAMS: u64 = 0x4008_8a01;
+    let raw = epoll.as_fd().as_raw_fd();
+    let mut params = [0_u8; 8];
+    params[..4].copy_from_slice(&usecs.to_ne_bytes());
+    params[4..6].copy_from_slice(&budget.to_ne_bytes());
+    params[6] = prefer;
+    // SAFETY: the kernel reads eight bytes of `params`, which outlives the call.
+    let ret = unsafe { libc::ioctl(raw, EPIOCSPARAMS, params.as_ptr()) };
+    if ret < 0 { Err(SysError::last("ioctl", format!("{raw}, EPIOCSPARAMS, {params:?}"))) } else { Ok(()) }
+}
+
 /// The number of the next watch of an inotify (`INOTIFY_IOC_SETNEXTWD`, linux/inotify.h).
 ///
 /// # Errors

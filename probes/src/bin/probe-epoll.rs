@@ -41,6 +41,7 @@ struct State {
     inner: OwnedFd,
     outer: OwnedFd,
     before: [Vec<String>; 2],
+    polls: [[u8; 8]; 2],
 }
 
 /// The table of targets, in no special order and without the numbers of inodes and devices.
@@ -49,6 +50,13 @@ fn targets(epoll: &OwnedFd) -> Vec<String> {
         fdinfo(epoll).iter().map(|line| line.split(" pos:").next().unwrap_or("").to_owned()).collect();
     lines.sort();
     lines
+}
+
+/// How it polls busily (struct epoll_params); zeros where the kernel does not know that.
+fn busy_poll(epoll: &OwnedFd) -> [u8; 8] {
+    let mut params = [0; 8];
+    unsafe { libc::ioctl(epoll.as_raw_fd(), 0x8008_8a02, params.as_mut_ptr()) };
+    params
 }
 
 fn setup() -> State {
@@ -72,11 +80,15 @@ fn setup() -> State {
     transfer(&edge, &1_u64.to_ne_bytes());
     expect("first events", ready(&inner), vec![(0xdead_beef_0000_0003, IN), (0xdead_beef_0000_0004, IN)]);
     expect("no second events", ready(&inner), vec![]);
+    // 77 microseconds, 8 packets at once, and it prefers to.
+    unsafe { libc::ioctl(inner.as_raw_fd(), 0x4008_8a01, [77_u8, 0, 0, 0, 8, 0, 1, 0].as_ptr()) };
+    let polls = [busy_poll(&inner), busy_poll(&outer)];
     let before = [targets(&inner), targets(&outer)];
-    State { pipe, level, edge, shot, armed, hidden, inner, outer, before }
+    State { pipe, level, edge, shot, armed, hidden, inner, outer, before, polls }
 }
 
 fn check(state: State) {
+    expect("busy polling", [busy_poll(&state.inner), busy_poll(&state.outer)], state.polls);
     expect("targets", [targets(&state.inner), targets(&state.outer)], state.before);
     // The edge may be told once more after a restore: a program must bear that (epoll(7)). One-shot may not.
     let spurious = ready(&state.inner);

@@ -1,5 +1,5 @@
 //! epoll(7): which descriptions it watches, under which numbers.
-//! *Read from:* fdinfo; `KCMP_EPOLL_TFD` finds the description behind each number, which may be closed by now.
+//! *Read from:* fdinfo; `KCMP_EPOLL_TFD` finds the description behind each number, which may be closed by now; `EPIOCGPARAMS`.
 //! *Made again by:* epoll_ctl in the workshop, in a copy of its descriptor table where the targets have their numbers.
 //! *Lost:* an edge that was delivered already is delivered again; `EPOLLWAKEUP` without `CAP_BLOCK_SUSPEND`; a one-shot
 //! target that had fired and that is not ready for anything now may still tell a hang-up before it is armed again.
@@ -10,7 +10,8 @@ use rustix::event::epoll;
 use serde::{Deserialize, Serialize};
 use yendor_image::{FdNum, FileId};
 use yendor_proc::fdinfo::{Detail, EpollTarget};
-use yendor_sys::event::{Interest, register};
+use yendor_sys::Errno;
+use yendor_sys::event::{BusyPoll, Interest, busy_poll, register, set_busy_poll};
 use yendor_sys::kcmp::epoll_target;
 
 use super::{Entry, FileKind, Gather, Seen, Workshop};
@@ -26,6 +27,9 @@ const ONESHOT: u32 = 0x4000_0000;
 pub struct Record {
     /// What it watches, ordered by number.
     pub targets: Vec<Target>,
+    /// How it polls devices busily: microseconds, packets at once, whether it prefers to. All zero: it does not.
+    #[serde(default)]
+    pub busy_poll: BusyPoll,
 }
 
 /// A registration.
@@ -54,13 +58,22 @@ impl FileKind for Record {
         if let Detail::Epoll(targets) = &seen.info.detail {
             gather.epolls.insert(seen.id, targets.clone());
         }
-        Ok(Record { targets: Vec::new() })
+        let busy_poll = match busy_poll(&seen.fd) {
+            // Before Linux 6.9 nobody can have set it.
+            Err(e) if matches!(e.errno, Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP) => (0, 0, 0),
+            told => told?,
+        };
+        Ok(Record { targets: Vec::new(), busy_poll })
     }
 
     fn rebuild(&self, _entry: &Entry, _workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
         // The targets follow in `register_all`: one of them may hold this epoll in its queue.
-        let Record { targets: _ } = self;
-        Ok(epoll::create(epoll::CreateFlags::CLOEXEC).named("epoll_create1", || "EPOLL_CLOEXEC".into())?)
+        let Record { targets: _, busy_poll } = self;
+        let made = epoll::create(epoll::CreateFlags::CLOEXEC).named("epoll_create1", || "EPOLL_CLOEXEC".into())?;
+        if *busy_poll != (0, 0, 0) {
+            set_busy_poll(&made, *busy_poll)?;
+        }
+        Ok(made)
     }
 }
 
@@ -105,7 +118,7 @@ fn find(gather: &Gather<'_>, epoll: FileId, target: &EpollTarget, index: u32) ->
 /// What epoll_ctl says; `Corrupt` for targets that it takes for impossible.
 pub fn register_all(workshop: &Workshop<'_>, late: bool) -> Result<()> {
     for entry in workshop.entries() {
-        let super::Record::Epoll(Record { targets }) = &entry.record else { continue };
+        let super::Record::Epoll(Record { targets, busy_poll: _ }) = &entry.record else { continue };
         let epoll = workshop.existing(entry.id)?;
         let mut interests = Vec::with_capacity(targets.len());
         for Target { number, file, events, data } in targets {

@@ -1,7 +1,7 @@
 //! A file system of the container's own: its copy-on-write layer over the host's root, or a tmpfs.
 //! *Read from:* the layer's upper directory, or the tmpfs, while the tasks are stopped.
 //! *Made again by:* the same changes to the new container's root: writing, and for what the layer hides, unlinking.
-//! *Lost:* inode numbers and change times; labels of files (see [`attribute`]); other extended attributes that the container's
+//! *Lost:* inode numbers, times of access and change; hints for writing (`F_SET_RW_HINT`); labels of files (see [`attribute`]); other extended attributes that the container's
 //! root may not set are refused.
 
 pub mod attribute;
@@ -48,6 +48,9 @@ pub struct Entry {
     pub modified: (i64, i64),
     /// Extended attributes.
     pub attributes: attribute::Attributes,
+    /// Of a file or a directory the flags that chattr(1) sets, as far as they are kept.
+    #[serde(default)]
+    pub flags: u32,
 }
 
 /// What a name stands for.
@@ -112,6 +115,7 @@ impl<'w> Walk<'w> {
         let stat = fstat(dir).named("fstat", shown)?;
         let (attributes, opaque) = attribute::collect(dir)?;
         self.push(path, What::Directory(opaque), &stat, attributes);
+        self.flag(dir)?;
         let mut names: Vec<Vec<u8>> = Vec::new();
         for entry in Dir::read_from(dir).named("getdents64", shown)? {
             let entry = entry.named("getdents64", shown)?;
@@ -154,13 +158,15 @@ impl<'w> Walk<'w> {
             }
             self.links.insert(stat.st_ino, Bytes(path.clone()));
         }
-        let mut kept = Vec::new();
+        let (mut kept, mut regular) = (Vec::new(), None);
         let what = match kind {
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
                 let file = openat(dir, name, flags, Mode::empty()).named("openat", || shown(path))?;
                 kept = attribute::collect(&file)?.0;
-                self.file(&file, &stat)?
+                let what = self.file(&file, &stat)?;
+                regular = Some(file);
+                what
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new()).named("readlinkat", || shown(path))?;
@@ -174,6 +180,14 @@ impl<'w> Walk<'w> {
             }
         };
         self.push(path, what, &stat, kept);
+        regular.map_or(Ok(()), |file| self.flag(&file))
+    }
+
+    /// The last entry's flags.
+    fn flag(&mut self, file: &OwnedFd) -> Result<()> {
+        if let Some(last) = self.entries.last_mut() {
+            last.flags = attribute::flags(file)?;
+        }
         Ok(())
     }
 
@@ -224,6 +238,7 @@ impl<'w> Walk<'w> {
             owner: (stat.st_uid, stat.st_gid),
             modified: (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             attributes,
+            flags: 0,
         });
     }
 }
@@ -261,6 +276,11 @@ pub fn rebuild(record: &Record, top: &OwnedFd, keep: &[Vec<u8>], reader: &Reader
             other => other?,
         }
     }
+    // A file may be such that nobody can change it any more, nor its directory.
+    for entry in entries.iter().filter(ours).rev().filter(|entry| entry.flags != 0) {
+        let (parent, name) = place(top, &entry.path.0)?;
+        attribute::set_flags(&parent, &name, entry.flags)?;
+    }
     Ok(())
 }
 
@@ -289,7 +309,7 @@ fn place(top: &OwnedFd, path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
 }
 
 fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>) -> Result<()> {
-    let Entry { path, what, mode, owner: _, modified: _, attributes } = entry;
+    let Entry { path, what, mode, owner: _, modified: _, attributes, flags: _ } = entry;
     let mut written = None;
     let (parent, name) = place(top, &path.0)?;
     let permissions = Mode::from_raw_mode(*mode);
@@ -339,7 +359,8 @@ fn furnish(parent: &OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
 
 /// Owner, permissions, time: in this order, since a change of owner clears bits.
 fn stamp(parent: &OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
-    let Entry { path: _, what, mode, owner: (uid, gid), modified: (seconds, nanoseconds), attributes: _ } = entry;
+    let Entry { path: _, what, mode, owner: (uid, gid), modified: (seconds, nanoseconds), attributes: _, flags: _ } =
+        entry;
     let now = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).named("fstatat", String::new)?;
     if (now.st_uid, now.st_gid) != (*uid, *gid) {
         let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));

@@ -1,7 +1,8 @@
 //! Socket options: numbers in a table, the few structures by hand (socket(7), ip(7), ipv6(7), tcp(7), udp(7)).
 //! *Read from:* getsockopt, beside a fresh socket that tells what is the default.
 //! *Made again by:* setsockopt where the value differs from the default; what bind looks at comes before it.
-//! *Lost:* nothing; an option that cannot be set again refuses the checkpoint by name.
+//! *Lost:* the program that chooses among sockets of one port (`SO_ATTACH_REUSEPORT_CBPF`, `SO_ATTACH_REUSEPORT_EBPF`) and keys of
+//! `TCP_MD5SIG` and `TCP_AO`, which nobody can read or nobody asks for. An option that cannot be set again refuses the checkpoint by name.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;

@@ -1,12 +1,13 @@
-//! Extended attributes of files in a layer: what programs have noted (`user.`), file capabilities, access control lists.
-//! *Read from:* flistxattr and fgetxattr, in the container's user namespace, so that ids are those inside.
-//! *Made again by:* fsetxattr, once owner and permissions are there: a change of owner takes capabilities away.
-//! *Lost:* labels of security modules and the digests of IMA and EVM: a new file gets what the module gives to new files.
+//! Extended attributes of files in a layer: what programs have noted (`user.`), file capabilities, access control lists; and the flags that
+//! chattr(1) sets.
+//! *Read from:* flistxattr and fgetxattr, in the container's user namespace, so that ids are those inside; `FS_IOC_GETFLAGS`.
+//! *Made again by:* fsetxattr, once owner and permissions are there: a change of owner takes capabilities away; `FS_IOC_SETFLAGS` last.
+//! *Lost:* flags that say only how a file system stores a file (compressed, no copy on write, journalled); labels of security modules and the digests of IMA and EVM: a new file gets what the module gives to new files.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{IFlags, Mode, OFlags, XattrFlags, ioctl_getflags, ioctl_setflags, openat};
 use yendor_image::Bytes;
 use yendor_sys::{Errno, SysError};
 
@@ -68,6 +69,47 @@ fn look(fd: impl AsFd) -> Result<(Attributes, bool, Option<Bytes>)> {
         }
     }
     Ok((kept, opaque, unknown))
+}
+
+/// Flags that say what may be done with a file, or when: written at once, fixed, only appended to, not dumped, no times of access,
+/// a directory written at once.
+const FLAGS: IFlags = IFlags::SYNC
+    .union(IFlags::IMMUTABLE)
+    .union(IFlags::APPEND)
+    .union(IFlags::NODUMP)
+    .union(IFlags::NOATIME)
+    .union(IFlags::DIRSYNC);
+
+/// Reads a file's flags.
+///
+/// # Errors
+/// What the file system says, but that it has none.
+pub fn flags(fd: impl AsFd) -> Result<u32> {
+    match ioctl_getflags(fd) {
+        Ok(flags) => Ok((flags & FLAGS).bits()),
+        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(0),
+        Err(e) => Err(SysError::new("ioctl", "FS_IOC_GETFLAGS", e).into()),
+    }
+}
+
+/// Gives a file in a directory these flags, and leaves its others.
+///
+/// # Errors
+/// The kernel's, also that the file system has none; `Corrupt` for flags that are not kept.
+pub fn set_flags(parent: &OwnedFd, name: &[u8], flags: u32) -> Result<()> {
+    let shown = || name.escape_ascii().to_string();
+    let wanted = IFlags::from_bits_retain(flags);
+    if !FLAGS.contains(wanted) {
+        return Err(Cause::corrupt(format!("{}: a file with the flags {flags:#x}", shown())));
+    }
+    let how = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = openat(parent, name, how, Mode::empty()).named("openat", shown)?;
+    let now = ioctl_getflags(&file).named("ioctl", || format!("{}, FS_IOC_GETFLAGS", shown()))?;
+    if now & FLAGS == wanted {
+        return Ok(());
+    }
+    let all = (now - FLAGS) | wanted;
+    Ok(ioctl_setflags(&file, all).named("ioctl", || format!("{}, FS_IOC_SETFLAGS, {flags:#x}", shown()))?)
 }
 
 /// Gives a file these and no others. A directory may have been there before, with its own.
