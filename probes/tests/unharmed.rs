@@ -134,6 +134,7 @@ probes! {
     ending "ending";
     epoll "epoll";
     eventfd "eventfd";
+    exit_signal "exit-signal";
     file_map "file-map";
     guards "guards";
     inet_listen "inet-listen";

@@ -56,6 +56,7 @@ probes! {
     ending "ending": root userns user tree_root tree_user three_generations_root three_generations_user;
     epoll "epoll": root userns user tree_root tree_user three_generations_root three_generations_user;
     eventfd "eventfd": root userns user tree_root tree_user three_generations_root three_generations_user;
+    exit_signal "exit-signal": root userns user tree_root tree_user three_generations_root three_generations_user;
     file_map "file-map": root userns user tree_root tree_user three_generations_root three_generations_user;
     guards "guards": root userns user tree_root tree_user three_generations_root three_generations_user;
     inet_listen "inet-listen": root userns user tree_root tree_user three_generations_root three_generations_user;

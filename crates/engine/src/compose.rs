@@ -3,7 +3,7 @@
 use rustix::fs::{Access, AtFlags};
 use yendor_image::{Bytes, FdNum, FileId, NsPid};
 use yendor_kinds::file::Descriptor;
-use yendor_kinds::process::{Exec, Record, State, Terminal, credential, directory, rlimit};
+use yendor_kinds::process::{Exec, Record, State, Terminal, USUAL_SIGNAL, credential, directory, rlimit};
 use yendor_kinds::snapshot::{Container, Machine, Root, Security, Snapshot};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::capability;
@@ -64,8 +64,14 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
         oom_score_adj: spec.oom_score_adj,
         terminal: terminal.then_some(Terminal { file: FileId(0), foreground: None }),
     };
-    let process =
-        Record { pid: FIRST, parent: NsPid(1), group: FIRST, session: FIRST, state: State::Exec(Box::new(exec)) };
+    let process = Record {
+        pid: FIRST,
+        parent: NsPid(1),
+        group: FIRST,
+        session: FIRST,
+        exit_signal: USUAL_SIGNAL,
+        state: State::Exec(Box::new(exec)),
+    };
     Ok(Snapshot {
         machine: Machine {
             architecture: "x86_64".into(),

@@ -19,6 +19,8 @@ const OPTIONS: [(i32, i32); 9] = [
     (libc::SOL_SOCKET, libc::SO_PRIORITY),
 ];
 
+const KEY: [u8; 16] = *b"\0key\xff of its own";
+
 fn must<T>(what: &str, result: std::io::Result<T>) -> T {
     result.unwrap_or_else(|error| probe::fail(&format!("{what}: {error}")))
 }
@@ -103,12 +105,21 @@ fn setup() -> State {
     set(&datagrams, libc::IPPROTO_IP, libc::IP_TTL, 3);
     ok("listen", unsafe { libc::listen(listener.as_raw_fd(), 7) });
     let multipath = multipath();
+    let key = KEY;
+    ok("TCP_FASTOPEN_KEY", unsafe {
+        libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, 33, key.as_ptr().cast(), 16)
+    });
     let names = (must("getsockname", listener.local_addr()), must("getsockname", datagrams.local_addr()));
     let options = [options(&listener, &TCP), options(&datagrams, &[])];
     State { listener, datagrams, multipath, names, options }
 }
 
 fn check(state: State) {
+    let (mut key, mut length) = ([0_u8; 16], 16);
+    ok("TCP_FASTOPEN_KEY", unsafe {
+        libc::getsockopt(state.listener.as_raw_fd(), libc::IPPROTO_TCP, 33, key.as_mut_ptr().cast(), &mut length)
+    });
+    expect("TCP_FASTOPEN_KEY", (key, length), (KEY, 16));
     expect("options", [options(&state.listener, &TCP), options(&state.datagrams, &[])], state.options);
     let names = (must("getsockname", state.listener.local_addr()), must("getsockname", state.datagrams.local_addr()));
     expect("names", names, state.names);

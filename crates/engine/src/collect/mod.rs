@@ -36,7 +36,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use yendor_image::{FileId, NsPid, Parent, Writer};
 use yendor_kinds::file::Gather;
 use yendor_kinds::process::hidden::Keyrings;
-use yendor_kinds::process::{Alive, Record, State, Terminal};
+use yendor_kinds::process::{Alive, Record, State, Terminal, USUAL_SIGNAL};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
 use yendor_kinds::{Cause, Named, memory};
 use yendor_policy::lsm::Here;
@@ -211,6 +211,7 @@ pub fn collect<'w>(
             parent: gather.pids.get(&facts.status.ppid).copied().unwrap_or(NsPid(1)),
             group: innermost(facts.status.ns_pgid.as_deref(), facts.stat.pgrp),
             session: innermost(facts.status.ns_sid.as_deref(), facts.stat.session),
+            exit_signal: u32::try_from(facts.stat.exit_signal).unwrap_or(USUAL_SIGNAL),
             state,
         });
     }

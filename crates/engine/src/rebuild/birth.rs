@@ -93,7 +93,7 @@ fn by(
     for b in children.iter().filter(|b| b.before_setsid) {
         until(domain::common(own_chain, chain(b)), &mut script, domains).at(Step::Confine)?;
         domains.born(b.pid, creator);
-        be_born(b, &mut script);
+        be_born(site, b, &mut script);
     }
     if leads {
         lead(site, plan, creator, &mut script);
@@ -101,7 +101,7 @@ fn by(
     for b in children.iter().filter(|b| !b.before_setsid) {
         until(domain::common(own_chain, chain(b)), &mut script, domains).at(Step::Confine)?;
         domains.born(b.pid, creator);
-        be_born(b, &mut script);
+        be_born(site, b, &mut script);
     }
     site.run(&own, &script).at(Step::Rebuild)?;
     let wanted: Vec<i32> = children.iter().map(|b| b.pid).chain(threads.iter().copied()).collect();
@@ -141,9 +141,10 @@ fn inherits(site: &Site<'_>, birth: &Birth) -> bool {
     alive(site, birth).is_some_and(|a| a.memory.inherits.is_some())
 }
 
-fn be_born(b: &Birth, script: &mut Script) {
-    // A sibling has its creator's exit signal; naming another is an error.
-    let (flags, exit_signal) = if b.sibling { (CLONE_PARENT, 0) } else { (0, SIGCHLD) };
+fn be_born(site: &Site<'_>, b: &Birth, script: &mut Script) {
+    let own = b.record.and_then(|record| site.snapshot.processes.get(record)).map(|record| record.exit_signal);
+    // A sibling has its creator's exit signal; naming another is an error. It was adopted, or will be: then it is the usual one.
+    let (flags, exit_signal) = if b.sibling { (CLONE_PARENT, 0) } else { (0, own.map_or(SIGCHLD, u64::from)) };
     clone(b.pid, flags, exit_signal, script);
 }
 

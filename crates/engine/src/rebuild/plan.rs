@@ -216,7 +216,7 @@ mod tests {
 
     fn p(pid: i32, parent: i32, group: i32, session: i32) -> Record {
         let [pid, parent, group, session] = [pid, parent, group, session].map(NsPid);
-        Record { pid, parent, group, session, state: State::Zombie(0) }
+        Record { pid, parent, group, session, exit_signal: 17, state: State::Zombie(0) }
     }
 
     #[test]

@@ -42,8 +42,19 @@ pub struct Record {
     pub group: NsPid,
     /// Its session.
     pub session: NsPid,
+    /// The signal by which its parent is told of its end; 0 for none. A process that has executed a program, or was adopted,
+    /// has `SIGCHLD`.
+    #[serde(default = "usual_signal")]
+    pub exit_signal: u32,
     /// What it is.
     pub state: State,
+}
+
+/// `SIGCHLD`.
+pub const USUAL_SIGNAL: u32 = 17;
+
+fn usual_signal() -> u32 {
+    USUAL_SIGNAL
 }
 
 /// Alive, or only its status.

@@ -1,7 +1,7 @@
 //! How a thread is scheduled: policy, nice, CPU affinity, I/O priority, timer slack, utilisation clamps, memory policy.
 //! *Read from:* sched_getattr, sched_getaffinity, ioprio_get, get_mempolicy and prctl in the task.
 //! *Made again by:* their counterparts, where the value differs from the one that the new task has already.
-//! *Lost:* the nice value of a session's group (/proc/PID/autogroup); CPUs in the affinity that this machine does not have.
+//! *Lost:* what it has used: its CPU clocks, getrusage(2), times(2), /proc/PID/io begin anew, and so does the time of its start; the nice value of a session's group (/proc/PID/autogroup); CPUs in the affinity that this machine does not have.
 
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;

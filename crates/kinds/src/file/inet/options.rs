@@ -29,6 +29,7 @@ const RCVBUFFORCE: i32 = 33;
 const SNDBUFFORCE: i32 = 32;
 const BUF_LOCK: i32 = 72;
 const CONGESTION: i32 = 13;
+const FASTOPEN_KEY: i32 = 33;
 
 /// A sort of socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +229,9 @@ pub struct Record {
     pub buffer_lock: i32,
     /// `TCP_CONGESTION`, empty for UDP.
     pub congestion: Bytes,
+    /// `TCP_FASTOPEN_KEY`, where it has one of its own.
+    #[serde(default)]
+    pub fastopen_key: Bytes,
 }
 
 impl Record {
@@ -275,6 +279,10 @@ pub fn collect(fd: BorrowedFd<'_>, fresh: BorrowedFd<'_>, sort: Sort) -> Result<
         // Before Linux 5.14 one cannot tell; then all sizes are taken for set.
         buffer_lock: present(inet::number(fd, SOCKET, BUF_LOCK))?.unwrap_or(3),
         congestion: text(&bytes(fd, TCP, CONGESTION)?),
+        fastopen_key: match bytes(fd, TCP, FASTOPEN_KEY)? {
+            key if sort == Sort::Unconnected && key != bytes(fresh, TCP, FASTOPEN_KEY)? => Bytes(key),
+            _ => Bytes(Vec::new()),
+        },
     })
 }
 
@@ -293,6 +301,7 @@ pub fn apply(fd: BorrowedFd<'_>, record: &Record) -> Result<()> {
         send_buffer,
         buffer_lock,
         congestion,
+        fastopen_key,
     } = record;
     for (name, level, number, _) in TABLE {
         let Some(value) = numbers.get(name) else { continue };
@@ -314,6 +323,9 @@ pub fn apply(fd: BorrowedFd<'_>, record: &Record) -> Result<()> {
     }
     if !congestion.0.is_empty() && text(&bytes(fd, TCP, CONGESTION)?) != *congestion {
         inet::set(fd, TCP, CONGESTION, &congestion.0)?;
+    }
+    if !fastopen_key.0.is_empty() {
+        inet::set(fd, TCP, FASTOPEN_KEY, &fastopen_key.0)?;
     }
     // The send buffer gets its size at the end: until then it needs room for all that waits to be sent.
     let _ = send_buffer;
