@@ -226,7 +226,7 @@ const COUNTER: &str = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; echo $i
 #[test]
 fn it_survives_our_death_at_any_instant() {
     let rounds = if std::env::var_os("YENDOR_SOAK").is_some() { 400 } else { 40 };
-    let target = child("while :; do sleep 0.001; done & sleep 30");
+    let target = child("while :; do sleep 0.001; done & sleep 1000");
     let busy = child(&format!("while :; do {COUNTER}; done >/dev/null"));
     let vectors = keeps_a_vector();
     for pid in [&target, &busy].map(|c| i32::try_from(c.id()).expect("pid")).into_iter().chain(vectors) {
