@@ -6,8 +6,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use yendor_kinds::{Cause, Result};
+use rustix::fs::{AtFlags, readlinkat, statat};
+use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::limits::{self, Limits};
+use yendor_proc::personality;
 use yendor_proc::smaps::{self, Smap};
 use yendor_proc::timers::{self, Timer};
 use yendor_sys::{Errno, SysError};
@@ -35,6 +37,12 @@ pub struct Texts {
     pub coredump_filter: String,
     /// Its `oom_score_adj`, a number.
     pub oom_score_adj: String,
+    /// Where its `cwd` leads.
+    pub cwd: Vec<u8>,
+    /// Its `root`: device and inode.
+    pub root: (u64, u64),
+    /// The `personality` of each thread.
+    pub personalities: Vec<u32>,
     /// The namespaces of its threads, by their ids.
     namespaces: Vec<(i32, Namespaces)>,
 }
@@ -56,6 +64,10 @@ impl Texts {
             tid if tid == pid => Ok((tid, Namespaces::of_process(proc, pid)?)),
             tid => Ok((tid, Namespaces::of_thread(proc, pid, tid)?)),
         };
+        let personality = |tid: &i32| Ok(personality::parse(&file(&format!("task/{tid}/personality"))?)?);
+        let (root, cwd) = (format!("{pid}/root"), format!("{pid}/cwd"));
+        let root = statat(proc, root.as_str(), AtFlags::empty()).named("statat", || root.clone())?;
+        let cwd = readlinkat(proc, cwd.as_str(), Vec::new()).named("readlinkat", || cwd.clone())?;
         read_proc_into(proc, &format!("{pid}/smaps"), room)?;
         Ok(Texts {
             pid,
@@ -66,6 +78,9 @@ impl Texts {
             auxv: file("auxv")?,
             coredump_filter: word("coredump_filter")?,
             oom_score_adj: word("oom_score_adj")?,
+            cwd: cwd.into_bytes(),
+            root: (root.st_dev, root.st_ino),
+            personalities: threads.iter().map(personality).collect::<Result<_>>()?,
         })
     }
 }

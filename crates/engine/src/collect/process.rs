@@ -11,8 +11,7 @@ use yendor_kinds::process::{
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_policy::lsm::Here;
-use yendor_proc::status::Status;
-use yendor_proc::{personality, status};
+use yendor_proc::status::{self, Status};
 use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
 use yendor_task::live::twin;
@@ -228,7 +227,8 @@ impl<'a> Asking<'a> {
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
         let mut threads = Vec::with_capacity(self.threads.len());
-        let known = self.statuses.iter().zip(std::mem::take(&mut self.restricted)).zip(own_pending);
+        let known = self.statuses.iter().zip(std::mem::take(&mut self.restricted));
+        let known = known.zip(&self.texts.personalities).zip(own_pending);
         for (((stopped, asked), regs), (known, mut own)) in
             self.threads.iter().zip(&self.asked).zip(&registers).zip(known)
         {
@@ -306,7 +306,7 @@ impl<'a> Asking<'a> {
         asked: &AskedThread,
         registers: &Registers,
         (pending, own_pending): (u64, signal::Queue),
-        (status, restricted): (&Status, Restricted),
+        ((status, restricted), personality): ((&Status, Restricted), &u32),
     ) -> Result<Thread> {
         let (pid, tid) = (self.facts.pid, stopped.tid());
         if ptrace::user_dispatch(tid)?.mode != 0 {
@@ -318,8 +318,6 @@ impl<'a> Asking<'a> {
         let signals = signal::collect(registers.mask, own_pending, inquiry, *stack)?;
         let pending = pending & !signals.mask != 0;
         let name = Bytes(status.name.clone());
-        let personality =
-            personality::parse(&read_proc(self.view.proc.as_fd(), &format!("{pid}/task/{tid}/personality"))?)?;
         let domain = |tid| self.view.modules.tomoyo_domain(tid);
         let labels = label::collect(self.view.proc, (pid, tid), &self.view.modules.modules(), domain)?;
         Ok(Thread {
@@ -332,7 +330,7 @@ impl<'a> Asking<'a> {
             sched: sched::collect(inquiry, *sched)?,
             credentials: credential::collect(status, inquiry, *securebits)?,
             controls: control::collect_thread(inquiry, *controls)?,
-            attributes: attribute::collect_thread(inquiry, *attributes, name, personality)?,
+            attributes: attribute::collect_thread(inquiry, *attributes, name, *personality)?,
         })
     }
 
@@ -344,15 +342,12 @@ impl<'a> Asking<'a> {
     }
 
     fn directory(&self) -> Result<directory::Record> {
-        use rustix::fs::{AtFlags, statat};
-        let path = format!("{}/root", self.facts.pid);
-        let own = statat(self.view.proc, path.as_str(), AtFlags::empty()).named("statat", || path.clone())?;
-        let chrooted = (own.st_dev, own.st_ino) != self.view.root;
-        let cwd = self.link("cwd")?;
+        let chrooted = self.texts.root != self.view.root;
+        let cwd = &self.texts.cwd;
         let gone = cwd.strip_suffix(b" (deleted)");
         Ok(directory::Record {
             cwd_deleted: gone.is_some(),
-            cwd: Bytes(gone.unwrap_or(&cwd).to_vec()),
+            cwd: Bytes(gone.unwrap_or(cwd).to_vec()),
             root: if chrooted { Some(Bytes(self.link("root")?)) } else { None },
             umask: self.facts.status.umask.unwrap_or(0o022),
         })
