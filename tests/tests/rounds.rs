@@ -162,6 +162,44 @@ os._exit(scan(0, 2) != [5 << 12])
     ends_well(&yendor, &container);
 }
 
+/// Guarded pages (MADV_GUARD_INSTALL) in memory that is large enough to be tracked: they cannot be read, and are guarded again.
+fn guarded_pages(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let program = "
+import ctypes, os, signal
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+pages = 16 << 8
+at = libc.mmap(None, pages << 12, 3, 0x22, -1, 0)
+page = lambda n: ctypes.c_void_p(at + (n << 12))
+for n in range(pages): ctypes.memmove(page(n), n.to_bytes(4, 'little') * 1024, 4096)
+for first, count in [(0, 1), (7, 3), (pages // 2, 900), (pages - 1, 1)]: libc.madvise(page(first), count << 12, 102)
+ends = os.pipe()
+def look():
+    seen = []
+    for n in range(pages):
+        got = libc.write(ends[1], page(n), 4)
+        seen.append(int.from_bytes(os.read(ends[0], 4), 'little') if got == 4 else None)
+    return seen
+before = look()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print('ready', flush=True)
+signal.sigwait([signal.SIGUSR1])
+os._exit(look() != before)
+";
+    let container = yendor.fresh("guarded");
+    yendor.run_detached(&container, &["python3", "-c", program]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let (early, copied, plain) = (yendor.path("early"), yendor.path("copied"), yendor.path("plain"));
+    checkpoint(&yendor, &container, &early, &["--leave-running", "--rounds", "3"]);
+    checkpoint(&yendor, &container, &copied, &["--leave-running"]);
+    checkpoint(&yendor, &container, &plain, &["--rounds", "2"]);
+    for image in [early, copied, plain] {
+        lives(&yendor, &image);
+    }
+}
+
 /// SIGKILL for the checkpoint, mostly while it reads: nothing of it is left in the program.
 fn killed_at_any_instant(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -250,6 +288,7 @@ yendor_tests::flavours! {
     of_one_instant
     who_cannot_be_tracked
     who_tracks_itself
+    guarded_pages
     killed_at_any_instant
     it_is_stopped_for_less
 }
