@@ -108,7 +108,14 @@ fn layer_entry(path: &[u8], what: Value, mode: u64, owner: u64) -> Value {
         ("owner", Value::Array(vec![number(owner), number(owner)])),
         ("modified", Value::Array(vec![number(1), number(1)])),
         ("attributes", Value::Array(Vec::new())),
+        ("flags", number(0)),
     ])
+}
+
+/// Its extended attributes.
+fn attributes_of(entry: &mut Value) -> Option<&mut Value> {
+    let Value::Map(fields) = entry else { return None };
+    fields.iter_mut().find(|(name, _)| *name == Value::Text("attributes".into())).map(|(_, value)| value)
 }
 
 /// Puts an entry into the layer of the root, and one into that of /tmp.
@@ -117,6 +124,15 @@ fn layer(forge: &mut Forge, path: &[u8], what: &Value, mode: u64, owner: u64) {
         let entry = layer_entry(path, what.clone(), mode, owner);
         forge.list(&format!("container/layers/{index}/entries")).push(entry);
     }
+}
+
+fn epoll(target: Value) -> Value {
+    let busy_poll = Value::Array(vec![number(0), number(0), number(0)]);
+    map(&[("targets", Value::Array(vec![target])), ("busy_poll", busy_poll)])
+}
+
+fn setting(f: &mut Forge, name: &str, value: &[u8]) {
+    f.list("container/settings").push(map(&[("name", bytes(name)), ("value", Value::Bytes(value.to_vec()))]));
 }
 
 fn whiteout() -> Value {
@@ -420,6 +436,15 @@ fn memory() -> Vec<Claim> {
         f.set(&m(&format!("areas/0/{field}")), number(n));
     }
     vec![
+        lie("guarded pages outside of their mapping", May::Damaged, |f, _| {
+            let guard = Value::Array(vec![number(0x1000), number(0x7fff_ffff_f000)]);
+            f.list(&m("areas/0/guards")).push(guard);
+        }),
+        lie("guarded half pages", May::Damaged, |f, _| {
+            f.set(&m("areas/0/start"), number(0x10_0000));
+            f.list(&m("areas/0/guards")).push(Value::Array(vec![number(0x10_0001), number(0x10_0002)]));
+        }),
+        lie("an end by the signal 70000", May::Fail, |f, _| f.set("processes/0/exit_signal", number(70_000))),
         lie("a mapping in the kernel", May::Damaged, |f, _| {
             let last = f.list(&m("areas")).len() - 1;
             f.set(&m(&format!("areas/{last}/start")), number(0xffff_8000_0000_0000));
@@ -570,12 +595,12 @@ fn descriptors() -> Vec<Claim> {
         }),
         lie("an epoll that watches itself", May::Contained, |f, _| {
             let target = map(&[("number", number(9)), ("file", number(3)), ("events", number(1)), ("data", number(0))]);
-            f.set("files/3/record", map(&[("epoll", map(&[("targets", Value::Array(vec![target]))]))]));
+            f.set("files/3/record", map(&[("epoll", epoll(target))]));
         }),
         lie("an epoll that watches what does not exist", May::Fail, |f, _| {
             let target =
                 map(&[("number", number(9)), ("file", number(9999)), ("events", number(1)), ("data", number(0))]);
-            f.set("files/3/record", map(&[("epoll", map(&[("targets", Value::Array(vec![target]))]))]));
+            f.set("files/3/record", map(&[("epoll", epoll(target))]));
         }),
         lie("a terminal that does not exist", May::Damaged, |f, _| {
             f.set(&p("terminal"), map(&[("file", number(9999)), ("foreground", Value::Null)]));
@@ -728,10 +753,8 @@ fn layers() -> Vec<Claim> {
         lie("capabilities of a file", May::Contained, |f, _| {
             let mut entry = layer_entry(b"capable", empty_file(0), 0o755, 0);
             let value = Value::Bytes(b"\x01\0\0\x02\xff\xff\xff\xff\0\0\0\0\xff\xff\xff\xff\0\0\0\0".to_vec());
-            if let Value::Map(fields) = &mut entry {
-                let attributes = Value::Array(vec![Value::Array(vec![bytes("security.capability"), value])]);
-                fields.last_mut().expect("attributes").1 = attributes;
-            }
+            let attributes = Value::Array(vec![Value::Array(vec![bytes("security.capability"), value])]);
+            *attributes_of(&mut entry).expect("attributes") = attributes;
             f.list("container/layers/1/entries").push(entry);
         }),
     ]
@@ -740,10 +763,8 @@ fn layers() -> Vec<Claim> {
 /// A file in /tmp with an extended attribute.
 fn attribute(f: &mut Forge, name: &str, value: &[u8]) {
     let mut entry = layer_entry(b"noted", empty_file(0), 0o755, 0);
-    if let Value::Map(fields) = &mut entry {
-        let attributes = vec![Value::Array(vec![bytes(name), Value::Bytes(value.to_vec())])];
-        fields.last_mut().expect("attributes").1 = Value::Array(attributes);
-    }
+    let attributes = vec![Value::Array(vec![bytes(name), Value::Bytes(value.to_vec())])];
+    *attributes_of(&mut entry).expect("attributes") = Value::Array(attributes);
     f.list("container/layers/1/entries").push(entry);
 }
 
@@ -776,6 +797,21 @@ fn surroundings() -> Vec<Claim> {
         }),
         lie("sysctls", May::Damaged, |f, _| {
             field(f, "container", "sysctl", map(&[("kernel.core_pattern", Value::Text("|/tmp/x".into()))]));
+        }),
+        lie("a setting of the whole machine", May::Damaged, |f, _| setting(f, "kernel/core_pattern", b"|/tmp/x")),
+        lie("a setting that leads out of its place", May::Damaged, |f, _| {
+            setting(f, "net/../kernel/core_pattern", b"|/tmp/x");
+        }),
+        lie("a setting with a name that begins like another", May::Damaged, |f, _| setting(f, "network/x", b"1")),
+        lie("a setting of 64 KiB", May::Damaged, |f, _| setting(f, "net/ipv4/ip_forward", &[b'1'; 1 << 16])),
+        lie("a setting that nobody knows", May::Fail, |f, _| setting(f, "net/ipv4/yendor", b"1")),
+        lie("a setting that forwards", May::Contained, |f, _| setting(f, "net/ipv4/ip_forward", b"1")),
+        lie("a file with flags that are not kept", May::Damaged, |f, _| {
+            let mut entry = layer_entry(b"flagged", empty_file(0), 0o755, 0);
+            if let Value::Map(fields) = &mut entry {
+                fields.last_mut().expect("flags").1 = number(0x8000_0040);
+            }
+            f.list("container/layers/1/entries").push(entry);
         }),
         lie("hooks", May::Damaged, |f, _| {
             field(f, "container", "hooks", Value::Array(vec![Value::Text("/bin/sh".into())]));

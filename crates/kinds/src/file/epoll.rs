@@ -28,7 +28,6 @@ pub struct Record {
     /// What it watches, ordered by number.
     pub targets: Vec<Target>,
     /// How it polls devices busily: microseconds, packets at once, whether it prefers to. All zero: it does not.
-    #[serde(default)]
     pub busy_poll: BusyPoll,
 }
 

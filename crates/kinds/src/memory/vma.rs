@@ -34,7 +34,6 @@ pub struct Record {
     /// On which memory nodes its pages are put, where mbind(2) has said so.
     pub policy: Option<policy::Record>,
     /// Pages of it that nobody can touch (`MADV_GUARD_INSTALL`): start and end of each range.
-    #[serde(default)]
     pub guards: Vec<(Addr, Addr)>,
 }
 

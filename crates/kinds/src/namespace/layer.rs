@@ -49,7 +49,6 @@ pub struct Entry {
     /// Extended attributes.
     pub attributes: attribute::Attributes,
     /// Of a file or a directory the flags that chattr(1) sets, as far as they are kept.
-    #[serde(default)]
     pub flags: u32,
 }
 

@@ -44,7 +44,6 @@ pub struct Record {
     pub session: NsPid,
     /// The signal by which its parent is told of its end; 0 for none. A process that has executed a program, or was adopted,
     /// has `SIGCHLD`.
-    #[serde(default = "usual_signal")]
     pub exit_signal: u32,
     /// What it is.
     pub state: State,
@@ -52,10 +51,6 @@ pub struct Record {
 
 /// `SIGCHLD`.
 pub const USUAL_SIGNAL: u32 = 17;
-
-fn usual_signal() -> u32 {
-    USUAL_SIGNAL
-}
 
 /// Alive, or only its status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

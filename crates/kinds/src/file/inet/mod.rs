@@ -62,7 +62,6 @@ pub struct Record {
     /// Its family.
     pub family: Family,
     /// Whether it is one of MPTCP, which is TCP to whoever does not know it.
-    #[serde(default)]
     pub multipath: bool,
     /// Owner and group of its inode; sockets of one owner may share a port (`SO_REUSEPORT`).
     pub owner: (u32, u32),

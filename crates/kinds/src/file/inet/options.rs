@@ -230,7 +230,6 @@ pub struct Record {
     /// `TCP_CONGESTION`, empty for UDP.
     pub congestion: Bytes,
     /// `TCP_FASTOPEN_KEY`, where it has one of its own.
-    #[serde(default)]
     pub fastopen_key: Bytes,
 }
 

@@ -58,7 +58,6 @@ pub struct Connection {
     /// What the ends agreed on.
     pub agreed: Agreed,
     /// The other end is in no process: it was closed, and has sent all it had.
-    #[serde(default)]
     pub peer_is_closed: bool,
 }
 
