@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use yendor_tests::{Flavour, PATIENCE, Yendor};
+use yendor_tests::{Flavour, PATIENCE, Yendor, wait_until};
 
 /// Runs it as every sort of user.
 fn everybody(test: impl Fn(&Yendor)) {
@@ -266,5 +266,63 @@ fn what_a_container_of_root_cannot_write() {
         let third = yendor.fresh("c");
         yendor.run_detached_with(&third, &["--volume", &option], &["sleep", "1000"]).exits(0);
         holds(&third);
+    });
+}
+
+/// What a container's root could do to files of the host that it is given with its devices, its program or its caller's descriptors.
+#[test]
+fn what_a_container_gets_of_the_host_cannot_be_changed() {
+    everybody(|yendor| {
+        if *yendor.flavour() == Flavour::Root {
+            return;
+        }
+        let (first, second, image) = (yendor.fresh("a"), yendor.fresh("b"), yendor.path("image"));
+        yendor.run_detached(&first, &["sleep", "1000"]);
+        yendor.checkpoint(&first, &image);
+        yendor.restore(&image, &second);
+        // To what they have already, so that nothing is harmed if it can be done.
+        let script = "for file in /dev/null /dev/zero /dev/tty /proc/2/fd/0; do chmod 666 $file 2>/dev/null && echo $file; done; \
+                      readlink /proc/1/exe; ls /proc/self/fd; echo x >/dev/null && dd if=/dev/zero of=/dev/null count=1 2>/dev/null";
+        let said = yendor.call(&["exec", &second, "--", "sh", "-c", script]).exits(0).stdout;
+        assert_eq!(said, "/memfd:yendor-init (deleted)\n0\n1\n2\n3\n", "3 is that of the directory");
+        let words = ["exec", &second, "--", "sh", "-c", "ls /proc/self/fd"];
+        let Some(said) = yendor.call_between("exec 9</", &words, "") else { return };
+        let said = said.exits(0).stdout;
+        assert_eq!(said, "0\n1\n2\n3\n");
+    });
+}
+
+/// Who removes a container's directory does not go through what is mounted below it.
+#[test]
+fn a_container_that_removes_itself_leaves_its_volumes_alone() {
+    everybody(|yendor| {
+        let tree = yendor.path("tree");
+        for directory in ["", "usr", "proc", "dev", "sys", "data"] {
+            std::fs::create_dir(tree.join(directory)).expect("a directory of our own");
+            yendor.owns(&tree.join(directory));
+        }
+        for (link, to) in [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
+            std::os::unix::fs::symlink(to, tree.join(link)).expect("a link of our own");
+        }
+        let volume = yendor.path("volume");
+        std::fs::create_dir(&volume).expect("a directory of our own");
+        yendor.owns(&volume);
+        let files = [tree.join("file"), volume.join("file")];
+        for file in &files {
+            std::fs::write(file, "mine").expect("a file of our own");
+            yendor.owns(file);
+        }
+        let data = format!("d={}:/data", utf8(&volume));
+        let rootfs: &[&str] = &["--rootfs", utf8(&tree), "--volume", "u=/usr:/usr:ro"];
+        for root in [&[][..], rootfs] {
+            let name = yendor.fresh("gone");
+            let options = [&["--rm", "--volume", &data], root].concat();
+            yendor.run_detached_with(&name, &options, &["true"]).exits(0);
+            let gone = || std::fs::read_dir(yendor.path("state/run")).map_or(true, |mut all| all.next().is_none());
+            assert!(wait_until(PATIENCE, gone), "{}", yendor.call(&["ps", "-a"]).stdout);
+            for file in &files {
+                assert_eq!(std::fs::read_to_string(file).ok().as_deref(), Some("mine"), "{}", file.display());
+            }
+        }
     });
 }

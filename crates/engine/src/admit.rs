@@ -49,12 +49,7 @@ pub struct Admitted {
 /// A permission error that says which file or sysctl forbids it.
 pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<Granted> {
     root_for_host(request).at(Step::Admit)?;
-    let others = Namespaces::NEWNS
-        | Namespaces::NEWIPC
-        | Namespaces::NEWUTS
-        | Namespaces::NEWCGROUP
-        | Namespaces::NEWPID
-        | Namespaces::NEWTIME;
+    let others = Namespaces::NEWNS | Namespaces::NEWIPC | Namespaces::NEWUTS | Namespaces::NEWPID | Namespaces::NEWTIME;
     let trial = yendor_sys::clone::trial(request.userns == Userns::Auto, others);
     trial.map_err(why_no_namespace).at(Step::Admit).map_err(|e| Surroundings::look().name(e, None))?;
     policy(request, verb, network_is_asked_for, &handed(request)?)

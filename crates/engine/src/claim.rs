@@ -164,7 +164,7 @@ fn empty(directory: BorrowedFd<'_>) {
             continue;
         }
         if entry.file_type() == FileType::Directory
-            && let Ok(inner) = openat(directory, name, DIRECTORY, Mode::empty())
+            && let Ok(inner) = crate::state::below(directory, name)
         {
             empty(inner.as_fd());
         }

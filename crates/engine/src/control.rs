@@ -1,6 +1,6 @@
-//! Messages with descriptors between the front and the keeper: JSON behind a length, over a stream socket.
+//! Messages with descriptors between front, usher and keeper: JSON behind a length, over a stream socket.
 //!
-//! Only these two speak here; what comes from an image travels inside a message as a value, never as a message.
+//! Only these speak here; what comes from an image travels inside a message as a value, never as a message.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;

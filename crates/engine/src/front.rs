@@ -205,6 +205,16 @@ fn hand_over(what: &Launch, plain: Option<Plain>, claim: &Claim, admitted: Admit
         plain: plain.as_ref().map(|plain| (plain.descriptors().len(), plain.index())),
         window: window(),
     };
+    // The usher sends them once more, with those of the limits: two for each of two hierarchies, and for the one aside.
+    const OF_LIMITS: usize = 6;
+    if all.len() + OF_LIMITS > MAX_DESCRIPTORS {
+        let what = format!(
+            "{} volumes: at most about {} can be handed over",
+            what.request.volumes.len(),
+            MAX_DESCRIPTORS - 16
+        );
+        return Err(Error::new(Step::Admit, Cause::Reported { message: what, code: 1 }));
+    }
     control.send(&startup, &all).at(Step::Contain)?;
     if let Some(plain) = plain {
         // Descriptors on their way count too (ETOOMANYREFS, unix(7)).

@@ -2,16 +2,14 @@
 //! and rebuilds what runs in it, then waits and remembers how it ended.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
-use yendor_image::{Bytes, Digest, FileId, Reader};
+use yendor_image::{Digest, FileId, Reader};
 use yendor_kinds::file::external::Filled;
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Entry, Record, Workshop};
-use yendor_kinds::namespace::{ipc, layer};
+use yendor_kinds::namespace::ipc;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
@@ -27,11 +25,12 @@ use crate::control::Control;
 use crate::error::{At, Error, Result, Step, With};
 use crate::hole;
 use crate::label::Labels;
+use crate::layers;
 use crate::load::{Hashing, Loader, Plain};
 pub use crate::outer::{Inherited, inherit};
 use crate::rebuild::{Image, Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
-use crate::request::{Mount, Net, Request, Root};
+use crate::request::{Net, Request, Root};
 use crate::setting;
 use crate::state::{self, Standard, State, Status};
 use crate::who::Surroundings;
@@ -148,9 +147,13 @@ fn start(
     // What a terminal shows while nobody looks goes to the log.
     let log = stdio[1].try_clone().map_err(|e| SysError::io("dup", "log", &e)).at(Step::Contain)?;
     let console = (startup.stdio == Stdio::Terminal).then(Console::open).transpose().at(Step::Contain)?;
-    let stdio = match &console {
-        Some(console) => console.thrice().at(Step::Contain)?,
-        None => stdio,
+    let stdio = match (&console, stdio) {
+        (Some(console), _) => console.thrice().at(Step::Contain)?,
+        // The container's own, not the host's: it is the same device, but a file whose mode and owner can be changed.
+        (None, [_, out, err]) if startup.stdio == Stdio::Log && startup.request.root != Root::Caller => {
+            [open_null().at(Step::Contain)?, out, err]
+        }
+        (None, stdio) => stdio,
     };
     let directory = contained.state.try_clone().map_err(|e| SysError::io("dup", "state", &e)).at(Step::Contain)?;
     clock.mark("contain");
@@ -176,12 +179,12 @@ fn start(
     let keeper_start = own_start(&contained).at(Step::Contain)?;
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation);
     let (mut clocks, mut settings) = (Clocks::default(), None);
-    let layers = own_file_systems(&startup.request, &directory).at(Step::Contain)?;
+    let layers = layers::own(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
         hole::fill(&snapshot, &mut request, &contained)?;
         set_names(startup, &snapshot).at(Step::Rebuild)?;
         clocks = continue_clocks(&mut contained, snapshot.container.clocks);
-        fill_layers(&snapshot, &request, reader).at(Step::Rebuild)?;
+        layers::fill(&snapshot, &request, reader).at(Step::Rebuild)?;
         settings =
             setting::set(&snapshot, &request, &contained.host_proc).at(Step::Rebuild).kind("namespace", "settings")?;
         if let Some(record) = &snapshot.container.ipc {
@@ -263,6 +266,11 @@ struct Outside<'a> {
     console: Option<&'a OwnedFd>,
 }
 
+fn open_null() -> std::result::Result<OwnedFd, SysError> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/null", flags, Mode::empty()).named("open", || "\"/dev/null\"".into())
+}
+
 /// The container's log, where the front made none.
 fn open_log(directory: &OwnedFd) -> std::result::Result<OwnedFd, SysError> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -303,37 +311,6 @@ fn check_seal(reader: &Reader, wanted: Option<Digest>) -> std::result::Result<()
     if reader.seal()? == wanted { Ok(()) } else { Err(Cause::corrupt("it was changed while it was being restored")) }
 }
 
-/// The file systems that are the container's alone: the layer by its upper directory, and tmpfs mounts.
-fn own_file_systems(request: &Request, directory: &OwnedFd) -> std::result::Result<Vec<(Bytes, OwnedFd)>, Cause> {
-    const TMPFS: i64 = 0x0102_1994;
-    let mut out = Vec::new();
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    if request.root == Root::Layered {
-        let upper = rustix::fs::openat(directory, "upper", flags, Mode::empty()).named("openat", || "upper".into())?;
-        out.push((Bytes(b"/".to_vec()), upper));
-    }
-    if request.root != Root::Caller {
-        for mount in tmpfs(request) {
-            let Ok(fd) = rustix::fs::open(mount, flags, Mode::empty()) else { continue };
-            if rustix::fs::fstatfs(&fd).named("fstatfs", || format!("{mount:?}"))?.f_type == TMPFS {
-                out.push((Bytes(mount.as_os_str().as_bytes().to_vec()), fd));
-            }
-        }
-    }
-    Ok(out)
-}
-
-/// Where a container has a tmpfs whose content is its own.
-fn tmpfs(request: &Request) -> Vec<&Path> {
-    match &request.layout {
-        None => ["/tmp", "/run", "/dev/shm"].map(Path::new).to_vec(),
-        Some(layout) => {
-            let own = |m: &&Mount| m.fs_type == "tmpfs" && m.target != Path::new("/dev");
-            layout.file_systems().filter(own).map(|m| m.target.as_path()).collect()
-        }
-    }
-}
-
 /// The names that the image's tasks knew, unless the caller wants another.
 fn set_names(startup: &Startup, snapshot: &Snapshot) -> std::result::Result<(), Cause> {
     let container = &snapshot.container;
@@ -361,25 +338,6 @@ fn continue_clocks(contained: &mut Contained, (monotonic, boottime): (u64, u64))
     contained.set_time_offsets(time(monotonic), time(boottime));
     let ahead = |ns: i128| i64::try_from(ns).unwrap_or(0);
     Clocks { monotonic: ahead(monotonic), boottime: ahead(boottime) }
-}
-
-/// The file systems of an image, into those of this container.
-fn fill_layers(snapshot: &Snapshot, request: &Request, reader: &Reader) -> std::result::Result<(), Cause> {
-    if request.root == Root::Caller && !snapshot.container.layers.is_empty() {
-        // The caller's own files are not the image's to change.
-        return Err(Cause::corrupt("a process tree that was taken by its pid has no file system of its own"));
-    }
-    let keep = hole::places(request)?;
-    let umask = rustix::process::umask(Mode::empty());
-    let filled = snapshot.container.layers.iter().try_for_each(|layer| {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = rustix::fs::open(layer.mount.0.as_slice(), flags, Mode::empty());
-        let top = top.named("open", || layer.mount.to_string())?;
-        hole::check_layer(layer, &top)?;
-        layer::rebuild(layer, &top, &keep, reader)
-    });
-    rustix::process::umask(umask);
-    filled
 }
 
 /// Start time of this process, as /proc shows it.

@@ -291,6 +291,11 @@ impl Set {
         // The bytes of the call say nothing to a reader.
         let cause = match cause.sys().map(|e| SysError::new(e.call, text, e.errno)) {
             None => cause,
+            Some(error) if error.is_denied() && self.module == Module::Smack => {
+                let hint =
+                    "a container's tasks take labels that are on their caller's list: /sys/fs/smackfs/relabel-self";
+                Cause::Refused { error, hint: hint.into() }
+            }
             Some(e) if e.is_denied() => e.into(),
             Some(e) => Cause::Denied { what: e.to_string(), hint: self.hint().into() },
         };

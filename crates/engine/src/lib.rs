@@ -18,6 +18,7 @@ pub mod front;
 mod hole;
 pub mod keeper;
 mod label;
+mod layers;
 pub mod load;
 mod outer;
 pub mod rebuild;

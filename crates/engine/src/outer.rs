@@ -17,7 +17,6 @@ use yendor_sys::namespace::Namespaces;
 use yendor_sys::{Errno, SysError, sandbox, spawn};
 
 use crate::admit::KEEPER;
-use crate::claim;
 use crate::contain::{self, Cgroup, Usher, cgroup, userns, usher};
 use crate::control::Control;
 use crate::error::{At, Result, Step};
@@ -51,15 +50,14 @@ pub struct Inherited {
     pub usher: Usher,
 }
 
-/// Until it is executed anew. Returns only when it was not started by a front, or had to tell it why there is no container.
+/// Until it is executed anew; or ends, when it was not started by a front, or had to tell it why there is no container.
 pub fn outer_main() -> ! {
     let told = Control::inherited(spawn::FIRST).ok().and_then(|control| {
         let (ours, theirs) = Control::pair().ok()?;
         let (startup, descriptors) = control.receive::<Startup>().ok()??;
         let around = Surroundings::look();
-        let [directory, parent, ..] = descriptors.as_slice() else { return None };
         let Err(e) = lead(&control, (&ours, theirs), &startup, &descriptors);
-        claim::discard(&startup.request.name, directory, parent);
+        // What was made is the front's to remove: this process may have no rights any more, and none yet.
         let e = around.name(e, startup.request.pids);
         control.send(&Report::Failed(Failure::from(&e)), &[]).ok()
     });
@@ -79,13 +77,14 @@ fn lead(
     // Signals of the caller's terminal are for the front, which forwards them.
     let _ = rustix::process::setsid();
     let cgroup = Cgroup::create(request, directory)?;
-    contain::unshare(Namespaces::NEWNS | Namespaces::NEWCGROUP).at(Step::Contain)?;
+    contain::unshare(Namespaces::NEWNS).at(Step::Contain)?;
+    own_cgroup_namespace().at(Step::Contain)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .named("mount", || "\"/\", MS_PRIVATE|MS_REC".into())
         .at(Step::Contain)?;
     let new_user = request.userns == Userns::Auto;
     let guarded = new_user && userns::has_the_hosts_root().at(Step::Contain)?;
-    if guarded {
+    if new_user {
         forbid_cgroup_namespaces().at(Step::Contain)?;
     }
     let keeper = rustix::process::getpid().as_raw_nonzero().get();
@@ -119,8 +118,16 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }
 
-/// In a cgroup namespace of its own the container's root could mount the host's cgroups, whose files are the host root's. The limit
-/// of this user namespace holds in those below it, whose own it is not.
+/// Where none is to be had, as in a container of ours, there is one already that nobody inside can mount.
+fn own_cgroup_namespace() -> std::result::Result<(), Cause> {
+    match contain::unshare(Namespaces::NEWCGROUP) {
+        Err(Cause::Refused { error, .. }) if error.errno == Errno::NOSPC => Ok(()),
+        other => other,
+    }
+}
+
+/// In a cgroup namespace of its own the container's root could mount control groups, and freeze or kill the caller's, whose files
+/// are the caller's. The limit of this user namespace holds in those below it, whose own it is not.
 fn forbid_cgroup_namespaces() -> std::result::Result<(), Cause> {
     const LIMIT: &str = "/proc/sys/user/max_cgroup_namespaces";
     std::fs::write(LIMIT, "0").map_err(|e| SysError::io("write", format!("{LIMIT}, \"0\""), &e).into())

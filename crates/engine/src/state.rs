@@ -2,11 +2,12 @@
 //!
 //! `state.json` of a container is written by its keeper alone, by rename, so that a reader never sees half of it.
 
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -201,6 +202,12 @@ pub(crate) fn remove_open(directory: &OwnedFd, name: &str) -> Result<(), Errno> 
     unlinkat(above, name, AtFlags::REMOVEDIR)
 }
 
+/// A directory of a directory that is going to be removed: never one on another file system, nor one that is mounted there.
+pub(crate) fn below(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat2(directory, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
+}
+
 fn clear(directory: &OwnedFd, depth: u32) -> Result<(), Errno> {
     // Deeper than any path can be opened; what is made stepwise below that stays.
     const DEEPEST: u32 = 1024;
@@ -222,8 +229,7 @@ fn clear(directory: &OwnedFd, depth: u32) -> Result<(), Errno> {
                 continue;
             }
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        clear(&openat(directory, &name, flags, Mode::empty())?, depth + 1)?;
+        clear(&below(directory.as_fd(), &name)?, depth + 1)?;
         unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
     }
     Ok(())

@@ -153,6 +153,19 @@ pub fn inherited(number: RawFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Marks all descriptors from this number on to be closed by an exec.
+///
+/// # Errors
+/// `EINVAL` before Linux 5.11.
+pub fn close_on_exec(first: u32) -> Result<()> {
+    const CLOEXEC: libc::c_uint = 1 << 2;
+    // SAFETY: takes numbers, and closes nothing.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOEXEC) } < 0 {
+        return Err(SysError::last("close_range", format!("{first}, CLOSE_RANGE_CLOEXEC")));
+    }
+    Ok(())
+}
+
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
 }

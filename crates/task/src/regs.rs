@@ -31,15 +31,18 @@ pub fn is_resumed(regs: &Regs) -> bool {
     regs.orig_rax == RESUME && regs.rax.cast_signed() == restart::BLOCK
 }
 
-/// Then puts the call itself in the place of that: the kernel keeps its number to itself, but its arguments are there, and so is the
-/// code before the instruction pointer, which most often says it. Where it is not clear nothing changes. `code` and `memory`, two
-/// words from an address on: what can be read of it.
+/// Then puts the call itself in the place of that: the kernel keeps its number to itself, but the code before the instruction pointer
+/// most often says it, and where it does not, some arguments can be those of one call only. Where it is not clear nothing
+/// changes. `code` and `memory`, two words from an address on: what can be read of it.
 pub fn name_resumed(regs: &mut Regs, code: &[u8], memory: impl Fn(u64) -> Option<[u64; 2]>) {
+    if let Some(nr) = said(code) {
+        regs.orig_rax = nr;
+        return;
+    }
     let all = [resumed::POLL, resumed::NANOSLEEP, resumed::FUTEX, resumed::CLOCK_NANOSLEEP];
-    let possible: Vec<u64> = all.into_iter().filter(|nr| could_be(*nr, regs, &memory)).collect();
-    match (said(code).filter(|nr| possible.contains(nr)), possible.as_slice()) {
-        (Some(nr), _) | (None, &[nr]) => regs.orig_rax = nr,
-        _ => {}
+    let mut possible = all.into_iter().filter(|nr| could_be(*nr, regs, &memory));
+    if let (Some(nr), None) = (possible.next(), possible.next()) {
+        regs.orig_rax = nr;
     }
 }
 
@@ -47,20 +50,14 @@ pub fn name_resumed(regs: &mut Regs, code: &[u8], memory: impl Fn(u64) -> Option
 fn could_be(nr: u64, regs: &Regs, memory: impl Fn(u64) -> Option<[u64; 2]>) -> bool {
     const INT: u64 = 1 << 32;
     const MOST_CLOCKS: u64 = 16;
-    const MOST_FILES: u64 = 1 << 20;
     // struct timespec; what is further off nobody waits for.
     let time = |at: u64| memory(at).is_some_and(|[seconds, ns]| seconds < INT && ns < 1_000_000_000);
     match nr {
-        // A pointer to none of something is nothing that one has.
-        resumed::POLL => {
-            (memory(regs.rdi).is_some() == (regs.rsi != 0)) && regs.rsi < MOST_FILES && (1..INT).contains(&regs.rdx)
-        }
+        // Of no file: it would write to what it is given, so one of files has to be said.
+        resumed::POLL => memory(regs.rdi).is_none() && regs.rsi == 0 && (1..INT).contains(&regs.rdx),
         resumed::NANOSLEEP => time(regs.rdi) && (regs.rsi == 0 || memory(regs.rsi).is_some()),
         // FUTEX_WAIT and FUTEX_WAIT_BITSET, with FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME or not (futex(2)).
-        resumed::FUTEX => {
-            let waits_for = |[words, _]: [u64; 2]| (words ^ regs.rdx) & (INT - 1) == 0;
-            matches!(regs.rsi & !(128 | 256), 0 | 9) && memory(regs.rdi).is_some_and(waits_for) && time(regs.r10)
-        }
+        resumed::FUTEX => matches!(regs.rsi & !(128 | 256), 0 | 9) && memory(regs.rdi).is_some() && time(regs.r10),
         // A clock by number, or one of a thread's or a device's, which is negative (clock_getres(2)). Not until a time: that is no rest.
         _ => {
             let negative = (INT / 2..INT).contains(&regs.rdi) || regs.rdi.cast_signed() < 0;
@@ -69,12 +66,18 @@ fn could_be(nr: u64, regs: &Regs, memory: impl Fn(u64) -> Option<[u64; 2]>) -> b
     }
 }
 
-/// The number that the code before a `syscall` instruction loads last: `mov eax, N` or `mov rax, N`.
+/// The number that the code before a `syscall` instruction loads last, if it is one of those: `mov eax, N` or `mov rax, N`.
 fn said(code: &[u8]) -> Option<u64> {
     let code = code.strip_suffix(&[0x0f, 0x05])?;
-    let number = |bytes: &[u8]| Some(u64::from(u32::from_le_bytes(bytes.try_into().ok()?)));
-    code.windows(5).rev().find_map(|w| if w[0] == 0xb8 { number(&w[1..]) } else { None }).or_else(|| {
-        code.windows(7).rev().find_map(|w| if w[..3] == [0x48, 0xc7, 0xc0] { number(&w[3..]) } else { None })
+    let all = [resumed::POLL, resumed::NANOSLEEP, resumed::FUTEX, resumed::CLOCK_NANOSLEEP];
+    (0..code.len()).rev().find_map(|at| {
+        let number = match &code[at..] {
+            // With the prefix it is another register's.
+            [0xb8, a, b, c, d, ..] if at == 0 || code[at - 1] != 0x41 => [*a, *b, *c, *d],
+            [0x48, 0xc7, 0xc0, a, b, c, d, ..] => [*a, *b, *c, *d],
+            _ => return None,
+        };
+        Some(u64::from(u32::from_le_bytes(number))).filter(|nr| all.contains(nr))
     })
 }
 
@@ -265,19 +268,21 @@ mod tests {
         };
         assert_eq!(found([AT, AT, 0, 0], b""), 35);
         assert_eq!(found([AT, 0, 77, 0], b""), 35);
-        assert_eq!(found([AT, 0, 77, AT], b""), 35, "a futex that has another value");
         assert_eq!(found([0, 0, AT, 0], b""), 230);
         assert_eq!(found([0xffff_fffa, 0, AT, AT], b""), 230);
-        assert_eq!(found([AT, 128, 7, AT], b"\xb8\xca\0\0\0\x0f\x05"), 202);
-        assert_eq!(found([AT, 2, 5000, 0], b""), 7);
+        assert_eq!(found([AT, 128, 5, AT], b""), 202);
         assert_eq!(found([0, 0, 5000, 0], b""), 7);
-        assert_eq!(found([AT, 2, 0xffff_ffff, 0], b""), 7);
-        // One of several, which the code tells apart; it is not believed where it cannot be.
+        // The kernel would write to what is no array of files.
+        assert_eq!(found([AT, 2, 5000, 0], b""), 219);
+        assert_eq!(found([AT, 128, 5, 0], b""), 219);
+        assert_eq!(found([AT, 2, 5000, 0], b"\xb8\x07\0\0\0\x0f\x05"), 7);
+        // One of several, which the code tells apart.
         assert_eq!(found([AT, 0, 7, AT], b""), 219);
         assert_eq!(found([AT, 0, 7, AT], b"\xb8\xca\0\0\0\x0f\x05"), 202);
         assert_eq!(found([AT, 0, 7, AT], b"\x48\xc7\xc0\x23\0\0\0\x90\x0f\x05"), 35);
-        assert_eq!(found([AT, 0, 7, AT], b"\xb8\x07\0\0\0\x0f\x05"), 219);
         assert_eq!(found([AT, 0, 7, AT], b"\xb8\xca\0\0\0"), 219);
+        // Into r8, after eax.
+        assert_eq!(found([AT, 0, 7, AT], b"\xb8\xca\0\0\0\x41\xb8\x07\0\0\0\x0f\x05"), 202);
         let r = portable(&regs(219, -516), false);
         assert_eq!((r.rax.cast_signed(), r.orig_rax, resumable(&regs(219, -516)).rip), (-4, u64::MAX, 0x1002));
     }

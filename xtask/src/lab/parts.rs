@@ -66,18 +66,28 @@ fn output(words: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn fetch_into(fetch: &Path, package: &str, kernel: &Path) -> Outcome {
+/// A package's files, unpacked below a directory of our own.
+///
+/// # Errors
+/// What apt or dpkg said.
+pub fn unpacked(fetch: &Path, package: &str) -> Outcome<PathBuf> {
     println!("downloading {package}");
     run(Command::new("apt-get").args(["-q", "download", package]).current_dir(fetch))?;
     let archive = fs::read_dir(fetch)?.flatten().map(|entry| entry.path()).find(|path| path.is_file());
     let archive = archive.ok_or("apt-get download left no file")?;
     let unpacked = fetch.join("unpacked");
     run(Command::new("dpkg").arg("-x").arg(archive).arg(&unpacked))?;
+    Ok(unpacked)
+}
+
+fn fetch_into(fetch: &Path, package: &str, kernel: &Path) -> Outcome {
+    let unpacked = unpacked(fetch, package)?;
     // By rename, so that a run that is interrupted leaves no half kernel.
     Ok(fs::rename(&unpacked, kernel)?)
 }
 
-fn run(command: &mut Command) -> Outcome {
+/// Runs a command without input, and shows what it said only when it failed.
+pub fn run(command: &mut Command) -> Outcome {
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());
@@ -85,7 +95,11 @@ fn run(command: &mut Command) -> Outcome {
     Err(format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()).into())
 }
 
-fn cached(cache: &Path, series: &str) -> Outcome<Option<Kernel>> {
+/// The kernel that the cache has under this name.
+///
+/// # Errors
+/// Files of our own cannot be read.
+pub fn cached(cache: &Path, series: &str) -> Outcome<Option<Kernel>> {
     let top = cache.join(format!("kernel-{series}"));
     let boot = top.join("boot");
     if !boot.is_dir() {

@@ -57,7 +57,9 @@ pub(super) fn put(root: &Rootfs, path: &Path, cover: Cover) -> Caused<()> {
                 .named("mount", || format!("\"tmpfs\", {path:?}"))?;
             Ok(())
         }
-        Cover::Masked => put_on(&copy_tree(&rustix::fs::CWD, b"/dev/null", MountAttrFlags::empty())?, &found, path),
+        Cover::Masked => {
+            put_on(&copy_tree(&rustix::fs::CWD, b"/dev/null", MountAttrFlags::MOUNT_ATTR_RDONLY)?, &found, path)
+        }
     }
 }
 

@@ -75,7 +75,11 @@ pub fn prepare(request: &Request, given: &Given, usher: Usher, cgroup: Option<Cg
     let named = set_names(request, &host_proc).at(Step::Contain);
     usher.hear()?;
     named?;
-    let state = enter(request, given).at(Step::Contain)?;
+    enter(request, given).at(Step::Contain)?;
+    // In the host's mount namespace, where nothing is mounted below it: what is removed there leads nowhere else.
+    let state = openat(&given.state, ".", DIRECTORY, Mode::empty())
+        .named("open", || "the state directory".into())
+        .at(Step::Contain)?;
     Ok(Contained { host_proc, state, cgroup, usher: Some(usher), ahead: None })
 }
 
@@ -95,19 +99,16 @@ fn set_names(request: &Request, host_proc: &OwnedFd) -> Caused<()> {
     }
 }
 
-/// Into a copy of the mounts that the usher has made, and into the root that is among them; the container's directory.
-fn enter(request: &Request, given: &Given) -> Caused<OwnedFd> {
+/// Into a copy of the mounts that the usher has made, and into the root that is among them.
+fn enter(request: &Request, given: &Given) -> Caused<()> {
     unshare(Namespaces::NEWNS)?;
     // As in a lesser user namespace in any case: what the usher mounts comes here, nothing goes back.
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .named("mount", || "\"/\", MS_SLAVE|MS_REC".into())?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = volume::again(&given.state)?;
-    let state = openat(&directory, ".", flags, Mode::empty()).named("open", || "the state directory".into())?;
     if request.root == Root::Caller {
-        return Ok(state);
+        return Ok(());
     }
-    fchdir(&state).named("fchdir", || "the state directory".into())?;
+    fchdir(volume::again(&given.state)?).named("fchdir", || "the state directory".into())?;
     // Once more, on top: pivot_root(2) takes no mount that is locked to another.
     mount_bind_recursive("root", "root").named("mount", || "\"root\", MS_BIND|MS_REC".into())?;
     let old_root = pivot(&open_directory("root")?)?;
@@ -115,8 +116,7 @@ fn enter(request: &Request, given: &Given) -> Caused<OwnedFd> {
     fchdir(&old_root).named("fchdir", || "the old root".into())?;
     unmount(".", UnmountFlags::DETACH).named("umount2", || "the old root".into())?;
     rustix::process::chdir("/").named("chdir", || "\"/\"".into())?;
-    drop_groups()?;
-    Ok(state)
+    drop_groups()
 }
 
 impl Contained {
@@ -175,15 +175,17 @@ impl Contained {
     }
 }
 
-/// Leaves a container's root, which nothing runs in any more, for an empty one: places where something is mounted cannot be removed.
-/// Its mounts cannot be unmounted one by one.
+/// Leaves a container's root, which nothing runs in any more, for an empty one: places where something is mounted in the caller's
+/// namespace cannot be removed, and nobody in there can unmount what is locked.
 ///
 /// # Errors
 /// What the kernel refused; nothing has changed then.
 pub fn leave() -> std::result::Result<(), SysError> {
-    let shown = || "\"tmpfs\", \"/proc\"".into();
-    mount("tmpfs", "/proc", "tmpfs", MountFlags::empty(), None).named("mount", shown)?;
-    rustix::process::chdir("/proc").named("chdir", || "\"/proc\"".into())?;
+    // Whatever the container has left of its directories.
+    let cover = |place: &&str| mount("tmpfs", *place, "tmpfs", MountFlags::empty(), None).is_ok();
+    let over = ["/proc", "/sys", "/dev", "/tmp"].into_iter().find(cover);
+    let over = over.ok_or(Errno::NOENT).named("mount", || "\"tmpfs\", \"/proc\"".into())?;
+    rustix::process::chdir(over).named("chdir", || format!("{over:?}"))?;
     pivot_root(".", ".").named("pivot_root", || "\".\", \".\"".into())?;
     unmount(".", UnmountFlags::DETACH).named("umount2", || "the container's root".into())?;
     rustix::process::chdir("/").named("chdir", || "\"/\"".into())
@@ -226,9 +228,10 @@ fn pivot(new_root: &OwnedFd) -> Caused<OwnedFd> {
     Ok(old_root)
 }
 
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
 fn open_directory(path: &str) -> Caused<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty()).named("open", || format!("{path:?}"))?)
+    Ok(rustix::fs::open(path, DIRECTORY, Mode::empty()).named("open", || format!("{path:?}"))?)
 }
 
 /// A path as messages show it.

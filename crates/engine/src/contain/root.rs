@@ -25,10 +25,10 @@ pub(super) struct Made {
     pub(super) proc: proc::Plan,
 }
 
-/// Builds it. The working directory is the container's directory in the state. `guarded`: see [`super::usher::serve`].
+/// Builds it. The working directory is the container's directory in the state.
 ///
 /// What is mounted in it from now on reaches copies of it.
-pub(super) fn make(request: &Request, given: &Given, guarded: bool) -> Caused<Made> {
+pub(super) fn make(request: &Request, given: &Given) -> Caused<Made> {
     let own_network = request.net != Net::Host;
     let root = match (&request.root, &given.handed.root) {
         (Root::Caller, _) => {
@@ -47,7 +47,7 @@ pub(super) fn make(request: &Request, given: &Given, guarded: bool) -> Caused<Ma
     };
     let mut proc = proc::Plan::bare(Some(proc::place(&root)?), own_network);
     let pending = match &request.layout {
-        Some(layout) => lay_out(&root, request, layout, given, guarded, &mut proc)?,
+        Some(layout) => lay_out(&root, request, layout, given, &mut proc)?,
         None => {
             // A directory is used as it is: where it has no /tmp, it gets none.
             let all = request.root == Root::Layered;
@@ -72,7 +72,6 @@ fn lay_out(
     request: &Request,
     layout: &Layout,
     given: &Given,
-    guarded: bool,
     proc: &mut proc::Plan,
 ) -> Caused<Vec<Pending>> {
     if !layout.file_systems().any(|m| m.target == Path::new("/dev")) {
@@ -84,7 +83,7 @@ fn lay_out(
             Placed::FileSystem(mount) if mount.fs_type == "proc" => {
                 proc.flags |= MountFlags::from_bits_retain(mount.flags);
             }
-            Placed::FileSystem(mount) if guarded && special::shows_the_host(mount) => {
+            Placed::FileSystem(mount) if special::shows_the_host(mount) => {
                 let flags = mount.flags | MountFlags::RDONLY.bits();
                 special::make(root, request.net, &Mount { flags, ..mount.clone() })?;
             }

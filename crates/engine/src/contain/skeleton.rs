@@ -13,6 +13,7 @@ use rustix::fs::{
 use yendor_kinds::Named;
 use yendor_sys::Errno;
 
+use super::userns::UNKNOWN;
 use super::{Caused, shown};
 
 /// Where programs write, and how deep.
@@ -21,9 +22,6 @@ const PLACES: [(&[u8], u32); 7] =
 
 /// The most directories: beyond it, deeper ones stay as they are.
 const MOST: u32 = 4096;
-
-/// How a user namespace shows an id that it does not know (`/proc/sys/kernel/overflowuid`, the value of all kernels).
-const UNKNOWN: u32 = 65534;
 
 pub(super) struct Skeleton {
     needed: bool,

@@ -99,7 +99,8 @@ fn c_string(text: &str) -> Caused<CString> {
 fn devices(root: &Rootfs) -> Caused<()> {
     for name in DEVICES {
         let host = format!("/dev/{name}");
-        let tree = copy_tree(&CWD, host.as_bytes(), MountAttrFlags::empty())?;
+        // They can be written all the same; their modes and owners, which are the host's, cannot be changed.
+        let tree = copy_tree(&CWD, host.as_bytes(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
         root.attach(&tree, Path::new(&host))?;
     }
     let dev = root.directory(Path::new("/dev"))?;

@@ -53,6 +53,9 @@ pub struct Caller {
     pub subordinate: (Vec<(u32, u32)>, Vec<(u32, u32)>),
 }
 
+/// How a user namespace shows an id that it does not know (`/proc/sys/kernel/overflowuid`, the value of all kernels).
+pub(super) const UNKNOWN: u32 = 65534;
+
 /// Real root keeps its ids; the range is the classic 16 bits, so that 65534 is somebody.
 const IDENTITY: u32 = 65536;
 
@@ -86,7 +89,11 @@ impl Caller {
 /// # Errors
 /// `/proc` cannot be read.
 pub fn has_the_hosts_root() -> Result<bool, Cause> {
-    Ok(known("/proc/self/uid_map")?.iter().chain(&known("/proc/self/gid_map")?).any(|range| range.outside == 0))
+    let of_above =
+        known("/proc/self/uid_map")?.iter().chain(&known("/proc/self/gid_map")?).any(|range| range.outside == 0);
+    // The owner of this is the host's root, whatever it is called here.
+    let settings = rustix::fs::stat("/proc/sys").named("stat", || "\"/proc/sys\"".into())?;
+    Ok(of_above || settings.st_uid != UNKNOWN || settings.st_gid != UNKNOWN)
 }
 
 /// Decides.

@@ -1,11 +1,14 @@
 //! Pid 1: the first stub. It forgets the keeper's memory, gives birth to the
 //! others, and in the end reaps (a machine-code loop; see the task crate's gadget).
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use yendor_kinds::Cause;
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, openat};
+use yendor_image::Bytes;
+use yendor_kinds::memory::layout;
 use yendor_kinds::memory::vma::Backing;
 use yendor_kinds::process::{Inquiry, control, sched, sigaction};
+use yendor_kinds::{Cause, Named};
 use yendor_proc::maps::{self, Label};
 use yendor_sys::seccomp::descriptor_of;
 use yendor_sys::{Errno, SysError, ptrace, vm};
@@ -51,9 +54,37 @@ pub fn start(site: &mut Site<'_>, tid: i32) -> Result<Task> {
     let (base, end) = (site.arena.base(), site.arena.end());
     script.call(Nr::MUNMAP, args![0, base]);
     script.call(Nr::MUNMAP, args![end + PARKING, TASK_END - end - PARKING]);
+    forget_program(site, &mut script)?;
     site.run(&task, &script).at(Step::Rebuild).task(1)?;
     (site.now.sched, site.now.controls) = ask(site, &task).at(Step::Rebuild)?;
     Ok(task)
+}
+
+/// A file without a name or content.
+pub fn program(proc: &OwnedFd) -> std::result::Result<OwnedFd, SysError> {
+    let writable = memfd_create("yendor-init", MemfdFlags::CLOEXEC).named("memfd_create", || "yendor-init".into())?;
+    // What can be written is no program.
+    let path = format!("self/fd/{}", writable.as_raw_fd());
+    openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .named("openat", || format!("/proc/{path}"))
+}
+
+/// /proc/1/exe is no file of the host's any more, whose mode its owner could change: it is one without a name.
+fn forget_program(site: &Site<'_>, script: &mut Script) -> Result<()> {
+    let base = site.arena.base();
+    let empty = (base, base);
+    let record = layout::Record {
+        code: (base, base + 1),
+        data: empty,
+        brk: (base + 1, base + 1),
+        stack: base,
+        arguments: empty,
+        environment: empty,
+        auxv: Bytes::default(),
+        exe: None,
+    };
+    layout::rebuild(&record, Some(site.nobody), script);
+    Ok(())
 }
 
 /// Everybody's filter that tells us of restrictions which tasks put on themselves: the listener, or why there is none.

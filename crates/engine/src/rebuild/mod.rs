@@ -111,6 +111,8 @@ struct Site<'a> {
     confine: Confine<'a>,
     /// The labels of tasks.
     labels: &'a Labels,
+    /// A program of no one's, for pid 1.
+    nobody: i32,
     /// Keeps the descriptors open until the tasks have theirs.
     held: Vec<OwnedFd>,
 }
@@ -222,6 +224,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let now = Now::read(&proc)?;
     contained.begin()?;
     let late = late::Files::before(snapshot, request, above, &mut held).at(Step::Rebuild)?;
+    let nobody = lift(init::program(&proc).at(Step::Rebuild)?, above, &mut held).at(Step::Rebuild)?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
     drop(placed);
     let mut site = Site {
@@ -237,6 +240,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         now,
         confine,
         labels,
+        nobody,
         held,
     };
     let mut notes = Vec::new();

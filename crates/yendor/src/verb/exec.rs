@@ -59,6 +59,7 @@ impl Exec {
         let profiles = &found.state.request.policy.profiles;
         let labels: Vec<Entry> = profiles.iter().map(Entry::new).collect::<Result<_, _>>().map_err(denied)?;
         let keeper = yendor_engine::exec::ask(&found.directory);
+        yendor_engine::exec::keep_to_ourselves()?;
         enter(&init, found.state.init)?;
         yendor_engine::exec::confine(&found.state.request, keeper)?;
         labels.iter().try_for_each(Entry::enter).map_err(denied)?;

@@ -12,6 +12,7 @@ mod init;
 mod labels;
 mod place;
 mod selinux;
+mod smack;
 mod table;
 mod tomoyo;
 

@@ -34,7 +34,8 @@ pub const TESTS: &[Test] = &[
     test("selinux: denied open and exec", || {
         both(|f| denies(f, FIFO, &[("no_open_t", "open"), ("no_exec_t", "execve(")]));
     }),
-    test("selinux: denied setuid", setuid),
+    test("selinux: denied setuid", || setuid(Flavour::Root, &["setres"])),
+    test("selinux: denied setuid, and so the map of ids", || setuid(Flavour::RootUserns, &["contain", "uid_map"])),
 ];
 
 const fn test(name: &'static str, test: fn()) -> Test {
@@ -294,15 +295,15 @@ fn denies(flavour: Flavour, program: &[&str], callers: &[(&str, &str)]) {
 }
 
 /// Root only: who has a single id never changes it.
-fn setuid() {
+fn setuid(flavour: Flavour, words: &[&str]) {
     load(1);
-    let mut yendor = yendor(Flavour::RootUserns);
+    let mut yendor = yendor(flavour);
     let name = yendor.fresh("other-user");
     yendor.run_detached_with(&name, &["-u", "1000"], &["/lab/lab-guest", "hold-udp"]).exits(0);
     yendor.wait_for_log(&name, "ready", PATIENCE);
     let image = take(&yendor, &name);
     become_caller(&mut yendor, Some(("selinux", &domain("no_setuid_t"))));
-    denied(&yendor, &image, &[], &["setres", "EPERM", "denied by: SELinux (u:r:no_setuid_t)"]);
+    denied(&yendor, &image, &[], &[words, &["EPERM", "denied by: SELinux (u:r:no_setuid_t)"]].concat());
     become_caller(&mut yendor, None);
 }
 

@@ -4,6 +4,7 @@ use crate::apparmor;
 use crate::labels::user;
 use crate::place::Place;
 use crate::selinux;
+use crate::smack;
 use crate::tomoyo;
 use std::panic;
 use std::process::ExitCode;
@@ -69,7 +70,7 @@ pub fn run() -> ExitCode {
     let place = Place::read();
     println!("lab: machine {} with {}", place.machine, place.modules.join(","));
     let mut failed = 0;
-    for test in TESTS.iter().chain(apparmor::TESTS).chain(selinux::TESTS).chain(tomoyo::TESTS) {
+    for test in TESTS.iter().chain(apparmor::TESTS).chain(selinux::TESTS).chain(smack::TESTS).chain(tomoyo::TESTS) {
         let wanted = place.only.as_ref().is_none_or(|word| test.name.contains(word.as_str()));
         let here = match test.on {
             On::Any => true,
