@@ -200,7 +200,8 @@ pub fn context(module: Module, text: &[u8]) -> Vec<u8> {
     let mut out = module.id().to_ne_bytes().to_vec();
     out.extend_from_slice(&0_u64.to_ne_bytes());
     out.extend_from_slice(&word(all));
-    out.extend_from_slice(&word(text.len()));
+    // Smack wants it counted.
+    out.extend_from_slice(&word(text.len() + usize::from(module == Module::Smack)));
     out.extend_from_slice(text);
     out.resize(all, 0);
     out

@@ -1,4 +1,4 @@
-//! A kernel of our own, from Debian's source: the smallest one with what `tests/lab/smack.config` adds. Built once, in minutes, into
+//! A kernel of our own, from Debian's source: the smallest one with what `xtask/src/lab/smack.config` adds. Built once, in minutes, into
 //! cargo's target directory.
 
 use super::parts::{self, Kernel, Missing, run};
@@ -18,7 +18,7 @@ const TOOLS: [(&str, &str); 4] = [("make", "make"), ("flex", "flex"), ("bison", 
 /// # Errors
 /// The build failed. That it is not there is the inner error.
 pub fn kernel(cache: &Path, build: bool) -> Outcome<Result<Kernel, Missing>> {
-    let config = workspace::root().join("tests/lab/smack.config");
+    let config = workspace::root().join("xtask/src/lab/smack.config");
     let mut hasher = DefaultHasher::new();
     (SOURCE, fs::read(&config)?).hash(&mut hasher);
     let name = format!("own-{:016x}", hasher.finish());

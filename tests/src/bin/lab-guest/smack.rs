@@ -1,7 +1,7 @@
 //! Smack: a task may label itself only where its caller was given a list of labels for that (relabel-self), or with a capability
 //! that no container has. Whoever has the list of the caller inherits it.
 
-use crate::labels::{denied, end, fetched, refused, restored, seen, start, take, yendor};
+use crate::labels::{denied, end, fetched, refused, restored, seen, start, take, was_handed_on, yendor};
 use crate::table::{On, Test};
 use std::ffi::CString;
 use std::fs;
@@ -30,7 +30,7 @@ pub const TESTS: &[Test] = &[
         both(|f| denies(f, "read x < /secret & exec 5</secret; echo ready; exec sleep 1000", "/secret", "open"));
     }),
     test("smack: denied exec", || {
-        both(|f| denies(f, "echo ready; exec /secret-program 1000", "/secret-program", "open"))
+        both(|f| denies(f, "echo ready; exec /busybox-secret sleep 1000", "/busybox-secret", "open"))
     }),
     test("smack: denied connect", || both(connect)),
 ];
@@ -77,10 +77,8 @@ fn profile(flavour: Flavour) {
         let image = take(&yendor, &container);
         let other = ["--lsm-profile", "smack:Other"];
         assert_eq!(restored(&yendor, &image, &other, CURRENT), (label(FLOOR), [label("Other")].into()));
-        as_caller("Caller", LIST, || {
-            assert_eq!(restored(&yendor, &image, &[], CURRENT), (label("Caller"), [label("Caller")].into()));
-            assert_eq!(restored(&yendor, &image, TASK, CURRENT), (label("Caller"), [label("Task")].into()));
-        });
+        // In a file system that was mounted in a user namespace Smack lets nobody at files without its mounter's label.
+        as_caller("Caller", LIST, || denied(&yendor, &image, &[], &["EACCES", "denied by: Smack (Caller)"]));
         let said = yendor.call(&["inspect", "--security", image.to_str().expect("UTF-8")]).exits(0).stdout;
         assert!(said.contains("Task") && said.contains("blake3"), "{said}");
     });
@@ -143,6 +141,10 @@ fn any_label() {
 
 /// It was made by the machine with AppArmor.
 fn foreign(flavour: Flavour) {
+    if !was_handed_on() {
+        println!("lab: skip smack: an image of a machine with AppArmor: that machine was not asked for");
+        return;
+    }
     let yendor = yendor(flavour);
     let image = fetched(&yendor);
     as_caller(FLOOR, LIST, || {
@@ -152,12 +154,24 @@ fn foreign(flavour: Flavour) {
     });
 }
 
+/// Seen from outside: of a /proc that was mounted in a user namespace Smack shows a task only what has its mounter's label.
 fn exec(flavour: Flavour) {
     let yendor = yendor(flavour);
     as_caller(FLOOR, LIST, || {
         let container = start(&yendor, "labels", TASK);
-        let said = yendor.call(&["exec", &container, "--", "cat", "/proc/self/attr/smack/current"]).exits(0).stdout;
-        assert_eq!(said.trim_end_matches(['\0', '\n']), "Task");
+        let command = yendor.command(&["exec", &container, "--", "sleep", "1000"]).spawn();
+        let mut command = command.expect("the command starts");
+        let of = |pid: &str| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let label = |pid: &str| fs::read_to_string(format!("/proc/{pid}/attr/smack/current")).unwrap_or_default();
+        let inside = || {
+            let all = fs::read_dir("/proc").expect("/proc").flatten();
+            let all = all.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            all.filter(|pid| of(pid) == b"sleep\x001000\0").map(|pid| label(&pid)).collect::<Vec<_>>()
+        };
+        assert!(yendor_tests::wait_until(PATIENCE, || !inside().is_empty()), "it does not start");
+        assert_eq!(inside(), ["Task"]);
+        command.kill().expect("a child of ours");
+        command.wait().expect("a child of ours");
         end(&yendor, &container);
     });
 }
