@@ -35,13 +35,12 @@ pub fn ask(container: &Path) -> Option<Keeper> {
     (line.trim() == YES).then_some(Keeper(stream))
 }
 
-/// What the caller has open beside its standard descriptors, and its keys, are not for the container.
+/// What the caller has open beside its standard descriptors is not for the container.
 ///
 /// # Errors
-/// `EDQUOT` when the caller has too many keys.
+/// `EINVAL` before Linux 5.11.
 pub fn keep_to_ourselves() -> Result<()> {
-    yendor_sys::spawn::close_on_exec(3).at(Step::Contain)?;
-    yendor_sys::namespace::new_session_keyring().at(Step::Contain)
+    yendor_sys::spawn::close_on_exec(3).at(Step::Contain)
 }
 
 /// Confines the calling process, which is in the container's namespaces already, with the container's policy.
