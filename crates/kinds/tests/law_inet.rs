@@ -140,7 +140,7 @@ fn the_other_end_was_closed() {
         drop(accept_with(&server, SocketFlags::CLOEXEC).unwrap());
         drop(server);
         std::thread::sleep(Duration::from_millis(50));
-        let made = law(vec![client, other]);
+        let made = law_of_connections(vec![client, other]);
         assert_eq!(peer(&made[0]), at(ip, 7000));
         assert_eq!(take(&made[0], 9), Ok(b"the last ".to_vec()));
         assert_eq!(take(&made[0], 9), Ok(b"words".to_vec()));
