@@ -68,15 +68,45 @@ forever()
 type Case = (&'static str, &'static str, &'static str);
 
 const CASES: &[Case] = &[
-    ("a child's net namespace", "child(lambda: unshare(0x40000000))", "net namespace of its own"),
+    (
+        "a socket in a child's network",
+        "child(lambda: (unshare(0x40000000), globals().update(kept=socket.socket(socket.AF_UNIX))))",
+        "a socket of another net namespace than the container's",
+    ),
+    (
+        "a socket from another network",
+        "thread(lambda: (unshare(0x40000000), globals().update(own=socket.socket(), home=os.open('/proc/self/ns/net', 0)),
+            call(308, home, 0), os.close(home)))",
+        "a socket of another net namespace than the container's",
+    ),
+    (
+        "an address in a child's network",
+        "address = bytes([10, 9, 8, 7])
+child(lambda: (unshare(0x40000000), netlink(20, 0x605,
+    struct.pack('=BBBBI', 2, 32, 0, 0, 1) + struct.pack('=HH4sHH4s', 8, 2, address, 8, 1, address))))",
+        "10.9.8.7/32: an IPv4 address that the container has made itself",
+    ),
+    (
+        "larger packets in a child's network",
+        "child(lambda: (unshare(0x40000000), netlink(16, 5, struct.pack('=BxHiIIHHI', 0, 0, 1, 0, 0, 8, 4, 4321))))",
+        "a network device that the container has made itself (lo, of 4321 bytes",
+    ),
+    ("a queue in a child's namespace", "child(lambda: (unshare(0x8000000), os.close(call(240, b'q', 0o102, 0o600, 0))))", "/q: a POSIX"),
+    ("a namespace that nobody lives in", "global kept\npid, kept = os.getpid(), None
+thread(lambda: (unshare(0x4000000), globals().update(kept=os.open('/proc/thread-self/ns/uts', 0)),
+    call(308, os.open(f'/proc/{pid}/ns/uts', 0), 0)))", "a namespace that no process of the tree lives in"),
     ("a child's mount namespace", "child(lambda: unshare(0x20000))", "mnt namespace of its own"),
     ("a child's user namespace", "child(lambda: unshare(0x10000000))", "user namespace of its own"),
-    ("a child's uts namespace", "child(lambda: unshare(0x4000000))", "uts namespace of its own"),
-    ("a child's ipc namespace", "child(lambda: unshare(0x8000000))", "ipc namespace of its own"),
+    (
+        "a network of a user namespace of its own",
+        "ready = os.pipe()
+if os.fork() == 0:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN); unshare(0x50000000); os.write(ready[1], b'x'); time.sleep(600); os._exit(0)
+os.read(ready[0], 1)",
+        "namespace",
+    ),
     ("a pid namespace for children", "child(lambda: unshare(0x20000000))", "pid namespace of its own for its children"),
     ("a time namespace for children", "child(lambda: unshare(0x80))", "time namespace of its own for its children"),
-    ("the first task's net namespace", "unshare(0x40000000)", "net namespace of its own"),
-    ("a thread's net namespace", "thread(lambda: unshare(0x40000000))", "net namespace of its own"),
     ("a thread's descriptors", "thread(lambda: unshare(0x400))", "a table of descriptors of its own"),
     ("a thread's directory", "thread(lambda: unshare(0x200))", "a working directory of its own"),
     (

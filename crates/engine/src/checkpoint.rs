@@ -16,6 +16,7 @@ use yendor_image::crypt::Recipients;
 use yendor_image::upgrade::Version;
 use yendor_image::{Digest, Kind, Parent, Watcher, Writer};
 use yendor_kinds::file::{Gather, unix};
+use yendor_kinds::namespace::network::Network;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
@@ -24,7 +25,6 @@ use yendor_sys::SysError;
 use yendor_task::tree::{self, FrozenTree, Top};
 
 use crate::admit;
-use crate::collect::network::Network;
 use crate::collect::rounds::Rounds;
 pub use crate::collect::rounds::{self, Round, Wanted};
 use crate::collect::watch::Watch;
@@ -374,6 +374,13 @@ fn join(state: &State) -> std::result::Result<(), Cause> {
     Ok(())
 }
 
+/// The network that we have joined, by its number.
+fn own_network() -> std::result::Result<u64, Cause> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    Ok(yendor_sys::sock::namespace_cookie(socket.named("socket", || "AF_UNIX".into())?.as_fd())?)
+}
+
 /// Where to begin to freeze, and the process that everything grows from.
 fn top(target: &Target, proc: &OwnedFd) -> Result<(Top, i32)> {
     match target {
@@ -418,6 +425,7 @@ fn gather<'w>(
         }
     }
     if let Target::Container(state, _) = target {
+        gather.network = Some(own_network().at(Step::Collect)?);
         let now = namespace::mounts(proc.as_fd(), state.init).at(Step::Collect)?;
         namespace::unchanged(&state.mounts, &now).at(Step::Collect)?;
         namespace::without_queues(&now, &gather).at(Step::Collect)?;
@@ -439,7 +447,7 @@ fn gather<'w>(
     }
     let pids: Vec<i32> = tree.processes.keys().copied().collect();
     let ipc = match target {
-        Target::Container(..) => ipc::container(proc, &snapshot.processes, writer).map(Some),
+        Target::Container(..) => ipc::container(proc, &snapshot, writer).map(Some),
         Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
     };
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;

@@ -98,6 +98,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
         processes: vec![process],
         files: if terminal { vec![terminal_file()] } else { standard_files() },
         objects: Vec::new(),
+        namespaces: Vec::new(),
         restrictions: yendor_kinds::snapshot::Restrictions::default(),
         lost: Vec::new(),
     })

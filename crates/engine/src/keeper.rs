@@ -10,6 +10,7 @@ use yendor_kinds::file::external::Filled;
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Entry, Record, Workshop};
 use yendor_kinds::namespace::ipc;
+use yendor_kinds::namespace::network::Network;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
@@ -17,7 +18,6 @@ use yendor_sys::SysError;
 use crate::blame;
 use crate::claim;
 use crate::collect::namespace;
-use crate::collect::network::Network;
 use crate::compose;
 use crate::console::{Console, Door};
 use crate::contain::{self, Cgroup, Contained, Given, Usher};
@@ -27,6 +27,7 @@ use crate::hole;
 use crate::label::Labels;
 use crate::layers;
 use crate::load::{Hashing, Loader, Plain};
+use crate::nested::Nested;
 pub use crate::outer::{Inherited, inherit};
 use crate::rebuild::{Image, Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
@@ -179,6 +180,7 @@ fn start(
     let keeper_start = own_start(&contained).at(Step::Contain)?;
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation);
     let (mut clocks, mut settings) = (Clocks::default(), None);
+    let mut nested = Nested::default();
     let layers = layers::own(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
         hole::fill(&snapshot, &mut request, &contained)?;
@@ -190,6 +192,9 @@ fn start(
         if let Some(record) = &snapshot.container.ipc {
             ipc::rebuild(record, contained.host_proc.as_fd(), reader).at(Step::Rebuild).kind("namespace", "ipc")?;
         }
+        nested = Nested::make(&snapshot, contained.host_proc.as_fd(), reader)
+            .at(Step::Rebuild)
+            .kind("namespace", "nested")?;
         clock.mark("layers");
         front_lives(control).at(Step::Rebuild)?;
     }
@@ -197,7 +202,7 @@ fn start(
     let outside = Outside { stdio: &stdio, console: slave };
     let proc = contained.host_proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Contain)?;
     let image = reader.as_ref().map(|reader| Image { reader, hashing: hashing.as_ref() });
-    let mut rebuilt = build(&snapshot, image, &startup.request, &mut labels, contained, clocks, &outside)?;
+    let mut rebuilt = build(&snapshot, image, &startup.request, &mut labels, contained, &nested, (clocks, &outside))?;
     if let Some((hashing, reader)) = hashing.zip(reader.as_ref()) {
         // Tasks have read what must be right before they run.
         hashing.compare(reader.manifest())?;
@@ -283,8 +288,8 @@ fn build(
     request: &Request,
     labels: &mut Labels,
     contained: Contained,
-    clocks: Clocks,
-    outside: &Outside<'_>,
+    nested: &Nested,
+    (clocks, outside): (Clocks, &Outside<'_>),
 ) -> Result<Rebuilt> {
     let [stdin, stdout, stderr] = outside.stdio;
     let dup = |fd: &OwnedFd| fd.try_clone().map(Some).map_err(|e| SysError::io("dup", "", &e)).at(Step::Rebuild);
@@ -298,10 +303,11 @@ fn build(
     workshop.clocks = clocks;
     let proc = proc()?;
     let finishing = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Rebuild)?;
-    let rebuilt = rebuild(Materials { snapshot, image, request, labels, workshop, proc, contained })?;
+    let rebuilt = rebuild(Materials { snapshot, image, request, labels, workshop, proc, contained, nested })?;
     if let Some(record) = &snapshot.container.ipc {
         ipc::finish(record, finishing.as_fd()).at(Step::Thaw).kind("namespace", "ipc")?;
     }
+    nested.finish(snapshot, &finishing).at(Step::Thaw).kind("namespace", "nested")?;
     Ok(rebuilt)
 }
 

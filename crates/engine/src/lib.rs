@@ -20,6 +20,7 @@ pub mod keeper;
 mod label;
 mod layers;
 pub mod load;
+mod nested;
 mod outer;
 pub mod rebuild;
 mod recorder;

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use yendor_image::{Bytes, Digest};
 pub use yendor_kinds::file::external::Record as Standard;
+use yendor_kinds::namespace::network::Network;
 
 use crate::collect::namespace::Mount;
-use crate::collect::network::Network;
 use crate::request::Request;
 
 /// The file of a container's directory that holds its [`State`].

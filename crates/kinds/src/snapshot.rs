@@ -23,6 +23,9 @@ pub struct Snapshot {
     /// Filters and domains that threads refer to.
     #[serde(default)]
     pub restrictions: Restrictions,
+    /// Namespaces inside the container that threads refer to.
+    #[serde(default)]
+    pub namespaces: Vec<crate::namespace::nested::Record>,
     /// What was lost, kind and object: what the caller of the checkpoint allowed, and labels that no kernel tells.
     pub lost: Vec<(String, String)>,
 }

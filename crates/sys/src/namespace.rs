@@ -1,5 +1,7 @@
 //! Leaving namespaces and what else is shared with the caller (unshare(2), keyctl(2)).
 
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
 use rustix::io::Errno;
 pub use rustix::thread::UnshareFlags as Namespaces;
 
@@ -28,4 +30,20 @@ pub fn new_session_keyring() -> Result<()> {
     let ret = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0_u64) };
     let error = SysError::last("keyctl", "KEYCTL_JOIN_SESSION_KEYRING");
     if ret < 0 && error.errno != Errno::NOSYS { Err(error) } else { Ok(()) }
+}
+
+/// The user namespace that a namespace belongs to; of a user namespace its parent (ioctl_nsfs(2)).
+///
+/// # Errors
+/// `EPERM` for one that is neither the caller's nor below it.
+pub fn owner(namespace: impl AsFd) -> Result<OwnedFd> {
+    const NS_GET_USERNS: u64 = 0xb701;
+    let raw = namespace.as_fd().as_raw_fd();
+    // SAFETY: takes no pointer.
+    let ret = unsafe { libc::ioctl(raw, NS_GET_USERNS) };
+    if ret < 0 {
+        return Err(SysError::last("ioctl", format!("{raw}, NS_GET_USERNS")));
+    }
+    // SAFETY: the kernel has just made this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(ret) })
 }

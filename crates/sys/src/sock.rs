@@ -281,6 +281,21 @@ pub fn namespace(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(ret) })
 }
 
+/// A number of a socket's network namespace that no other has until the machine is booted again (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// `ENOPROTOOPT` from an older kernel.
+pub fn namespace_cookie(fd: BorrowedFd<'_>) -> Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let raw = fd.as_raw_fd();
+    let mut cookie = 0_u64;
+    let mut size: libc::socklen_t = 8;
+    // SAFETY: the kernel writes at most the eight bytes of `cookie` and the size, which both outlive the call.
+    let ret =
+        unsafe { libc::getsockopt(raw, libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut size) };
+    if ret < 0 { Err(SysError::last("getsockopt", format!("{raw}, SO_NETNS_COOKIE"))) } else { Ok(cookie) }
+}
+
 fn header(vector: &mut libc::iovec) -> libc::msghdr {
     // SAFETY: all zeroes is a valid msghdr: null pointers with zero lengths.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };

@@ -186,6 +186,7 @@ pub static CLAIMS: std::sync::LazyLock<Vec<Claim>> = std::sync::LazyLock::new(||
     [
         identity(),
         restrictions(),
+        namespaces(),
         processes(),
         memory(),
         descriptors(),
@@ -308,6 +309,41 @@ fn restrictions() -> Vec<Claim> {
         lie("speculation of 2^64-1", May::Fail, |f, _| {
             f.set(&t("controls/speculation"), Value::Array(vec![number(u64::MAX); 3]));
         }),
+    ]
+}
+
+fn namespaces() -> Vec<Claim> {
+    fn inside(f: &mut Forge, all: &[Value], ids: &[u64]) {
+        f.list("namespaces").extend_from_slice(all);
+        f.list(&t("namespaces")).extend(ids.iter().copied().map(number));
+    }
+    fn uts(name: &[u8]) -> Value {
+        map(&[("uts", map(&[("hostname", Value::Bytes(name.to_vec())), ("domainname", Value::Bytes(Vec::new()))]))])
+    }
+    fn net(setting: &str) -> Value {
+        let setting = map(&[("name", bytes(setting)), ("value", bytes("1"))]);
+        map(&[("net", map(&[("loopback", Value::Bool(true)), ("settings", Value::Array(vec![setting]))]))])
+    }
+    vec![
+        lie("a namespace that is not there", May::Damaged, |f, _| inside(f, &[], &[0])),
+        lie("a namespace of 2^32-1", May::Damaged, |f, _| inside(f, &[uts(b"x")], &[u64::from(u32::MAX)])),
+        lie("in two namespaces of a kind", May::Damaged, |f, _| inside(f, &[uts(b"x"), uts(b"y")], &[0, 1])),
+        lie("in one namespace twice", May::Damaged, |f, _| inside(f, &[uts(b"x")], &[0, 0])),
+        lie("a namespace for nobody", May::Contained, |f, _| inside(f, &[uts(b"x")], &[])),
+        lie("a name of a KiB inside", May::Damaged, |f, _| inside(f, &[uts(&[b'x'; 1024])], &[0])),
+        lie("too many namespaces", May::Damaged, |f, _| inside(f, &vec![uts(b"x"); 1025], &[0])),
+        lie("a setting of the whole machine inside", May::Damaged, |f, _| {
+            inside(f, &[net("kernel/core_pattern")], &[0]);
+        }),
+        lie("a setting of the container's inside", May::Damaged, |f, _| {
+            inside(f, &[net("user/max_net_namespaces")], &[0])
+        }),
+        lie("a setting of another kind inside", May::Damaged, |f, _| inside(f, &[net("fs/mqueue/msg_max")], &[0])),
+        lie("a network that forwards inside", May::Contained, |f, _| inside(f, &[net("net/ipv4/ip_forward")], &[0])),
+        lie("a namespace by its path", May::Damaged, |f, _| {
+            inside(f, &[map(&[("net", map(&[("path", bytes("/proc/1/ns/net"))]))])], &[0]);
+        }),
+        lie("a pid namespace", May::Damaged, |f, _| inside(f, &[map(&[("pid", map(&[]))])], &[0])),
     ]
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::fs::{AtFlags, readlinkat, statat};
+use yendor_image::NsId;
 use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::limits::{self, Limits};
 use yendor_proc::personality;
@@ -16,6 +17,7 @@ use yendor_sys::{Errno, SysError};
 use yendor_task::tree::{read_proc, read_proc_into};
 
 use super::namespace::Namespaces;
+use super::nested::Nested;
 
 /// How many mappings it is ahead at most, each process counting as one more: what it holds is bounded, to a few megabytes. Those of
 /// a thousand small processes: while the first are not asked yet, their open files are looked at, and a processor has nothing to do.
@@ -45,15 +47,23 @@ pub struct Texts {
     pub personalities: Vec<u32>,
     /// The namespaces of its threads, by their ids.
     namespaces: Vec<(i32, Namespaces)>,
+    /// Of each thread, the nested ones: what [`Texts::live_in`] finds.
+    pub nested: Vec<Vec<NsId>>,
 }
 
 impl Texts {
-    /// Refuses a process of which a thread lives elsewhere.
+    /// Finds the namespaces beside the container's that its threads live in.
     ///
     /// # Errors
-    /// `Unsupported`, by name.
-    pub fn live_in(&self, home: &Namespaces) -> Result<()> {
-        self.namespaces.iter().try_for_each(|(tid, theirs)| home.check(theirs, *tid))
+    /// `Unsupported`, by name, for one that cannot be in an image.
+    pub fn live_in(&mut self, home: &Namespaces, nested: &mut Nested, proc: BorrowedFd<'_>) -> Result<()> {
+        let pid = self.pid;
+        let of = |(tid, theirs): &(i32, Namespaces)| {
+            let task = format!("{pid}/task/{tid}");
+            home.away(theirs, *tid, |name, inode| nested.number(proc, &task, name, inode))
+        };
+        self.nested = self.namespaces.iter().map(of).collect::<Result<_>>()?;
+        Ok(())
     }
 
     /// `room`: for what is read, to be used again.
@@ -71,6 +81,7 @@ impl Texts {
         read_proc_into(proc, &format!("{pid}/smaps"), room)?;
         Ok(Texts {
             pid,
+            nested: Vec::new(),
             namespaces: threads.iter().map(namespaces).collect::<Result<_>>()?,
             smaps: smaps::parse(room)?,
             timers: timers::parse(&file("timers")?)?,

@@ -6,14 +6,18 @@ use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::Writer;
 use yendor_kinds::namespace::ipc::{self, Mapped, Record, Scope, Wait};
 use yendor_kinds::process::{self, State};
+use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named, Result};
+
+use super::nested;
 
 /// Collects what belongs to a container, whose namespace the caller has joined.
 ///
 /// # Errors
 /// What cannot be captured, by name.
-pub fn container(proc: &OwnedFd, processes: &[process::Record], writer: &Writer) -> Result<Record> {
-    ipc::collect(proc.as_fd(), writer, Scope::Whole, &mapped(processes)?)
+pub fn container(proc: &OwnedFd, snapshot: &Snapshot, writer: &Writer) -> Result<Record> {
+    let residents = snapshot.processes.iter().filter(|process| nested::at_home(process, &snapshot.namespaces));
+    ipc::collect(proc.as_fd(), writer, Scope::Whole, &mapped(residents)?)
 }
 
 /// Collects what belongs to any tree: everything of a namespace of its own, of the host's what it uses.
@@ -60,7 +64,10 @@ fn namespace(proc: BorrowedFd<'_>, pid: i32) -> Result<OwnedFd> {
     Ok(fd.named("openat", || format!("/proc/{path}"))?)
 }
 
-fn mapped(processes: &[process::Record]) -> std::result::Result<Mapped, Cause> {
+/// What processes have attached.
+pub(super) fn mapped<'p>(
+    processes: impl IntoIterator<Item = &'p process::Record>,
+) -> std::result::Result<Mapped, Cause> {
     let mut mapped = Mapped::default();
     for process in processes {
         if let State::Alive(alive) = &process.state {

@@ -12,7 +12,7 @@ mod filter;
 mod ghost;
 pub mod ipc;
 pub mod namespace;
-pub mod network;
+mod nested;
 mod oom;
 pub mod peer;
 mod process;
@@ -54,6 +54,7 @@ use address_space::{Late, Memory};
 use ahead::Ahead;
 use descriptor::Held;
 use namespace::Namespaces;
+use nested::Nested;
 use peer::Peers;
 use process::{Answered, View};
 use rounds::Rounds;
@@ -128,6 +129,7 @@ pub fn collect<'w>(
         let what = "a pid or time namespace of its own for its children (unshare, setns)";
         return Err(Error::new(Step::Collect, Cause::unsupported(what)).task(tree.root));
     }
+    let mut nested = Nested::new(of.and_then(|_| home.users()));
     let ahead = Ahead::start(own, living).at(Step::Collect)?;
     for facts in &order {
         gather.pids.insert(facts.pid, facts.inside());
@@ -168,7 +170,7 @@ pub fn collect<'w>(
             let spaces = receiver.iter().take_while(|_| wanted.load(Relaxed));
             space::copy_all(spaces, memory, gather, proc, order)
         })?;
-        let (modules, watch, peers, home) = (&modules, &mut watch, peers.as_ref(), &home);
+        let (modules, watch, peers, home) = (&modules, &mut watch, peers.as_ref(), (&home, &mut nested));
         let lost = Vec::new();
         let twins = twins.as_deref_mut();
         let mut asker = Asker {
@@ -218,6 +220,7 @@ pub fn collect<'w>(
     gather.finish().at(Step::Collect)?;
     let (objects, vdso) = memory.shared(gather).at(Step::Store)?;
     let security = security::collect(&modules, &processes);
+    let namespaces = nested.look(proc.as_fd(), &processes, writer).at(Step::Collect).kind("namespace", "nested")?;
     let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
     let snapshot = Snapshot {
         machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso, security },
@@ -226,6 +229,7 @@ pub fn collect<'w>(
         files: std::mem::take(&mut gather.entries),
         objects,
         restrictions,
+        namespaces,
         lost: std::mem::take(&mut gather.lost),
     };
     Ok((snapshot, Rest { memory, left, late, proc }))
@@ -295,7 +299,8 @@ struct Asker<'a> {
     order: &'a [Facts],
     proc: &'a OwnedFd,
     root: (u64, u64),
-    home: &'a Namespaces,
+    /// The container's namespaces, and those beside them.
+    home: (&'a Namespaces, &'a mut Nested),
     modules: &'a Here,
     watch: &'a mut Watch,
     keyrings: Option<Keyrings>,
@@ -327,8 +332,9 @@ impl Asker<'_> {
                     peers: self.peers,
                 };
                 let mine = mine.remove(&facts.pid).unwrap_or_default();
-                let texts = self.ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
-                texts.live_in(self.home).at(Step::Collect).task(facts.inside().0)?;
+                let mut texts = self.ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
+                let (home, nested) = &mut self.home;
+                texts.live_in(home, nested, self.proc.as_fd()).at(Step::Collect).task(facts.inside().0)?;
                 let one = process::Asking::new(view, facts, texts, threads, mine, &stopped);
                 let one = one.at(Step::Collect).task(facts.inside().0)?;
                 if let Some(twins) = self.twins.as_mut().filter(|_| !one.may_fork()) {

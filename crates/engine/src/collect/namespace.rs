@@ -1,12 +1,12 @@
-//! The namespaces that tasks live in. A container has one of each, and so has a tree: a task that has made, or entered,
-//! another is refused, and so are mounts that a container has made since it began to run.
+//! The namespaces that tasks live in. A container has one of each, and so has a tree. Some kinds may be nested (see `nested`); a task that
+//! has made, or entered, one of another kind is refused, and so are mounts that a container has made since it began to run.
 
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat_raw};
 use serde::{Deserialize, Serialize};
-use yendor_image::Bytes;
+use yendor_image::{Bytes, NsId};
 use yendor_kinds::file::Gather;
 use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::mountinfo;
@@ -59,14 +59,24 @@ impl Namespaces {
         Ok(Namespaces(numbers, whose))
     }
 
-    /// Refuses a task that lives elsewhere, or whose children would.
+    /// The nested namespaces that a task lives in; `nested` tells their numbers, and of which there are none.
     ///
     /// # Errors
-    /// `Unsupported`, by name.
-    pub fn check(&self, task: &Namespaces, tid: i32) -> Result<()> {
+    /// `Unsupported`, by name, for a task that lives elsewhere, or whose children would.
+    pub fn away(
+        &self,
+        task: &Namespaces,
+        tid: i32,
+        mut nested: impl FnMut(&str, u64) -> Result<Option<NsId>>,
+    ) -> Result<Vec<NsId>> {
+        let mut away = Vec::new();
         for (name, (home, theirs)) in NAMES[..task.1.count()].iter().zip(self.0.iter().zip(&task.0)) {
             // A pid namespace that nobody has been born into has no link.
             if home.is_none() || home == theirs {
+                continue;
+            }
+            if let Some(number) = theirs.map(|theirs| nested(name, theirs)).transpose()?.flatten() {
+                away.push(number);
                 continue;
             }
             let (kind, whose) = match name.strip_suffix("_for_children") {
@@ -76,7 +86,13 @@ impl Namespaces {
             let what = format!("task {tid} has a {kind} namespace of its own{whose} (unshare, setns)");
             return Err(Cause::unsupported(what));
         }
-        Ok(())
+        Ok(away)
+    }
+
+    /// The user namespace.
+    #[must_use]
+    pub fn users(&self) -> Option<u64> {
+        NAMES.iter().zip(self.0).find(|(name, _)| **name == "user").and_then(|(_, number)| number)
     }
 }
 
@@ -202,8 +218,13 @@ mod tests {
         let process = |children| Namespaces([0, 1, 2, 3, 4, 5, 6, children, 8].map(Some), Whose::Process);
         let thread = |net| Namespaces([0, net, 2, 3, 4, 0, 0, 0, 0].map(Some), Whose::Thread);
         let home = process(7);
-        assert!(home.check(&thread(1), 5).is_ok() && home.check(&process(7), 5).is_ok());
-        let said = |task: Namespaces| home.check(&task, 5).expect_err("elsewhere").to_string();
+        let none = |_: &str, _| Ok(None);
+        assert!(home.away(&thread(1), 5, none).is_ok() && home.away(&process(7), 5, none).is_ok());
+        let said = |task: Namespaces| home.away(&task, 5, none).expect_err("elsewhere").to_string();
+        let net = |name: &str, number| Ok((name == "net").then_some(NsId(u32::try_from(number).expect("small"))));
+        assert_eq!(home.away(&thread(9), 5, net).expect("nested"), [NsId(9)]);
+        assert!(home.away(&process(9), 5, net).is_err());
+        assert_eq!(home.users(), Some(5));
         assert!(said(thread(9)).contains("task 5 has a net namespace of its own (unshare"));
         assert!(said(process(9)).contains("pid namespace of its own for its"));
         let mut unborn = process(7);
@@ -212,7 +233,7 @@ mod tests {
         // A kernel without time namespaces.
         let mut old = home;
         old.0[8] = None;
-        assert!(old.check(&process(7), 5).is_ok());
+        assert!(old.away(&process(7), 5, none).is_ok());
     }
 
     #[test]

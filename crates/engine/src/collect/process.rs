@@ -228,14 +228,15 @@ impl<'a> Asking<'a> {
         shared_pending.without_timers(&waiting);
         let mut threads = Vec::with_capacity(self.threads.len());
         let known = self.statuses.iter().zip(std::mem::take(&mut self.restricted));
-        let known = known.zip(&self.texts.personalities).zip(own_pending);
-        for (((stopped, asked), regs), (known, mut own)) in
+        let nested = std::mem::take(&mut self.texts.nested);
+        let known = known.zip(&self.texts.personalities).zip(nested).zip(own_pending);
+        for (((stopped, asked), regs), ((known, namespaces), mut own)) in
             self.threads.iter().zip(&self.asked).zip(&registers).zip(known)
         {
             let pending = own.mask() | pending_for_all;
             own.without_timers(&waiting);
             let thread = self.thread(stopped, asked, regs, (pending, own), known)?;
-            threads.push(thread);
+            threads.push(Thread { namespaces, ..thread });
         }
         let lost = self.lost()?;
         let leader = &self.asked[0].inquiry;
@@ -323,6 +324,7 @@ impl<'a> Asking<'a> {
         Ok(Thread {
             restricted,
             labels,
+            namespaces: Vec::new(),
             tid: Tid(status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid)),
             regs: regs::collect(tid, registers, pending)?,
             signals,

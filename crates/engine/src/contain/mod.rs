@@ -7,7 +7,6 @@
 pub mod cgroup;
 mod cover;
 mod layer;
-mod net;
 mod place;
 mod proc;
 mod root;
@@ -27,6 +26,7 @@ use rustix::mount::{
 };
 use rustix::process::{Gid, fchdir, pivot_root};
 use rustix::time::Timespec;
+use yendor_kinds::namespace::network;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::namespace::Namespaces;
 use yendor_sys::{Errno, SysError, namespace};
@@ -91,7 +91,7 @@ fn set_names(request: &Request, host_proc: &OwnedFd) -> Caused<()> {
         rustix::system::setdomainname(name.as_bytes()).named("setdomainname", || format!("{name:?}"))?;
     }
     if request.net == Net::Private {
-        net::loopback_up()?;
+        network::loopback_up()?;
     }
     match &request.layout {
         Some(layout) => sysctl::set(host_proc, &layout.sysctls),

@@ -9,7 +9,8 @@ use yendor_image::{FileId, Manifest, PAGE_BYTES, PageRun, RECORDS_FILE, ShmId, p
 use yendor_kinds::file::{self, Descriptor};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{self, layout};
-use yendor_kinds::process::{Alive, State, credential};
+use yendor_kinds::namespace::nested;
+use yendor_kinds::process::{Alive, State, Thread, credential};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, namespace};
 use yendor_sys::xstate;
@@ -33,12 +34,15 @@ const MOST_PID: i32 = 4 << 20;
 const FILTER_FLAGS: u32 = 2 | 4;
 /// The clocks of a time namespace cannot be further ahead (KTIME_MAX / 2).
 const MOST_NANOSECONDS: u64 = 1 << 62;
+/// More than an honest container has: each takes a system call and memory of the kernel.
+const MOST_NAMESPACES: usize = 1024;
+
 /// Checks.
 ///
 /// # Errors
 /// `Corrupt` with the record that claims what cannot be.
 pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
-    let Snapshot { machine: _, container, processes, files, objects, restrictions, lost: _ } = snapshot;
+    let Snapshot { machine: _, container, processes, files, objects, restrictions, namespaces, lost: _ } = snapshot;
     for layer in &container.layers {
         let plain = layer.mount.0.split(|b| *b == b'/').all(|part| part != b".." && part != b".");
         if !layer.mount.0.starts_with(b"/") || !plain || layer.mount.0.contains(&0) {
@@ -56,7 +60,14 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     if container.clocks.0 > MOST_NANOSECONDS || container.clocks.1 > MOST_NANOSECONDS {
         return Err(wrong("namespace", "time", "its clocks cannot be"));
     }
-    if let Some(shm) = container.ipc.iter().flat_map(|ipc| &ipc.shm).find(|s| s.size > MOST_BYTES) {
+    if namespaces.len() > MOST_NAMESPACES {
+        return Err(wrong("namespace", "nested", "there are too many"));
+    }
+    let nested = namespaces.iter().filter_map(|one| match one {
+        nested::Record::Ipc { objects, .. } => Some(objects),
+        nested::Record::Uts { .. } | nested::Record::Net { .. } => None,
+    });
+    if let Some(shm) = container.ipc.iter().chain(nested).flat_map(|ipc| &ipc.shm).find(|s| s.size > MOST_BYTES) {
         return Err(wrong("shared memory", shm.perm.id.to_string(), "its size cannot be"));
     }
     let known = Known {
@@ -78,6 +89,7 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     let restricted =
         processes.iter().filter_map(|p| if let State::Alive(a) = &p.state { Some(&a.threads) } else { None });
     for thread in restricted.flatten() {
+        lives(thread, namespaces)?;
         let there = |number: &u32, table: usize| usize::try_from(*number).is_ok_and(|n| n < table);
         let (filters, domains) = (restrictions.filters.len(), restrictions.domains.len());
         let own = &thread.restricted;
@@ -96,6 +108,22 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
                 known.descriptors(&exec.descriptors).and_then(|()| credentials(&exec.credentials)).map_err(at(pid))?;
             }
             State::Alive(alive) => known.alive(pid, alive, &mut tids).map_err(at(pid))?,
+        }
+    }
+    Ok(())
+}
+
+/// One namespace of a kind at most.
+fn lives(thread: &Thread, table: &[nested::Record]) -> Result<()> {
+    let mut kinds = BTreeSet::new();
+    for id in &thread.namespaces {
+        let record = usize::try_from(id.0).ok().and_then(|n| table.get(n));
+        if !record.is_some_and(|record| kinds.insert(record.kind())) {
+            return Err(wrong(
+                "thread",
+                thread.tid.to_string(),
+                "it is in a namespace that is not there, or in two of a kind",
+            ));
         }
     }
     Ok(())

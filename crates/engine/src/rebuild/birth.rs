@@ -17,7 +17,7 @@ use yendor_task::{Arg, Nr, Script, args, gadget};
 use super::domain::{self, Domains};
 use super::memory::Memories;
 use super::plan::{Birth, INIT, Plan};
-use super::{Site, Task};
+use super::{Site, Task, nested};
 use crate::error::{At, Result, Step, With};
 
 /// The child is traced by whoever traces its creator, and stops at birth.
@@ -106,12 +106,18 @@ fn by(
     site.run(&own, &script).at(Step::Rebuild)?;
     let wanted: Vec<i32> = children.iter().map(|b| b.pid).chain(threads.iter().copied()).collect();
     for (inside, tid) in newborn(site, &wanted).at(Step::Rebuild)? {
-        let slot = tasks.len();
-        tasks.insert(inside, Task { tid, slot });
-        if !threads.contains(&inside) {
+        let task = Task { tid, slot: tasks.len() };
+        take_over(site, tid, task.slot).at(Step::Rebuild)?;
+        let is_thread = threads.contains(&inside);
+        if !is_thread {
             memories.born(inside, creator);
         }
-        take_over(site, tid, slot).at(Step::Rebuild)?;
+        let own = || match children.iter().find(|b| b.pid == inside) {
+            _ if is_thread => own_record?.threads.iter().find(|t| t.tid.0 == inside),
+            child => alive(site, child?)?.threads.first(),
+        };
+        nested::settle(site, &task, (inside, creator), own).at(Step::Rebuild).task(inside)?;
+        tasks.insert(inside, task);
     }
     Ok(())
 }
@@ -237,6 +243,8 @@ pub fn threads(
             let task = Task { tid, slot: *slot };
             *slot += 1;
             take_over(site, tid, task.slot).at(Step::Rebuild)?;
+            let own = || others.iter().find(|t| t.tid.0 == inside);
+            nested::settle(site, &task, (inside, pid), own).at(Step::Rebuild).task(inside)?;
             out.push(task);
         }
     }

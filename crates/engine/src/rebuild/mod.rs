@@ -13,6 +13,7 @@ mod filter;
 mod init;
 mod late;
 mod memory;
+mod nested;
 pub mod plan;
 mod process;
 mod program;
@@ -45,6 +46,7 @@ use crate::contain::{Cgroup, Contained};
 use crate::error::{At, Result, Step, With};
 use crate::label::Labels;
 use crate::load::Hashing;
+use crate::nested::Nested;
 use crate::request::{Enforce, Request};
 
 /// Bytes of a task's slot.
@@ -68,6 +70,8 @@ pub struct Materials<'a> {
     pub proc: OwnedFd,
     /// The container, which gets its first task here.
     pub contained: Contained,
+    /// Namespaces inside it.
+    pub nested: &'a Nested,
 }
 
 /// An image that processes are rebuilt from.
@@ -99,6 +103,8 @@ struct Site<'a> {
     files: BTreeMap<FileId, i32>,
     /// Numbers in the keeper of those files that exist only since all tasks are born.
     late: late::Files,
+    /// Of namespaces.
+    places: nested::Places,
     /// And of each shared object.
     objects: BTreeMap<ShmId, i32>,
     /// And of each pages file.
@@ -187,7 +193,7 @@ fn notice(tid: i32) -> std::result::Result<(), SysError> {
 /// # Errors
 /// The first thing that could not be made; everything made so far is gone.
 pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
-    let Materials { snapshot, image, request, labels, mut workshop, proc, mut contained } = materials;
+    let Materials { snapshot, image, request, labels, mut workshop, proc, mut contained, nested } = materials;
     let reader = image.map(|i| i.reader);
     let plan = plan::plan(&snapshot.processes).at(Step::Load)?;
     let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
@@ -224,6 +230,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let now = Now::read(&proc)?;
     contained.begin()?;
     let late = late::Files::before(snapshot, request, above, &mut held).at(Step::Rebuild)?;
+    let places = nested::Places::new(snapshot, &nested.0, &proc, above, &mut held)
+        .at(Step::Rebuild)
+        .kind("namespace", "nested")?;
     let nobody = lift(init::program(&proc).at(Step::Rebuild)?, above, &mut held).at(Step::Rebuild)?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
     drop(placed);
@@ -234,6 +243,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         snapshot,
         files,
         late,
+        places,
         objects,
         pages,
         parked: Vec::new(),

@@ -52,6 +52,8 @@ pub struct Gather<'a> {
     pub(super) inotifies: BTreeMap<FileId, Vec<InotifyWatch>>,
     /// What each epoll watches, until `finish` finds the descriptions.
     pub(super) epolls: BTreeMap<FileId, Vec<EpollTarget>>,
+    /// The network that all sockets must be in; none until the first, unless the caller knows.
+    pub network: Option<u64>,
     /// The first description of each object behind several (a pipe has two ends), by (kind, device, inode).
     firsts: BTreeMap<(&'static str, u64, u64), FileId>,
     /// Our duplicates.
@@ -82,6 +84,7 @@ impl<'a> Gather<'a> {
             locked: BTreeSet::new(),
             holders: BTreeMap::new(),
             epolls: BTreeMap::new(),
+            network: None,
             firsts: BTreeMap::new(),
             ours: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -158,10 +161,17 @@ impl<'a> Gather<'a> {
         self.held.entry(key).or_default().insert(place, id);
         let is_socket = FileType::from_raw_mode(seen.stat.st_mode) == FileType::Socket;
         let labels = if is_socket { label::of_socket(&seen.fd, &self.modules)? } else { Vec::new() };
+        let own = if is_socket { self.in_network(&seen)? } else { true };
         let external = match holder {
             Some((pid, number)) => super::external::Record::of(self, pid, number.0)?,
             None => None,
         };
+        if !own && external.is_none() {
+            return Err(Cause::unsupported(format!(
+                "{}: a socket of another net namespace than the container's",
+                seen.link
+            )));
+        }
         // The owner of what belongs to the caller is the caller's business.
         let (record, owner, labels) = match external {
             Some(external) => (Record::External(external), None, Vec::new()),
@@ -173,6 +183,16 @@ impl<'a> Gather<'a> {
             entry.labels = labels;
         }
         Ok(id)
+    }
+
+    /// Whether a socket is in the same network as all others.
+    fn in_network(&mut self, seen: &Seen) -> Result<bool> {
+        match yendor_sys::sock::namespace_cookie(seen.fd.as_fd()) {
+            Ok(cookie) => Ok(*self.network.get_or_insert(cookie) == cookie),
+            // O_PATH, or a kernel that does not tell.
+            Err(e) if matches!(e.errno, Errno::BADF | Errno::NOPROTOOPT) => Ok(true),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// The description, or where it belongs among those of its inode.

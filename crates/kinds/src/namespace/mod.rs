@@ -2,5 +2,7 @@
 
 pub mod ipc;
 pub mod layer;
+pub mod nested;
+pub mod network;
 pub mod sysctl;
 pub mod traffic;

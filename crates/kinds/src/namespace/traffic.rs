@@ -87,6 +87,12 @@ const DUMPS: [Dump; 10] = [
     },
 ];
 
+/// What belongs to devices, compared where `lo` has been set up or not.
+const DEVICES: [Dump; 2] = [
+    Dump { what: "an address", protocol: None, request: 22, body: &[0; 8], answer: 20, take: device_address },
+    Dump { what: "a network device", protocol: None, request: 18, body: &[0; 16], answer: 16, take: device },
+];
+
 /// Files that name the tables of iptables and its like.
 const TABLES: [&str; 3] = ["ip_tables_names", "ip6_tables_names", "arp_tables_names"];
 
@@ -112,6 +118,20 @@ impl Traffic {
             for name in text.split(|b| *b == b'\n').filter(|name| !name.is_empty()) {
                 let shown = format!("{} in {file}", name.escape_ascii());
                 out.insert(("a table of iptables", shown.clone().into_bytes()), shown);
+            }
+        }
+        Ok(Traffic(out))
+    }
+
+    /// Devices and their addresses, of the network that the calling thread is in.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn devices() -> Result<Traffic> {
+        let mut out = BTreeMap::new();
+        for one in &DEVICES {
+            for (key, name) in dump(one)?.iter().filter_map(|message| (one.take)(message)) {
+                out.insert((one.what, key), name);
             }
         }
         Ok(Traffic(out))
@@ -206,6 +226,37 @@ fn attribute(message: &[u8], header: usize, wanted: u16) -> Option<&[u8]> {
         rest = rest.get(length.next_multiple_of(4)..)?;
     }
     None
+}
+
+/// struct ifaddrmsg, without the times at which it was made and changed.
+fn device_address(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    // Beside these: label, broadcast address, flags.
+    const ADDRESS: u16 = 1;
+    const LOCAL: u16 = 2;
+    let (key, index) = (parts(body, 8, &[ADDRESS, LOCAL, 3, 4, 8])?, word(body, 4)?);
+    let shown = address(attribute(body, 8, LOCAL).or_else(|| attribute(body, 8, ADDRESS)).unwrap_or_default());
+    Some((key, format!("{shown}/{} of device {index}", body.get(1)?)))
+}
+
+/// struct ifinfomsg, and what can be set of any device.
+fn device(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    // Beside these: address, length of its queue, alias, group, promiscuity.
+    const NAME: u16 = 3;
+    const MTU: u16 = 4;
+    let key = parts(body, 16, &[NAME, MTU, 1, 13, 20, 27, 30])?;
+    let name = attribute(body, 16, NAME)?;
+    let (name, mtu) = (name.strip_suffix(&[0]).unwrap_or(name), attribute(body, 16, MTU).and_then(|mtu| word(mtu, 0)));
+    Some((key, format!("{}, of {} bytes", name.escape_ascii(), mtu.unwrap_or(0))))
+}
+
+/// A header and some attributes behind it.
+fn parts(body: &[u8], header: usize, wanted: &[u16]) -> Option<Vec<u8>> {
+    let mut key = body.get(..header)?.to_vec();
+    for number in wanted {
+        key.extend(attribute(body, header, *number).into_iter().flatten());
+        key.push(0);
+    }
+    Some(key)
 }
 
 /// struct fib_rule_hdr.
@@ -330,7 +381,7 @@ mod tests {
 
     #[test]
     fn short_messages_are_no_objects_and_never_a_panic() {
-        for take in DUMPS.map(|dump| dump.take) {
+        for take in DUMPS.iter().chain(&DEVICES).map(|dump| dump.take) {
             for length in 0..40 {
                 take(&vec![0; length]);
                 take(&vec![0xff; length]);

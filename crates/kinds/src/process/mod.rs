@@ -23,7 +23,7 @@ pub mod sigaction;
 pub mod signal;
 
 use serde::{Deserialize, Serialize};
-use yendor_image::{NsPid, Tid};
+use yendor_image::{NsId, NsPid, Tid};
 use yendor_task::script::{Arg, Want};
 use yendor_task::{Arena, Nr, RunError, Script};
 
@@ -162,6 +162,9 @@ pub struct Thread {
     pub restricted: Restricted,
     /// Its security labels.
     pub labels: Vec<label::Label>,
+    /// Namespaces that it lives in beside the container's.
+    #[serde(default)]
+    pub namespaces: Vec<NsId>,
 }
 
 /// What a thread has forbidden itself, or inherited, for good: by number in the snapshot's tables.

@@ -20,7 +20,7 @@ use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior
 use rustix::process::{Gid, Uid, getegid, geteuid};
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
-use yendor_image::{Reader, Writer};
+use yendor_image::{NsId, Reader, Writer};
 use yendor_proc::sysvipc;
 use yendor_sys::ipc::Rights;
 use yendor_sys::{Errno, SysError};
@@ -149,9 +149,19 @@ impl Scope<'_> {
 /// # Errors
 /// What cannot be captured is refused by name.
 pub fn collect(proc: BorrowedFd<'_>, writer: &Writer, scope: Scope<'_>, mapped: &Mapped) -> Result<Record> {
+    collect_of(proc, (writer, None), scope, mapped)
+}
+
+/// Likewise, of the namespace that has this number in the image; none: the container's.
+pub(super) fn collect_of(
+    proc: BorrowedFd<'_>,
+    (writer, of): (&Writer, Option<NsId>),
+    scope: Scope<'_>,
+    mapped: &Mapped,
+) -> Result<Record> {
     let limits = Limits::collect(proc)?;
     let table = |name: &str| read(proc, &format!("sysvipc/{name}"));
-    let shm = shm::collect(proc, sysvipc::parse_shm(&table("shm")?)?, writer, scope, mapped, &limits)?;
+    let shm = shm::collect(proc, sysvipc::parse_shm(&table("shm")?)?, (writer, of), scope, mapped, &limits)?;
     let mut sem = Vec::new();
     for row in sysvipc::parse_sem(&table("sem")?)? {
         if sem::is_taken(&row, proc, scope)? {
@@ -176,11 +186,16 @@ pub fn collect(proc: BorrowedFd<'_>, writer: &Writer, scope: Scope<'_>, mapped: 
 /// # Errors
 /// The kernel's; `Corrupt` for what cannot be.
 pub fn rebuild(record: &Record, proc: BorrowedFd<'_>, reader: &Reader) -> Result<()> {
+    rebuild_of(record, proc, (reader, None))
+}
+
+/// Likewise, of the namespace that has this number in the image.
+pub(super) fn rebuild_of(record: &Record, proc: BorrowedFd<'_>, (reader, of): (&Reader, Option<NsId>)) -> Result<()> {
     let Record { limits, shm, sem, msg } = record;
     let before = Limits::collect(proc)?;
     let room = before.with_room_for(record);
     room.set(&before, proc)?;
-    shm.iter().try_for_each(|segment| shm::rebuild(segment, proc, reader))?;
+    shm.iter().try_for_each(|segment| shm::rebuild(segment, proc, (reader, of)))?;
     sem.iter().try_for_each(|set| sem::rebuild(set, proc))?;
     msg.iter().try_for_each(|queue| msg::rebuild(queue, proc))?;
     let wanted = limits.as_ref().unwrap_or(&before);

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
-use yendor_image::{Reader, Writer};
+use yendor_image::{NsId, Reader, Writer};
 use yendor_proc::sysvipc;
 use yendor_sys::SysError;
 use yendor_sys::ipc::{self, Attached, Writable};
@@ -36,7 +36,8 @@ pub struct Record {
     pub locked: bool,
     /// Removed, and kept only by those who have it attached.
     pub removed: bool,
-    /// Where it holds data, `(offset, bytes)`; these follow each other in the blob `shm-ID`.
+    /// Where it holds data, `(offset, bytes)`; these follow each other in the blob `shm-ID`, of
+    /// a nested namespace `shm-NAMESPACE-ID`.
     pub extents: Vec<(u64, u64)>,
 }
 
@@ -91,7 +92,7 @@ impl Mapped {
 pub(super) fn collect(
     proc: BorrowedFd<'_>,
     table: Vec<sysvipc::Shm>,
-    writer: &Writer,
+    blobs: (&Writer, Option<NsId>),
     scope: Scope<'_>,
     mapped: &Mapped,
     limits: &Limits,
@@ -108,7 +109,7 @@ pub(super) fn collect(
         }
         check(&row, attachments, limits)?;
         let (perm, attached) = (row.perm, attachments.is_some());
-        out.extend(scope.unless_foreign(&perm, attached, one(proc, row, writer))?);
+        out.extend(scope.unless_foreign(&perm, attached, one(proc, row, blobs))?);
     }
     Ok(out)
 }
@@ -138,7 +139,7 @@ fn check(row: &sysvipc::Shm, attachments: Option<&Attachments>, limits: &Limits)
     Ok(())
 }
 
-fn one(proc: BorrowedFd<'_>, row: sysvipc::Shm, writer: &Writer) -> Result<Record> {
+fn one(proc: BorrowedFd<'_>, row: sysvipc::Shm, (writer, of): (&Writer, Option<NsId>)) -> Result<Record> {
     let sysvipc::Shm {
         perm,
         size,
@@ -159,14 +160,13 @@ fn one(proc: BorrowedFd<'_>, row: sysvipc::Shm, writer: &Writer) -> Result<Recor
     let present = resident.iter().filter(|p| **p).count() as u64 * PAGE as u64;
     // Reading a hole would make a page of it. But only if nothing was swapped out until we looked is the rest holes.
     let pages = if swap == 0 && present == rss { resident } else { vec![true; resident.len()] };
-    let extents = copy(perm.id, &attached, &pages, writer)?;
+    let extents = copy(blob(of, perm.id), &attached, &pages, writer)?;
     let (locked, removed) = (perm.mode & LOCKED != 0, perm.mode & DEST != 0);
     Ok(Record { perm: Perm::collect(&perm), size, locked, removed, extents })
 }
 
 /// Writes the pages that are not zero.
-fn copy(id: i32, attached: &Attached, pages: &[bool], writer: &Writer) -> Result<Vec<(u64, u64)>> {
-    let name = blob(id);
+fn copy(name: String, attached: &Attached, pages: &[bool], writer: &Writer) -> Result<Vec<(u64, u64)>> {
     let mut out = None;
     let mut extents: Vec<(u64, u64)> = Vec::new();
     let mut page = [0u8; PAGE];
@@ -192,8 +192,8 @@ fn copy(id: i32, attached: &Attached, pages: &[bool], writer: &Writer) -> Result
     Ok(extents)
 }
 
-fn blob(id: i32) -> String {
-    format!("shm-{id}")
+fn blob(of: Option<NsId>, id: i32) -> String {
+    of.map_or_else(|| format!("shm-{id}"), |of| format!("shm-{of}-{id}"))
 }
 
 /// A segment of ordinary pages lies in the kernel's own tmpfs, one of huge pages (`SHM_HUGETLB`) does not.
@@ -210,11 +210,11 @@ fn check_device(proc: BorrowedFd<'_>, id: i32, attached: &Attached) -> Result<()
     Ok(())
 }
 
-pub(super) fn rebuild(record: &Record, proc: BorrowedFd<'_>, reader: &Reader) -> Result<()> {
+pub(super) fn rebuild(record: &Record, proc: BorrowedFd<'_>, (reader, of): (&Reader, Option<NsId>)) -> Result<()> {
     let Record { perm, size, locked, removed: _, extents } = record;
     perm.make(proc, "shm", || ipc::shm_create(perm.key, *size, perm.mode))?;
     if !extents.is_empty() {
-        fill(perm.id, *size, extents, reader)?;
+        fill(perm.id, &blob(of, perm.id), (*size, extents), reader)?;
     }
     ipc::shm_set(perm.id, perm.rights())?;
     if *locked {
@@ -223,11 +223,10 @@ pub(super) fn rebuild(record: &Record, proc: BorrowedFd<'_>, reader: &Reader) ->
     Ok(())
 }
 
-fn fill(id: i32, size: u64, extents: &[(u64, u64)], reader: &Reader) -> Result<()> {
+fn fill(id: i32, name: &str, (size, extents): (u64, &[(u64, u64)]), reader: &Reader) -> Result<()> {
     let outside = || Cause::corrupt(format!("System V segment {id} has data outside of its blob or itself"));
-    let name = blob(id);
-    reader.verify(&name)?;
-    let (file, bytes) = reader.open_file(&name)?;
+    reader.verify(name)?;
+    let (file, bytes) = reader.open_file(name)?;
     let whole = size.checked_next_multiple_of(PAGE as u64).ok_or_else(outside)?;
     let mut attached = Writable::new(id, whole)?;
     let mut buffer = vec![0u8; CHUNK];

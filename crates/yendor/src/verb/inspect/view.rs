@@ -23,7 +23,7 @@ fn head(cells: &[&str]) -> Vec<String> {
 
 /// What it is, where it comes from, how much there is of what.
 pub fn summary(manifest: &Manifest, signed_by: Option<&str>, snapshot: &Snapshot, name: &str) -> String {
-    let Snapshot { machine, container, processes, files, objects, restrictions, lost } = snapshot;
+    let Snapshot { machine, container, processes, files, objects, restrictions, namespaces, lost } = snapshot;
     let threads: usize = alive(snapshot).map(|(_, a)| a.threads.len()).sum();
     let zombies = processes.iter().filter(|p| matches!(p.state, State::Zombie(_))).count();
     let pages: u64 = alive(snapshot).flat_map(|(_, a)| &a.memory.pages).filter_map(PageRun::bytes).sum();
@@ -68,6 +68,10 @@ pub fn summary(manifest: &Manifest, signed_by: Option<&str>, snapshot: &Snapshot
         (
             "restrictions",
             format!("{} seccomp filters, {} Landlock domains", restrictions.filters.len(), restrictions.domains.len()),
+        ),
+        (
+            "namespaces inside",
+            namespaces.iter().map(|namespace| namespace.kind().name()).collect::<Vec<_>>().join(", "),
         ),
         ("lost", if lost.is_empty() { "nothing".to_owned() } else { format!("{} objects: see --lost", lost.len()) }),
     ];

@@ -1,0 +1,260 @@
+//! Namespaces that tasks inside a container have made for themselves: uts, ipc and net (unshare(2), clone(2)).
+//! *Read from:* the links in /proc/PID/task/TID/ns; what is in one, by a thread that has joined it.
+//! *Made again by:* a thread that enters a new one and fills it; a task joins it by setns(2) as soon as it is born.
+//! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces of other kinds, those that belong to another user
+//! namespace than the container's, those that nobody lives in, sockets in a nested network, and what is in one and in no image: devices and
+//! addresses beside those of `lo` or changes of it, rules and filters, POSIX message queues.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde::{Deserialize, Serialize};
+use yendor_image::{Bytes, NsId, Reader, Writer};
+use yendor_sys::namespace::{Namespaces, unshare};
+use yendor_task::{Nr, Script, args};
+
+use super::ipc::{self, Mapped, Scope};
+use super::network::{Network, loopback_up};
+use super::sysctl::{self, Own};
+use super::traffic::Traffic;
+use crate::{Cause, Named, Result};
+
+/// A namespace. Threads name it by its place in the image's list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Record {
+    /// Names.
+    Uts {
+        /// The host name.
+        hostname: Bytes,
+        /// The NIS domain name.
+        domainname: Bytes,
+    },
+    /// System V IPC.
+    Ipc {
+        /// What is in it.
+        objects: ipc::Record,
+        /// Its settings that are not as in a new one: names below `fs/mqueue`.
+        settings: Vec<sysctl::Record>,
+    },
+    /// A network without devices of its own.
+    Net {
+        /// Whether `lo` is up.
+        loopback: bool,
+        /// Its settings that are not as in a new one: names below `net`.
+        settings: Vec<sysctl::Record>,
+    },
+}
+
+/// Which sort of namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// uts_namespaces(7).
+    Uts,
+    /// ipc_namespaces(7).
+    Ipc,
+    /// network_namespaces(7).
+    Net,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 3] = [Kind::Uts, Kind::Ipc, Kind::Net];
+
+    /// What its link in /proc/PID/ns is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Uts => "uts",
+            Kind::Ipc => "ipc",
+            Kind::Net => "net",
+        }
+    }
+
+    /// The one whose link is called so, if it is among these.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    fn flag(self) -> Namespaces {
+        match self {
+            Kind::Uts => Namespaces::NEWUTS,
+            Kind::Ipc => Namespaces::NEWIPC,
+            Kind::Net => Namespaces::NEWNET,
+        }
+    }
+
+    fn own(self) -> Own {
+        Own { network: self == Kind::Net, ipc: self == Kind::Ipc, users: false }
+    }
+}
+
+/// The task joins a namespace; `fd`: its number there.
+pub fn join(fd: i32, kind: Kind, script: &mut Script) {
+    script.call(Nr::SETNS, args![fd, kind.flag().bits()]);
+}
+
+impl Record {
+    /// Which sort it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Record::Uts { .. } => Kind::Uts,
+            Record::Ipc { .. } => Kind::Ipc,
+            Record::Net { .. } => Kind::Net,
+        }
+    }
+
+    /// What is in a namespace whose tasks are stopped. `mapped`: what they have attached of it.
+    ///
+    /// # Errors
+    /// What cannot be captured, by name.
+    pub fn collect(
+        (kind, namespace): (Kind, &OwnedFd),
+        proc: BorrowedFd<'_>,
+        blobs: (&Writer, NsId),
+        mapped: &Mapped,
+    ) -> Result<Record> {
+        let inside = || {
+            enter(namespace, kind)?;
+            match kind {
+                Kind::Uts => {
+                    let names = rustix::system::uname();
+                    let [hostname, domainname] =
+                        [names.nodename(), names.domainname()].map(|n| Bytes(n.to_bytes().to_vec()));
+                    Ok(Record::Uts { hostname, domainname })
+                }
+                Kind::Ipc => {
+                    let (writer, id) = blobs;
+                    let objects = ipc::collect_of(proc, (writer, Some(id)), Scope::Whole, mapped)?;
+                    let now = sysctl::look(proc, kind.own())?;
+                    without_queues()?;
+                    let usual = sysctl::look_at_new(proc, kind.own())?;
+                    Ok(Record::Ipc { objects, settings: sysctl::changed(now, &usual, proc)? })
+                }
+                Kind::Net => network(proc),
+            }
+        };
+        in_thread(inside)
+    }
+
+    /// Makes it again.
+    ///
+    /// # Errors
+    /// The kernel's; `Corrupt` for what cannot be in it.
+    pub fn rebuild(&self, id: NsId, proc: BorrowedFd<'_>, reader: &Reader) -> Result<OwnedFd> {
+        let kind = self.kind();
+        let inside = || {
+            unshare(kind.flag())?;
+            match self {
+                Record::Uts { hostname, domainname } => {
+                    rustix::system::sethostname(&hostname.0).named("sethostname", || hostname.to_string())?;
+                    rustix::system::setdomainname(&domainname.0).named("setdomainname", || domainname.to_string())?;
+                }
+                Record::Ipc { objects, settings } => {
+                    set(settings, proc, kind)?;
+                    ipc::rebuild_of(objects, proc, (reader, Some(id)))?;
+                }
+                Record::Net { loopback, settings } => {
+                    if *loopback {
+                        loopback_up()?;
+                    }
+                    set(settings, proc, kind)?;
+                }
+            }
+            own(proc, kind)
+        };
+        in_thread(inside)
+    }
+
+    /// What can only be done when the tasks have attached what they had. The calling thread goes there and comes back: who has entered a
+    /// pid namespace for its children has no other threads any more.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn finish(&self, namespace: &OwnedFd, proc: BorrowedFd<'_>) -> Result<()> {
+        let Record::Ipc { objects, .. } = self else { return Ok(()) };
+        let home = own(proc, Kind::Ipc)?;
+        enter(namespace, Kind::Ipc)?;
+        let done = ipc::finish(objects, proc);
+        enter(&home, Kind::Ipc)?;
+        done
+    }
+}
+
+/// The namespace that the calling thread is in.
+///
+/// # Errors
+/// What openat says.
+pub fn own(proc: BorrowedFd<'_>, kind: Kind) -> Result<OwnedFd> {
+    let path = format!("thread-self/ns/{}", kind.name());
+    let fd = openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    Ok(fd.named("openat", || format!("/proc/{path}"))?)
+}
+
+/// In a thread: it alone changes its namespaces, and need not find back.
+fn in_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let done = std::thread::scope(|scope| scope.spawn(body).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn enter(namespace: &OwnedFd, kind: Kind) -> Result<()> {
+    let shown = || format!("a nested {} namespace", kind.name());
+    let flag = match kind {
+        Kind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+        Kind::Ipc => LinkNameSpaceType::InterProcessCommunication,
+        Kind::Net => LinkNameSpaceType::Network,
+    };
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(flag)).named("setns", shown)?)
+}
+
+fn set(settings: &[sysctl::Record], proc: BorrowedFd<'_>, kind: Kind) -> Result<()> {
+    match sysctl::rebuild(settings, proc, kind.own(), |_| false)?.first() {
+        Some(other) => Err(Cause::corrupt(format!("{other}: no setting of the {} namespace that has it", kind.name()))),
+        None => Ok(()),
+    }
+}
+
+/// The network that the calling thread is in; afterwards it is in a new one.
+fn network(proc: BorrowedFd<'_>) -> Result<Record> {
+    let own = Kind::Net.own();
+    let (now, devices, traffic) = (Network::here(proc)?, Traffic::devices()?, Traffic::look(proc)?);
+    let settings = sysctl::look(proc, own)?;
+    let usual = sysctl::look_at_new(proc, own)?;
+    let (down, no_device, new) = (Network::here(proc)?, Traffic::devices()?, Traffic::look(proc)?);
+    traffic.as_new(&new)?;
+    let loopback = now != down;
+    if loopback {
+        loopback_up()?;
+        Network::here(proc)?.unchanged(&now)?;
+        devices.as_new(&Traffic::devices()?)?;
+    } else {
+        devices.as_new(&no_device)?;
+    }
+    Ok(Record::Net { loopback, settings: sysctl::changed(settings, &usual, proc)? })
+}
+
+/// Refuses POSIX message queues in the calling thread's ipc namespace.
+fn without_queues() -> Result<()> {
+    let shown = || "\"mqueue\"".to_owned();
+    // Who mounts needs a mount namespace of the same user namespace.
+    unshare(Namespaces::NEWNS)?;
+    let context = fsopen("mqueue", FsOpenFlags::FSOPEN_CLOEXEC).named("fsopen", shown)?;
+    fsconfig_create(&context).named("fsconfig", shown)?;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).named("fsmount", shown)?;
+    let root = openat(&mount, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    for entry in Dir::read_from(root.named("openat", shown)?).named("getdents64", shown)? {
+        let entry = entry.named("getdents64", shown)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            let name = name.escape_ascii();
+            return Err(Cause::unsupported(format!(
+                "/{name}: a POSIX message queue (mq_open) of a nested ipc namespace"
+            )));
+        }
+    }
+    Ok(())
+}
