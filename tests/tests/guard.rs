@@ -31,7 +31,7 @@ fn guards(container: &str) -> usize {
 fn after_a_crash(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let container = yendor.fresh("counter");
-    let options = ["--checkpoint-every", "300ms", "--keep-last", "2"];
+    let options = ["--checkpoint-every", "300ms", "--keep-last", "2", "--track"];
     yendor.run_detached_with(&container, &options, &["sh", "-c", COUNTER]).exits(0);
     assert_eq!(guards(&container), 1);
     let newest = |n: usize| format!("{container}@{n}");

@@ -3,6 +3,7 @@
 //! It is done by the caller's own process, inside the container's user namespace, not by the keeper: its death harms
 //! nobody (see docs/adr/0001).
 
+mod before;
 mod marker;
 mod whole;
 
@@ -25,16 +26,17 @@ use yendor_sys::SysError;
 use yendor_task::tree::{self, FrozenTree, Top};
 
 use crate::admit;
-use crate::collect::rounds::Rounds;
 pub use crate::collect::rounds::{self, Round, Wanted};
+use crate::collect::rounds::{Plan, Rounds};
 use crate::collect::watch::Watch;
-use crate::collect::{Rest, Twins, Why, collect, ipc, namespace};
+use crate::collect::{Done, Rest, Spared, Twins, Why, collect, ipc, namespace};
 use crate::error::{At, Error, Result, Step, With};
-use crate::load;
 use crate::setting::{self, Looking};
+use crate::shadow::Shadow;
 use crate::sign::Signer;
 use crate::state::State;
 use crate::who::Surroundings;
+use before::Before;
 use marker::Marker;
 use whole::{clocks_ahead, container, layers};
 
@@ -57,6 +59,12 @@ pub struct Options {
     pub max_extra_memory: Option<u64>,
     /// An earlier image: pages that it has are not written again.
     pub parent: Option<PathBuf>,
+    /// Not even the one that memory was tracked for.
+    pub no_parent: bool,
+    /// Writes are tracked from the stop on, for the next checkpoint.
+    pub track: bool,
+    /// What was tracked is compared all the same.
+    pub verify_delta: bool,
     /// Memory is read before the tasks are stopped.
     pub rounds: Option<Wanted>,
     /// Who signs the image.
@@ -84,6 +92,12 @@ pub struct Summary {
     pub read_later: u64,
     /// Bytes of memory that the parent had, and that were not written again.
     pub shared: u64,
+    /// What tracking since the image before has spared.
+    pub spared: Spared,
+    /// Of how many processes writes are tracked now.
+    pub tracked: usize,
+    /// What was not used, or not done, though it might have been expected.
+    pub notes: Vec<String>,
     /// Large processes, by their id inside, whose memory was read while they stood still though they were to run on.
     pub not_copied: Vec<(i32, Why)>,
     /// What was read before the tasks were stopped.
@@ -121,7 +135,7 @@ fn attempts(target: &Target, output: &Path, options: &Options) -> Result<Summary
     refuse_old_kernel(&proc).at(Step::Freeze)?;
     raise_descriptor_limit();
     let reading = Instant::now();
-    let parent = options.parent.as_deref().map(|parent| load::parent(parent, output)).transpose()?;
+    let mut before = Before::look(target, &proc, options, output)?;
     let read = us(reading);
     // Fails early where nothing can be written.
     let mut writer = new_writer(target, output, options)?;
@@ -133,20 +147,26 @@ fn attempts(target: &Target, output: &Path, options: &Options) -> Result<Summary
     let mut pause = Duration::from_millis(5);
     let mut most = options.max_extra_memory;
     loop {
-        let before = most;
-        match attempt(target, &proc, (writer, parent.as_ref()), options, &mut most) {
+        let (less, held) = (most, before.held.take());
+        let was_held = held.is_some();
+        match attempt(target, &proc, output, (writer, before.parent.as_ref(), held), options, &mut most) {
             // Whether it has passed by itself, or is done in another way now.
             Err(e)
                 if matches!(*e.cause, Cause::Passing { .. })
                     && !e.broken
-                    && (begin.get_or_insert_with(Instant::now).elapsed() < PATIENCE || most != before) =>
+                    && (begin.get_or_insert_with(Instant::now).elapsed() < PATIENCE || most != less) =>
             {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(100));
+                if was_held {
+                    // Only what was tracked could do without a look at all of it.
+                    before = Before::whole(options, output, before.note.take())?;
+                }
                 writer = new_writer(target, output, options)?;
             }
             Ok(mut summary) => {
-                if parent.is_some() {
+                summary.notes.extend(before.note);
+                if before.parent.is_some() {
                     summary.timings.insert(0, ("parent".into(), read));
                 }
                 return Ok(summary);
@@ -176,7 +196,8 @@ fn new_writer(target: &Target, output: &Path, options: &Options) -> Result<Write
 fn attempt(
     target: &Target,
     proc: &OwnedFd,
-    (writer, parent): (Writer, Option<&Parent>),
+    output: &Path,
+    (writer, parent, held): (Writer, Option<&Parent>, Option<Shadow>),
     options: &Options,
     most: &mut Option<u64>,
 ) -> Result<Summary> {
@@ -184,7 +205,7 @@ fn attempt(
     let mut summary = Summary::default();
     let own = if let Target::Container(state, _) = target { Some(setting::own(&state.request)) } else { None };
     let new = own.map(|own| Looking::at_new(proc, own)).transpose().at(Step::Collect)?;
-    let rounds = early(target, proc, top, (&writer, parent), options, &mut summary)?;
+    let rounds = early(target, proc, top, (&writer, parent, held), options, &mut summary)?;
     let begin = Instant::now();
     // What must go when the tree runs again goes after it.
     let mut twins = if options.leave_running { Some(Twins::new(proc, *most).at(Step::Freeze)?) } else { None };
@@ -212,7 +233,7 @@ fn attempt(
         summary.stopped_us = us(begin);
     }
     let harm = |e: Error| Error { broken: touched, ..e };
-    (summary.read_later, summary.shared) =
+    let done =
         rest.read(&mut snapshot, twins.as_mut()).map_err(|e| match twins.as_ref().is_some_and(Twins::is_short) {
             true => {
                 // Without copies, then.
@@ -221,6 +242,8 @@ fn attempt(
             }
             false => harm(e),
         })?;
+    let Done { later, shared, held, spared } = done;
+    (summary.read_later, summary.shared, summary.spared) = (later, shared, spared);
     writer.records(&snapshot).at(Step::Store).map_err(harm)?;
     // Whatever can fail still, before there is an image.
     let marker = match target {
@@ -241,6 +264,12 @@ fn attempt(
         end(target, tree, options)?;
     }
     drop(marker);
+    if let (Target::Container(_, directory), Some(seal), true) = (target, summary.seal, options.track) {
+        match before::leave((output, directory), (manifest, seal), &snapshot, held) {
+            Ok(tracked) => summary.tracked = tracked,
+            Err(e) => summary.notes.push(format!("writes are not tracked: {e}")),
+        }
+    }
     Ok(summary)
 }
 
@@ -249,17 +278,20 @@ fn early<'w>(
     target: &Target,
     proc: &OwnedFd,
     top: Top,
-    image: (&'w Writer, Option<&'w Parent>),
+    (writer, parent, held): (&'w Writer, Option<&'w Parent>, Option<Shadow>),
     options: &Options,
     summary: &mut Summary,
 ) -> Result<Rounds<'w>> {
-    let Some(wanted) = options.rounds else { return Ok(Rounds::default()) };
+    if options.rounds.is_none() && !options.track && held.is_none() {
+        return Ok(Rounds::default());
+    }
     let begin = Instant::now();
     let watch = match target {
         Target::Container(state, directory) => Watch::container(state, directory).at(Step::Store)?,
         Target::Tree(_) => Watch::default(),
     };
-    let rounds = Rounds::make(wanted, proc, top, &watch, image, &options.watcher).at(Step::Store)?;
+    let plan = Plan { rounds: options.rounds, track: options.track, held };
+    let rounds = Rounds::make(plan, proc, top, &watch, (writer, parent), &options.watcher).at(Step::Store)?;
     summary.rounds.clone_from(&rounds.done);
     summary.not_tracked = rounds.missing();
     summary.timings.push(("rounds".into(), us(begin)));
@@ -441,7 +473,8 @@ fn gather<'w>(
     let container = container(target, proc, root)?;
     gather.clocks = clocks_ahead(&container);
     let of = if let Target::Container(state, directory) = target { Some((state, directory.as_path())) } else { None };
-    let (mut snapshot, rest) = collect(tree, &mut gather, (writer, parent), container, of, (twins, rounds))?;
+    let (mut snapshot, rest) =
+        collect(tree, &mut gather, (writer, parent), container, of, (twins, rounds, options.verify_delta))?;
     if let Target::Container(state, _) = target {
         snapshot.container.layers = layers(state, writer).at(Step::Collect).kind("file system", "layer")?;
     }

@@ -1,20 +1,19 @@
 //! The container's terminal: the keeper holds its master and lends it to whoever attaches. While nobody does, what is
 //! written to it goes to the container's log, so that no program waits for a reader.
 
-use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
 use crate::exec;
 use crate::recorder::Recorder;
+use crate::shadow;
 
 /// A pseudo-terminal of the container's own devpts.
 #[derive(Debug)]
@@ -69,6 +68,8 @@ impl Console {
 pub struct Door {
     listener: UnixListener,
     guests: Vec<UnixStream>,
+    /// What a checkpoint has left for the next one.
+    held: Vec<OwnedFd>,
 }
 
 impl Door {
@@ -83,7 +84,7 @@ impl Door {
         rustix::process::chdir("/").named("chdir", || "/".into())?;
         let listener = listener.map_err(|e| SysError::io("bind", "control.sock", &e))?;
         listener.set_nonblocking(true).map_err(|e| SysError::io("fcntl", "O_NONBLOCK", &e))?;
-        Ok(Door { listener, guests: Vec::new() })
+        Ok(Door { listener, guests: Vec::new(), held: Vec::new() })
     }
 
     /// Serves until `end` can be read: lends the terminal, and writes to `log` what nobody else reads.
@@ -169,43 +170,41 @@ impl Door {
             && stream.set_read_timeout(limit).is_ok()
             && BufReader::new(&stream).read_line(&mut line).is_ok();
         let wish = serde_json::from_str::<Wish>(&line).ok().filter(|_| asked);
-        let attach = wish.as_ref().is_some_and(|w| w.verb == "attach");
-        if let (Some(recorder), true) = (recorder, wish.is_some_and(|w| w.verb == "record")) {
-            // One more command in the container: its filter's listener.
-            if writeln!(&stream, "{}", exec::YES).is_ok() {
-                received(&stream).into_iter().for_each(|listener| recorder.add(listener));
+        let verb = wish.as_ref().map_or("", |wish| wish.verb.as_str());
+        match (verb, recorder) {
+            ("record", Some(recorder)) => {
+                // One more command in the container: its filter's listener.
+                if writeln!(&stream, "{}", exec::YES).is_ok() {
+                    shadow::receive(&stream).into_iter().for_each(|listener| recorder.add(listener));
+                }
+                return;
             }
-            return;
+            (shadow::HOLD, _) => {
+                self.held.clear();
+                if writeln!(&stream, "{}", exec::YES).is_ok() {
+                    self.held = shadow::receive(&stream);
+                    let _ = (&stream).write_all(b"\n");
+                }
+                return;
+            }
+            (shadow::RELEASE, _) => {
+                let held = std::mem::take(&mut self.held);
+                let fds: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
+                // Whoever asked and is gone: then nothing is tracked any more.
+                let _ = shadow::send(&stream, &fds);
+                return;
+            }
+            _ => {}
         }
-        let (true, Some(console)) = (attach, console) else {
+        let ("attach", Some(console)) = (verb, console) else {
             // An answer without a descriptor says no.
             let _ = (&stream).write_all(b"\n");
             return;
         };
-        let fds = [console.master.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let packed = ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-        let sent = rustix::net::sendmsg(&stream, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::NOSIGNAL);
-        if packed && sent.is_ok() {
+        if shadow::send(&stream, &[console.master.as_fd()]).is_ok() {
             self.guests.push(stream);
         }
     }
-}
-
-/// Descriptors that come with the next byte.
-fn received(stream: &UnixStream) -> Vec<OwnedFd> {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0u8; 1];
-    let mut into = [IoSliceMut::new(&mut byte)];
-    if rustix::net::recvmsg(stream, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC).is_err() {
-        return Vec::new();
-    }
-    let rights =
-        ancillary.drain().filter_map(|m| if let RecvAncillaryMessage::ScmRights(fds) = m { Some(fds) } else { None });
-    rights.flatten().collect()
 }
 
 #[derive(serde::Deserialize)]
@@ -272,7 +271,7 @@ mod tests {
         rustix::io::write(&console.slave, b"last words").expect("a line");
         let (end, ended) = rustix::pipe::pipe().expect("a pipe");
         rustix::io::write(&ended, b"x").expect("the end");
-        Door { listener, guests }.serve(end.as_fd(), Some(&console), Some(&log.into()), None);
+        Door { listener, guests, held: Vec::new() }.serve(end.as_fd(), Some(&console), Some(&log.into()), None);
         let text = std::fs::read(directory.join("log")).expect("the log");
         std::fs::remove_dir_all(&directory).expect("gone");
         (text, console)

@@ -26,6 +26,7 @@ pub mod rebuild;
 mod recorder;
 pub mod request;
 mod setting;
+mod shadow;
 pub mod sign;
 pub mod state;
 mod who;

@@ -27,7 +27,7 @@ pub use id::{Addr, FdNum, FileId, MmId, NsId, NsPid, ShmId, Tid};
 pub use limits::Limits;
 pub use manifest::{Encryption, FileEntry, Kind, Manifest, Method};
 pub use page::{PAGE_BYTES, PageRun, pages_name};
-pub use parent::{Parent, Place, Search};
+pub use parent::{Parent, Place, Search, Stamp};
 pub use reader::{Directory, Documents, Reader, SignedTable, Table};
 pub use watcher::Watcher;
 pub use writer::{FileWriter, Writer, is_partial};

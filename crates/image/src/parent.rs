@@ -4,8 +4,9 @@
 //! hint only. What is found is compared, byte by byte, so the new image is right whatever the other one claims.
 
 use crate::reader::HASH_BYTES;
-use crate::{Digest, Error, FileEntry, PAGE_BYTES, Reader, Result, Writer, pages_name};
+use crate::{Digest, Error, FileEntry, PAGE_BYTES, PageRun, Reader, Result, Writer, pages_name};
 use rustc_hash::{FxBuildHasher, FxHashMap};
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::hash::BuildHasher;
 use std::io;
@@ -35,6 +36,40 @@ struct Earlier {
     file: File,
 }
 
+/// What a file was like when its content was known: who writes to it, or gives it another name, changes the last of these times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Of an open file.
+    pub fn of(file: &File) -> io::Result<Stamp> {
+        let stat = file.metadata()?;
+        Ok(Stamp {
+            device: stat.dev(),
+            inode: stat.ino(),
+            bytes: stat.len(),
+            modified: (stat.mtime(), stat.mtime_nsec()),
+            changed: (stat.ctime(), stat.ctime_nsec()),
+        })
+    }
+
+    /// Of all files of pages of an image, in the order of their numbers.
+    pub fn of_pages(reader: &Reader) -> Result<Vec<Stamp>> {
+        let names = (0..u16::MAX).map(pages_name);
+        let entries = names.map_while(|name| reader.manifest().file(&name));
+        let stamp = |entry: &FileEntry| {
+            Stamp::of(&reader.open_stored(entry)?).map_err(|source| Error::io(&entry.name, "stat", source))
+        };
+        entries.map(stamp).collect()
+    }
+}
+
 /// Where a page lies in a [`Parent`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -58,11 +93,7 @@ impl Place {
 impl Parent {
     /// Reads all pages of an image, which must be what its table of contents says.
     pub fn read(reader: &Reader) -> Result<Parent> {
-        let mut parent = Parent {
-            directory: reader.directory().try_clone_to_owned().map_err(|source| Error::io(".", "dup", source))?,
-            files: Vec::new(),
-            index: FxHashMap::default(),
-        };
+        let mut parent = Parent::empty(reader)?;
         for number in 0..u16::MAX {
             let Some(entry) = reader.manifest().file(&pages_name(number)).cloned() else { break };
             if reader.manifest().encryption.is_some() {
@@ -73,6 +104,53 @@ impl Parent {
             parent.files.push(Earlier { entry, file });
         }
         Ok(parent)
+    }
+
+    fn empty(reader: &Reader) -> Result<Parent> {
+        let directory = reader.directory().try_clone_to_owned().map_err(|source| Error::io(".", "dup", source))?;
+        Ok(Parent { directory, files: Vec::new(), index: FxHashMap::default() })
+    }
+
+    /// The pages of an image whose files were right when they had these stamps. Those that have another one now are compared with
+    /// their digests. Only pages in `runs` can be found by what they hold.
+    pub fn known(reader: &Reader, stamps: &[Stamp], runs: &[PageRun]) -> Result<Parent> {
+        let mut parent = Parent::empty(reader)?;
+        for number in 0..u16::MAX {
+            let Some(entry) = reader.manifest().file(&pages_name(number)).cloned() else { break };
+            if reader.manifest().encryption.is_some() {
+                return Err(Error::Encrypted { file: reader.manifest().stored_name(&entry.name) });
+            }
+            let file = reader.open_stored(&entry)?;
+            let failed = |op| move |source: io::Error| Error::io(&pages_name(number), op, source);
+            let now = Stamp::of(&file).map_err(failed("stat"))?;
+            if stamps.get(usize::from(number)) != Some(&now)
+                && Digest::of_file(&file, entry.bytes).map_err(failed("read"))? != (entry.bytes, entry.blake3)
+            {
+                return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
+            }
+            parent.files.push(Earlier { entry, file });
+        }
+        let mut buffer = vec![0; HASH_BYTES];
+        for run in runs {
+            run.check(parent.pages(run.file).saturating_mul(PAGE_BYTES))?;
+            parent.index_run(run, &mut buffer)?;
+        }
+        Ok(parent)
+    }
+
+    fn index_run(&mut self, run: &PageRun, buffer: &mut [u8]) -> Result<()> {
+        let (mut at, end) = (run.offset, run.offset.saturating_add(run.pages.saturating_mul(PAGE_BYTES)));
+        while at < end && self.index.len() < MOST_PAGES {
+            let chunk = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+            let chunk = &mut buffer[..chunk];
+            self.read_at(run.file, chunk, at)?;
+            for content in chunk.chunks_exact(PAGE) {
+                let Ok(page) = u32::try_from(at / PAGE_BYTES) else { return Ok(()) };
+                self.index.entry(hash(content)).or_insert(Place { file: run.file, page });
+                at += PAGE_BYTES;
+            }
+        }
+        Ok(())
     }
 
     /// Compares a file with its digest, by a thread of its own where there can be one, and has its pages found.
@@ -316,6 +394,39 @@ mod tests {
             set(usual);
         }
         assert!(!is_foreign(&top.join("b")));
+        std::fs::remove_dir_all(&top).expect("rm");
+    }
+
+    #[test]
+    fn what_is_known_is_compared_only_where_it_was_touched() {
+        let top = scratch("known");
+        let reader = write(&top.join("a"), 0..300);
+        let stamps = Stamp::of_pages(&reader).expect("stamps");
+        let run = PageRun { addr: crate::Addr(0), pages: 2, file: 0, offset: 7 * PAGE_BYTES };
+        let parent = Parent::known(&reader, &stamps, &[run]).expect("known");
+        let offset = |n: u64| parent.search().find(&page(n)).expect("find").map(|place| place.offset() / PAGE_BYTES);
+        assert_eq!([7, 8, 6].map(offset), [Some(7), Some(8), None]);
+        let mut some = page(0);
+        parent.read_at(0, &mut some, 299 * PAGE_BYTES).expect("read");
+        assert_eq!(some, page(299));
+        let beyond = PageRun { offset: 299 * PAGE_BYTES, ..run };
+        assert!(Parent::known(&reader, &stamps, &[beyond]).is_err());
+        // One more name, or no stamp: it is read, and right.
+        std::fs::hard_link(top.join("a/pages-0"), top.join("b")).expect("link");
+        assert_ne!(Stamp::of_pages(&reader).expect("stamps"), stamps);
+        for stamps in [&stamps[..], &[]] {
+            assert_eq!(Parent::known(&reader, stamps, &[]).expect("right").pages(0), 300);
+        }
+        // Written to, and its time set back.
+        let stamps = Stamp::of_pages(&reader).expect("stamps");
+        let file = std::fs::OpenOptions::new().write(true).open(top.join("a/pages-0")).expect("open");
+        let then = file.metadata().and_then(|m| m.modified()).expect("time");
+        // Times are as coarse as the kernel's clock, where it has no finer ones.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        file.write_at(&[77], 200 * PAGE_BYTES).expect("write");
+        file.set_modified(then).expect("utimensat");
+        let said = Parent::known(&reader, &stamps, &[]).expect_err("damaged");
+        assert!(matches!(&said, Error::Digest { file, .. } if file == "pages-0"), "{said}");
         std::fs::remove_dir_all(&top).expect("rm");
     }
 

@@ -57,11 +57,17 @@ impl Userfault {
         Ok(Userfault(fd))
     }
 
+    /// One that was begun before, by its descriptor.
+    #[must_use]
+    pub fn again(fd: OwnedFd) -> Userfault {
+        Userfault(fd)
+    }
+
     /// Whole mappings in `start..end` can be write-protected from now on. Again is as good as once.
     ///
     /// # Errors
-    /// `EBUSY` where somebody else's is, `EINVAL` or `EPERM` for memory that cannot be, `ESRCH` when the memory is gone: the
-    /// process has ended, or executed another program.
+    /// `EBUSY` where somebody else's is, `EINVAL` or `EPERM` for memory that cannot be; where all of it is gone, see
+    /// [`Userfault::is_gone`].
     pub fn register(&self, start: u64, end: u64) -> Result<()> {
         let range = Range { start, len: end.saturating_sub(start) };
         let mut register = Register { range, mode: MODE_WP, ioctls: 0 };
@@ -70,6 +76,13 @@ impl Userfault {
             return Err(SysError::last("ioctl", format!("UFFDIO_REGISTER, {start:#x}..{end:#x}")));
         }
         Ok(())
+    }
+
+    /// Whether an error says that the memory is gone: the process has ended, or executed another program (`ENOMEM` in
+    /// fs/userfaultfd.c, which is also what a kernel says that has no memory for itself).
+    #[must_use]
+    pub fn is_gone(error: &SysError) -> bool {
+        matches!(error.errno, crate::Errno::NOMEM | crate::Errno::SRCH)
     }
 
     /// The opposite, for whatever in `start..end` is its own.

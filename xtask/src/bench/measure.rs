@@ -54,6 +54,7 @@ impl Bench {
         let mut subject = vec![Vec::new(); row.subject.readings.len()];
         let mut yardstick = vec![Vec::new(); row.yardstick.readings.len()];
         for round in 0..=rounds {
+            self.steps(row.before)?;
             let ours = self.sample(&row.subject, row.cpus)?;
             self.steps(row.after)?;
             let theirs = self.sample(&row.yardstick, row.cpus)?;

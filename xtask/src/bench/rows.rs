@@ -5,6 +5,8 @@ pub(super) struct Row {
     pub(super) name: &'static str,
     /// Commands before the first round.
     pub(super) setup: &'static [Step],
+    /// Commands before each round of the subject.
+    pub(super) before: &'static [Step],
     pub(super) subject: Sample,
     /// Commands after each round of the subject, to make the next one possible.
     pub(super) after: &'static [Step],
@@ -155,9 +157,44 @@ const FORKS: Sample = Sample {
     run: host("sh", &["-c", "i=1; while [ $i -lt 1000 ]; do : & i=$((i+1)); done; wait"]),
     readings: &[plain("1000 forks of a shell", Source::Wall)],
 };
+const TRACK_PARENT: Step =
+    Step::Do(yendor(&["checkpoint", "{name}", "-o", "{dir}/parent", "--leave-running", "--track", "--no-parent"]));
+const REDIS: Step = Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "redis-server", "--save", ""]));
+const OTHER_REDIS: Step =
+    Step::Do(yendor(&["run", "-d", "--name", "{name}-other", "--", "redis-server", "--save", ""]));
+const FILL_REDIS: Step = Step::Do(yendor(&[
+    "exec",
+    "{name}",
+    "--",
+    "redis-benchmark",
+    "-q",
+    "-n",
+    "400000",
+    "-r",
+    "100000",
+    "-d",
+    "1000",
+    "-t",
+    "set",
+]));
+const FILL_OTHER_REDIS: Step = Step::Do(yendor(&[
+    "exec",
+    "{name}-other",
+    "--",
+    "redis-benchmark",
+    "-q",
+    "-n",
+    "400000",
+    "-r",
+    "100000",
+    "-d",
+    "1000",
+    "-t",
+    "set",
+]));
 /// A checkpoint that knows no parent.
 const WHOLE: Sample = Sample {
-    run: yendor(&["checkpoint", "{name}", "-o", "{dir}/whole", "--leave-running", "--json"]),
+    run: yendor(&["checkpoint", "{name}", "-o", "{dir}/whole", "--leave-running", "--no-parent", "--json"]),
     readings: &[plain("without a parent", TOTAL)],
 };
 const WRITE: Sample = Sample {
@@ -179,6 +216,7 @@ const fn calls(name: &'static str, inside: &'static [&'static str], outside: &'s
     Row {
         name,
         setup: &[],
+        before: &[],
         subject: Sample { run: yendor(inside), readings: INSIDE },
         after: &[],
         yardstick: Sample { run: yardstick(outside), readings: OUTSIDE },
@@ -208,6 +246,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "start of a container",
         setup: &[],
+        before: &[],
         subject: Sample {
             run: yendor(&["run", "--rm", "--", "true"]),
             readings: &[at_most("run -- true", Source::Wall, 25)],
@@ -221,6 +260,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "small process, checkpoint",
         setup: &[SMALL, READY],
+        before: &[],
         subject: Sample { run: CHECKPOINT, readings: &[at_most("stopped", STOPPED, 12), at_most("in all", TOTAL, 25)] },
         after: &[DROP_IMAGE],
         yardstick: UNSHARE,
@@ -231,6 +271,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "small process, restore",
         setup: &[SMALL, READY, TAKE_IMAGE, REMOVE],
+        before: &[],
         subject: Sample { run: RESTORE, readings: &[at_most("in all", TOTAL, 25)] },
         after: &[REMOVE],
         yardstick: UNSHARE,
@@ -241,6 +282,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "1000 processes, checkpoint",
         setup: &[THOUSAND, READY],
+        before: &[],
         subject: Sample { run: CHECKPOINT, readings: &[plain("stopped", STOPPED), at_most("in all", TOTAL, 400)] },
         after: &[DROP_IMAGE],
         yardstick: FORKS,
@@ -251,6 +293,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "1000 processes, restore",
         setup: &[THOUSAND, READY, TAKE_IMAGE, REMOVE],
+        before: &[],
         subject: Sample { run: RESTORE, readings: &[at_most("in all", TOTAL, 600)] },
         after: &[REMOVE],
         yardstick: FORKS,
@@ -261,6 +304,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "1 GiB of memory, checkpoint",
         setup: &[GIBIBYTE, READY],
+        before: &[],
         subject: Sample {
             run: CHECKPOINT,
             readings: &[
@@ -277,6 +321,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "1 GiB of memory, 1 % changed since its parent",
         setup: &[CHANGING, READY, TAKE_PARENT, CHANGE, Step::Await("changed")],
+        before: &[],
         subject: Sample {
             run: yendor(&[
                 "checkpoint",
@@ -288,6 +333,20 @@ pub(super) const ROWS: &[Row] = &[
                 "{dir}/parent",
                 "--json",
             ]),
+            readings: &[plain("stopped", STOPPED), plain("in all", TOTAL)],
+        },
+        after: &[DROP_IMAGE, Step::Remove("{dir}/whole")],
+        yardstick: WHOLE,
+        teardown: &[REMOVE, DROP_IMAGE, Step::Remove("{dir}/whole"), Step::Remove("{dir}/parent")],
+        rounds: 5,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "1 GiB of memory, 1 % changed and tracked since its parent",
+        setup: &[CHANGING, READY],
+        before: &[Step::Remove("{dir}/parent"), TRACK_PARENT, CHANGE, Step::Do(host("sleep", &["0.5"]))],
+        subject: Sample {
+            run: yendor(&["checkpoint", "{name}", "-o", "{dir}/image", "--leave-running", "--track", "--json"]),
             readings: &[plain("stopped", STOPPED), Reading { label: "in all", source: TOTAL, limit: Limit::Ratio(10) }],
         },
         after: &[DROP_IMAGE, Step::Remove("{dir}/whole")],
@@ -297,8 +356,50 @@ pub(super) const ROWS: &[Row] = &[
         cpus: Cpus::All,
     },
     Row {
+        name: "redis-benchmark, 200000 SET and GET each",
+        setup: &[REDIS, OTHER_REDIS, Step::Await("Ready to accept connections"), FILL_REDIS, FILL_OTHER_REDIS],
+        before: &[Step::Remove("{dir}/parent"), TRACK_PARENT],
+        subject: Sample {
+            run: yendor(&[
+                "exec",
+                "{name}",
+                "--",
+                "redis-benchmark",
+                "-q",
+                "-n",
+                "200000",
+                "-r",
+                "100000",
+                "-t",
+                "set,get",
+            ]),
+            readings: &[Reading { label: "tracked", source: Source::Wall, limit: Limit::Ratio(103) }],
+        },
+        after: &[],
+        yardstick: Sample {
+            run: yendor(&[
+                "exec",
+                "{name}-other",
+                "--",
+                "redis-benchmark",
+                "-q",
+                "-n",
+                "200000",
+                "-r",
+                "100000",
+                "-t",
+                "set,get",
+            ]),
+            readings: &[plain("not tracked", Source::Wall)],
+        },
+        teardown: &[REMOVE, Step::Do(yendor(&["rm", "-f", "{name}-other"])), Step::Remove("{dir}/parent")],
+        rounds: 7,
+        cpus: Cpus::All,
+    },
+    Row {
         name: "4 GiB of memory, left running",
         setup: &[FOUR_GIBIBYTES, READY],
+        before: &[],
         subject: Sample { run: CHECKPOINT, readings: &[at_most("stopped", STOPPED, 90), plain("in all", TOTAL)] },
         after: &[DROP_IMAGE],
         yardstick: UNSHARE,
@@ -309,6 +410,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "4 GiB of memory, 1 % written each second, read before the stop",
         setup: &[FOUR_GIBIBYTES_WRITTEN, READY],
+        before: &[],
         subject: Sample {
             run: yendor(&[
                 "checkpoint",
@@ -331,6 +433,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "1 GiB of memory, restore",
         setup: &[GIBIBYTE, READY, TAKE_IMAGE, REMOVE, Step::Do(WRITE.run)],
+        before: &[],
         subject: Sample {
             run: RESTORE,
             readings: &[Reading { label: "in all", source: TOTAL, limit: Limit::Ratio(130) }],

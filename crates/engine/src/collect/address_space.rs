@@ -1,6 +1,5 @@
 //! Memory of the processes of a frozen tree: areas, pages, and what several processes share.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, OFlags};
 use yendor_image::{Addr, Bytes, Digest, FileId, PAGE_BYTES, PageRun, Parent, ShmId, Writer, pages_name};
 use yendor_kinds::file::{Gather, refused};
-use yendor_kinds::memory::early::{Early, Kept, Places, Task};
+use yendor_kinds::memory::early::{Early, Task};
 use yendor_kinds::memory::pages::{self, EARLY, Piece, Sink, Source, Zeros};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{Record, inherit, layout, policy, shared};
@@ -20,12 +19,16 @@ use yendor_task::live::SCRATCH;
 
 use super::Objects;
 use super::ghost::Ghosts;
+use super::late::{Late, Seams, Shadowed, Spared, without_tracking};
 use super::rounds::{Rounds, Tracked};
+use crate::shadow::MOST;
 
 /// An address space to be collected.
 pub struct Job<'a> {
     /// Whose, as the tracer sees it.
     pub pid: i32,
+    /// Its id inside.
+    pub inside: i32,
     /// What the kernel remembers beside its areas.
     pub layout: layout::Record,
     /// Its mappings.
@@ -40,48 +43,6 @@ pub struct Job<'a> {
 
 /// Areas that were read at once though fork copies them, by their start: what is behind them may change.
 pub type Read = BTreeSet<Addr>;
-
-/// What of a tracked address space is known, and what has changed: nothing is written while the task stands still.
-#[derive(Debug, Default)]
-pub struct Late {
-    places: Places,
-    /// Of each area what is there.
-    all: Vec<Vec<(u64, u64)>>,
-    /// To be read at once.
-    now: Vec<(u64, u64)>,
-    /// What was read at once.
-    kept: Kept,
-    /// To be read from a copy, if there is one.
-    later: Vec<(u64, u64)>,
-}
-
-impl Late {
-    fn of(tracked: &mut Tracked) -> Late {
-        Late { places: std::mem::take(&mut tracked.places), ..Late::default() }
-    }
-
-    /// Takes an area; `later`: what has changed of it is read from a copy.
-    fn add(&mut self, source: &Source<'_>, area: &vma::Record, later: bool) -> Result<()> {
-        let regions = pages::tracked(source, area)?;
-        let changed = self.places.changed(&regions);
-        if later { &mut self.later } else { &mut self.now }.extend(changed);
-        self.all.push(regions.iter().map(|r| (r.start, r.end)).collect());
-        Ok(())
-    }
-
-    /// Reads what is to be read at once. What there is no room for is written at once, too.
-    fn read(&mut self, source: &Source<'_>, early: Option<&mut Early<'_>>, room: &mut u64) -> Result<()> {
-        let now = std::mem::take(&mut self.now);
-        let bytes: u64 = now.iter().map(|(start, end)| end - start).sum();
-        match (room.checked_sub(bytes), early) {
-            (None, Some(early)) => early.update(source, &now, &mut self.places, Task::Stands).map(drop),
-            (left, _) => {
-                *room = left.unwrap_or(0);
-                Kept::read(source, now).map(|kept| self.kept = kept)
-            }
-        }
-    }
-}
 
 /// The private memory of one process, and of its parent where it may still share some.
 struct Private<'s, 'p> {
@@ -141,6 +102,13 @@ pub struct Memory<'w> {
     tracked: BTreeMap<i32, Tracked>,
     /// Bytes of tracked memory that may be kept until the tasks run again.
     room: u64,
+    /// Whether what was not written is compared with the parent all the same.
+    verify: bool,
+    /// Whether writes are tracked from now on, for the next checkpoint; and what of it is in this image, by the process.
+    track: bool,
+    held: BTreeMap<i32, Shadowed>,
+    /// What tracking has spared, and what of that was compared.
+    spared: Spared,
 }
 
 /// Bytes of tracked memory that are kept until the tasks run again, of all processes together.
@@ -151,7 +119,7 @@ impl<'w> Memory<'w> {
     ///
     /// # Errors
     /// The image cannot be written.
-    pub fn new(writer: &'w Writer, parent: Option<&'w Parent>, rounds: Rounds<'w>) -> Result<Memory<'w>> {
+    pub fn new(writer: &'w Writer, parent: Option<&'w Parent>, rounds: Rounds<'w>, verify: bool) -> Result<Memory<'w>> {
         let out = Sink::new(writer.file(&pages_name(pages::PAGES))?, parent.map(Parent::search));
         Ok(Memory {
             out,
@@ -165,17 +133,27 @@ impl<'w> Memory<'w> {
             early: rounds.early,
             tracked: rounds.tracked,
             room: KEPT,
+            verify,
+            track: rounds.track,
+            held: BTreeMap::new(),
+            spared: Spared::default(),
         })
     }
 
     /// What was found by tracking may not be all: all memory is read again.
     pub fn distrust(&mut self) {
         self.tracked.values_mut().for_each(|tracked| tracked.places.forget());
+        self.track = false;
     }
 
-    /// The tree runs again: nothing of it is tracked any more.
+    /// The tree runs again: nothing of it is tracked any more, but for what the next checkpoint shall know.
     pub fn untrack(&mut self) {
-        std::mem::take(&mut self.tracked).into_values().for_each(Tracked::end);
+        for (pid, tracked) in std::mem::take(&mut self.tracked) {
+            match self.held.get_mut(&pid) {
+                Some(held) => held.tracked = Some(tracked),
+                None => tracked.end(),
+            }
+        }
     }
 
     /// The shared objects and the vdso's digest, once all processes were collected.
@@ -188,11 +166,12 @@ impl<'w> Memory<'w> {
         Ok((std::mem::take(&mut self.objects).into_values().collect(), vdso))
     }
 
-    /// All pages of a snapshot are written: how many bytes of them a parent has, and need not be.
+    /// All pages of a snapshot are written: how many bytes of them a parent has, and need not be; what is tracked still; and what
+    /// tracking has spared.
     ///
     /// # Errors
     /// The image cannot be written.
-    pub fn finish(mut self, snapshot: &mut Snapshot) -> Result<u64> {
+    pub fn finish(mut self, snapshot: &mut Snapshot) -> Result<(u64, Vec<Shadowed>, Spared)> {
         let first = if self.early.is_some() { EARLY + 1 } else { EARLY };
         let settle = |parent| self.out.settle((parent, first), snapshot.page_runs());
         let (files, pages) = self.parent.map(settle).transpose()?.unwrap_or_default();
@@ -204,7 +183,7 @@ impl<'w> Memory<'w> {
         for (theirs, ours) in files {
             self.parent.map_or(Ok(()), |parent| parent.share(theirs, self.writer, ours))?;
         }
-        Ok(pages * PAGE_BYTES)
+        Ok((pages * PAGE_BYTES, self.held.into_values().collect(), self.spared))
     }
 
     /// One address space.
@@ -217,7 +196,7 @@ impl<'w> Memory<'w> {
         job: Job<'_>,
         gather: &mut Gather<'_>,
     ) -> Result<(Record, Read, Option<Late>)> {
-        let Job { pid, layout, smaps, mut policies, parent, later } = job;
+        let Job { pid, inside, layout, smaps, mut policies, parent, later } = job;
         let parent =
             parent.map(|(pid, record)| Ok::<_, Cause>((Source::open(proc.as_fd(), pid)?, record))).transpose()?;
         let mut private = Private::new(Source::open(proc.as_fd(), pid)?, parent);
@@ -227,7 +206,10 @@ impl<'w> Memory<'w> {
         let fences: Vec<u64> = smaps.iter().filter(|s| s.map.perms.shared).map(|s| s.map.start).collect();
         let mut tracked = self.tracked.remove(&pid);
         // What is compared with a parent's is read in any case.
-        let mut late = tracked.as_mut().filter(|_| private.parent.is_none()).map(Late::of);
+        let mut late = tracked.as_mut().filter(|t| t.is_read() && private.parent.is_none()).map(Late::of);
+        let verify = self.parent.filter(|_| self.verify);
+        let track = self.track && private.parent.is_none() && self.held.len() < MOST;
+        let mut kept = Vec::new();
         let mut seams = Seams::default();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
             let file = &mut |s: &Smap| self.backing(s, &mut private.source, gather);
@@ -247,16 +229,25 @@ impl<'w> Memory<'w> {
             let own = area.backing == Backing::Anonymous && !area.shared && !ghost;
             if let Some(late) = late.as_mut().filter(|_| own) {
                 read.insert(area.start);
-                late.add(&private.source, &area, later && area.is_copied_by_fork())?;
+                late.add(&private.source, &area, later && area.is_copied_by_fork(), verify)?;
             } else if !later || ghost || !area.is_copied_by_fork() {
                 read.insert(area.start);
                 private.add(&area, ghost, until)?;
             }
+            // What was found written is protected again; what comes then is for the next checkpoint.
+            if track && own && is_tracked && area.guards.is_empty() && pages::protect(&private.source, &area) {
+                kept.push((area.start.0, area.end.0));
+            }
             areas.push(area);
+        }
+        if !kept.is_empty() {
+            self.held.insert(pid, Shadowed { pid, inside, ranges: kept, tracked: None });
         }
         self.tracked.extend(tracked.map(|tracked| (pid, tracked)));
         if let Some(late) = &mut late {
             late.read(&private.source, self.early.as_mut(), &mut self.room)?;
+            self.spared.unread += late.unread;
+            self.spared.verified += late.verified;
         }
         let (pages, inherits) = private.copy(&mut self.out)?;
         Ok((Record { layout, areas: seams.close(areas), pages, inherits }, read, late))
@@ -430,47 +421,6 @@ pub fn is_fork(child: &layout::Record, parent: &layout::Record) -> bool {
     (child.code, child.data, child.stack, child.arguments) == (parent.code, parent.data, parent.stack, parent.arguments)
 }
 
-/// A mapping as it is when nobody tracks it, and whether we do.
-fn without_tracking<'s>(smap: &'s Smap, tracked: Option<&Tracked>) -> (Cow<'s, Smap>, bool) {
-    let ours = |tracked: &Tracked| smap.vm_flags.has(VmFlag::UffdWp) && tracked.is_of(smap.map.start, smap.map.end);
-    if !tracked.is_some_and(ours) {
-        return (Cow::Borrowed(smap), false);
-    }
-    let mut smap = smap.clone();
-    smap.vm_flags.remove(VmFlag::UffdWp);
-    (Cow::Owned(smap), true)
-}
-
-/// Where an address space may have come apart because only some of it is tracked.
-#[derive(Debug, Default)]
-struct Seams {
-    /// Where areas that are tracked begin.
-    tracked: BTreeSet<Addr>,
-    /// Where areas begin that no other ever merges with: there is a file behind them.
-    others: BTreeSet<Addr>,
-}
-
-impl Seams {
-    /// Puts together what would be one without tracking.
-    fn close(&self, areas: Vec<vma::Record>) -> Vec<vma::Record> {
-        let mut out: Vec<vma::Record> = Vec::with_capacity(areas.len());
-        let (mut before, mut other) = (false, true);
-        for area in areas {
-            let now = (self.tracked.contains(&area.start), self.others.contains(&area.start));
-            let may = (before || now.0) && !other && !now.1;
-            (before, other) = now;
-            let is_next = |last: &vma::Record| {
-                last.end == area.start && vma::Record { start: last.start, end: last.end, ..area.clone() } == *last
-            };
-            match out.last_mut().filter(|last| may && is_next(last)) {
-                Some(last) => last.end = area.end,
-                None => out.push(area),
-            }
-        }
-        out
-    }
-}
-
 /// Scratch memory of a checkpoint that was killed.
 fn is_leftover(smap: &Smap) -> bool {
     smap.map.name.starts_with(SCRATCH)
@@ -479,41 +429,4 @@ fn is_leftover(smap: &Smap) -> bool {
 /// A private mapping of a deleted file: all of it must travel.
 fn is_ghost_mapping(smap: &Smap, area: &vma::Record) -> bool {
     smap.map.inode != 0 && area.backing == Backing::Anonymous
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn area(start: u64, end: u64, protection: u32) -> vma::Record {
-        let (start, end, backing) = (Addr(start), Addr(end), Backing::Anonymous);
-        vma::Record {
-            start,
-            end,
-            protection,
-            backing,
-            shared: false,
-            flags: Vec::new(),
-            name: None,
-            policy: None,
-            guards: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn seams_are_closed_where_tracking_has_made_them() {
-        let areas = vec![area(1, 2, 3), area(2, 3, 3), area(3, 4, 1), area(4, 5, 3), area(6, 7, 3), area(7, 8, 3)];
-        let close = |tracked: &[u64], others: &[u64]| {
-            let set = |starts: &[u64]| starts.iter().copied().map(Addr).collect();
-            let seams = Seams { tracked: set(tracked), others: set(others) };
-            seams.close(areas.clone()).iter().map(|a| (a.start.0, a.end.0)).collect::<Vec<_>>()
-        };
-        let apart = [(1, 2), (2, 3), (3, 4), (4, 5), (6, 7), (7, 8)];
-        // The program's own.
-        assert_eq!(close(&[], &[]), apart);
-        let both = [(1, 3), (3, 4), (4, 5), (6, 8)];
-        assert_eq!(close(&[1, 7], &[]), both);
-        assert_eq!(close(&[2, 3, 4, 6], &[]), both);
-        assert_eq!(close(&[1, 2, 3, 4, 6, 7], &[2, 6]), apart);
-    }
 }

@@ -11,11 +11,13 @@ mod direct;
 mod filter;
 mod ghost;
 pub mod ipc;
+mod late;
 pub mod namespace;
 mod nested;
 mod oom;
 pub mod peer;
 mod process;
+mod rest;
 mod restriction;
 pub mod rounds;
 mod scratch;
@@ -50,16 +52,18 @@ use crate::error::{At, Error, Result, Step, With};
 use crate::request::Userns;
 use crate::state;
 
-use address_space::{Late, Memory};
+use address_space::Memory;
 use ahead::Ahead;
 use descriptor::Held;
+pub use late::{Shadowed, Spared};
 use namespace::Namespaces;
 use nested::Nested;
 use peer::Peers;
 use process::{Answered, View};
+pub use rest::{Done, Rest};
 use rounds::Rounds;
 pub use security::{labels as labels_of, untold as untold_labels};
-use space::{Collected, Left, Space};
+use space::{Collected, Space};
 pub use twins::{Twins, Why};
 use watch::Watch;
 
@@ -105,7 +109,7 @@ pub fn collect<'w>(
     (writer, parent): (&'w Writer, Option<&'w Parent>),
     container: Container,
     of: Option<(&state::State, &Path)>,
-    (twins, rounds): (Option<&mut Twins>, Rounds<'w>),
+    (twins, rounds, verify): (Option<&mut Twins>, Rounds<'w>, bool),
 ) -> Result<(Snapshot, Rest<'w>)> {
     let proc = gather.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let (order, mut twins) = (in_order(tree, &proc)?, twins);
@@ -154,7 +158,7 @@ pub fn collect<'w>(
     if let Some(twins) = &mut twins {
         rounds.spared().for_each(|pid| twins.spare(pid));
     }
-    let mut memory = Memory::new(writer, parent, rounds).at(Step::Collect)?;
+    let mut memory = Memory::new(writer, parent, rounds, verify).at(Step::Collect)?;
     if gather.entries.iter().any(|entry| direct::is_direct(entry.flags)) {
         memory.distrust();
     }
@@ -233,54 +237,6 @@ pub fn collect<'w>(
         lost: std::mem::take(&mut gather.lost),
     };
     Ok((snapshot, Rest { memory, left, late, proc }))
-}
-
-/// What is left to be read when the tree runs again.
-pub struct Rest<'w> {
-    memory: Memory<'w>,
-    left: Vec<Left>,
-    late: Vec<(usize, Late)>,
-    proc: OwnedFd,
-}
-
-impl Rest<'_> {
-    /// Reads it into a snapshot. How many bytes there were, and how many bytes of pages a parent had.
-    ///
-    /// # Errors
-    /// A copy is gone, or the image cannot be written.
-    pub fn read(mut self, snapshot: &mut Snapshot, mut twins: Option<&mut Twins>) -> Result<(u64, u64)> {
-        let mut bytes = 0;
-        self.memory.untrack();
-        for (place, late) in std::mem::take(&mut self.late) {
-            let left = self.left.iter().find(|l| l.place == place);
-            let Some(own) = alive(&mut snapshot.processes, place) else { continue };
-            bytes += self.memory.settle(&self.proc, late, left.map(|l| l.twin), &mut own.memory).at(Step::Store)?;
-        }
-        for (i, Left { place, inside, twin, parent, read }) in self.left.iter().enumerate() {
-            let beside = parent.and_then(|place| self.left.iter().find(|l| l.place == place));
-            let theirs = beside.and_then(|l| Some((l.twin, alive(&mut snapshot.processes, l.place)?.memory.clone())));
-            let theirs = theirs.as_ref().map(|(twin, record)| (*twin, record));
-            let Some(own) = alive(&mut snapshot.processes, *place) else { continue };
-            let done = self.memory.complete(&self.proc, (*twin, read), theirs, &mut own.memory);
-            bytes += done.at(Step::Store).task(*inside)?;
-            let Some(twins) = &mut twins else { continue };
-            // One that is killed has no pages, and that is no error of those who look for them.
-            if twins.is_short() {
-                let what = format!("the copy of task {inside} was killed");
-                return Err(Error::new(Step::Store, Cause::passing(what)).task(*inside));
-            }
-            let later = &self.left[i + 1..];
-            let needed = |l: &Left| later.iter().any(|child| child.parent == Some(l.place));
-            self.left[..=i].iter().filter(|l| !needed(l)).for_each(|l| twins.end(l.twin));
-        }
-        Ok((bytes, self.memory.finish(snapshot).at(Step::Store)?))
-    }
-}
-
-fn alive(processes: &mut [Record], place: usize) -> Option<&mut Alive> {
-    processes
-        .get_mut(place)
-        .and_then(|p| if let State::Alive(alive) = &mut p.state { Some(&mut **alive) } else { None })
 }
 
 /// How many processes that have answered may wait to be copied, with what is known of their mappings.

@@ -19,6 +19,7 @@ use yendor_task::tree::{self, Top, read_proc};
 
 use super::watch::Watch;
 use super::{Facts, direct, twins};
+use crate::shadow::{self, Process, Shadow, window};
 
 /// How many rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,25 +68,32 @@ const MOST: u32 = 12;
 const SPARED: u64 = 64 << 20;
 /// Mappings that are smaller are left for the stop: each that is tracked is one more that does not merge with others.
 const LEAST: u64 = 256 * 1024;
-/// Bytes that are protected, and then read, at once: whoever maps or unmaps memory waits meanwhile.
-const WINDOW: u64 = 32 << 20;
-
-/// Where the window ends that begins at `at`: no huge page is cut in two.
-fn window(at: u64, end: u64) -> u64 {
-    ((at / WINDOW + 1) * WINDOW).min(end)
-}
-
 /// A process whose writes are seen.
 #[derive(Debug)]
 pub struct Tracked {
     inside: i32,
+    /// See [`identity`].
+    pub identity: [u64; 3],
     fault: Userfault,
     /// What is registered.
     ranges: Vec<(u64, u64)>,
     /// Where its pages are.
     pub places: Places,
-    /// Bytes that the last round has read.
+    /// Bytes that the last round has read, or that were written since the image before.
     last: u64,
+    /// Whether its pages go to the file that is written before the stop; else it is tracked for the next checkpoint only.
+    reads: bool,
+}
+
+/// What is to be done before the tasks are stopped.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Rounds.
+    pub rounds: Option<Wanted>,
+    /// Whether writes shall be tracked from the stop on, for the next checkpoint.
+    pub track: bool,
+    /// What was tracked since the image before.
+    pub held: Option<Shadow>,
 }
 
 /// What the rounds have brought.
@@ -97,6 +105,8 @@ pub struct Rounds<'w> {
     pub tracked: BTreeMap<i32, Tracked>,
     /// Each round.
     pub done: Vec<Round>,
+    /// Whether tracking goes on after the stop.
+    pub track: bool,
     without: BTreeMap<i32, (i32, Why)>,
 }
 
@@ -106,28 +116,38 @@ impl<'w> Rounds<'w> {
     /// # Errors
     /// The image cannot be written; a task cannot be stopped where it waits.
     pub fn make(
-        wanted: Wanted,
+        plan: Plan,
         proc: &OwnedFd,
         top: Top,
         watch: &Watch,
         (writer, parent): (&'w Writer, Option<&'w Parent>),
         watcher: &Watcher,
     ) -> Result<Rounds<'w>> {
-        let mut rounds = Rounds::default();
+        let Plan { rounds: wanted, track, held } = plan;
+        let mut rounds = Rounds { track, ..Rounds::default() };
         let (most, auto) = match wanted {
-            Wanted::Exactly(most) => (most, false),
-            Wanted::Auto => (MOST, true),
+            None => (0, false),
+            Some(Wanted::Exactly(most)) => (most, false),
+            Some(Wanted::Auto) => (MOST, true),
         };
+        rounds.tracked.extend(held.into_iter().flat_map(Shadow::into_processes).map(Tracked::again));
+        if most == 0 {
+            rounds.arm(proc, true);
+        }
+        if track && most == 0 {
+            rounds.track_new(proc, top, watch, false)?;
+            rounds.arm(proc, false);
+        }
+        if rounds.tracked.values().any(|tracked| tracked.reads) {
+            rounds.begin(writer, parent)?;
+        }
         for _ in 0..most {
             let begin = Instant::now();
-            rounds.track_new(proc, top, watch)?;
+            rounds.track_new(proc, top, watch, true)?;
             if rounds.tracked.is_empty() {
                 break;
             }
-            if rounds.early.is_none() {
-                let file = writer.raw(&pages_name(EARLY))?;
-                rounds.early = Some(Early::new(file, parent.map(Parent::search)));
-            }
+            rounds.begin(writer, parent)?;
             let bytes = rounds.round(proc, watcher)?;
             let before = rounds.done.last().map_or(u64::MAX, |round| round.bytes);
             let us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -139,6 +159,14 @@ impl<'w> Rounds<'w> {
         Ok(rounds)
     }
 
+    fn begin(&mut self, writer: &'w Writer, parent: Option<&'w Parent>) -> Result<()> {
+        if self.early.is_none() {
+            let file = writer.raw(&pages_name(EARLY))?;
+            self.early = Some(Early::new(file, parent.map(Parent::search)));
+        }
+        Ok(())
+    }
+
     /// Large processes that are not tracked, by their id inside, and why.
     #[must_use]
     pub fn missing(&self) -> Vec<(i32, Why)> {
@@ -147,11 +175,11 @@ impl<'w> Rounds<'w> {
 
     /// Those of which so little is left that no copy pays.
     pub fn spared(&self) -> impl Iterator<Item = i32> {
-        self.tracked.iter().filter(|(_, tracked)| tracked.last <= SPARED).map(|(pid, _)| *pid)
+        self.tracked.iter().filter(|(_, tracked)| tracked.reads && tracked.last <= SPARED).map(|(pid, _)| *pid)
     }
 
     /// Tracks all that can be and are not yet.
-    fn track_new(&mut self, proc: &OwnedFd, top: Top, watch: &Watch) -> Result<()> {
+    fn track_new(&mut self, proc: &OwnedFd, top: Top, watch: &Watch, reads: bool) -> Result<()> {
         let all = living(proc, top)?;
         self.tracked.retain(|pid, _| all.contains_key(pid));
         let new = |pid: &i32| !self.tracked.contains_key(pid) && !self.without.contains_key(pid);
@@ -160,8 +188,8 @@ impl<'w> Rounds<'w> {
             let inside = facts.inside().0;
             match track_one(proc, facts, &all, watch)? {
                 Ok(fault) => {
-                    let tracked = Tracked { inside, fault, ranges: Vec::new(), places: Places::default(), last: 0 };
-                    self.tracked.insert(facts.pid, tracked);
+                    let (identity, ranges, places) = (identity(facts), Vec::new(), Places::default());
+                    self.tracked.insert(facts.pid, Tracked { inside, identity, fault, ranges, places, last: 0, reads });
                 }
                 Err(why) => {
                     self.without.insert(facts.pid, (inside, why));
@@ -176,6 +204,7 @@ impl<'w> Rounds<'w> {
         let mut lost = Vec::new();
         let mut bytes = 0;
         for (pid, tracked) in &mut self.tracked {
+            tracked.reads = true;
             let read = tracked.round(proc.as_fd(), *pid, early, watcher)?;
             // One that was opened since, and before the pages were protected.
             let read = if read.is_ok() && direct::is_used(proc.as_fd(), *pid) { Err(Some(Why::Direct)) } else { read };
@@ -187,13 +216,45 @@ impl<'w> Rounds<'w> {
                 Err(why) => lost.push((*pid, why)),
             }
         }
-        for (pid, why) in lost {
-            if let (Some(tracked), Some(why)) = (self.tracked.remove(&pid), why) {
-                self.without.insert(pid, (tracked.inside, why));
-            }
-        }
+        self.lose(lost);
         Ok(bytes)
     }
+
+    /// Protects what is not yet, of those that were tracked before or of the others, and reads nothing.
+    fn arm(&mut self, proc: &OwnedFd, before: bool) {
+        let mut lost = Vec::new();
+        for (pid, tracked) in self.tracked.iter_mut().filter(|(_, tracked)| tracked.reads == before) {
+            let armed = tracked.arm(proc.as_fd(), *pid);
+            let armed =
+                if armed.is_ok() && direct::is_used(proc.as_fd(), *pid) { Err(Some(Why::Direct)) } else { armed };
+            lost.extend(armed.err().map(|why| (*pid, why)));
+        }
+        self.lose(lost);
+    }
+
+    fn lose(&mut self, lost: Vec<(i32, Option<Why>)>) {
+        for (pid, why) in lost {
+            if let Some(tracked) = self.tracked.remove(&pid) {
+                self.without.extend(why.map(|why| (pid, (tracked.inside, why))));
+                tracked.end();
+            }
+        }
+    }
+}
+
+/// When a process started, and where its program lies: what it is told apart by from a later one, and from itself before execve.
+fn identity(facts: &Facts) -> [u64; 3] {
+    [facts.stat.starttime, facts.stat.startcode, facts.stat.startstack]
+}
+
+/// Of what was tracked, what can be trusted still: the process is who it was, and nothing has happened to it that nobody sees.
+pub fn still_tracked(held: &mut Shadow, proc: &OwnedFd, top: Top) -> Result<()> {
+    let all = living(proc, top)?;
+    held.retain(|process| {
+        all.get(&process.pid)
+            .is_some_and(|facts| identity(facts) == process.identity && hindrance(proc, facts, &all).is_none())
+    });
+    Ok(())
 }
 
 /// All processes below `top` that are there now.
@@ -219,18 +280,23 @@ fn is_fork(a: &Facts, b: &Facts) -> bool {
     layout(a) == layout(b)
 }
 
+/// Why a process cannot be tracked, whatever it may do.
+fn hindrance(proc: &OwnedFd, facts: &Facts, all: &BTreeMap<i32, Facts>) -> Option<Why> {
+    let related = |other: &Facts| other.status.ppid == facts.pid || facts.status.ppid == other.pid;
+    if all.values().any(|other| related(other) && is_fork(facts, other)) {
+        return Some(Why::Family);
+    }
+    direct::is_used(proc.as_fd(), facts.pid).then_some(Why::Direct)
+}
+
 fn track_one(
     proc: &OwnedFd,
     facts: &Facts,
     all: &BTreeMap<i32, Facts>,
     watch: &Watch,
 ) -> Result<std::result::Result<Userfault, Why>> {
-    let related = |other: &Facts| other.status.ppid == facts.pid || facts.status.ppid == other.pid;
-    if all.values().any(|other| related(other) && is_fork(facts, other)) {
-        return Ok(Err(Why::Family));
-    }
-    if direct::is_used(proc.as_fd(), facts.pid) {
-        return Ok(Err(Why::Direct));
+    if let Some(why) = hindrance(proc, facts, all) {
+        return Ok(Err(why));
     }
     if !twins::bears_its_like(proc, facts.pid) {
         return Ok(Err(Why::Refused));
@@ -267,10 +333,64 @@ impl Tracked {
         early: &mut Early<'_>,
         watcher: &Watcher,
     ) -> Result<std::result::Result<u64, Option<Why>>> {
+        let mut bytes = 0;
+        self.each_map(proc, pid, |tracked, source, map, known| {
+            // Whatever marks its pages have, they are not from us.
+            let which = if known { Which::Written } else { Which::All };
+            let mut at = map.start;
+            while at < map.end {
+                let end = window(at, map.end);
+                // Likewise.
+                let Ok((found, to)) = pagemap::protect(source.pagemap.as_fd(), at, end, which) else { break };
+                let ranges: Vec<(u64, u64)> = found.iter().map(|r| (r.start, r.end)).collect();
+                let read = early.update(source, &ranges, &mut tracked.places, Task::Runs)?;
+                watcher.tell(read);
+                bytes += read;
+                if to <= at {
+                    break;
+                }
+                at = to;
+            }
+            Ok(())
+        })
+        .map(|done| done.map(|()| bytes))
+    }
+
+    /// Protects mappings that were not yet, and looks how much was written to the others.
+    fn arm(&mut self, proc: BorrowedFd<'_>, pid: i32) -> std::result::Result<(), Option<Why>> {
+        self.last = 0;
+        let done = self.each_map(proc, pid, |tracked, source, map, known| {
+            let mut at = map.start;
+            while at < map.end {
+                let end = window(at, map.end);
+                let found = match known {
+                    true => pagemap::scan_tracked(source.pagemap.as_fd(), at, end),
+                    false => pagemap::protect(source.pagemap.as_fd(), at, end, Which::All),
+                };
+                // Unmapped meanwhile.
+                let Ok((found, to)) = found else { break };
+                tracked.last += tracked.places.changed(&found).iter().map(|(start, end)| end - start).sum::<u64>();
+                if to <= at {
+                    break;
+                }
+                at = to;
+            }
+            Ok(())
+        });
+        // Nothing is read.
+        done.unwrap_or(Ok(()))
+    }
+
+    /// Calls back for each mapping that is tracked from now on, and whether it was before. Or why it is not, unless it has ended.
+    fn each_map(
+        &mut self,
+        proc: BorrowedFd<'_>,
+        pid: i32,
+        mut with: impl FnMut(&mut Tracked, &Source<'_>, &Map, bool) -> Result<()>,
+    ) -> Result<std::result::Result<(), Option<Why>>> {
         let opened = read_proc(proc, &format!("{pid}/maps")).map_err(Cause::from);
         let opened = opened.and_then(|text| Ok((maps::parse(&text)?, Source::open(proc, pid)?)));
         let Ok((maps, source)) = opened else { return Ok(Err(None)) };
-        let mut bytes = 0;
         self.ranges.clear();
         for map in maps.iter().filter(|map| can_be_tracked(map)) {
             // What has guarded pages is left to the stop: protection would mark them, too.
@@ -282,6 +402,8 @@ impl Tracked {
             match self.fault.register(map.start, map.end) {
                 Ok(()) => {}
                 Err(e) if e.errno == Errno::BUSY => return Ok(Err(Some(Why::Userfault))),
+                // Its memory is gone: it has ended, or executed another program.
+                Err(e) if Userfault::is_gone(&e) => return Ok(Err(None)),
                 // Unmapped meanwhile, or something else is mapped there: that is for the next round, or the stop.
                 Err(_) => continue,
             }
@@ -289,24 +411,9 @@ impl Tracked {
             if !known {
                 self.places.forget_range(map.start, map.end);
             }
-            // Whatever marks its pages have, they are not from us.
-            let which = if known { Which::Written } else { Which::All };
-            let mut at = map.start;
-            while at < map.end {
-                let end = window(at, map.end);
-                // Likewise.
-                let Ok((found, to)) = pagemap::protect(source.pagemap.as_fd(), at, end, which) else { break };
-                let ranges: Vec<(u64, u64)> = found.iter().map(|r| (r.start, r.end)).collect();
-                let read = early.update(&source, &ranges, &mut self.places, Task::Runs)?;
-                watcher.tell(read);
-                bytes += read;
-                if to <= at {
-                    break;
-                }
-                at = to;
-            }
+            with(self, &source, map, known)?;
         }
-        Ok(Ok(bytes))
+        Ok(Ok(()))
     }
 
     /// Whether a mapping of the process as it is now is tracked by this: not that of a program that it has executed since.
@@ -316,16 +423,27 @@ impl Tracked {
         self.fault.register(start, end).is_ok()
     }
 
+    /// As a keeper has held it.
+    fn again((process, fault): (Process, Userfault)) -> (i32, Tracked) {
+        let Process { pid, identity, ranges, runs } = process;
+        let places = Places::of_parent(&ranges, &runs);
+        (pid, Tracked { inside: pid, identity, fault, ranges, places, last: 0, reads: true })
+    }
+
+    /// Whether its pages are where [`Self::places`] says, as far as they were not written.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.reads
+    }
+
+    /// What tracks it, for the next checkpoint.
+    #[must_use]
+    pub fn into_fault(self) -> Userfault {
+        self.fault
+    }
+
     /// Nothing is tracked any more, little by little: at once, the process would wait for all of it.
     pub fn end(self) {
-        for (start, end) in &self.ranges {
-            let mut at = *start;
-            while at < *end {
-                let to = window(at, *end);
-                // What is unmapped is not tracked; what is left goes with the descriptor.
-                let _ = self.fault.unregister(at, to);
-                at = to;
-            }
-        }
+        shadow::end(&self.fault, &self.ranges);
     }
 }

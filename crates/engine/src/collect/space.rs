@@ -12,7 +12,8 @@ use yendor_kinds::{Cause, Named};
 use yendor_proc::smaps::Smap;
 
 use super::Facts;
-use super::address_space::{Job, Late, Memory, Read, is_fork};
+use super::address_space::{Job, Memory, Read, is_fork};
+use super::late::Late;
 use crate::error::{At, Result, Step, With};
 
 /// The address space of a process that has answered, which is its own again.
@@ -88,7 +89,7 @@ pub fn copy_all(
         apart.extend((alone && copied).then_some(inside));
         let twin = twin.filter(|_| !alone);
         let parent = parent.and_then(|i| Some((order.get(i)?.pid, records.get(&i)?)));
-        let job = Job { pid, layout, smaps: &smaps, policies, parent, later: twin.is_some() };
+        let job = Job { pid, inside, layout, smaps: &smaps, policies, parent, later: twin.is_some() };
         let (record, read, late) = memory.collect(proc, job, gather).at(Step::Collect).task(inside)?;
         records.insert(place, record);
         lates.extend(late.map(|late| (place, late)));

@@ -10,10 +10,12 @@
 pub mod check;
 mod decrypt;
 mod hashing;
+mod parent;
 
 pub(crate) use decrypt::Raised;
 pub use decrypt::{IdentityFile, Plain};
 pub use hashing::Hashing;
+pub use parent::{known_parent, parent};
 
 use std::fs::File;
 use std::io::Read;
@@ -25,14 +27,14 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use yendor_image::upgrade::Version;
-use yendor_image::{Digest, Documents, Kind, Limits, Manifest, Parent, Reader, SignedTable};
+use yendor_image::{Digest, Documents, Kind, Limits, Manifest, Reader, SignedTable};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::sandbox::{self, Copy};
 use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
-use crate::error::{At, Error, Result, Step, With};
+use crate::error::{At, Error, Result, Step};
 use crate::sign::{self, Trust};
 use crate::wire::Failure;
 
@@ -343,32 +345,6 @@ pub fn table(image: &Path) -> Result<Table> {
     let table = Documents::open_table(directory.as_fd()).at(Step::Load)?;
     let read = |limits: &Limits| Table::trusted(table.signed(limits).at(Step::Load)?, &Trust::default());
     start(true, &table.descriptors(), read)?.ask()
-}
-
-/// The pages of an image, for a checkpoint that will be at `place` and need not write them again.
-///
-/// # Errors
-/// A damaged image, or one that cannot be a parent of that: encrypted, elsewhere, or somebody else's.
-pub fn parent(image: &Path, place: &Path) -> Result<Parent> {
-    let read = || {
-        let parent = read_parent(image)?;
-        match parent.is_foreign(place).map_err(|e| SysError::io("stat", "the parent", &e)).at(Step::Load)? {
-            None => Ok(parent),
-            Some(why) => Err(Error::new(Step::Load, Cause::unsupported(format!("an image as parent when {why}")))),
-        }
-    };
-    read().kind("parent", image.display().to_string())
-}
-
-fn read_parent(image: &Path) -> Result<Parent> {
-    let Table { version, manifest, .. } = table(image)?;
-    if manifest.encryption.is_some() {
-        let what = "an encrypted image as parent: what is in it cannot be compared without its key";
-        return Err(Error::new(Step::Load, Cause::unsupported(what)));
-    }
-    let version = Version::parse(&version).at(Step::Load)?;
-    let reader = Reader::assemble(open_directory(image)?, version, manifest, Limits::default()).at(Step::Load)?;
-    Parent::read(&reader).at(Step::Load)
 }
 
 /// An image that is being read by somebody without rights.

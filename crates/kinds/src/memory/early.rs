@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::FallocateFlags;
-use yendor_image::{Addr, PAGE_BYTES, PageRun, Search, pages_name};
+use yendor_image::{Addr, PAGE_BYTES, PageRun, Parent, Search, pages_name};
 use yendor_sys::pagemap::{Page, Region};
 use yendor_sys::{Errno, SysError, vm};
 
@@ -61,6 +61,59 @@ impl Places {
 
     fn set(&mut self, at: u64, place: Place) {
         self.0.entry(at / BLOCK).or_insert_with(|| Box::new([0; 512]))[index(at)] = place.pack();
+    }
+
+    /// Of memory that is in an image, a parent's: what of `ranges` none of its `runs` has holds zeros.
+    #[must_use]
+    pub fn of_parent(ranges: &[(u64, u64)], runs: &[PageRun]) -> Places {
+        let mut places = Places::default();
+        for (start, end) in ranges {
+            places.each_block_mut(*start, *end, |_, block| block.fill(Place::Zeros.pack()));
+        }
+        for run in runs {
+            let Some(file) = run.file.checked_add(FOUND) else { continue };
+            let end = run.addr.0.saturating_add(run.pages.saturating_mul(PAGE_BYTES));
+            let first = run.offset / PAGE_BYTES;
+            places.each_block_mut(run.addr.0, end, |at, block| {
+                for (place, page) in block.iter_mut().zip(first + (at - run.addr.0) / PAGE_BYTES..) {
+                    *place = u32::try_from(page).map_or(0, |page| Place::At { file, page }.pack());
+                }
+            });
+        }
+        places
+    }
+
+    /// Compares what is not to be read with what is there: how many bytes, or where the first page is that differs.
+    ///
+    /// # Errors
+    /// The task's memory cannot be read, or the parent's pages.
+    pub fn verify(
+        &self,
+        source: &Source<'_>,
+        regions: &[Region],
+        parent: &Parent,
+    ) -> Result<std::result::Result<u64, u64>> {
+        let (mut now, mut then) = ([0; PAGE], [0; PAGE]);
+        let mut bytes = 0;
+        for region in regions.iter().filter(|r| Page::from_bits_retain(r.categories).is_unwritten()) {
+            for at in (region.start..region.end).step_by(PAGE) {
+                match self.get(at) {
+                    Place::Unknown => continue,
+                    Place::Zeros => then.fill(0),
+                    Place::At { file, page } => match file.checked_sub(FOUND) {
+                        Some(file) => parent.read_at(file, &mut then, u64::from(page) * PAGE_BYTES)?,
+                        // Of this image.
+                        None => continue,
+                    },
+                }
+                source.read(at, &mut now)?;
+                if now != then {
+                    return Ok(Err(at));
+                }
+                bytes += PAGE_BYTES;
+            }
+        }
+        Ok(Ok(bytes))
     }
 
     /// Nothing is known any more.
@@ -127,6 +180,21 @@ impl Places {
             let to = (at / BLOCK + 1).saturating_mul(BLOCK).min(end);
             let pages = index(at)..index(at) + usize::try_from((to - at) / PAGE_BYTES).unwrap_or(0);
             with(at, self.0.get(&(at / BLOCK)).and_then(|block| block.get(pages)));
+            at = to;
+        }
+    }
+}
+
+impl Places {
+    fn each_block_mut(&mut self, start: u64, end: u64, mut with: impl FnMut(u64, &mut [u64])) {
+        let mut at = start;
+        while at < end {
+            let to = (at / BLOCK + 1).saturating_mul(BLOCK).min(end);
+            let pages = index(at)..index(at) + usize::try_from((to - at) / PAGE_BYTES).unwrap_or(0);
+            let block = self.0.entry(at / BLOCK).or_insert_with(|| Box::new([0; 512]));
+            if let Some(block) = block.get_mut(pages) {
+                with(at, block);
+            }
             at = to;
         }
     }
@@ -443,6 +511,29 @@ mod tests {
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut &kept, &mut bytes).expect("read");
         assert_eq!(bytes.iter().step_by(PAGE).copied().collect::<Vec<_>>(), [0, 0, 33, 4, 100, 6]);
+    }
+
+    #[test]
+    fn a_parent_s_places_are_those_of_its_runs() {
+        let page = |n: u64| BLOCK + n * PAGE_BYTES;
+        let run =
+            |at: u64, pages, file, from: u64| PageRun { addr: Addr(page(at)), pages, file, offset: from * PAGE_BYTES };
+        let ranges = [(page(500), page(520)), (page(600), page(603))];
+        let runs = [run(505, 10, 0, 3), run(602, 1, 4, 9)];
+        let mut places = Places::of_parent(&ranges, &runs);
+        let unwritten = |from, to| Region {
+            start: page(from),
+            end: page(to),
+            categories: (Page::WPALLOWED | Page::PRESENT).bits(),
+        };
+        assert_eq!(
+            places.changed(&[unwritten(499, 521), unwritten(598, 604)]),
+            [(page(499), page(500)), (page(520), page(521)), (page(598), page(600)), (page(603), page(604)),]
+        );
+        let shifted = |run: PageRun| PageRun { file: run.file + FOUND, ..run };
+        assert_eq!(places.runs(&ranges), runs.map(shifted));
+        places.forget_range(page(506), page(602));
+        assert_eq!(places.runs(&ranges), [run(505, 1, 0, 3), runs[1]].map(shifted));
     }
 
     #[test]

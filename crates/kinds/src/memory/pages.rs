@@ -9,7 +9,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use yendor_image::{Addr, PAGE_BYTES, PageRun, Parent, Place, Search};
-use yendor_sys::pagemap::{self, Page, Region};
+use yendor_sys::pagemap::{self, Page, Region, Which};
 use yendor_sys::{Errno, SysError, vm};
 use yendor_task::{Nr, Script, Want, args};
 
@@ -203,6 +203,19 @@ pub fn tracked(source: &Source<'_>, area: &Area) -> Result<Vec<Region>> {
         at = to;
     }
     Ok(found)
+}
+
+/// Protects an area that is tracked, all of it: what was written since it was protected is, again. Whether it could be.
+#[must_use]
+pub fn protect(source: &Source<'_>, area: &Area) -> bool {
+    let (mut at, end) = (area.start.0, area.end.0);
+    while at < end {
+        match pagemap::protect(source.pagemap.as_fd(), at, end, Which::Written) {
+            Ok((_, to)) if to > at => at = to,
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// Ranges of a private file mapping that are copies of the task's own.

@@ -49,6 +49,16 @@ pub struct Checkpoint {
     /// can be removed then
     #[arg(long, value_name = "IMAGE", conflicts_with = "encrypt_to")]
     parent: Option<Reference>,
+    /// Track from now on which memory is written: the next checkpoint has this image as its parent, if no other is given, and reads
+    /// and writes what has changed only (see docs/adr/0011 for what the program can see of that)
+    #[arg(long, requires = "leave_running", conflicts_with_all = ["encrypt_to", "pid"])]
+    track: bool,
+    /// Write all memory, also where it was tracked since an earlier image
+    #[arg(long, conflicts_with = "parent")]
+    no_parent: bool,
+    /// Compare what was tracked and not written with the parent all the same; if anything differs, there is no image
+    #[arg(long)]
+    verify_delta: bool,
     /// Read memory while the tasks still run: all of it, then what they have written meanwhile, so many times, or until little
     /// is left (auto). They are stopped for the rest only
     #[arg(long, value_name = "N|auto", value_parser = parse::rounds, conflicts_with = "encrypt_to")]
@@ -88,6 +98,9 @@ impl Checkpoint {
             leave_running: self.leave_running,
             max_extra_memory: self.max_extra_memory,
             parent: parent.map(|image| image.path),
+            no_parent: self.no_parent,
+            track: self.track,
+            verify_delta: self.verify_delta,
             rounds: self.rounds,
             sign,
             encrypt_to,
@@ -132,14 +145,15 @@ impl Checkpoint {
 
     fn report(&self, image: &Image, summary: &Summary, total: u64) {
         let Summary { timings, stopped_us, bytes, read_later, shared, not_copied, tasks, files, lost, .. } = summary;
-        let Summary { rounds, not_tracked, .. } = summary;
+        let Summary { rounds, not_tracked, spared, tracked, notes, .. } = summary;
         if self.json {
             let mut phases = print::phases_json(timings);
             phases.insert("stopped_us".into(), json!(stopped_us));
             let text = json!({
                 "phases": phases, "total_us": total, "image": image.reference.to_string(),
                 "path": image.path.to_string_lossy(), "name": self.container, "pid": self.pid, "bytes": bytes,
-                "read_later": read_later, "shared": shared,
+                "read_later": read_later, "shared": shared, "unread": spared.unread, "verified": spared.verified,
+                "tracked": tracked, "notes": notes,
                 "not_copied": reasons(not_copied), "not_tracked": reasons(not_tracked),
                 "rounds": rounds.iter().map(|r| json!({ "bytes": r.bytes, "us": r.us })).collect::<Vec<_>>(),
                 "tasks": tasks, "files": files, "lost": lost,
@@ -147,11 +161,15 @@ impl Checkpoint {
             print::out(&text.to_string());
             return;
         }
+        for note in notes {
+            print::note(&format!("note: {}", print::safe(note)));
+        }
         for (kind, object) in lost {
             print::note(&format!("lost: {kind}: {}", print::safe(object)));
         }
         for (task, why) in not_tracked {
-            print::note(&format!("task {task} was not read before it was stopped: {why}"));
+            let what = if self.track { "is not tracked" } else { "was not read before it was stopped" };
+            print::note(&format!("task {task} {what}: {why}"));
         }
         for (task, why) in not_copied {
             print::note(&format!("task {task} was read while it stood still: {why}"));
@@ -167,6 +185,10 @@ impl Checkpoint {
             bytes => format!("; {} read while it ran", print::bytes(*bytes)),
         };
         let read: Vec<String> = rounds.iter().map(|round| print::bytes(round.bytes)).collect();
+        let later = match spared.unread {
+            0 => later,
+            bytes => format!("{later}; {} not written since, and not read", print::bytes(bytes)),
+        };
         let early = if read.is_empty() { String::new() } else { format!("; {} read before", read.join(" + ")) };
         print::note(&format!(
             "{}, {}, {size}{before} in {time} ({phases}; stopped {stopped}{early}{later})",

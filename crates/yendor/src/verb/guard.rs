@@ -37,6 +37,9 @@ pub struct Guard {
     /// How many of its images to keep; older ones that it has made go
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = KEEP)]
     keep_last: u32,
+    /// Track which memory is written in between: only that is read and written then (checkpoint --track)
+    #[arg(long)]
+    track: bool,
     /// In a session of its own
     #[arg(long, hide = true)]
     apart: bool,
@@ -54,6 +57,9 @@ pub struct GuardOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = KEEP,
           requires = "checkpoint_every")]
     keep_last: u32,
+    /// Track which memory is written in between: only that is read and written then
+    #[arg(long, requires = "checkpoint_every")]
+    track: bool,
 }
 
 impl GuardOptions {
@@ -66,6 +72,7 @@ impl GuardOptions {
         let mut command = itself();
         command.args(["-q", "guard", name, "--apart", "--every", &format!("{}ms", every.as_millis())]);
         command.args(["--keep-last", &self.keep_last.to_string()]);
+        command.args(self.track.then_some("--track"));
         // It goes on in another directory.
         for name in ["YENDOR_ROOT", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "HOME"] {
             if let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) {
@@ -168,6 +175,7 @@ impl Guard {
     fn checkpoint(&self, parent: Option<&Reference>) -> Result<Reference, Failure> {
         let mut command = itself();
         command.args(["-q", "checkpoint", &self.container, "--leave-running"]);
+        command.args(self.track.then_some("--track"));
         command.args(parent.iter().flat_map(|parent| ["--parent".to_owned(), parent.to_string()]));
         let done = command.stdin(Stdio::null()).output();
         let done = done.map_err(|e| Failure::Failed(format!("yendor checkpoint: {e}")))?;
