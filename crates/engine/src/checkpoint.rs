@@ -31,7 +31,7 @@ use crate::collect::rounds::{Plan, Rounds};
 use crate::collect::watch::Watch;
 use crate::collect::{Done, Rest, Spared, Twins, Why, collect, ipc, namespace};
 use crate::error::{At, Error, Result, Step, With};
-use crate::setting::{self, Looking};
+use crate::setting::{self, Looking, Usual};
 use crate::shadow::Shadow;
 use crate::sign::Signer;
 use crate::state::State;
@@ -204,7 +204,7 @@ fn attempt(
     let (top, root) = top(target, proc)?;
     let mut summary = Summary::default();
     let own = if let Target::Container(state, _) = target { Some(setting::own(&state.request)) } else { None };
-    let new = own.map(|own| Looking::at_new(proc, own)).transpose().at(Step::Collect)?;
+    let usual = own.map(|own| setting::usual(proc, own)).transpose().at(Step::Collect)?;
     let rounds = early(target, proc, top, (&writer, parent, held), options, &mut summary)?;
     let begin = Instant::now();
     // What must go when the tree runs again goes after it.
@@ -220,7 +220,7 @@ fn attempt(
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
     let (mut snapshot, rest, touched) =
-        gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds, new))?;
+        gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds, usual))?;
     summary.timings.push(("collect".into(), us(collecting)));
     let storing = Instant::now();
     summary.files = snapshot.files.len();
@@ -436,7 +436,7 @@ fn gather<'w>(
     proc: &OwnedFd,
     (writer, parent): (&'w Writer, Option<&'w Parent>),
     options: &Options,
-    (twins, rounds, new): (Option<&mut Twins>, Rounds<'w>, Option<Looking>),
+    (twins, rounds, usual): (Option<&mut Twins>, Rounds<'w>, Option<Usual>),
 ) -> Result<(Snapshot, Rest<'w>, bool)> {
     let root = tree.root;
     let path = format!("{root}/root");
@@ -484,7 +484,7 @@ fn gather<'w>(
         Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
     };
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
-    let settings = settings.zip(new).map(|(now, new)| now.end(new, proc));
+    let settings = settings.zip(usual).map(|(now, usual)| now.end(&usual, proc));
     let settings = settings.transpose().at(Step::Collect).kind("namespace", "settings")?;
     snapshot.container.settings = settings.unwrap_or_default();
     let untold = crate::collect::untold_labels(&here, proc, &snapshot).at(Step::Collect)?;

@@ -16,9 +16,27 @@ use crate::request::{Net, Request, Userns};
 /// What there is in namespaces.
 type Seen = (Traffic, Values);
 
+/// What new namespaces have.
+#[derive(Debug)]
+pub struct Usual(Seen);
+
 /// A look that goes on while others are asked.
 #[derive(Debug)]
 pub struct Looking(JoinHandle<Result<Seen>>);
+
+/// What new namespaces have, before tasks are stopped. Those of the container are looked at, too: the kernel makes an entry of /proc/sys when it
+/// is first looked up in a network, which takes five times as long as to read it.
+///
+/// # Errors
+/// The kernel's; no thread can be had.
+pub fn usual(proc: &OwnedFd, own: Own) -> Result<Usual> {
+    let new = Looking::at(proc, move |proc| {
+        let settings = sysctl::look_at_new(proc, own)?;
+        Ok((traffic(proc, own)?, settings))
+    })?;
+    Looking::begin(proc, own)?.join()?;
+    new.join().map(Usual)
+}
 
 impl Looking {
     /// At the namespaces that the caller has joined; tasks must be stopped until [`Self::end`].
@@ -27,17 +45,6 @@ impl Looking {
     /// No thread can be had.
     pub fn begin(proc: &OwnedFd, own: Own) -> Result<Looking> {
         Looking::at(proc, move |proc| Ok((traffic(proc, own)?, sysctl::look(proc, own)?)))
-    }
-
-    /// At new ones.
-    ///
-    /// # Errors
-    /// No thread can be had.
-    pub fn at_new(proc: &OwnedFd, own: Own) -> Result<Looking> {
-        Looking::at(proc, move |proc| {
-            let settings = sysctl::look_at_new(proc, own)?;
-            Ok((traffic(proc, own)?, settings))
-        })
     }
 
     fn at(proc: &OwnedFd, look: impl FnOnce(BorrowedFd<'_>) -> Result<Seen> + Send + 'static) -> Result<Looking> {
@@ -50,14 +57,14 @@ impl Looking {
         self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// The settings that are not as in new namespaces, which `new` has looked at.
+    /// The settings that are not as in new namespaces.
     ///
     /// # Errors
     /// What cannot be captured, by name.
-    pub fn end(self, new: Looking, proc: &OwnedFd) -> Result<Vec<Record>> {
-        let ((now, settings), (new, usual)) = (self.join()?, new.join()?);
-        now.as_new(&new)?;
-        sysctl::changed(settings, &usual, proc.as_fd())
+    pub fn end(self, usual: &Usual, proc: &OwnedFd) -> Result<Vec<Record>> {
+        let ((now, settings), Usual((new, values))) = (self.join()?, usual);
+        now.as_new(new)?;
+        sysctl::changed(settings, values, proc.as_fd())
     }
 }
 
