@@ -292,6 +292,42 @@ fn what_a_container_gets_of_the_host_cannot_be_changed() {
     });
 }
 
+/// What changes the program behind a process of this program's, once that has ended; prints whether there was one.
+const CHANGE: &str = "for pid in /proc/[0-9]*; do \
+        case \"$(readlink $pid/exe)\" in *'memfd:yendor (deleted)'|*/yendor-of-the-host) \
+            echo found; chmod 0711 $pid/exe; exec 3<$pid/exe; kill -9 ${pid#/proc/}; sleep 0.2; echo x >>/proc/self/fd/3;; \
+        esac; done";
+
+/// A program in a container may be a link to /proc/self/exe: then `exec` runs the file of the host that it is itself.
+#[test]
+fn the_program_that_execs_cannot_be_changed() {
+    everybody(|yendor| {
+        if *yendor.flavour() == Flavour::Root {
+            return;
+        }
+        let (name, program) = (yendor.fresh("a"), yendor.path("yendor-of-the-host"));
+        std::fs::copy(yendor_tests::yendor_binary(), &program).expect("a file of our own");
+        yendor.owns(&program);
+        let about = || std::fs::metadata(&program).map(|m| (m.len(), m.permissions())).expect("a file of our own");
+        let before = about();
+        yendor.run_detached(&name, &["sleep", "1000"]);
+        // It writes into a pipe that is full, and so stays.
+        let (_reader, mut writer) = std::io::pipe().expect("a pipe");
+        std::io::Write::write_all(&mut writer, &[b'x'; 65536]).expect("write to a pipe of our own");
+        let mut command = yendor.program(&program);
+        command.args(["exec", &name, "--", "/proc/self/exe", "--help"]).stdout(writer);
+        let mut links = yendor_tests::Started::new(&mut command);
+        let mut said = String::new();
+        let found = wait_until(PATIENCE, || {
+            said = yendor.call(&["exec", &name, "--", "sh", "-c", CHANGE]).stdout;
+            !said.is_empty()
+        });
+        assert!(found && said == "found\n", "{said}");
+        links.ended(PATIENCE).expect("it was killed");
+        assert_eq!(about(), before);
+    });
+}
+
 /// Who removes a container's directory does not go through what is mounted below it.
 #[test]
 fn a_container_that_removes_itself_leaves_its_volumes_alone() {

@@ -1,6 +1,6 @@
 //! The descriptors of a task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use yendor_image::FileId;
 use yendor_kinds::Cause;
@@ -32,9 +32,11 @@ pub fn descriptors(
         free = n + 1;
         script.call(Nr::DUP3, args![*from, n, if d.cloexec { O_CLOEXEC } else { 0 }]);
     }
+    let mut seen = BTreeSet::new();
     for d in list {
-        let first = list.iter().find(|other| other.file == d.file).map(|other| other.number) == Some(d.number);
-        if let Some(entry) = site.snapshot.files.iter().find(|e| first && e.id == d.file) {
+        if seen.insert(d.file)
+            && let Some(entry) = site.entries.get(&d.file)
+        {
             entry.record.finish(d.number, script);
         }
     }

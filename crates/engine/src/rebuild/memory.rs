@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use yendor_image::{Addr, PageRun};
 use yendor_kinds::memory::{Record, inherit, layout, pages, vma};
-use yendor_kinds::process::{Alive, State};
+use yendor_kinds::process::Alive;
 use yendor_kinds::{Cause, Result};
 use yendor_task::script::Want;
 use yendor_task::{Nr, Script, args};
@@ -41,7 +41,7 @@ impl Memories {
         }
         let memory = &alive.memory;
         check(site, memory)?;
-        let origin = self.copies.get(&pid).and_then(|whose| record_of(site, *whose));
+        let origin = self.copies.get(&pid).and_then(|whose| site.alive.get(whose)).map(|a| &a.memory);
         let mut script = Script::new();
         let kept = match (origin, &memory.inherits) {
             (Some(origin), Some(_)) => {
@@ -74,11 +74,6 @@ impl Memories {
         site.begin(task, script)?;
         Ok(())
     }
-}
-
-fn record_of<'s>(site: &Site<'s>, pid: i32) -> Option<&'s Record> {
-    let process = site.snapshot.processes.iter().find(|p| p.pid.0 == pid)?;
-    if let State::Alive(alive) = &process.state { Some(&alive.memory) } else { None }
 }
 
 /// Areas are in order, apart from each other and from scratch memory; pages lie in one private area each.

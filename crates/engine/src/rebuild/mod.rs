@@ -28,7 +28,7 @@ use yendor_image::{FileId, Reader, ShmId};
 use yendor_kinds::file::{Entry, Record, Workshop};
 use yendor_kinds::memory::shared;
 use yendor_kinds::memory::vma::Backing;
-use yendor_kinds::process::{Restricted, State, control, credential, rlimit, sched};
+use yendor_kinds::process::{self as processes, Alive, Restricted, State, control, credential, rlimit, sched};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::mapping::{Mapping, Placed};
@@ -99,6 +99,9 @@ struct Site<'a> {
     flying: RefCell<BTreeMap<usize, (Script, usize)>>,
     proc: OwnedFd,
     snapshot: &'a Snapshot,
+    /// Its files and its processes that are alive, by id.
+    entries: BTreeMap<FileId, &'a Entry>,
+    alive: BTreeMap<i32, &'a Alive>,
     /// Descriptor numbers, the same in the keeper and in every stub, of each file.
     files: BTreeMap<FileId, i32>,
     /// Numbers in the keeper of those files that exist only since all tasks are born.
@@ -241,6 +244,8 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         flying: RefCell::default(),
         proc,
         snapshot,
+        entries: snapshot.files.iter().map(|e| (e.id, e)).collect(),
+        alive: snapshot.processes.iter().filter_map(alive).collect(),
         files,
         late,
         places,
@@ -375,6 +380,10 @@ impl Now {
             limits: rlimit::collect(&limits),
         })
     }
+}
+
+fn alive(process: &processes::Record) -> Option<(i32, &Alive)> {
+    if let State::Alive(alive) = &process.state { Some((process.pid.0, alive)) } else { None }
 }
 
 /// The highest descriptor number in the image.

@@ -54,6 +54,7 @@ impl Exec {
         let found = container::find_running(&Places::from_environment(), &self.container)?;
         let gone = || Failure::Failed(format!("container {} has ended", self.container));
         let init = found.init()?.ok_or_else(gone)?;
+        yendor_engine::exec::from_a_copy(found.state.init)?;
         join_cgroup(&found.state)?;
         let denied = |e: yendor_policy::lsm::SysError| Failure::Denied(format!("the container's label: {e}"));
         let profiles = &found.state.request.policy.profiles;
