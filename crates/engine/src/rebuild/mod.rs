@@ -10,6 +10,7 @@ mod death;
 mod descriptor;
 mod domain;
 mod filter;
+mod inherited;
 mod init;
 mod late;
 mod memory;
@@ -21,16 +22,15 @@ mod running;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use yendor_image::{FileId, Reader, ShmId};
+use yendor_kinds::Cause;
 use yendor_kinds::file::{Entry, Record, Workshop};
-use yendor_kinds::memory::shared;
 use yendor_kinds::memory::vma::Backing;
 use yendor_kinds::process::{self as processes, Alive, Restricted, State, control, credential, rlimit, sched};
 use yendor_kinds::snapshot::Snapshot;
-use yendor_kinds::{Cause, Named};
 use yendor_sys::mapping::{Mapping, Placed};
 use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError, ptrace};
@@ -38,6 +38,7 @@ use yendor_task::arena::PAGE;
 use yendor_task::{Arena, Script};
 
 use self::domain::Domains;
+use self::inherited::{finish, lift, make_files, make_objects, open_pages, own_places};
 use self::memory::Memories;
 pub use self::process::Ready;
 pub use self::running::Running;
@@ -399,82 +400,6 @@ fn highest(snapshot: &Snapshot) -> i32 {
 fn threads(snapshot: &Snapshot) -> usize {
     let count = |s: &State| if let State::Alive(a) = s { a.threads.len() } else { 1 };
     snapshot.processes.iter().map(|p| count(&p.state)).sum()
-}
-
-/// Moves a descriptor above all numbers of the image.
-fn lift(fd: impl AsFd, above: i32, held: &mut Vec<OwnedFd>) -> std::result::Result<i32, SysError> {
-    let lifted = rustix::io::fcntl_dupfd_cloexec(fd, above).named("fcntl", || format!("F_DUPFD_CLOEXEC, {above}"))?;
-    let number = lifted.as_raw_fd();
-    held.push(lifted);
-    Ok(number)
-}
-
-/// Places outside the container that the keeper itself reads from while it makes files.
-fn own_places(reader: Option<&Reader>, proc: &OwnedFd) -> Result<Vec<OwnedFd>> {
-    let image = reader.map(Reader::directory);
-    [image, Some(proc.as_fd())]
-        .into_iter()
-        .flatten()
-        .map(|fd| fd.try_clone_to_owned().map_err(|e| SysError::io("dup", "", &e)).at(Step::Confine))
-        .collect()
-}
-
-fn make_files(
-    workshop: &mut Workshop<'_>,
-    labels: &Labels,
-    snapshot: &Snapshot,
-    above: i32,
-    held: &mut Vec<OwnedFd>,
-    making: &mut Option<FileId>,
-    wanted: &dyn Fn(&Entry) -> bool,
-) -> Result<BTreeMap<FileId, i32>> {
-    let mut out = BTreeMap::new();
-    for entry in snapshot.files.iter().filter(|e| wanted(e)) {
-        *making = Some(entry.id);
-        let bench = &mut *workshop;
-        let fd = labels.made(entry, move || bench.fd(entry.id))?;
-        let lifted = lift(fd, above, held).at(Step::Rebuild).kind(entry.record.kind(), format!("file {}", entry.id));
-        out.insert(entry.id, lifted?);
-    }
-    *making = None;
-    Ok(out)
-}
-
-fn finish(workshop: &mut Workshop<'_>, labels: &Labels) -> Result<()> {
-    workshop.finish().at(Step::Rebuild).kind("file", "relations between files")?;
-    labels.check_sockets(workshop)
-}
-
-fn make_objects(
-    snapshot: &Snapshot,
-    reader: Option<&Reader>,
-    above: i32,
-    held: &mut Vec<OwnedFd>,
-) -> Result<BTreeMap<ShmId, i32>> {
-    let mut out = BTreeMap::new();
-    for object in &snapshot.objects {
-        let reader = reader.ok_or_else(|| Cause::corrupt("shared memory without an image")).at(Step::Rebuild)?;
-        let made = shared::rebuild(object, reader).at(Step::Rebuild).kind("shared memory", object.name.to_string())?;
-        out.insert(object.id, lift(&made, above, held).at(Step::Rebuild)?);
-    }
-    Ok(out)
-}
-
-fn open_pages(image: Option<Image<'_>>, above: i32, held: &mut Vec<OwnedFd>) -> Result<BTreeMap<u16, i32>> {
-    let mut out = BTreeMap::new();
-    let Some(Image { reader, hashing }) = image else { return Ok(out) };
-    for number in 0..u16::MAX {
-        let name = yendor_image::pages_name(number);
-        if !reader.has(&name) {
-            break;
-        }
-        if !hashing.is_some_and(|h| h.covers(&name)) {
-            reader.verify(&name).at(Step::Load)?;
-        }
-        let (file, _) = reader.open_file(&name).at(Step::Load)?;
-        out.insert(number, lift(&file, above, held).at(Step::Rebuild)?);
-    }
-    Ok(out)
 }
 
 /// An address range that is free in every process of the image, and in the keeper.
