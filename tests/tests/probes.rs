@@ -98,6 +98,7 @@ probes! {
     tree "tree": root userns user tree_root tree_user three_generations_root three_generations_user;
     tty "tty": root userns user tree_root tree_user three_generations_root three_generations_user;
     unix_sockets "unix-sockets": root userns user tree_root tree_user three_generations_root three_generations_user;
+    users "users": root userns user three_generations_root three_generations_user;
     uts_time "uts-time": root userns user tree_root tree_user three_generations_root three_generations_user;
     vdso "vdso": root userns user tree_root tree_user three_generations_root three_generations_user;
     writer "writer": root userns user tree_root tree_user three_generations_root three_generations_user;

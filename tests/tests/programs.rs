@@ -188,6 +188,7 @@ programs! {
     ssh "/usr/sbin/sshd" "ssh.py" []: userns user;
     web "/usr/sbin/php-fpm8.2" "web.py" []: userns user;
     init "/usr/bin/s6-svscan" "init.py" []: userns user;
+    rootless "/usr/bin/unshare" "unshare.sh" []: userns user;
     make "/usr/bin/make" "make.py" []: userns user;
 }
 

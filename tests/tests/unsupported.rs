@@ -96,15 +96,28 @@ child(lambda: (unshare(0x40000000), netlink(20, 0x605,
 thread(lambda: (unshare(0x4000000), globals().update(kept=os.open('/proc/thread-self/ns/uts', 0)),
     call(308, os.open(f'/proc/{pid}/ns/uts', 0), 0)))", "a namespace that no process of the tree lives in"),
     ("a child's mount namespace", "child(lambda: unshare(0x20000))", "mnt namespace of its own"),
-    ("a child's user namespace", "child(lambda: unshare(0x10000000))", "user namespace of its own"),
     (
-        "a network of a user namespace of its own",
-        "ready = os.pipe()
-if os.fork() == 0:
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN); unshare(0x50000000); os.write(ready[1], b'x'); time.sleep(600); os._exit(0)
-os.read(ready[0], 1)",
-        "namespace",
+        "users of a child's users",
+        "def put(name, text):
+    with open(f'/proc/self/{name}', 'w') as file: file.write(text)
+child(lambda: (unshare(0x10000000), put('setgroups', 'deny'), put('uid_map', '0 0 1'), put('gid_map', '0 0 1'), unshare(0x10000000)))",
+        "a user namespace in a user namespace of its own",
     ),
+    (
+        "users of threads",
+        "child(lambda: (unshare(0x10000000), thread(lambda: None)))",
+        "has a user namespace of its own, and threads",
+    ),
+    (
+        "iptables of a network whose users came later",
+        "def unknown():
+    try: open('/proc/self/net/ip_tables_names').close()
+    except PermissionError: return
+    raise OSError(1, 'tables of iptables that everybody knows')
+child(lambda: (unshare(0x50000000), unknown()))",
+        "--allow-lost iptables",
+    ),
+    ("a mount namespace of a child's users", "child(lambda: unshare(0x10020000))", "mnt namespace of its own"),
     ("a pid namespace for children", "child(lambda: unshare(0x20000000))", "pid namespace of its own for its children"),
     ("a time namespace for children", "child(lambda: unshare(0x80))", "time namespace of its own for its children"),
     ("a thread's descriptors", "thread(lambda: unshare(0x400))", "a table of descriptors of its own"),

@@ -166,9 +166,24 @@ impl<'a> Confine<'a> {
         Ok(())
     }
 
-    /// The credentials of a thread without what the caller dropped.
+    /// The credentials of a thread without what the caller dropped. Whoever makes a user namespace has all capabilities in it again, and a
+    /// container's policy forbids that or not: what is `nested` in one is refused, not given less than it had.
+    ///
+    /// # Errors
+    /// `Denied` for a capability in a nested user namespace that the caller dropped.
+    pub fn credentials(&self, record: &credential::Record, nested: bool) -> Result<credential::Record> {
+        let [inheritable, permitted, effective, _, ambient] = record.capabilities;
+        if nested && (inheritable | permitted | effective | ambient) & self.dropped != 0 {
+            let what = "a task has capabilities in a user namespace of its own that --cap-drop takes away".into();
+            let hint = "without --cap-drop it can be restored".into();
+            return Err(Error::new(Step::Confine, Cause::Denied { what, hint }));
+        }
+        Ok(self.clamped(record))
+    }
+
+    /// Without what the caller dropped.
     #[must_use]
-    pub fn credentials(&self, record: &credential::Record) -> credential::Record {
+    pub fn clamped(&self, record: &credential::Record) -> credential::Record {
         let mut record = record.clone();
         for set in &mut record.capabilities {
             *set &= !self.dropped;

@@ -187,14 +187,15 @@ fn start(
         set_names(startup, &snapshot).at(Step::Rebuild)?;
         clocks = continue_clocks(&mut contained, snapshot.container.clocks);
         layers::fill(&snapshot, &request, reader).at(Step::Rebuild)?;
+        // Before settings say how many there may be.
+        nested = Nested::make(&snapshot, contained.host_proc.as_fd(), reader)
+            .at(Step::Rebuild)
+            .kind("namespace", "nested")?;
         settings =
             setting::set(&snapshot, &request, &contained.host_proc).at(Step::Rebuild).kind("namespace", "settings")?;
         if let Some(record) = &snapshot.container.ipc {
             ipc::rebuild(record, contained.host_proc.as_fd(), reader).at(Step::Rebuild).kind("namespace", "ipc")?;
         }
-        nested = Nested::make(&snapshot, contained.host_proc.as_fd(), reader)
-            .at(Step::Rebuild)
-            .kind("namespace", "nested")?;
         clock.mark("layers");
         front_lives(control).at(Step::Rebuild)?;
     }

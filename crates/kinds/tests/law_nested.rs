@@ -5,12 +5,15 @@ mod law;
 use std::os::fd::{AsFd, OwnedFd};
 
 use law::{Place, directory};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use yendor_image::{Bytes, NsId, Reader, Writer};
 use yendor_kinds::namespace::ipc::Mapped;
-use yendor_kinds::namespace::nested::{Kind, Record, own};
+use yendor_kinds::namespace::nested::{Content, Kind, Record, own};
 use yendor_kinds::namespace::network::loopback_up;
+use yendor_kinds::namespace::{sysctl, user};
 use yendor_sys::ipc as sys;
 use yendor_sys::namespace::{Namespaces, unshare};
+use yendor_sys::sandbox;
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -33,7 +36,8 @@ fn made(kind: Kind, flag: Namespaces, fill: impl FnOnce() + Send) -> OwnedFd {
 fn collect(place: &Place, name: &str, kind: Kind, namespace: &OwnedFd) -> Result<(Record, Reader), String> {
     let at = place.0.join(name);
     let writer = Writer::create(&at).unwrap();
-    let record = Record::collect((kind, namespace), proc().as_fd(), (&writer, NsId(3)), &Mapped::default());
+    let blobs = (&writer, NsId(3));
+    let record = Record::collect((kind, namespace), None, proc().as_fd(), blobs, (None, &Mapped::default()));
     let record = record.map_err(|e| e.to_string())?;
     writer.records(&record).unwrap();
     writer.commit(std::time::SystemTime::now()).unwrap();
@@ -43,17 +47,17 @@ fn collect(place: &Place, name: &str, kind: Kind, namespace: &OwnedFd) -> Result
 }
 
 /// collect(rebuild(collect(x))) == collect(x).
-fn law(kind: Kind, namespace: &OwnedFd) -> Record {
+fn law(kind: Kind, namespace: &OwnedFd) -> Content {
     let place = Place::new();
     let (first, reader) = collect(&place, "first", kind, namespace).unwrap();
     assert_eq!(first.kind(), kind);
-    let again = first.rebuild(NsId(3), proc().as_fd(), &reader).unwrap_or_else(|e| panic!("rebuild: {e}"));
+    let again = first.rebuild(NsId(3), None, proc().as_fd(), &reader).unwrap_or_else(|e| panic!("rebuild: {e}"));
     let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
     assert_ne!(inode(&again), inode(namespace));
     first.finish(&again, proc().as_fd()).unwrap();
     let (second, _) = collect(&place, "second", kind, &again).unwrap();
     assert_eq!(second, first);
-    first
+    first.content
 }
 
 #[test]
@@ -68,7 +72,7 @@ fn names_come_back() {
             rustix::system::setdomainname(domain).unwrap();
         });
         let [hostname, domainname] = [host, domain].map(|name| Bytes(name.to_vec()));
-        assert_eq!(law(Kind::Uts, &namespace), Record::Uts { hostname, domainname });
+        assert_eq!(law(Kind::Uts, &namespace), Content::Uts { hostname, domainname });
     }
 }
 
@@ -83,7 +87,7 @@ fn system_v_objects_come_back() {
         std::fs::write("/proc/sys/kernel/shmmni", "17").unwrap();
         std::fs::write("/proc/sys/fs/mqueue/queues_max", "3").unwrap();
     });
-    let Record::Ipc { objects, settings } = law(Kind::Ipc, &namespace) else { panic!("another kind") };
+    let Content::Ipc { objects, settings } = law(Kind::Ipc, &namespace) else { panic!("another kind") };
     assert_eq!((objects.shm.len(), objects.shm[0].extents.as_slice()), (1, &[(4096, 4096)][..]));
     assert_eq!(objects.limits.map(|limits| limits.shmmni), Some(17));
     assert_eq!(settings.len(), 1, "{settings:?}");
@@ -100,10 +104,10 @@ fn networks_come_back() {
         set("ipv4/ip_default_ttl", "255");
         set("ipv4/conf/lo/rp_filter", "2");
     });
-    let Record::Net { loopback, settings } = law(Kind::Net, &namespace) else { panic!("another kind") };
+    let Content::Net { loopback, settings } = law(Kind::Net, &namespace) else { panic!("another kind") };
     assert!(loopback && settings.iter().any(|one| one.name.0 == b"net/ipv4/ip_default_ttl"), "{settings:?}");
     let namespace = made(Kind::Net, Namespaces::NEWNET, || {});
-    assert_eq!(law(Kind::Net, &namespace), Record::Net { loopback: false, settings: Vec::new() });
+    assert_eq!(law(Kind::Net, &namespace), Content::Net { loopback: false, settings: Vec::new() });
 }
 
 #[test]
@@ -115,12 +119,72 @@ fn a_setting_of_another_kind_is_refused() {
     let namespace = made(Kind::Uts, Namespaces::NEWUTS, || {});
     let (_, reader) = collect(&place, "any", Kind::Uts, &namespace).unwrap();
     for name in ["user/max_user_namespaces", "fs/mqueue/msg_max", "kernel/core_pattern"] {
-        let setting = yendor_kinds::namespace::sysctl::Record {
-            name: Bytes(name.as_bytes().to_vec()),
-            value: Bytes(b"1".to_vec()),
-        };
-        let record = Record::Net { loopback: false, settings: vec![setting] };
-        let said = record.rebuild(NsId(0), proc().as_fd(), &reader).unwrap_err().to_string();
+        let setting = sysctl::Record { name: Bytes(name.as_bytes().to_vec()), value: Bytes(b"1".to_vec()) };
+        let record = Record { owner: None, content: Content::Net { loopback: false, settings: vec![setting] } };
+        let said = record.rebuild(NsId(0), None, proc().as_fd(), &reader).unwrap_err().to_string();
         assert!(said.contains("no setting"), "{said}");
     }
+}
+
+/// Makes it, has a child enter it, and reads it.
+fn users_law(record: &user::Record) -> Result<(), String> {
+    let proc = proc();
+    let users = user::rebuild(record, proc.as_fd()).map_err(|e| e.to_string())?;
+    let (hear, tell) = std::io::pipe().unwrap();
+    let child = sandbox::fork(&[users.as_fd(), tell.as_fd()], || {
+        let inside = move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User)).is_ok();
+        let told = rustix::io::write(&tell, &[u8::from(inside)]).is_ok();
+        std::thread::sleep(std::time::Duration::from_secs(if told { 60 } else { 0 }));
+        0
+    })
+    .unwrap();
+    assert_eq!((rustix::io::read(&hear, &mut [0]), inside(&child)), (Ok(1), true));
+    assert_eq!(user::collect(&users, proc.as_fd(), child.pid()).unwrap(), *record);
+    // What is made below belongs to it.
+    let below = user::rebuild_below(&users, proc.as_fd(), ("net", Namespaces::NEWNET)).unwrap();
+    let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+    assert_eq!(inode(&yendor_sys::namespace::owner(&below).unwrap()), inode(&users));
+    Ok(())
+}
+
+/// It is there as soon as it has said so; what it has said the maps tell.
+fn inside(child: &sandbox::Copy) -> bool {
+    std::fs::read(format!("/proc/{}/uid_map", child.pid())).is_ok()
+}
+
+fn range((inside, outside, count): (u32, u32, u32)) -> user::Range {
+    user::Range { inside, outside, count }
+}
+
+#[test]
+fn user_namespaces_come_back() {
+    if !is_root() {
+        return;
+    }
+    let limit = |name: &str, value: &str| sysctl::Record {
+        name: Bytes(name.as_bytes().to_vec()),
+        value: Bytes(value.as_bytes().to_vec()),
+    };
+    let none = user::Record { maker: 0, uids: Vec::new(), gids: Vec::new(), setgroups: true, settings: Vec::new() };
+    users_law(&none).unwrap();
+    users_law(&user::Record { maker: 4_294_967_294, setgroups: false, ..none.clone() }).unwrap();
+    users_law(&user::Record {
+        maker: 1000,
+        uids: [(0, 1000, 1), (7, 0, 1), (4_294_967_000, 100_000, 290)].map(range).to_vec(),
+        gids: (0..340).map(|n| range((n * 3, n * 5, 1))).collect(),
+        setgroups: true,
+        settings: vec![limit("user/max_net_namespaces", "1"), limit("user/max_user_namespaces", "0")],
+    })
+    .unwrap();
+    // What cannot be.
+    let refused = |record: user::Record| users_law(&record).unwrap_err();
+    let uids =
+        |all: &[(u32, u32, u32)]| user::Record { uids: all.iter().copied().map(range).collect(), ..none.clone() };
+    for bad in [(0, 0, 0), (u32::MAX, 0, 1), (0, 7, u32::MAX)] {
+        assert!(refused(uids(&[bad])).contains("cannot be"), "{bad:?}");
+    }
+    assert!(refused(uids(&[(0, 0, 2), (1, 7, 1)])).contains("EINVAL"));
+    assert!(refused(user::Record { maker: u32::MAX, ..none.clone() }).contains("cannot be"));
+    let other = vec![limit("net/ipv4/ip_forward", "1")];
+    assert!(refused(user::Record { settings: other, ..none.clone() }).contains("a setting of a nested user"));
 }

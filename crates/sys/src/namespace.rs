@@ -1,6 +1,7 @@
 //! Leaving namespaces and what else is shared with the caller (unshare(2), keyctl(2)).
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 pub use rustix::thread::UnshareFlags as Namespaces;
@@ -46,4 +47,79 @@ pub fn owner(namespace: impl AsFd) -> Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(ret) })
+}
+
+/// The user id, in the caller's user namespace, of whoever has made a user namespace (ioctl_nsfs(2)).
+///
+/// # Errors
+/// `EINVAL` for a namespace of another kind.
+pub fn owner_id(users: impl AsFd) -> Result<u32> {
+    const NS_GET_OWNER_UID: u64 = 0xb704;
+    let raw = users.as_fd().as_raw_fd();
+    let mut id: libc::uid_t = 0;
+    // SAFETY: the kernel writes one id, which outlives the call.
+    let ret = unsafe { libc::ioctl(raw, NS_GET_OWNER_UID, &raw mut id) };
+    if ret < 0 { Err(SysError::last("ioctl", format!("{raw}, NS_GET_OWNER_UID"))) } else { Ok(id) }
+}
+
+/// What files below `directory` say to somebody in a user namespace: of each at most 62 bytes, none for one that cannot be read. A thread
+/// cannot enter a user namespace alone, so a child does.
+///
+/// # Errors
+/// `EPERM` for a namespace that the caller may not enter.
+pub fn read_there(users: BorrowedFd<'_>, directory: BorrowedFd<'_>, paths: &[CString]) -> Result<Vec<Option<Vec<u8>>>> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|e| SysError::new("pipe2", "O_CLOEXEC", e))?;
+    let raw = [users.as_raw_fd(), directory.as_raw_fd(), write.as_raw_fd()];
+    // SAFETY: the child makes system calls only, with paths that the parent has put together before, and ends by _exit: whatever locks
+    // other threads hold in its copy of memory, it takes none.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: see above.
+        unsafe { read_all(raw, paths) }
+    }
+    if pid < 0 {
+        return Err(SysError::last("fork", ""));
+    }
+    drop(write);
+    let mut said = Vec::new();
+    let heard = std::io::Read::read_to_end(&mut std::fs::File::from(read), &mut said);
+    let end = crate::wait::wait(Some(pid), true)?;
+    heard.map_err(|e| SysError::io("read", "a child's answer", &e))?;
+    match end {
+        Some((_, crate::wait::Event::Exited(0))) => {}
+        Some((_, crate::wait::Event::Exited(errno))) => return Err(SysError::said("setns", "a user namespace", errno)),
+        _ => return Err(SysError::new("setns", "a user namespace: the child has died", Errno::CHILD)),
+    }
+    Ok(said.chunks_exact(RECORD).map(|record| record.get(1..=usize::from(record[0])).map(<[u8]>::to_vec)).collect())
+}
+
+/// A length, or `UNREADABLE`, and so many bytes.
+const RECORD: usize = 64;
+const UNREADABLE: u8 = 255;
+
+/// The child of [`read_there`].
+///
+/// # Safety
+/// In a child whose memory is its own; async-signal-safe.
+unsafe fn read_all([users, directory, out]: [i32; 3], paths: &[CString]) -> ! {
+    // SAFETY: descriptors that are open, strings that end, a buffer of the length that is said.
+    unsafe {
+        if libc::setns(users, libc::CLONE_NEWUSER) < 0 {
+            libc::_exit(*libc::__errno_location());
+        }
+        for path in paths {
+            let mut record = [0_u8; RECORD];
+            let fd = libc::openat(directory, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+            let got = if fd < 0 { -1 } else { libc::read(fd, record.as_mut_ptr().add(1).cast(), RECORD - 2) };
+            record[0] = u8::try_from(got).unwrap_or(UNREADABLE);
+            if fd >= 0 {
+                libc::close(fd);
+            }
+            if libc::write(out, record.as_ptr().cast(), RECORD) < 0 {
+                libc::_exit(libc::EPIPE);
+            }
+        }
+        libc::_exit(0)
+    }
 }

@@ -317,12 +317,32 @@ fn namespaces() -> Vec<Claim> {
         f.list("namespaces").extend_from_slice(all);
         f.list(&t("namespaces")).extend(ids.iter().copied().map(number));
     }
+    fn namespace(owner: Value, kind: &str, fields: &[(&str, Value)]) -> Value {
+        map(&[("owner", owner), ("content", map(&[(kind, map(fields))]))])
+    }
+    fn uts_of(owner: Value, name: &[u8]) -> Value {
+        let (name, none) = (Value::Bytes(name.to_vec()), Value::Bytes(Vec::new()));
+        namespace(owner, "uts", &[("hostname", name), ("domainname", none)])
+    }
     fn uts(name: &[u8]) -> Value {
-        map(&[("uts", map(&[("hostname", Value::Bytes(name.to_vec())), ("domainname", Value::Bytes(Vec::new()))]))])
+        uts_of(Value::Null, name)
+    }
+    /// Of one range for users, one for groups.
+    fn users(owner: Value, maker: u64, range: [u64; 3]) -> Value {
+        let [inside, outside, count] = range.map(number);
+        let range = || map(&[("inside", inside.clone()), ("outside", outside.clone()), ("count", count.clone())]);
+        let fields = [
+            ("maker", number(maker)),
+            ("uids", Value::Array(vec![range()])),
+            ("gids", Value::Array(vec![range()])),
+            ("setgroups", Value::Bool(true)),
+            ("settings", Value::Array(Vec::new())),
+        ];
+        namespace(owner, "user", &fields)
     }
     fn net(setting: &str) -> Value {
         let setting = map(&[("name", bytes(setting)), ("value", bytes("1"))]);
-        map(&[("net", map(&[("loopback", Value::Bool(true)), ("settings", Value::Array(vec![setting]))]))])
+        namespace(Value::Null, "net", &[("loopback", Value::Bool(true)), ("settings", Value::Array(vec![setting]))])
     }
     vec![
         lie("a namespace that is not there", May::Damaged, |f, _| inside(f, &[], &[0])),
@@ -341,9 +361,43 @@ fn namespaces() -> Vec<Claim> {
         lie("a setting of another kind inside", May::Damaged, |f, _| inside(f, &[net("fs/mqueue/msg_max")], &[0])),
         lie("a network that forwards inside", May::Contained, |f, _| inside(f, &[net("net/ipv4/ip_forward")], &[0])),
         lie("a namespace by its path", May::Damaged, |f, _| {
-            inside(f, &[map(&[("net", map(&[("path", bytes("/proc/1/ns/net"))]))])], &[0]);
+            inside(f, &[namespace(Value::Null, "net", &[("path", bytes("/proc/1/ns/net"))])], &[0]);
         }),
-        lie("a pid namespace", May::Damaged, |f, _| inside(f, &[map(&[("pid", map(&[]))])], &[0])),
+        lie("a pid namespace", May::Damaged, |f, _| inside(f, &[namespace(Value::Null, "pid", &[])], &[0])),
+        lie("users inside", May::Contained, |f, _| inside(f, &[users(Value::Null, 0, [0, 0, 1])], &[0])),
+        lie("all users of the host", May::Fail, |f, _| {
+            inside(f, &[users(Value::Null, 0, [0, 0, 0xffff_fffe])], &[0]);
+        }),
+        lie("users that nobody is", May::Fail, |f, _| inside(f, &[users(Value::Null, 0, [0, 4_000_000_000, 9])], &[0])),
+        lie("users made by one of the host's", May::Fail, |f, _| {
+            inside(f, &[users(Value::Null, 4_000_000_000, [0, 0, 1])], &[0]);
+        }),
+        lie("no users at all", May::Damaged, |f, _| inside(f, &[users(Value::Null, 0, [0, 0, 0])], &[0])),
+        lie("users beyond all numbers", May::Damaged, |f, _| {
+            inside(f, &[users(Value::Null, 0, [9, 9, 0xffff_ffff])], &[0])
+        }),
+        lie("users made by nobody", May::Damaged, |f, _| {
+            inside(f, &[users(Value::Null, 0xffff_ffff, [0, 0, 1])], &[0])
+        }),
+        lie("a namespace that owns itself", May::Damaged, |f, _| inside(f, &[users(number(0), 0, [0, 0, 1])], &[0])),
+        lie("namespaces that own each other", May::Damaged, |f, _| {
+            inside(f, &[users(number(1), 0, [0, 0, 1]), users(number(0), 0, [0, 0, 1])], &[0]);
+        }),
+        lie("users in users", May::Damaged, |f, _| {
+            inside(f, &[users(Value::Null, 0, [0, 0, 1]), users(number(0), 0, [0, 0, 1])], &[1]);
+        }),
+        lie("names that belong to names", May::Damaged, |f, _| inside(f, &[uts(b"x"), uts_of(number(0), b"y")], &[0])),
+        lie("names that belong to users", May::Contained, |f, _| {
+            inside(f, &[users(Value::Null, 0, [0, 0, 1]), uts_of(number(0), b"y")], &[0, 1]);
+        }),
+        lie("names that belong to users to come", May::Damaged, |f, _| {
+            inside(f, &[uts_of(number(1), b"y"), users(Value::Null, 0, [0, 0, 1])], &[0]);
+        }),
+        lie("a setting of the container's for users", May::Damaged, |f, _| {
+            inside(f, &[users(Value::Null, 0, [0, 0, 1])], &[0]);
+            let setting = map(&[("name", bytes("net/ipv4/ip_forward")), ("value", bytes("1"))]);
+            f.list("namespaces/0/content/user/settings").push(setting);
+        }),
     ]
 }
 

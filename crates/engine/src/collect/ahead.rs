@@ -58,9 +58,11 @@ impl Texts {
     /// `Unsupported`, by name, for one that cannot be in an image.
     pub fn live_in(&mut self, home: &Namespaces, nested: &mut Nested, proc: BorrowedFd<'_>) -> Result<()> {
         let pid = self.pid;
+        if self.namespaces.len() > 1 && self.namespaces.iter().any(|(_, theirs)| home.has_other_users(theirs)) {
+            return Err(Cause::unsupported(format!("process {pid} has a user namespace of its own, and threads")));
+        }
         let of = |(tid, theirs): &(i32, Namespaces)| {
-            let task = format!("{pid}/task/{tid}");
-            home.away(theirs, *tid, |name, inode| nested.number(proc, &task, name, inode))
+            home.away(theirs, *tid, |name, inode| nested.number(proc, (pid, *tid), name, inode))
         };
         self.nested = self.namespaces.iter().map(of).collect::<Result<_>>()?;
         Ok(())

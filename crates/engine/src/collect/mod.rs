@@ -224,7 +224,7 @@ pub fn collect<'w>(
     gather.finish().at(Step::Collect)?;
     let (objects, vdso) = memory.shared(gather).at(Step::Store)?;
     let security = security::collect(&modules, &processes);
-    let namespaces = nested.look(proc.as_fd(), &processes, writer).at(Step::Collect).kind("namespace", "nested")?;
+    let namespaces = nested.look(proc.as_fd(), &processes, gather).at(Step::Collect).kind("namespace", "nested")?;
     let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
     let snapshot = Snapshot {
         machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso, security },

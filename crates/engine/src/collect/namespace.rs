@@ -89,6 +89,12 @@ impl Namespaces {
         Ok(away)
     }
 
+    /// Whether a process, by its first thread, lives in another user namespace.
+    #[must_use]
+    pub fn has_other_users(&self, process: &Namespaces) -> bool {
+        process.1 == Whose::Process && process.users() != self.users()
+    }
+
     /// The user namespace.
     #[must_use]
     pub fn users(&self) -> Option<u64> {

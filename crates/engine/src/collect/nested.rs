@@ -3,8 +3,9 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
-use yendor_image::{NsId, Writer};
-use yendor_kinds::namespace::nested::{Kind, Record};
+use yendor_image::NsId;
+use yendor_kinds::file::Gather;
+use yendor_kinds::namespace::nested::{Kind, Record, tables_are_hidden};
 use yendor_kinds::process::{self, State};
 use yendor_kinds::{Cause, Named, Result};
 use yendor_sys::namespace::owner;
@@ -15,7 +16,7 @@ use super::ipc::mapped;
 #[derive(Debug)]
 pub struct Nested {
     found: Vec<Found>,
-    /// The container's user namespace; none: all that is not the container's is refused.
+    /// The container's user namespace; none: all that is not at home is refused.
     users: Option<u64>,
 }
 
@@ -23,7 +24,11 @@ pub struct Nested {
 struct Found {
     kind: Kind,
     inode: u64,
+    /// The user namespace that it belongs to.
+    owner: Option<NsId>,
     namespace: OwnedFd,
+    /// A process that lives in it.
+    resident: Option<i32>,
 }
 
 impl Nested {
@@ -34,39 +39,76 @@ impl Nested {
         Nested { found: Vec::new(), users }
     }
 
-    /// The number of a namespace that a task, whose directory in /proc this is, lives in; none for one that cannot be in an image.
+    /// The number of a namespace that a thread lives in; none for one that cannot be in an image.
     ///
     /// # Errors
-    /// `Unsupported` for one of another user namespace.
-    pub fn number(&mut self, proc: BorrowedFd<'_>, task: &str, name: &str, inode: u64) -> Result<Option<NsId>> {
+    /// `Unsupported` for one that belongs to a user namespace which is nested in another.
+    pub fn number(
+        &mut self,
+        proc: BorrowedFd<'_>,
+        (pid, tid): (i32, i32),
+        name: &str,
+        inode: u64,
+    ) -> Result<Option<NsId>> {
         let (Some(kind), Some(users)) = (Kind::named(name), self.users) else { return Ok(None) };
-        let known = self.found.iter().position(|found| (found.kind, found.inode) == (kind, inode));
-        let number = match known {
+        let number = match self.known(kind, inode) {
             Some(number) => number,
             None => {
-                let path = format!("{task}/ns/{name}");
+                let path = format!("{pid}/task/{tid}/ns/{name}");
                 let namespace = openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
                 let namespace = namespace.named("openat", || format!("/proc/{path}"))?;
-                if inode_of(&owner(&namespace)?)? != users {
-                    let what = format!("/proc/{path}: a {name} namespace that belongs to a user namespace of its own");
-                    return Err(Cause::unsupported(what));
-                }
-                self.found.push(Found { kind, inode, namespace });
-                self.found.len() - 1
+                self.add(kind, namespace, users)?
             }
         };
-        Ok(Some(NsId(u32::try_from(number).unwrap_or(u32::MAX))))
+        if let Some(found) = self.found.get_mut(number) {
+            found.resident.get_or_insert(pid);
+        }
+        Ok(Some(id(number)))
+    }
+
+    fn known(&self, kind: Kind, inode: u64) -> Option<usize> {
+        self.found.iter().position(|found| (found.kind, found.inode) == (kind, inode))
+    }
+
+    /// Its place, behind that of the user namespace that it belongs to. `users`: the container's.
+    fn add(&mut self, kind: Kind, namespace: OwnedFd, users: u64) -> Result<usize> {
+        let theirs = owner(&namespace)?;
+        let owner = match inode_of(&theirs)? {
+            inode if inode == users => None,
+            _ if kind == Kind::User => {
+                return Err(Cause::unsupported("a user namespace in a user namespace of its own (unshare)"));
+            }
+            inode => match self.known(Kind::User, inode) {
+                Some(number) => Some(id(number)),
+                None => Some(id(self.add(Kind::User, theirs, users)?)),
+            },
+        };
+        let inode = inode_of(&namespace)?;
+        self.found.push(Found { kind, inode, owner, namespace, resident: None });
+        Ok(self.found.len() - 1)
     }
 
     /// What is in them; all `processes` are stopped.
     ///
     /// # Errors
     /// What cannot be captured, by name.
-    pub fn look(&self, proc: BorrowedFd<'_>, processes: &[process::Record], writer: &Writer) -> Result<Vec<Record>> {
+    pub fn look(
+        &self,
+        proc: BorrowedFd<'_>,
+        processes: &[process::Record],
+        gather: &mut Gather<'_>,
+    ) -> Result<Vec<Record>> {
+        let writer = gather.writer;
+        for found in self.found.iter().filter(|found| found.kind == Kind::Net) {
+            if tables_are_hidden(&found.namespace, proc)? {
+                gather.lose("iptables", format!("tables of iptables, if there are any, in net:[{}]", found.inode))?;
+            }
+        }
         let one = |(number, found): (usize, &Found)| {
-            let id = NsId(u32::try_from(number).unwrap_or(u32::MAX));
+            let id = id(number);
             let residents = processes.iter().filter(|process| lives_in(process, id));
-            Record::collect((found.kind, &found.namespace), proc, (writer, id), &mapped(residents)?)
+            let Found { kind, inode: _, owner, namespace, resident } = found;
+            Record::collect((*kind, namespace), *owner, proc, (writer, id), (*resident, &mapped(residents)?))
         };
         self.found.iter().enumerate().map(one).collect()
     }
@@ -86,6 +128,10 @@ pub fn at_home(process: &process::Record, nested: &[Record]) -> bool {
     };
     let State::Alive(alive) = &process.state else { return false };
     !alive.threads.first().is_some_and(|leader| leader.namespaces.iter().any(is_ipc))
+}
+
+fn id(number: usize) -> NsId {
+    NsId(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
 fn inode_of(namespace: &OwnedFd) -> Result<u64> {

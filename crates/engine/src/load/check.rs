@@ -9,7 +9,8 @@ use yendor_image::{FileId, Manifest, PAGE_BYTES, PageRun, RECORDS_FILE, ShmId, p
 use yendor_kinds::file::{self, Descriptor};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{self, layout};
-use yendor_kinds::namespace::nested;
+use yendor_kinds::namespace::nested::{self, Content};
+use yendor_kinds::namespace::user;
 use yendor_kinds::process::{Alive, State, Thread, credential};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, namespace};
@@ -63,9 +64,10 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     if namespaces.len() > MOST_NAMESPACES {
         return Err(wrong("namespace", "nested", "there are too many"));
     }
-    let nested = namespaces.iter().filter_map(|one| match one {
-        nested::Record::Ipc { objects, .. } => Some(objects),
-        nested::Record::Uts { .. } | nested::Record::Net { .. } => None,
+    namespaces.iter().enumerate().try_for_each(|(number, one)| owned(number, one, namespaces))?;
+    let nested = namespaces.iter().filter_map(|one| match &one.content {
+        Content::Ipc { objects, .. } => Some(objects),
+        Content::User(_) | Content::Uts { .. } | Content::Net { .. } => None,
     });
     if let Some(shm) = container.ipc.iter().chain(nested).flat_map(|ipc| &ipc.shm).find(|s| s.size > MOST_BYTES) {
         return Err(wrong("shared memory", shm.perm.id.to_string(), "its size cannot be"));
@@ -111,6 +113,21 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The owner of a namespace is a user namespace that comes before it; user namespaces are the container's own.
+fn owned(number: usize, record: &nested::Record, table: &[nested::Record]) -> Result<()> {
+    let bad = |what| Err(wrong("namespace", number.to_string(), what));
+    if let Content::User(record) = &record.content {
+        user::check(record).map_err(|e| Error::new(Step::Load, e))?;
+    }
+    let Some(owner) = record.owner else { return Ok(()) };
+    let owner = usize::try_from(owner.0).ok().filter(|owner| *owner < number).and_then(|owner| table.get(owner));
+    match owner.map(nested::Record::kind) {
+        Some(nested::Kind::User) if record.kind() != nested::Kind::User => Ok(()),
+        Some(nested::Kind::User) => bad("a user namespace in another that is no container's"),
+        _ => bad("it belongs to no user namespace before it"),
+    }
 }
 
 /// One namespace of a kind at most.

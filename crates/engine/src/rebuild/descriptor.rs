@@ -9,11 +9,12 @@ use yendor_task::{Nr, Script, args};
 
 use super::Site;
 
-/// Descriptors move from the workshop's numbers to their own; all others are closed.
+/// Descriptors move from the workshop's numbers to their own; all others are closed but `kept`, which lies above them.
 pub fn descriptors(
     site: &Site<'_>,
     list: &[Descriptor],
     late: &BTreeMap<FileId, i32>,
+    kept: Option<i32>,
     script: &mut Script,
 ) -> std::result::Result<(), Cause> {
     const O_CLOEXEC: u32 = 0o2_000_000;
@@ -39,6 +40,12 @@ pub fn descriptors(
         {
             entry.record.finish(d.number, script);
         }
+    }
+    if let Some(kept) = kept {
+        if free < kept {
+            script.call(Nr::CLOSE_RANGE, args![free, kept - 1, 0]);
+        }
+        free = kept + 1;
     }
     script.call(Nr::CLOSE_RANGE, args![free, u32::MAX, 0]);
     Ok(())

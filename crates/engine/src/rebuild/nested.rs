@@ -40,13 +40,21 @@ impl Places {
         if nested.is_empty() {
             return Ok(places);
         }
-        for kind in Kind::ALL {
+        for kind in Kind::ANY_TIME {
             places.home.insert(kind, lift(own(proc.as_fd(), kind)?, above, held)?);
         }
         for (record, fd) in snapshot.namespaces.iter().zip(nested) {
             places.nested.push((record.kind(), lift(fd, above, held)?));
         }
         Ok(places)
+    }
+
+    /// The user namespace that a thread enters before it gets its capabilities.
+    ///
+    /// # Errors
+    /// `Corrupt` for a number of nothing.
+    pub fn users(&self, thread: &Thread) -> Result<Option<i32>, Cause> {
+        self.of_kind(Kind::User, &thread.namespaces)
     }
 
     fn known(&self, id: NsId) -> Result<(Kind, i32), Cause> {
@@ -87,7 +95,7 @@ pub fn settle<'r>(
         places.away.borrow_mut().insert(inside, to.to_vec());
     }
     let mut script = Script::new();
-    for kind in Kind::ALL {
+    for kind in Kind::ANY_TIME {
         let [now, then] = [places.of_kind(kind, &from)?, places.of_kind(kind, to)?];
         if let Some(then) = then.filter(|then| Some(*then) != now) {
             join(then, kind, &mut script);

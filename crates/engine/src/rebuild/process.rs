@@ -229,7 +229,8 @@ impl Building<'_, '_> {
         for (i, (task, thread)) in self.each().enumerate() {
             let mut script = Script::new();
             if i == 0 {
-                descriptors(site, &alive.descriptors, &self.late, &mut script).at(Step::Rebuild)?;
+                let users = site.places.users(thread).at(Step::Rebuild)?;
+                descriptors(site, &alive.descriptors, &self.late, users, &mut script).at(Step::Rebuild)?;
                 sigaction::rebuild(&alive.actions, &mut script);
                 attribute::rebuild_process(&alive.attributes, &mut script);
                 control::rebuild_process(&alive.controls, &mut script);
@@ -305,14 +306,15 @@ impl Building<'_, '_> {
             if i == 0 {
                 alive.pending.rebuild(self.pid, None, &mut script).at(Step::Rebuild)?;
             }
-            let mut credentials = site.confine.credentials(&thread.credentials);
+            let users = site.places.users(thread).at(Step::Confine)?;
+            let mut credentials = site.confine.credentials(&thread.credentials, users.is_some())?;
             if self.installs(i) {
                 credentials = filter::able(&credentials);
             }
             let sets = site.labels.of_thread(thread, &self.has).at(Step::Confine)?;
             let (first, sets): (Vec<Set>, Vec<Set>) = sets.into_iter().partition(Set::wants_capabilities);
             label(site, task, &first, self.free())?;
-            credential::rebuild(&credentials, &site.now.credentials, &mut script);
+            credential::rebuild_in(&credentials, &site.now.credentials, users, &mut script);
             if !sets.is_empty() {
                 site.run(task, &script).at(Step::Confine)?;
                 script = Script::new();
@@ -489,7 +491,7 @@ impl Building<'_, '_> {
             }
             chain.install(shared..chain.len(), false, calls, site.confine.cookie)?;
             if self.installs(i) {
-                calls.give_up(&site.confine.credentials(&thread.credentials), chain)?;
+                calls.give_up(&site.confine.clamped(&thread.credentials), chain)?;
             }
         }
         Ok(())

@@ -20,7 +20,7 @@ pub fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
     label(site, task, &door, 0)?;
     let mut script = Script::new();
     directory::rebuild(&exec.directory, &gone_place(&exec.directory), &mut script);
-    descriptors(site, &exec.descriptors, &BTreeMap::new(), &mut script).at(Step::Rebuild)?;
+    descriptors(site, &exec.descriptors, &BTreeMap::new(), None, &mut script).at(Step::Rebuild)?;
     if let Some(limits) = &exec.limits {
         rlimit::rebuild(limits, &site.now.limits, &mut script);
     }
@@ -29,7 +29,7 @@ pub fn start(site: &Site<'_>, task: &Task, exec: &Exec) -> Result<()> {
     }
     site.run(task, &script).at(Step::Rebuild)?;
     let mut script = Script::new();
-    let mut credentials = site.confine.credentials(&exec.credentials);
+    let mut credentials = site.confine.clamped(&exec.credentials);
     if site.confine.filter().is_some() {
         // What it has too much is gone after execve: the capabilities of a new program come from its user and the bounding set.
         credentials = filter::able(&credentials);

@@ -6,3 +6,4 @@ pub mod nested;
 pub mod network;
 pub mod sysctl;
 pub mod traffic;
+pub mod user;

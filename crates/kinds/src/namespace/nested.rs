@@ -1,9 +1,11 @@
-//! Namespaces that tasks inside a container have made for themselves: uts, ipc and net (unshare(2), clone(2)).
+//! Namespaces that tasks inside a container have made for themselves: user, uts, ipc and net (unshare(2), clone(2)).
 //! *Read from:* the links in /proc/PID/task/TID/ns; what is in one, by a thread that has joined it.
-//! *Made again by:* a thread that enters a new one and fills it; a task joins it by setns(2) as soon as it is born.
-//! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces of other kinds, those that belong to another user
-//! namespace than the container's, those that nobody lives in, sockets in a nested network, and what is in one and in no image: devices and
-//! addresses beside those of `lo` or changes of it, rules and filters, POSIX message queues.
+//! *Made again by:* a thread, or a child in the user namespace that it belongs to, that enters a new one; another thread fills it. A task
+//! joins it by setns(2) as soon as it is born, a user namespace when it gets its credentials.
+//! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces of other kinds, those that nobody lives in, sockets in a
+//! nested network, and what is in one and in no image: devices and addresses beside those of `lo` or changes of it, rules and filters,
+//! POSIX message queues. Of a network that was made before its users had ids nobody can say which tables of iptables it has: that refuses,
+//! unless `--allow-lost iptables` accepts the loss.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -19,12 +21,25 @@ use super::ipc::{self, Mapped, Scope};
 use super::network::{Network, loopback_up};
 use super::sysctl::{self, Own};
 use super::traffic::Traffic;
+use super::user;
 use crate::{Cause, Named, Result};
 
 /// A namespace. Threads name it by its place in the image's list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The user namespace that it belongs to, which comes before it in the list; none: the container's.
+    pub owner: Option<NsId>,
+    /// What is in it.
+    pub content: Content,
+}
+
+/// What is in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Record {
+pub enum Content {
+    /// Ids.
+    User(user::Record),
     /// Names.
     Uts {
         /// The host name.
@@ -51,6 +66,8 @@ pub enum Record {
 /// Which sort of namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
+    /// user_namespaces(7).
+    User,
     /// uts_namespaces(7).
     Uts,
     /// ipc_namespaces(7).
@@ -60,13 +77,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
-    pub const ALL: [Kind; 3] = [Kind::Uts, Kind::Ipc, Kind::Net];
+    /// Those that any thread may enter, at any time.
+    pub const ANY_TIME: [Kind; 3] = [Kind::Uts, Kind::Ipc, Kind::Net];
 
     /// What its link in /proc/PID/ns is called.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Kind::User => "user",
             Kind::Uts => "uts",
             Kind::Ipc => "ipc",
             Kind::Net => "net",
@@ -76,11 +94,12 @@ impl Kind {
     /// The one whose link is called so, if it is among these.
     #[must_use]
     pub fn named(name: &str) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+        [Kind::User].into_iter().chain(Kind::ANY_TIME).find(|kind| kind.name() == name)
     }
 
     fn flag(self) -> Namespaces {
         match self {
+            Kind::User => Namespaces::NEWUSER,
             Kind::Uts => Namespaces::NEWUTS,
             Kind::Ipc => Namespaces::NEWIPC,
             Kind::Net => Namespaces::NEWNET,
@@ -92,6 +111,17 @@ impl Kind {
     }
 }
 
+/// Whether nobody can say which tables of iptables a network has.
+///
+/// # Errors
+/// The kernel's.
+pub fn tables_are_hidden(namespace: &OwnedFd, proc: BorrowedFd<'_>) -> Result<bool> {
+    in_thread(|| {
+        enter(namespace, Kind::Net)?;
+        Traffic::tables_are_hidden(proc)
+    })
+}
+
 /// The task joins a namespace; `fd`: its number there.
 pub fn join(fd: i32, kind: Kind, script: &mut Script) {
     script.call(Nr::SETNS, args![fd, kind.flag().bits()]);
@@ -101,73 +131,101 @@ impl Record {
     /// Which sort it is.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        match self {
-            Record::Uts { .. } => Kind::Uts,
-            Record::Ipc { .. } => Kind::Ipc,
-            Record::Net { .. } => Kind::Net,
+        match self.content {
+            Content::User(_) => Kind::User,
+            Content::Uts { .. } => Kind::Uts,
+            Content::Ipc { .. } => Kind::Ipc,
+            Content::Net { .. } => Kind::Net,
         }
     }
 
-    /// What is in a namespace whose tasks are stopped. `mapped`: what they have attached of it.
+    /// What is in a namespace whose tasks are stopped. `residents`: one that lives in it, and what all that do have attached of it.
     ///
     /// # Errors
     /// What cannot be captured, by name.
     pub fn collect(
         (kind, namespace): (Kind, &OwnedFd),
+        owner: Option<NsId>,
         proc: BorrowedFd<'_>,
         blobs: (&Writer, NsId),
-        mapped: &Mapped,
+        (resident, mapped): (Option<i32>, &Mapped),
     ) -> Result<Record> {
-        let inside = || {
-            enter(namespace, kind)?;
-            match kind {
-                Kind::Uts => {
-                    let names = rustix::system::uname();
-                    let [hostname, domainname] =
-                        [names.nodename(), names.domainname()].map(|n| Bytes(n.to_bytes().to_vec()));
-                    Ok(Record::Uts { hostname, domainname })
-                }
-                Kind::Ipc => {
-                    let (writer, id) = blobs;
-                    let objects = ipc::collect_of(proc, (writer, Some(id)), Scope::Whole, mapped)?;
-                    let now = sysctl::look(proc, kind.own())?;
-                    without_queues()?;
-                    let usual = sysctl::look_at_new(proc, kind.own())?;
-                    Ok(Record::Ipc { objects, settings: sysctl::changed(now, &usual, proc)? })
-                }
-                Kind::Net => network(proc),
+        let inside = || match kind {
+            Kind::User => {
+                let resident = resident.ok_or_else(|| Cause::unsupported("a user namespace that nobody lives in"))?;
+                Ok(Content::User(user::collect(namespace, proc, resident)?))
+            }
+            Kind::Uts => {
+                enter(namespace, kind)?;
+                let names = rustix::system::uname();
+                let [hostname, domainname] =
+                    [names.nodename(), names.domainname()].map(|n| Bytes(n.to_bytes().to_vec()));
+                Ok(Content::Uts { hostname, domainname })
+            }
+            Kind::Ipc => {
+                enter(namespace, kind)?;
+                let (writer, id) = blobs;
+                let objects = ipc::collect_of(proc, (writer, Some(id)), Scope::Whole, mapped)?;
+                let now = sysctl::look(proc, kind.own())?;
+                without_queues()?;
+                let usual = sysctl::look_at_new(proc, kind.own())?;
+                Ok(Content::Ipc { objects, settings: sysctl::changed(now, &usual, proc)? })
+            }
+            Kind::Net => {
+                enter(namespace, kind)?;
+                network(proc)
             }
         };
-        in_thread(inside)
+        Ok(Record { owner, content: in_thread(inside)? })
     }
 
-    /// Makes it again.
+    /// Makes it again; `owner`: the user namespace that it belongs to, unless that is the container's. The caller has one thread.
     ///
     /// # Errors
     /// The kernel's; `Corrupt` for what cannot be in it.
-    pub fn rebuild(&self, id: NsId, proc: BorrowedFd<'_>, reader: &Reader) -> Result<OwnedFd> {
+    pub fn rebuild(&self, id: NsId, owner: Option<&OwnedFd>, proc: BorrowedFd<'_>, reader: &Reader) -> Result<OwnedFd> {
         let kind = self.kind();
-        let inside = || {
-            unshare(kind.flag())?;
-            match self {
-                Record::Uts { hostname, domainname } => {
-                    rustix::system::sethostname(&hostname.0).named("sethostname", || hostname.to_string())?;
-                    rustix::system::setdomainname(&domainname.0).named("setdomainname", || domainname.to_string())?;
-                }
-                Record::Ipc { objects, settings } => {
-                    set(settings, proc, kind)?;
-                    ipc::rebuild_of(objects, proc, (reader, Some(id)))?;
-                }
-                Record::Net { loopback, settings } => {
-                    if *loopback {
-                        loopback_up()?;
-                    }
-                    set(settings, proc, kind)?;
-                }
-            }
-            own(proc, kind)
+        if let Content::User(record) = &self.content {
+            return match owner {
+                None => user::rebuild(record, proc),
+                Some(_) => Err(Cause::corrupt("a user namespace in another that is no container's")),
+            };
+        }
+        let there = match owner {
+            None => in_thread(|| {
+                unshare(kind.flag())?;
+                own(proc, kind)
+            })?,
+            Some(owner) => user::rebuild_below(owner, proc, (kind.name(), kind.flag()))?,
         };
-        in_thread(inside)
+        in_thread(|| {
+            enter(&there, kind)?;
+            self.fill(id, proc, reader)
+        })?;
+        Ok(there)
+    }
+
+    /// Fills the new one that the calling thread is in.
+    fn fill(&self, id: NsId, proc: BorrowedFd<'_>, reader: &Reader) -> Result<()> {
+        let kind = self.kind();
+        match &self.content {
+            Content::User(_) => Ok(()),
+            Content::Uts { hostname, domainname } => {
+                rustix::system::sethostname(&hostname.0).named("sethostname", || hostname.to_string())?;
+                rustix::system::setdomainname(&domainname.0).named("setdomainname", || domainname.to_string())?;
+                Ok(())
+            }
+            Content::Ipc { objects, settings } => {
+                set(settings, proc, kind)?;
+                ipc::rebuild_of(objects, proc, (reader, Some(id)))
+            }
+            Content::Net { loopback, settings } => {
+                if *loopback {
+                    loopback_up()?;
+                }
+                set(settings, proc, kind)
+            }
+        }
     }
 
     /// What can only be done when the tasks have attached what they had. The calling thread goes there and comes back: who has entered a
@@ -176,7 +234,7 @@ impl Record {
     /// # Errors
     /// The kernel's.
     pub fn finish(&self, namespace: &OwnedFd, proc: BorrowedFd<'_>) -> Result<()> {
-        let Record::Ipc { objects, .. } = self else { return Ok(()) };
+        let Content::Ipc { objects, .. } = &self.content else { return Ok(()) };
         let home = own(proc, Kind::Ipc)?;
         enter(namespace, Kind::Ipc)?;
         let done = ipc::finish(objects, proc);
@@ -204,6 +262,7 @@ fn in_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
 fn enter(namespace: &OwnedFd, kind: Kind) -> Result<()> {
     let shown = || format!("a nested {} namespace", kind.name());
     let flag = match kind {
+        Kind::User => LinkNameSpaceType::User,
         Kind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
         Kind::Ipc => LinkNameSpaceType::InterProcessCommunication,
         Kind::Net => LinkNameSpaceType::Network,
@@ -219,7 +278,7 @@ fn set(settings: &[sysctl::Record], proc: BorrowedFd<'_>, kind: Kind) -> Result<
 }
 
 /// The network that the calling thread is in; afterwards it is in a new one.
-fn network(proc: BorrowedFd<'_>) -> Result<Record> {
+fn network(proc: BorrowedFd<'_>) -> Result<Content> {
     let own = Kind::Net.own();
     let (now, devices, traffic) = (Network::here(proc)?, Traffic::devices()?, Traffic::look(proc)?);
     let settings = sysctl::look(proc, own)?;
@@ -234,7 +293,7 @@ fn network(proc: BorrowedFd<'_>) -> Result<Record> {
     } else {
         devices.as_new(&no_device)?;
     }
-    Ok(Record::Net { loopback, settings: sysctl::changed(settings, &usual, proc)? })
+    Ok(Content::Net { loopback, settings: sysctl::changed(settings, &usual, proc)? })
 }
 
 /// Refuses POSIX message queues in the calling thread's ipc namespace.

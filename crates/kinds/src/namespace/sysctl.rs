@@ -6,12 +6,13 @@
 //! is given another's.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
-use yendor_sys::namespace::{Namespaces, unshare};
+use yendor_sys::namespace::{Namespaces, read_there, unshare};
 use yendor_sys::{Errno, SysError};
 use yendor_task::tree::read_proc_into;
 
@@ -77,6 +78,21 @@ pub fn look_at_new(proc: BorrowedFd<'_>, own: Own) -> Result<Values> {
         all.extend(values(proc, USERS)?.into_keys().map(|name| (name, Some(NO_LIMIT.to_vec()))));
     }
     Ok(all)
+}
+
+/// What is set in the user namespace `users` and not as in a new one.
+///
+/// # Errors
+/// The kernel's; `Unsupported` for a setting that cannot be read.
+pub fn limits(users: BorrowedFd<'_>, proc: BorrowedFd<'_>) -> Result<Vec<Record>> {
+    // They are called the same everywhere.
+    let names: Vec<String> = values(proc, USERS)?.into_keys().collect();
+    let paths = names.iter().filter_map(|name| CString::new(format!("sys/{name}")).ok()).collect::<Vec<_>>();
+    let there = read_there(users, proc, &paths)?;
+    let line = |value: Vec<u8>| value.strip_suffix(b"\n").map(<[u8]>::to_vec).unwrap_or(value);
+    let now = names.iter().cloned().zip(there.into_iter().map(|value| value.map(line)));
+    let usual = names.iter().map(|name| (name.clone(), Some(NO_LIMIT.to_vec()))).collect();
+    changed(now.collect(), &usual, proc)
 }
 
 /// What is not as in new namespaces.

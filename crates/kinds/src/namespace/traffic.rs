@@ -113,6 +113,8 @@ impl Traffic {
         for file in TABLES {
             let text = match read_proc(proc, &format!("thread-self/net/{file}")) {
                 Err(e) if e.errno == Errno::NOENT => continue,
+                // A nested network's: see `tables_are_hidden`.
+                Err(e) if e.errno == Errno::ACCESS => continue,
                 text => text?,
             };
             for name in text.split(|b| *b == b'\n').filter(|name| !name.is_empty()) {
@@ -121,6 +123,22 @@ impl Traffic {
             }
         }
         Ok(Traffic(out))
+    }
+
+    /// Whether nobody can say which tables of iptables there are: those of a network that was made before its users had ids belong to nobody
+    /// there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn tables_are_hidden(proc: BorrowedFd<'_>) -> Result<bool> {
+        for file in TABLES {
+            match read_proc(proc, &format!("thread-self/net/{file}")) {
+                Err(e) if e.errno == Errno::ACCESS => return Ok(true),
+                Err(e) if e.errno == Errno::NOENT => {}
+                text => drop(text?),
+            }
+        }
+        Ok(false)
     }
 
     /// Devices and their addresses, of the network that the calling thread is in.

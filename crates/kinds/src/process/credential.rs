@@ -1,6 +1,7 @@
 //! Who a thread is: user and group ids, supplementary groups, capabilities, securebits, no_new_privs.
 //! *Read from:* /proc/PID/task/TID/status; the securebits by prctl in the task.
-//! *Made again by:* setgroups, setresgid, setresuid, prctl, capset in the task, last of all but registers.
+//! *Made again by:* setgroups, setresgid, setresuid, prctl, capset in the task, last of all but registers. A nested user namespace is entered
+//! between ids and capabilities.
 //! *Lost:* nothing. What the container's root may not become is refused by the kernel.
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,7 @@ const PR_CAP_AMBIENT_RAISE: u32 = 2;
 const PR_CAP_AMBIENT_CLEAR_ALL: u32 = 4;
 const SECBIT_NO_SETUID_FIXUP: u32 = 4;
 const CAPABILITIES: u32 = 41;
+const CLONE_NEWUSER: u32 = 0x1000_0000;
 
 /// Asks for the securebits.
 pub fn ask(inquiry: &mut Inquiry) -> Question {
@@ -61,6 +63,11 @@ pub fn collect(status: &Status, inquiry: &Inquiry, asked: Question) -> Result<Re
 
 /// Becomes it but for [`lock`]. `now`: what a task of the container has before (container root).
 pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
+    rebuild_in(record, now, None, script);
+}
+
+/// Likewise, with `users` the task's descriptor of the user namespace that it enters on the way, and closes.
+pub fn rebuild_in(record: &Record, now: &Record, users: Option<i32>, script: &mut Script) {
     let Record { uids, gids, groups, capabilities, securebits, no_new_privs: _ } = record;
     let [inheritable, permitted, effective, bounding, ambient] = *capabilities;
     // Where the caller has a single id, setgroups is forbidden for ever: then only "as it is" can be had.
@@ -68,10 +75,8 @@ pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
         let list: Vec<u8> = groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
         script.call(Nr::SETGROUPS, args![groups.len(), bytes(list)]);
     }
-    for cap in 0..CAPABILITIES {
-        if bounding & 1 << cap == 0 && now.capabilities[3] & 1 << cap != 0 {
-            script.call(Nr::PRCTL, args![PR_CAPBSET_DROP, cap, 0, 0, 0]);
-        }
+    if users.is_none() {
+        drop_bounding(bounding, now.capabilities[3], script);
     }
     script.call(Nr::PRCTL, args![PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0]);
     // Ids must not take capabilities with them while they change.
@@ -80,6 +85,12 @@ pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
     script.call_wanting(Nr::SETFSGID, args![gids[3]], Want::Anything);
     script.call(Nr::SETRESUID, args![uids[0], uids[1], uids[2]]);
     script.call_wanting(Nr::SETFSUID, args![uids[3]], Want::Anything);
+    if let Some(users) = users {
+        // Ids are those of the container, capabilities those in there: whoever enters has all.
+        script.call(Nr::SETNS, args![users, CLONE_NEWUSER]);
+        script.call(Nr::CLOSE, args![users]);
+        drop_bounding(bounding, (1 << CAPABILITIES) - 1, script);
+    }
     script.call(Nr::PRCTL, args![PR_SET_SECUREBITS, *securebits, 0, 0, 0]);
     capset(permitted, permitted | effective, inheritable, script);
     for cap in 0..CAPABILITIES {
@@ -88,6 +99,14 @@ pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
         }
     }
     self::capabilities(record, script);
+}
+
+fn drop_bounding(wanted: u64, now: u64, script: &mut Script) {
+    for cap in 0..CAPABILITIES {
+        if wanted & 1 << cap == 0 && now & 1 << cap != 0 {
+            script.call(Nr::PRCTL, args![PR_CAPBSET_DROP, cap, 0, 0, 0]);
+        }
+    }
 }
 
 /// `no_new_privs`, with which security modules refuse changes of labels: after those, and before filters.

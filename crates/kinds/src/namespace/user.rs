@@ -1,0 +1,207 @@
+//! A user namespace inside a container: which ids exist in it, and how much may be made in it.
+//! *Read from:* /proc/PID/{uid_map,gid_map,setgroups} of a task that lives in it; `NS_GET_OWNER_UID` (ioctl_nsfs(2)); /proc/sys/user by a
+//! process that enters it for that.
+//! *Made again by:* a process with its maker's user id enters a new one; the container's root writes the maps; a task takes its ids outside,
+//! enters with all capabilities, and gives up those that it has not.
+//! *Lost:* its maker's group; that the memory of a program which was executed in it belongs to it: who is root only there does not trace
+//! such a task any more while it is not dumpable. Refused: one in another nested one, a task with threads in one, project ids, one that
+//! nobody lives in.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use serde::{Deserialize, Serialize};
+use yendor_proc::id_map;
+use yendor_sys::namespace::{self, Namespaces, unshare};
+use yendor_sys::sandbox;
+use yendor_sys::{Errno, SysError};
+use yendor_task::tree::read_proc;
+
+use super::sysctl::{self, Own};
+use crate::{Cause, Named, Result};
+
+/// A user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// User id of its maker in the container, who has all capabilities in it.
+    pub maker: u32,
+    /// User ids; none while nobody has written them.
+    pub uids: Vec<Range>,
+    /// Group ids.
+    pub gids: Vec<Range>,
+    /// Whether setgroups(2) is allowed.
+    pub setgroups: bool,
+    /// Its settings that are not as in a new one: names below `user`.
+    pub settings: Vec<sysctl::Record>,
+}
+
+/// A range of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// The first one there.
+    pub inside: u32,
+    /// What it is in the container.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+const OWN: Own = Own { network: false, ipc: false, users: true };
+/// `UID_GID_MAP_MAX_EXTENTS` of the kernel.
+const MOST_RANGES: usize = 340;
+
+/// Reads one that the task `resident` of `proc` lives in.
+///
+/// # Errors
+/// The kernel's; `Unsupported` for ids that cannot be mapped again.
+pub fn collect(users: &OwnedFd, proc: BorrowedFd<'_>, resident: i32) -> Result<Record> {
+    let read = |name: &str| read_proc(proc, &format!("{resident}/{name}"));
+    if !id_map::parse(&read("projid_map")?)?.is_empty() {
+        return Err(Cause::unsupported(format!("/proc/{resident}/projid_map: project ids of a user namespace")));
+    }
+    let ranges = |name: &str| -> Result<Vec<Range>> {
+        let known = id_map::parse(&read(name)?)?;
+        Ok(known.into_iter().map(|r| Range { inside: r.inside, outside: r.outside, count: r.count }).collect())
+    };
+    Ok(Record {
+        maker: namespace::owner_id(users)?,
+        uids: ranges("uid_map")?,
+        gids: ranges("gid_map")?,
+        setgroups: read("setgroups")?.trim_ascii() == b"allow",
+        settings: sysctl::limits(users.as_fd(), proc)?,
+    })
+}
+
+/// Refuses what the kernel would refuse late, or what could not have been.
+///
+/// # Errors
+/// `Corrupt`.
+pub fn check(record: &Record) -> Result<()> {
+    let Record { maker, uids, gids, setgroups: _, settings: _ } = record;
+    let lies = |r: &Range| r.count == 0 || [r.inside, r.outside].iter().any(|id| id.checked_add(r.count).is_none());
+    let bad = |all: &[Range]| all.len() > MOST_RANGES || all.iter().any(lies);
+    if *maker == u32::MAX || bad(uids) || bad(gids) {
+        return Err(Cause::corrupt("a user namespace with ids that cannot be"));
+    }
+    Ok(())
+}
+
+/// Makes it again, below the caller's own. The caller has one thread.
+///
+/// # Errors
+/// The kernel's: `EPERM` for ids that the container does not have.
+pub fn rebuild(record: &Record, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
+    check(record)?;
+    let Record { maker, uids, gids, setgroups, settings } = record;
+    let enter = || {
+        let (uid, gid) = (Uid::from_raw(*maker), rustix::process::getegid());
+        let no_groups: &[Gid] = &[];
+        match set_thread_groups(no_groups) {
+            // With a single id they are kept for ever.
+            Err(Errno::PERM) => {}
+            other => other.named("setgroups", || "[]".into())?,
+        }
+        set_thread_res_gid(gid, gid, gid).named("setresgid", || gid.as_raw().to_string())?;
+        set_thread_res_uid(uid, uid, uid).named("setresuid", || maker.to_string())?;
+        Ok(unshare(Namespaces::NEWUSER)?)
+    };
+    let settle = || match sysctl::rebuild(settings, proc, OWN, |_| false)?.first() {
+        Some(other) => Err(Cause::corrupt(format!("{other}: no setting of a user namespace"))),
+        None => Ok(()),
+    };
+    let write_maps = |pid: i32| {
+        if !setgroups {
+            put(proc, pid, "setgroups", "deny")?;
+        }
+        // Empty ones may be written later, by whom it concerns.
+        let maps = [("gid_map", gids), ("uid_map", uids)];
+        maps.iter().filter(|(_, map)| !map.is_empty()).try_for_each(|(name, map)| put(proc, pid, name, &lines(map)))
+    };
+    elsewhere((proc, None), "user", enter, write_maps, settle)
+}
+
+/// A namespace of another kind that belongs to the user namespace `owner`. The caller has one thread.
+///
+/// # Errors
+/// The kernel's.
+pub fn rebuild_below(owner: &OwnedFd, proc: BorrowedFd<'_>, (name, flag): (&str, Namespaces)) -> Result<OwnedFd> {
+    let enter = || {
+        move_into_link_name_space(owner.as_fd(), Some(LinkNameSpaceType::User))
+            .named("setns", || "a nested user namespace".into())?;
+        Ok(unshare(flag)?)
+    };
+    elsewhere((proc, Some(owner.as_fd())), name, enter, |_| Ok(()), || Ok(()))
+}
+
+/// Has a child, who has `kept` too, `enter` namespaces, does `meanwhile` to it (by its pid), then has it `settle` there: the child's namespace of this name.
+fn elsewhere(
+    (proc, kept): (BorrowedFd<'_>, Option<BorrowedFd<'_>>),
+    name: &str,
+    enter: impl FnOnce() -> Result<()>,
+    meanwhile: impl FnOnce(i32) -> Result<()>,
+    settle: impl FnOnce() -> Result<()>,
+) -> Result<OwnedFd> {
+    let pipe = || std::io::pipe().map_err(|e| SysError::io("pipe2", "", &e));
+    let ((mut hear, tell), (wait, go)) = (pipe()?, pipe()?);
+    let keep: Vec<_> = [tell.as_fd(), wait.as_fd(), proc].into_iter().chain(kept).collect();
+    let child = {
+        let (mut tell, mut wait) = (&tell, &wait);
+        let mut answer = |done: Result<()>| tell.write_all(&said(done)).is_ok();
+        sandbox::fork(&keep, || {
+            let up = answer(enter()) && wait.read_exact(&mut [0]).is_ok();
+            i32::from(!up || !answer(settle()) || wait.read_exact(&mut [0]).is_ok())
+        })?
+    };
+    // Its ends: else its death would not be heard.
+    drop((tell, wait));
+    let mut heard = || -> Result<()> {
+        let mut word = [0_u8; 4];
+        hear.read_exact(&mut word).map_err(|e| SysError::io("read", format!("the maker of a {name} namespace"), &e))?;
+        match i32::from_ne_bytes(word) {
+            0 => Ok(()),
+            CORRUPT => Err(Cause::corrupt(format!("a setting of a nested {name} namespace"))),
+            errno => Err(SysError::said("unshare", format!("a nested {name} namespace"), errno).into()),
+        }
+    };
+    heard()?;
+    meanwhile(child.pid())?;
+    (&go).write_all(&[0]).map_err(|e| SysError::io("write", "the maker of a namespace", &e))?;
+    heard()?;
+    let path = format!("{}/ns/{name}", child.pid());
+    let fd = openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    Ok(fd.named("openat", || format!("/proc/{path}"))?)
+}
+
+/// No errno.
+const CORRUPT: i32 = -1;
+
+fn said(done: Result<()>) -> [u8; 4] {
+    match done {
+        Ok(()) => 0,
+        Err(Cause::Sys(e)) => e.errno.raw_os_error(),
+        Err(_) => CORRUPT,
+    }
+    .to_ne_bytes()
+}
+
+fn lines(map: &[Range]) -> String {
+    map.iter().fold(String::new(), |mut text, Range { inside, outside, count }| {
+        let _ = writeln!(text, "{inside} {outside} {count}");
+        text
+    })
+}
+
+fn put(proc: BorrowedFd<'_>, pid: i32, name: &str, text: &str) -> Result<()> {
+    let path = format!("{pid}/{name}");
+    let fd = openat(proc, path.as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    let fd = fd.named("openat", || format!("/proc/{path}"))?;
+    rustix::io::write(&fd, text.as_bytes()).named("write", || format!("/proc/PID/{name}, {text:?}")).map(drop)?;
+    Ok(())
+}
