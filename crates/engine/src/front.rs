@@ -23,8 +23,8 @@ use crate::request::Request;
 use crate::sign::Trust;
 use crate::state::{self, Places, Status};
 use crate::who::Surroundings;
+pub use crate::wire::{Cloning, Memory, Spec, Startup, Stdio};
 use crate::wire::{More, Report};
-pub use crate::wire::{Spec, Startup, Stdio};
 
 /// A container to start.
 #[derive(Debug, Clone)]
@@ -45,6 +45,8 @@ pub struct Launch {
     pub remove: bool,
     /// Who wants to see that it takes long.
     pub watcher: Watcher,
+    /// Whether it is one of several from one image.
+    pub cloning: Option<Cloning>,
 }
 
 /// What runs in a container.
@@ -69,6 +71,8 @@ pub struct Started {
     pub timings: Vec<(String, u64)>,
     /// Whether it has a terminal that nobody asked for: the image had one.
     pub terminal: bool,
+    /// The memory that it has made for others to share.
+    pub shared: Option<OwnedFd>,
     control: Control,
 }
 
@@ -93,11 +97,11 @@ fn keeper_gone(step: Step) -> Error {
 }
 
 /// Starts a container: admit, then everything else in the keeper. Returns when its tasks run. `plain`: what is in an encrypted
-/// image; the keeper alone has it then.
+/// image; the keeper alone has it then. `shared`: memory for a clone that is given it.
 ///
 /// # Errors
 /// Whatever forbade or hindered it; nothing is left.
-pub fn launch(what: &Launch, plain: Option<Plain>) -> Result<Started> {
+pub fn launch(what: &Launch, plain: Option<Plain>, shared: Option<&OwnedFd>) -> Result<Started> {
     let begin = std::time::Instant::now();
     let verb = match what.source {
         Source::Compose(_) => Verb::Run,
@@ -114,7 +118,7 @@ pub fn launch(what: &Launch, plain: Option<Plain>) -> Result<Started> {
             return Err(e);
         }
     };
-    match hand_over(what, plain, &claim, admitted) {
+    match hand_over(what, (plain, shared), &claim, admitted) {
         Ok(mut started) => {
             started.timings.insert(0, ("admit".into(), admitted_us));
             Ok(started)
@@ -161,7 +165,12 @@ fn us(since: std::time::Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn hand_over(what: &Launch, plain: Option<Plain>, claim: &Claim, admitted: Admitted) -> Result<Started> {
+fn hand_over(
+    what: &Launch,
+    (plain, shared): (Option<Plain>, Option<&OwnedFd>),
+    claim: &Claim,
+    admitted: Admitted,
+) -> Result<Started> {
     let directory = claim.path();
     let Admitted { control, handed, granted, .. } = admitted;
     let mut descriptors: Vec<OwnedFd> = Vec::new();
@@ -202,6 +211,7 @@ fn hand_over(what: &Launch, plain: Option<Plain>, claim: &Claim, admitted: Admit
         image: what.image_ref.clone(),
         seal: if let Source::Image(_, seal) = what.source { seal } else { None },
         remove: what.remove,
+        cloning: what.cloning,
         plain: plain.as_ref().map(|plain| (plain.descriptors().len(), plain.index())),
         window: window(),
     };
@@ -222,9 +232,13 @@ fn hand_over(what: &Launch, plain: Option<Plain>, claim: &Claim, admitted: Admit
         let descriptors = plain.descriptors();
         descriptors.chunks(MAX_DESCRIPTORS).try_for_each(|some| control.send(&More, some)).at(Step::Contain)?;
     }
+    if let Some(shared) = shared {
+        control.send(&More, &[shared.as_fd()]).at(Step::Contain)?;
+    }
     be_patient(&control, &what.watcher);
     match control.receive::<Report>().at(Step::Contain)? {
-        Some((Report::Started(s), _)) => Ok(Started {
+        Some((Report::Started(s), descriptors)) => Ok(Started {
+            shared: descriptors.into_iter().next(),
             main: s.main,
             init: s.init,
             notes: s.notes,

@@ -15,6 +15,7 @@ use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
+use crate::ark::{self, Ark};
 use crate::blame;
 use crate::claim;
 use crate::collect::namespace;
@@ -35,7 +36,7 @@ use crate::request::{Net, Request, Root};
 use crate::setting;
 use crate::state::{self, Standard, State, Status};
 use crate::who::Surroundings;
-use crate::wire::{Failure, More, Report, Started, Startup, Stdio};
+use crate::wire::{Failure, Memory, More, Report, Started, Startup, Stdio};
 
 /// Phases and how long they took.
 struct Clock {
@@ -81,7 +82,9 @@ fn live(inherited: Inherited) -> i32 {
         Ok((mut kept, started)) => {
             // If the front has died since its tasks run: as if it had died a moment later, the container goes on. One that
             // lives and cannot be told must not take it for lost, nor wait for ever.
-            if control.send(&Report::Started(started), &[]).is_err() && front_lives(&control).is_ok() {
+            let shared = kept.shared.take();
+            let shared: Vec<_> = shared.iter().map(AsFd::as_fd).collect();
+            if control.send(&Report::Started(started), &shared).is_err() && front_lives(&control).is_ok() {
                 kept.running.end();
             }
             kept.watch(&control);
@@ -104,6 +107,8 @@ struct Kept {
     log: OwnedFd,
     /// Whether its directory goes with it.
     remove: bool,
+    /// Memory for others to share, until the front has it.
+    shared: Option<OwnedFd>,
     /// Kept open: checkpoints compare with them, and reach the container's layer through them.
     _open: Vec<OwnedFd>,
 }
@@ -137,10 +142,12 @@ fn start(
     let given = Given::received(&startup.request, &mut descriptors)?;
     // Now: later children are born into the container's pid namespace. It reads nothing before there is a container.
     let mut plain = startup.plain.map(|shape| receive_plain(control, shape)).transpose().at(Step::Load)?;
+    let memory = startup.cloning.map(|cloning| cloning.memory);
+    let given_memory = (memory == Some(Memory::Given)).then(|| receive_shared(control)).transpose().at(Step::Load)?;
     let start = |image: &OwnedFd| Loader::start(image.as_fd(), plain.as_ref(), &startup.trust);
     let loader = image.as_ref().map(start).transpose()?;
     let hashing = match &image {
-        Some(image) if plain.is_none() => Hashing::start(image.as_fd())?,
+        Some(image) if plain.is_none() && memory != Some(Memory::Given) => Hashing::start(image.as_fd())?,
         _ => None,
     };
     let mut contained = contain::prepare(&startup.request, &given, usher, cgroup)?;
@@ -168,6 +175,7 @@ fn start(
         }
         (None, None) => return Err(Error::new(Step::Load, Cause::corrupt("neither a program nor an image"))),
     };
+    let snapshot = if memory.is_some() { cloned(snapshot) } else { snapshot };
     labels.admit(&snapshot, &startup.granted)?;
     clock.mark("load");
     // A terminal that the image had is made again, asked for or not: its tasks sit at it.
@@ -202,7 +210,12 @@ fn start(
     let slave = console.as_ref().map(|c| &c.slave);
     let outside = Outside { stdio: &stdio, console: slave };
     let proc = contained.host_proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Contain)?;
-    let image = reader.as_ref().map(|reader| Image { reader, hashing: hashing.as_ref() });
+    let ark = match (memory, &reader, given_memory) {
+        (Some(Memory::Made), Some(reader), _) => Some(Ark::make(&snapshot, reader).at(Step::Load)?),
+        (Some(Memory::Given), _, Some(fd)) => Some(Ark::given(fd, &snapshot).at(Step::Load)?),
+        _ => None,
+    };
+    let image = reader.as_ref().map(|reader| Image { reader, hashing: hashing.as_ref(), ark: ark.as_ref() });
     let mut rebuilt = build(&snapshot, image, &startup.request, &mut labels, contained, &nested, (clocks, &outside))?;
     if let Some((hashing, reader)) = hashing.zip(reader.as_ref()) {
         // Tasks have read what must be right before they run.
@@ -228,6 +241,10 @@ fn start(
     let door = Door::open(&directory).at(Step::Thaw)?;
     clock.mark("rebuild");
     front_lives(control).at(Step::Thaw)?;
+    if let Some(signal) = startup.cloning.and_then(|cloning| cloning.signal) {
+        // It stands still: this is the first thing that it will see.
+        tell(rebuilt.main, signal).at(Step::Thaw)?;
+    }
     let running = rebuilt.thaw()?;
     clock.mark("thaw");
     let started = Started {
@@ -247,6 +264,7 @@ fn start(
             console,
             log,
             remove: startup.remove,
+            shared: ark.filter(|_| memory == Some(Memory::Made)).map(Ark::into_descriptor),
             _open: open,
         },
         started,
@@ -263,6 +281,23 @@ fn receive_plain(control: &Control, (count, records): (usize, usize)) -> std::re
         }
     }
     Plain::received(files, records)
+}
+
+/// Memory that another keeper has made.
+fn receive_shared(control: &Control) -> std::result::Result<OwnedFd, Cause> {
+    let more = control.receive::<More>()?.and_then(|(More, more)| more.into_iter().next());
+    more.ok_or_else(|| SysError::new("recvmsg", "a descriptor is missing", rustix::io::Errno::BADMSG).into())
+}
+
+fn tell(pid: i32, signal: i32) -> std::result::Result<(), SysError> {
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let opened = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    yendor_sys::process::send_signal(&opened.named("pidfd_open", || format!("{pid}"))?, signal)
+}
+
+fn cloned(mut snapshot: Snapshot) -> Snapshot {
+    ark::forget(&mut snapshot);
+    snapshot
 }
 
 /// What the container has of the world outside.

@@ -1,6 +1,7 @@
 //! The arrows of the house.
 
 pub mod admit;
+pub mod ark;
 mod blame;
 pub mod bundle;
 pub mod checkpoint;

@@ -34,9 +34,31 @@ pub struct Startup {
     pub window: Option<(u16, u16)>,
     /// Whether the container's directory goes when it has ended.
     pub remove: bool,
+    /// Whether it is one of several from one image.
+    pub cloning: Option<Cloning>,
 }
 
-/// Descriptors that did not go with the first message: the files of an encrypted image in clear.
+/// One of several containers from one image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cloning {
+    /// How it comes by its memory.
+    pub memory: Memory,
+    /// A signal that its root task has when it begins to run.
+    pub signal: Option<i32>,
+}
+
+/// How a clone comes by its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Memory {
+    /// From the image, for itself.
+    Copied,
+    /// It makes what others will share, and shares it ([`crate::ark`]).
+    Made,
+    /// It shares what another has made, which comes with [`More`].
+    Given,
+}
+
+/// Descriptors that did not go with the first message: the files of an encrypted image in clear, or shared memory.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct More;
 

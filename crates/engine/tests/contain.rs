@@ -231,6 +231,7 @@ fn startup(request: Request, words: [&str; 3]) -> Startup {
         plain: None,
         window: None,
         remove: false,
+        cloning: None,
     }
 }
 

@@ -45,6 +45,7 @@ enum Verb {
     Checkpoint(verb::checkpoint::Checkpoint),
     #[command(visible_alias = "restart")]
     Restore(Box<verb::restore::Restore>),
+    Clone(verb::clone::CloneContainer),
     Inspect(verb::inspect::Inspect),
     Plan(Box<verb::plan::Plan>),
     Guard(verb::guard::Guard),
@@ -70,6 +71,7 @@ impl Verb {
             Verb::Rm(v) => v.run(),
             Verb::Checkpoint(v) => v.run(),
             Verb::Restore(v) => v.run(),
+            Verb::Clone(v) => v.run(),
             Verb::Inspect(v) => v.run(),
             Verb::Plan(v) => v.run(),
             Verb::Guard(v) => v.run(),
@@ -159,6 +161,8 @@ mod tests {
             "restore i --name n -d --pidfile f --rootfs /r --volume d=/h --net none --userns host --keep-lsm \
              --enforce early --lsm-profile smack:x --landlock bind:80 --seccomp f",
             "restart i",
+            "restore i -d --count 20 --notify USR1 --on-resume x --copy-memory",
+            "clone n --count 3 --name m --notify USR1 --on-resume x --copy-memory -- --net host",
             "inspect i --tree --files --memory --sockets --security --lost --strings 5:0x1000+20",
             "plan i --name n --enforce late --volume d=/h --identity f",
             "inspect i --identity f",

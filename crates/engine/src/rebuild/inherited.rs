@@ -11,6 +11,7 @@ use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
 use super::Image;
+use crate::ark::Ark;
 use crate::error::{At, Result, Step, With};
 use crate::label::Labels;
 
@@ -77,9 +78,18 @@ pub fn make_objects(
 }
 
 /// Files of pages, compared with their digests unless somebody does that later.
-pub fn open_pages(image: Option<Image<'_>>, above: i32, held: &mut Vec<OwnedFd>) -> Result<BTreeMap<u16, i32>> {
+pub fn open_pages(
+    image: Option<Image<'_>>,
+    snapshot: &Snapshot,
+    above: i32,
+    held: &mut Vec<OwnedFd>,
+) -> Result<BTreeMap<u16, i32>> {
     let mut out = BTreeMap::new();
-    let Some(Image { reader, hashing }) = image else { return Ok(out) };
+    let Some(Image { reader, hashing, ark }) = image else { return Ok(out) };
+    // Who has made shared memory of these files has compared them, too; only objects are still read from there.
+    if ark.is_some_and(Ark::is_given) && snapshot.objects.iter().all(|object| object.pages.is_empty()) {
+        return Ok(out);
+    }
     for number in 0..u16::MAX {
         let name = yendor_image::pages_name(number);
         if !reader.has(&name) {

@@ -64,7 +64,7 @@ impl Memories {
         if memory.inherits.is_none() {
             place_vdso(site, memory, &mut script)?;
         }
-        fill_areas(site, memory, &kept, &mut script)?;
+        fill_areas(site, (pid, memory), &kept, &mut script)?;
         let inherited_exe = memory.inherits.is_some() && origin.is_some_and(|o| o.layout.exe == memory.layout.exe);
         let exe = match memory.layout.exe.filter(|_| !inherited_exe) {
             Some(id) => Some(*site.files.get(&id).ok_or_else(|| Cause::corrupt(format!("no file {id}")))?),
@@ -130,7 +130,8 @@ fn forget(site: &Site<'_>, origin: &Record, script: &mut Script) {
 }
 
 /// Maps, fills, protects. `kept`: areas that are there already, with their protection.
-fn fill_areas(site: &Site<'_>, memory: &Record, kept: &[(u64, u32)], script: &mut Script) -> Result<()> {
+fn fill_areas(site: &Site<'_>, (pid, memory): (i32, &Record), kept: &[(u64, u32)], script: &mut Script) -> Result<()> {
+    let shared = |area: &vma::Record| site.ark.and_then(|(ark, fd)| Some((ark.area(pid, area)?, fd)));
     let there = |area: &vma::Record| kept.iter().find(|(start, _)| *start == area.start.0).map(|(_, p)| *p);
     for area in memory.areas.iter().filter(|a| !a.is_kernel()) {
         let written = is_written(memory, area);
@@ -140,7 +141,10 @@ fn fill_areas(site: &Site<'_>, memory: &Record, kept: &[(u64, u32)], script: &mu
             }
             Some(_) => {}
             None => {
-                area.map(behind(site, area)?, written, script);
+                match shared(area) {
+                    Some((offset, fd)) => area.map_shared(fd, offset, script),
+                    None => area.map(behind(site, area)?, written, script),
+                }
                 area.advise_before(script);
             }
         }
@@ -149,6 +153,12 @@ fn fill_areas(site: &Site<'_>, memory: &Record, kept: &[(u64, u32)], script: &mu
         script.call(Nr::MADVISE, args![start.0, end.0.saturating_sub(start.0), MADV_DONTNEED]);
     }
     for run in &memory.pages {
+        if let Some((ark, fd)) = site.ark {
+            if let Some(offset) = ark.run(pid, run) {
+                pages::rebuild(&PageRun { offset, ..*run }, fd, script);
+            }
+            continue;
+        }
         let fd = *site.pages.get(&run.file).ok_or_else(|| Cause::corrupt(format!("no pages file {}", run.file)))?;
         pages::rebuild(run, fd, script);
     }

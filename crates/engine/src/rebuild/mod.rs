@@ -42,6 +42,7 @@ use self::inherited::{finish, lift, make_files, make_objects, open_pages, own_pl
 use self::memory::Memories;
 pub use self::process::Ready;
 pub use self::running::Running;
+use crate::ark::Ark;
 use crate::confine::Confine;
 use crate::contain::{Cgroup, Contained};
 use crate::error::{At, Result, Step, With};
@@ -82,6 +83,8 @@ pub struct Image<'a> {
     pub reader: &'a Reader,
     /// Who compares some of them with their digests.
     pub hashing: Option<&'a Hashing>,
+    /// Memory of processes that several containers share.
+    pub ark: Option<&'a Ark>,
 }
 
 /// A stub that became, or becomes, a task of the image.
@@ -113,6 +116,8 @@ struct Site<'a> {
     objects: BTreeMap<ShmId, i32>,
     /// And of each pages file.
     pages: BTreeMap<u16, i32>,
+    /// And of memory that is shared instead.
+    ark: Option<(&'a Ark, i32)>,
     /// Where the vdso waits: kind of area and address.
     parked: Vec<(Backing, u64, u64)>,
     /// What a stub has of each: not set again.
@@ -224,7 +229,10 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let files = files
         .map_err(|e| confine.blame(e, labels.has_profiles(), || making.is_some_and(|id| workshop.fd(id).is_ok())))?;
     let objects = make_objects(snapshot, reader, above, &mut held)?;
-    let pages = open_pages(image, above, &mut held)?;
+    let pages = open_pages(image, snapshot, above, &mut held)?;
+    let ark = image.and_then(|image| image.ark);
+    let ark = ark.map(|ark| Ok::<_, crate::Error>((ark, lift(ark.descriptor(), above, &mut held).at(Step::Rebuild)?)));
+    let ark = ark.transpose()?;
     let slots = 1 + plan.births.len() + threads(snapshot);
     let len = Arena::size(slots, SLOT).next_multiple_of(PAGE);
     let base = hole(snapshot, len as u64 + PARKING).at(Step::Rebuild)?;
@@ -252,6 +260,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         places,
         objects,
         pages,
+        ark,
         parked: Vec::new(),
         now,
         confine,

@@ -283,6 +283,14 @@ impl Record {
         script.call_wanting(Nr::MMAP, args![start, self.len(), protection, flags, fd.unwrap_or(-1), offset], want);
     }
 
+    /// Maps it from a file that has what is in it at an offset, and that nobody writes to: a page is the task's own when it has
+    /// written to it.
+    pub fn map_shared(&self, fd: i32, offset: u64, script: &mut Script) {
+        let (start, flags) = (self.start.0, MAP_PRIVATE | MAP_FIXED_NOREPLACE);
+        let want = yendor_task::Want::Exactly(start);
+        script.call_wanting(Nr::MMAP, args![start, self.len(), self.protection, flags, fd, offset], want);
+    }
+
     /// shmat(2) brings the whole segment; areas after the first come about by their protection, for which see
     /// [`Self::protect`].
     fn attach(&self, id: i32, offset: u64, read_only: bool, script: &mut Script) {

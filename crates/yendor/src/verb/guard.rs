@@ -88,7 +88,7 @@ impl GuardOptions {
 }
 
 /// This program, also when another one lies at its path by now.
-fn itself() -> Command {
+pub fn itself() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("yendor");
     command

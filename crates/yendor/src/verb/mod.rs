@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod checkpoint;
+pub mod clone;
 pub mod demo;
 pub mod doctor;
 pub mod exec;

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use yendor_engine::admit;
+use yendor_engine::ark;
 use yendor_engine::bundle::Bundle;
 use yendor_engine::claim;
-use yendor_engine::front::Source;
+use yendor_engine::front::{Cloning, Memory, Source};
 use yendor_engine::load::{self, Glance, Seen};
 use yendor_engine::request::{Net, Root};
 use yendor_engine::sign::{Trust, key_line};
@@ -19,6 +20,7 @@ use crate::container::{self, Now};
 use crate::failure::{Failure, Outcome};
 use crate::options::{ContainerOptions, Identities, RestoreOptions};
 use crate::reference::{self, Image, Reference};
+use crate::verb::clone::Clones;
 use crate::verb::guard::GuardOptions;
 use crate::verb::start::{self, Start};
 use crate::{name, print};
@@ -28,7 +30,7 @@ use crate::{name, print};
 /// Without -d it stays in the foreground, forwards signals, and exits with the container's status.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  yendor restore web -d\n  yendor restore ./web.image --name web2 --pidfile web2.pid -d\n  yendor restore web -d --identity ~/.config/age/key.txt"
+    after_help = "Example:\n  yendor restore web -d\n  yendor restore ./web.image --name web2 --pidfile web2.pid -d\n  yendor restore web -d --count 20 --on-resume 'reseed'\n  yendor restore web -d --identity ~/.config/age/key.txt"
 )]
 pub struct Restore {
     /// A path with a '/', or NAME or NAME@N of the store
@@ -48,6 +50,8 @@ pub struct Restore {
     verify: Vec<String>,
     #[command(flatten)]
     identities: Identities,
+    #[command(flatten)]
+    clones: Clones,
     /// Print the summary as JSON (to standard error in the foreground: standard output is the container's)
     #[arg(long)]
     pub json: bool,
@@ -65,6 +69,37 @@ impl Restore {
         let trust = Trust { caller: keys.clone(), host: granted.signed_by };
         let Seen { glance, seal, plain } = load::glance(&image.path, &trust, &identities)?;
         let (root, net) = surroundings(&places, glance, seal, &self.options.container)?;
+        if let Some(count) = self.clones.count {
+            if plain.is_some() {
+                let what = "--count with an encrypted image: flatten it first, or restore it one by one";
+                return Err(Failure::Usage(what.into()));
+            }
+            let own = choose(&places, self.options.container.name.as_deref(), &image)?;
+            let start = |name: String, cloning: &Cloning, shared: Option<OwnedFd>| -> Result<Start, Failure> {
+                let mut request = self.options.request(name, bundle.as_ref(), root.clone(), net)?;
+                if cloning.memory != Memory::Copied {
+                    request.policy.seccomp = Some(ark::filter());
+                }
+                Ok(Start {
+                    keys: keys.clone(),
+                    request,
+                    source: Source::Image(image.path.clone(), Some(seal)),
+                    plain: None,
+                    image: Some(image.reference.to_string()),
+                    detach: true,
+                    tty: false,
+                    remove: false,
+                    guard: self.guard,
+                    pidfile: None,
+                    json: self.json,
+                    done: "restored",
+                    cloning: Some(*cloning),
+                    shared,
+                })
+            };
+            let filtered = self.options.request(own.clone(), bundle.as_ref(), root.clone(), net)?.policy.seccomp;
+            return self.clones.start(&places, (&own, count), filtered.is_some(), start);
+        }
         let name = choose(&places, self.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;
         let outcome = Start {
@@ -80,6 +115,8 @@ impl Restore {
             pidfile: start::pidfile(self.pidfile.as_deref()),
             json: self.json,
             done: "restored",
+            cloning: None,
+            shared: None,
         }
         .go(places);
         aside.settle();

@@ -99,6 +99,8 @@ impl Run {
             pidfile: None,
             json: self.json,
             done: "started",
+            cloning: None,
+            shared: None,
         }
         .go(places)
     }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use serde_json::{Value, json};
 use yendor_engine::claim;
-use yendor_engine::front::{Launch, Source, Started, Stdio, launch};
+use yendor_engine::front::{Cloning, Launch, Source, Started, Stdio, launch};
 use yendor_engine::load::Plain;
 use yendor_engine::request::Request;
 use yendor_engine::state::Places;
@@ -46,11 +46,20 @@ pub struct Start {
     pub json: bool,
     /// `started` or `restored`.
     pub done: &'static str,
+    /// Whether it is one of several from one image.
+    pub cloning: Option<Cloning>,
+    /// The memory that it is given then.
+    pub shared: Option<OwnedFd>,
 }
 
 impl Start {
     /// Starts it.
     pub fn go(self, places: Places) -> Outcome {
+        self.with_memory(places).map(|(code, _)| code)
+    }
+
+    /// Starts it; also, the memory that it has made for others to share.
+    pub fn with_memory(self, places: Places) -> Result<(u8, Option<OwnedFd>), Failure> {
         let begin = Instant::now();
         let name = self.request.name.clone();
         let stdio = match (self.tty, self.detach) {
@@ -67,12 +76,13 @@ impl Start {
             image_ref: self.image.clone(),
             remove: self.remove && self.detach,
             watcher: progress::watcher(&format!("starting {name}"), false),
+            cloning: self.cloning,
         };
         let hidden = if self.detach { Some(Hidden::hide()?) } else { None };
-        let launched = launch(&what, self.plain);
+        let launched = launch(&what, self.plain, self.shared.as_ref());
         what.watcher = Watcher::default();
         drop(hidden);
-        let started = launched.map_err(|e| explain(e, &name, &what.source))?;
+        let mut started = launched.map_err(|e| explain(e, &name, &what.source))?;
         let total = print::since(begin);
         if let Some(path) = &self.pidfile
             && let Err(e) = std::fs::write(path, format!("{}\n", started.main))
@@ -95,13 +105,9 @@ impl Start {
             format!("{} {name} in {} ({})", self.done, print::micros(total), print::phases(&started.timings));
         if !self.detach {
             let tty = self.tty || started.terminal;
-            return stay(
-                started,
-                &places,
-                &name,
-                &Stay { tty, remove: self.remove, json: self.json, drawn: self.image.is_some(), sentence },
-                summary,
-            );
+            let drawn = self.image.is_some();
+            let how = Stay { tty, remove: self.remove, json: self.json, drawn, sentence };
+            return stay(started, &places, &name, &how, summary).map(|code| (code, None));
         }
         if self.json {
             print::out(&summary.take().to_string());
@@ -113,7 +119,7 @@ impl Start {
             }
             print::out(&name);
         }
-        Ok(0)
+        Ok((0, started.shared.take()))
     }
 }
 
@@ -196,7 +202,7 @@ fn finish(places: &Places, name: &str) -> Result<(), Failure> {
 }
 
 /// Ends and removes a container that was started but cannot be had as asked.
-fn undo(places: &Places, name: &str) {
+pub fn undo(places: &Places, name: &str) {
     let undone = container::find(places, name).and_then(|found| super::rm::end(&found));
     if let Err(e) = undone.and_then(|()| finish(places, name)) {
         print::error(&format!("yendor: container {name} is left: {e}"));
