@@ -140,8 +140,9 @@ impl Bench {
     }
 
     fn filled(&self, argument: &str) -> String {
-        let xtask = self.release.join("xtask");
+        let [xtask, yendor] = ["xtask", "yendor"].map(|name| self.release.join(name));
         argument
+            .replace("{yendor}", &yendor.to_string_lossy())
             .replace("{name}", &self.name)
             .replace("{dir}", &self.directory.to_string_lossy())
             .replace("{xtask}", &xtask.to_string_lossy())

@@ -28,7 +28,7 @@ pub(super) enum Step {
 }
 
 /// A program and its arguments. `{name}` becomes the container's name, `{dir}` the directory of the benchmark,
-/// `{xtask}` the path of the yardsticks.
+/// `{xtask}` the path of the yardsticks, `{yendor}` that of Yendor.
 pub(super) struct Run {
     pub(super) program: Program,
     pub(super) arguments: &'static [&'static str],
@@ -157,6 +157,8 @@ const FORKS: Sample = Sample {
     run: host("sh", &["-c", "i=1; while [ $i -lt 1000 ]; do : & i=$((i+1)); done; wait"]),
     readings: &[plain("1000 forks of a shell", Source::Wall)],
 };
+const REMOVE_CLONES: Step =
+    Step::Do(host("sh", &["-c", "for i in $(seq 20); do {yendor} rm -f {name}-$i; done; true"]));
 const TRACK_PARENT: Step =
     Step::Do(yendor(&["checkpoint", "{name}", "-o", "{dir}/parent", "--leave-running", "--track", "--no-parent"]));
 const REDIS: Step = Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "redis-server", "--save", ""]));
@@ -441,6 +443,20 @@ pub(super) const ROWS: &[Row] = &[
         after: &[REMOVE],
         yardstick: POPULATE_READ,
         teardown: &[DROP_IMAGE, Step::Remove("{dir}/yardstick")],
+        rounds: 5,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "20 clones of 1 GiB",
+        setup: &[GIBIBYTE, READY, TAKE_IMAGE, REMOVE, Step::Do(WRITE.run)],
+        before: &[],
+        subject: Sample {
+            run: yendor(&["restore", "{dir}/image", "-d", "--name", "{name}", "--count", "20"]),
+            readings: &[at_most("in all", Source::Wall, 2000)],
+        },
+        after: &[REMOVE_CLONES],
+        yardstick: POPULATE_READ,
+        teardown: &[REMOVE_CLONES, DROP_IMAGE, Step::Remove("{dir}/yardstick")],
         rounds: 5,
         cpus: Cpus::All,
     },
