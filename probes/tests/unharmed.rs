@@ -154,6 +154,7 @@ probes! {
     memory_policy "memory-policy";
     misc_prctl "misc-prctl";
     multicast "multicast";
+    namespaces "namespaces";
     orphan "orphan";
     pidfds "pidfds";
     pipes "pipes";
@@ -178,6 +179,7 @@ probes! {
     tree "tree";
     tty "tty";
     unix_sockets "unix-sockets";
+    users "users";
     uts_time "uts-time";
     vdso "vdso";
     writer "writer" works true;

@@ -328,6 +328,36 @@ fn the_program_that_execs_cannot_be_changed() {
     });
 }
 
+/// The whole road inside a container, where nobody has a cgroup namespace to give; in root's, why there is none.
+#[test]
+fn a_container_in_a_container() {
+    everybody(|yendor| {
+        let binary = yendor_tests::yendor_binary();
+        let script = format!(
+            "export YENDOR_ROOT=/tmp/in; inner() {{ {} \"$@\"; }}; inner run --name a -d -- sleep 1000 && \
+             inner checkpoint a -o /tmp/image && inner restore /tmp/image -d --name b && inner exec b -- sh -c \"$1\" && inner rm -f b",
+            utf8(&binary)
+        );
+        let name = yendor.fresh("outer");
+        // The innermost has no other cgroup namespace, either, to mount control groups in.
+        let inside = "tr '\\0' ' ' </proc/2/cmdline; ! unshare -C true || echo a cgroup namespace";
+        yendor.run_detached_with(&name, &[], &["sh", "-c", &script, "sh", inside]).exits(0);
+        let code = yendor.wait(&name);
+        let said = yendor.logs(&name);
+        if *yendor.flavour() == Flavour::RootUserns {
+            // Where the kernel's settings are out of reach, so are namespaces that would show them.
+            assert_eq!(code, 5, "{said}");
+            assert!(said.contains("denied by: the kernel: parts of /proc are covered here"), "{said}");
+            return;
+        }
+        assert_eq!(code, 0, "{said}");
+        assert!(said.lines().any(|line| line.starts_with("sleep 1000")), "{said}");
+        if *yendor.flavour() != Flavour::Root {
+            assert!(!said.contains("a cgroup namespace"), "{said}");
+        }
+    });
+}
+
 /// Who removes a container's directory does not go through what is mounted below it.
 #[test]
 fn a_container_that_removes_itself_leaves_its_volumes_alone() {

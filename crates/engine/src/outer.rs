@@ -78,14 +78,14 @@ fn lead(
     let _ = rustix::process::setsid();
     let cgroup = Cgroup::create(request, directory)?;
     contain::unshare(Namespaces::NEWNS).at(Step::Contain)?;
-    own_cgroup_namespace().at(Step::Contain)?;
+    let could_be_had = own_cgroup_namespace().at(Step::Contain)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .named("mount", || "\"/\", MS_PRIVATE|MS_REC".into())
         .at(Step::Contain)?;
     let new_user = request.userns == Userns::Auto;
     let guarded = new_user && userns::has_the_hosts_root().at(Step::Contain)?;
     if new_user {
-        forbid_cgroup_namespaces().at(Step::Contain)?;
+        forbid_cgroup_namespaces(could_be_had).at(Step::Contain)?;
     }
     let keeper = rustix::process::getpid().as_raw_nonzero().get();
     let (cgroup_parts, cgroup_descriptors) = cgroup.as_ref().map(Cgroup::handed).unzip();
@@ -118,19 +118,23 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }
 
-/// Where none is to be had, as in a container of ours, there is one already that nobody inside can mount.
-fn own_cgroup_namespace() -> std::result::Result<(), Cause> {
+/// Whether one was to be had. In a container of ours none is: there is one already that nobody inside can mount.
+fn own_cgroup_namespace() -> std::result::Result<bool, Cause> {
     match contain::unshare(Namespaces::NEWCGROUP) {
-        Err(Cause::Refused { error, .. }) if error.errno == Errno::NOSPC => Ok(()),
-        other => other,
+        Err(Cause::Refused { error, .. }) if error.errno == Errno::NOSPC => Ok(false),
+        other => other.map(|()| true),
     }
 }
 
 /// In a cgroup namespace of its own the container's root could mount control groups, and freeze or kill the caller's, whose files
-/// are the caller's. The limit of this user namespace holds in those below it, whose own it is not.
-fn forbid_cgroup_namespaces() -> std::result::Result<(), Cause> {
+/// are the caller's. The limit of this user namespace holds in those below it, whose own it is not. Where the settings cannot be
+/// written, as in a container of root's, a limit from above must hold already: then none could be had.
+fn forbid_cgroup_namespaces(could_be_had: bool) -> std::result::Result<(), Cause> {
     const LIMIT: &str = "/proc/sys/user/max_cgroup_namespaces";
-    std::fs::write(LIMIT, "0").map_err(|e| SysError::io("write", format!("{LIMIT}, \"0\""), &e).into())
+    match std::fs::write(LIMIT, "0") {
+        Err(e) if e.raw_os_error() == Some(Errno::ROFS.raw_os_error()) && !could_be_had => Ok(()),
+        written => written.map_err(|e| SysError::io("write", format!("{LIMIT}, \"0\""), &e).into()),
+    }
 }
 
 /// The capabilities in the new namespace survive the exec of a user that is not its root.

@@ -22,6 +22,8 @@ pub struct Surroundings {
     yama: bool,
     /// The kernel has Landlock: whether this process is in a domain it does not tell.
     landlock: bool,
+    /// Parts of /proc are covered.
+    covered: bool,
     /// Its capabilities.
     held: u64,
 }
@@ -72,6 +74,7 @@ impl Surroundings {
             modules: confining().unwrap_or_default(),
             yama: number("/proc/sys/kernel/yama/ptrace_scope").is_some_and(|scope| scope > 0),
             landlock: yendor_sys::landlock::abi() > 0,
+            covered: std::fs::read("/proc/self/mountinfo").is_ok_and(|text| is_covered(&text)),
             held: status.map_or(0, |s| s.cap_eff),
         }
     }
@@ -99,6 +102,10 @@ impl Surroundings {
             && let Some(switch) = switch(error.errno)
         {
             return Some(switch);
+        }
+        if self.covered && error.call == "mount" && error.args.starts_with("\"proc\"") {
+            // Whoever could mount another would see what is covered (`mount_too_revealing` in fs/namespace.c).
+            return Some("the kernel: parts of /proc are covered here, as in containers of root, and nobody inside can mount another".into());
         }
         let mut all = Vec::new();
         if let Some(lacks) = self.lacks(sort, error) {
@@ -156,6 +163,14 @@ impl Surroundings {
 pub fn wants_signature(error: Error) -> Error {
     let host = matches!(&*error.cause, Cause::Denied { what, .. } if what.starts_with("host policy"));
     Error { by: host.then(|| format!("the host's policy, {} (signed-by)", yendor_policy::host::FILE)), ..error }
+}
+
+/// Whether something is mounted in /proc; the kernel does not mind what lies on directories that are always empty.
+fn is_covered(mountinfo: &[u8]) -> bool {
+    const EMPTY: [&[u8]; 3] = [b"/proc/sys/fs/binfmt_misc", b"/proc/fs/nfsd", b"/proc/openprom"];
+    yendor_proc::mountinfo::parse(mountinfo).is_ok_and(|mounts| {
+        mounts.iter().any(|m| m.mount_point.starts_with(b"/proc/") && !EMPTY.contains(&m.mount_point.as_slice()))
+    })
 }
 
 /// A setting of the kernel's that forbids namespaces.
@@ -231,6 +246,18 @@ mod tests {
         (Step::Confine, "setresuid", Errno::PERM),
         (Step::Thaw, "execve", Errno::ACCESS),
     ];
+
+    #[test]
+    fn what_is_mounted_in_proc_hinders_another() {
+        let line = |at: &str| format!("21 20 0:5 / {at} rw - tmpfs tmpfs rw\n").into_bytes();
+        let covered = |at: &[&str]| is_covered(&at.iter().flat_map(|at| line(at)).collect::<Vec<u8>>());
+        assert!(covered(&["/proc", "/proc/sys"]) && covered(&["/proc/kcore"]));
+        assert!(!covered(&["/proc", "/", "/process", "/proc/sys/fs/binfmt_misc"]));
+        let around = Surroundings { covered: true, filter: true, ..free() };
+        let mount = |what: &str| by(&around, Step::Contain, "mount", what, Errno::PERM).unwrap_or_default();
+        assert!(mount("\"proc\", \"/proc\", \"proc\"").starts_with("the kernel: "));
+        assert!(mount("\"tmpfs\", \"/tmp\", \"tmpfs\"").starts_with("seccomp"));
+    }
 
     #[test]
     fn filters_and_modules_have_power_over_every_sort() {
