@@ -74,6 +74,7 @@ probes! {
     memory_policy "memory-policy": root userns user tree_root tree_user three_generations_root three_generations_user;
     misc_prctl "misc-prctl": root userns user tree_root tree_user three_generations_root three_generations_user;
     multicast "multicast": root userns user tree_root tree_user three_generations_root three_generations_user;
+    mqueue "mqueue": root userns user three_generations_root three_generations_user;
     namespaces "namespaces": root userns user three_generations_root three_generations_user;
     orphan "orphan": root userns user three_generations_root three_generations_user;
     pidfds "pidfds": root userns user tree_root tree_user three_generations_root three_generations_user;

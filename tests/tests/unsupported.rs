@@ -140,9 +140,10 @@ child(lambda: (unshare(0x50000000), unknown()))",
         "secret memory (memfd_secret)",
     ),
     (
-        "a queue that nobody has open",
-        "os.close(call(240, b'q', 0o102, 0o600, 0))",
-        "/dev/mqueue/q: a POSIX message queue",
+        "a queue that notifies",
+        "queue = call(240, b'q', 0o102, 0o600, 0)
+call(244, queue, struct.pack('=Qii48x', 7, 10, 0))",
+        "a POSIX message queue that notifies process",
     ),
     ("a thread's key", "thread(lambda: call(248, b'user', b'x', b'y', 1, -1))", "a keyring of its own"),
     ("a process's key", "call(248, b'user', b'x', b'y', 1, -2)", "a keyring of its own"),

@@ -460,7 +460,7 @@ fn gather<'w>(
         gather.network = Some(own_network().at(Step::Collect)?);
         let now = namespace::mounts(proc.as_fd(), state.init).at(Step::Collect)?;
         namespace::unchanged(&state.mounts, &now).at(Step::Collect)?;
-        namespace::without_queues(&now, &gather).at(Step::Collect)?;
+        namespace::queues(&now, &mut gather).at(Step::Collect).kind("mqueue", "queues")?;
         if let Some(then) = &state.network {
             let now = Network::of(proc.as_fd(), state.init).at(Step::Collect)?;
             then.unchanged(&now).at(Step::Collect)?;

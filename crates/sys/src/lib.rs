@@ -14,6 +14,7 @@ pub mod landlock;
 pub mod lsm;
 pub mod mapping;
 pub mod mount;
+pub mod mqueue;
 pub mod namespace;
 pub mod pagemap;
 pub mod process;

@@ -388,7 +388,7 @@ fn heard_of(told: &[u8]) -> Option<Queues> {
 }
 
 /// Runs `f` in a child with all signals blocked; its pid. `f` must not allocate: another thread may hold that lock.
-fn forked(f: impl FnOnce() -> i32) -> Result<i32> {
+pub(crate) fn forked(f: impl FnOnce() -> i32) -> Result<i32> {
     spawn(0, f)
 }
 
@@ -425,7 +425,7 @@ impl Drop for End {
     }
 }
 
-fn reap(child: i32) -> Result<i32> {
+pub(crate) fn reap(child: i32) -> Result<i32> {
     let mut status = 0;
     loop {
         // SAFETY: `status` outlives the call.

@@ -187,6 +187,7 @@ pub static CLAIMS: std::sync::LazyLock<Vec<Claim>> = std::sync::LazyLock::new(||
         identity(),
         restrictions(),
         namespaces(),
+        queues(),
         processes(),
         memory(),
         descriptors(),
@@ -308,6 +309,62 @@ fn restrictions() -> Vec<Claim> {
         lie("machine checks of 2^64-1", May::Fail, |f, _| f.set(&t("controls/machine_check"), number(u64::MAX))),
         lie("speculation of 2^64-1", May::Fail, |f, _| {
             f.set(&t("controls/speculation"), Value::Array(vec![number(u64::MAX); 3]));
+        }),
+    ]
+}
+
+fn queues() -> Vec<Claim> {
+    /// A queue that nobody has open; these fields are otherwise.
+    fn queue(f: &mut Forge, id: u64, other: &[(&str, Value)]) {
+        let mut content = vec![
+            ("name", bytes("q")),
+            ("unlinked", Value::Bool(false)),
+            ("mode", number(0o600)),
+            ("owner", Value::Array(vec![number(0), number(0)])),
+            ("most", number(2)),
+            ("size", number(9)),
+            ("messages", Value::Array(Vec::new())),
+        ];
+        for (name, value) in other {
+            content.retain(|(known, _)| known != name);
+            content.push((*name, value.clone()));
+        }
+        let record = map(&[("mqueue", map(&[("queue", number(id)), ("content", map(&content))]))]);
+        let entry = [
+            ("id", number(3_000_000)),
+            ("flags", number(2)),
+            ("owner", Value::Null),
+            ("labels", Value::Array(Vec::new())),
+            ("record", record),
+        ];
+        f.list("files").push(map(&entry));
+    }
+    fn lies(f: &mut Forge, name: &str, value: Value) {
+        queue(f, 3_000_000, &[(name, value)]);
+    }
+    vec![
+        lie("a queue", May::Contained, |f, _| queue(f, 3_000_000, &[])),
+        lie("a queue that is another file", May::Damaged, |f, _| queue(f, 0, &[])),
+        lie("a queue that is not there", May::Damaged, |f, _| queue(f, 2_999_999, &[])),
+        lie("a queue with a path", May::Fail, |f, _| lies(f, "name", bytes("../../tmp/q"))),
+        lie("a queue with no name", May::Fail, |f, _| lies(f, "name", bytes(""))),
+        lie("a queue of 2^32-1 messages", May::Fail, |f, _| lies(f, "most", number(0xffff_ffff))),
+        lie("a queue of large messages", May::Fail, |f, _| lies(f, "size", number(0xffff_ffff))),
+        lie("a queue of another's", May::Fail, |f, _| {
+            lies(f, "owner", Value::Array(vec![number(4_000_000_000), number(4_000_000_000)]));
+        }),
+        lie("a queue with all bits of a mode", May::Fail, |f, _| lies(f, "mode", number(0xffff_ffff))),
+        lie("a message that does not fit", May::Fail, |f, _| {
+            let message = map(&[("priority", number(0)), ("body", Value::Bytes(vec![b'x'; 4096]))]);
+            lies(f, "messages", Value::Array(vec![message]));
+        }),
+        lie("more messages than there may be", May::Fail, |f, _| {
+            let message = map(&[("priority", number(0)), ("body", Value::Bytes(Vec::new()))]);
+            lies(f, "messages", Value::Array(vec![message; 3]));
+        }),
+        lie("a message of a priority that is none", May::Fail, |f, _| {
+            let message = map(&[("priority", number(0xffff_ffff)), ("body", Value::Bytes(Vec::new()))]);
+            lies(f, "messages", Value::Array(vec![message]));
         }),
     ]
 }

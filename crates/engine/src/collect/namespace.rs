@@ -2,12 +2,12 @@
 //! has made, or entered, one of another kind is refused, and so are mounts that a container has made since it began to run.
 
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat_raw};
+use rustix::fs::{Mode, OFlags, openat, readlinkat_raw};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, NsId};
-use yendor_kinds::file::Gather;
+use yendor_kinds::file::{Gather, mqueue};
 use yendor_kinds::{Cause, Named, Result};
 use yendor_proc::mountinfo;
 use yendor_task::tree::read_proc;
@@ -177,23 +177,19 @@ pub fn unchanged(then: &[Mount], now: &[Mount]) -> Result<()> {
     }
 }
 
-/// Refuses POSIX message queues, which live in the container's ipc namespace even while nobody has them open.
+/// Collects POSIX message queues, which live in the container's ipc namespace even while nobody has them open.
 ///
 /// # Errors
-/// `Unsupported`, by name; what openat2 and getdents64 say.
-pub fn without_queues(mounts: &[Mount], gather: &Gather<'_>) -> Result<()> {
-    for Mount { point, .. } in mounts.iter().filter(|m| m.fs_type.0 == b"mqueue") {
-        let directory = gather.open_inside(&point.0, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        for entry in Dir::read_from(&directory).named("getdents64", || point.to_string())? {
-            let entry = entry.named("getdents64", || point.to_string())?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                let what = format!("{point}/{}: a POSIX message queue (mq_open)", name.escape_ascii());
-                return Err(Cause::unsupported(what));
-            }
-        }
-    }
-    Ok(())
+/// What one refuses; what openat2 and getdents64 say.
+pub fn queues(mounts: &[Mount], gather: &mut Gather<'_>) -> Result<()> {
+    gather.queues = true;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let directory = match mounts.iter().find(|m| m.fs_type.0 == b"mqueue") {
+        Some(Mount { point, .. }) => gather.open_inside(&point.0, flags)?,
+        None => std::thread::scope(|scope| scope.spawn(mqueue::mount).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+    };
+    mqueue::collect_all(gather, directory.as_fd())
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ pub struct Gather<'a> {
     pub(super) inotifies: BTreeMap<FileId, Vec<InotifyWatch>>,
     /// What each epoll watches, until `finish` finds the descriptions.
     pub(super) epolls: BTreeMap<FileId, Vec<EpollTarget>>,
+    /// Whether POSIX message queues are the container's own.
+    pub queues: bool,
     /// The network that all sockets must be in; none until the first, unless the caller knows.
     pub network: Option<u64>,
     /// The first description of each object behind several (a pipe has two ends), by (kind, device, inode).
@@ -84,6 +86,7 @@ impl<'a> Gather<'a> {
             locked: BTreeSet::new(),
             holders: BTreeMap::new(),
             epolls: BTreeMap::new(),
+            queues: false,
             network: None,
             firsts: BTreeMap::new(),
             ours: BTreeMap::new(),

@@ -19,6 +19,7 @@ pub mod gather;
 pub mod inet;
 pub mod inotify;
 pub mod memfd;
+pub mod mqueue;
 pub mod netlink;
 pub mod nsfd;
 pub mod pidfd;
@@ -226,6 +227,7 @@ registry! {
     Timerfd timerfd,
     Signalfd signalfd,
     Memfd memfd,
+    Mqueue mqueue,
     Inotify inotify,
     Pidfd pidfd,
     Namespace nsfd,

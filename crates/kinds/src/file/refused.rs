@@ -34,7 +34,6 @@ const NAMED: &[(&[u8], &str)] = &[
 
 /// File systems whose files are no content: magic numbers as statfs(2) tells them.
 const FILE_SYSTEMS: &[(i64, &str)] = &[
-    (0x1980_0202, "a POSIX message queue (mq_open)"),
     (0x5345_434d, "secret memory (memfd_secret), which nobody but the program can read"),
     (0xcafe_4a11, "a file of bpffs"),
     (0x444d_4142, "a device's buffer (dma-buf)"),

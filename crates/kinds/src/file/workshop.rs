@@ -163,6 +163,7 @@ impl<'a> Workshop<'a> {
         for id in early {
             self.fd(id)?;
         }
+        super::mqueue::unlink_all(self)?;
         super::unix::connect_all(self)?;
         super::inet::finish_all(self)?;
         super::ptmx::fill_all(self)?;

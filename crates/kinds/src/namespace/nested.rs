@@ -9,8 +9,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Dir, Mode, OFlags, openat};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, NsId, Reader, Writer};
@@ -22,6 +21,7 @@ use super::network::{Network, loopback_up};
 use super::sysctl::{self, Own};
 use super::traffic::Traffic;
 use super::user;
+use crate::file::mqueue;
 use crate::{Cause, Named, Result};
 
 /// A namespace. Threads name it by its place in the image's list.
@@ -298,22 +298,11 @@ fn network(proc: BorrowedFd<'_>) -> Result<Content> {
 
 /// Refuses POSIX message queues in the calling thread's ipc namespace.
 fn without_queues() -> Result<()> {
-    let shown = || "\"mqueue\"".to_owned();
-    // Who mounts needs a mount namespace of the same user namespace.
-    unshare(Namespaces::NEWNS)?;
-    let context = fsopen("mqueue", FsOpenFlags::FSOPEN_CLOEXEC).named("fsopen", shown)?;
-    fsconfig_create(&context).named("fsconfig", shown)?;
-    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).named("fsmount", shown)?;
-    let root = openat(&mount, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    for entry in Dir::read_from(root.named("openat", shown)?).named("getdents64", shown)? {
-        let entry = entry.named("getdents64", shown)?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
+    match mqueue::names(mqueue::mount()?.as_fd())?.first() {
+        Some(name) => {
             let name = name.escape_ascii();
-            return Err(Cause::unsupported(format!(
-                "/{name}: a POSIX message queue (mq_open) of a nested ipc namespace"
-            )));
+            Err(Cause::unsupported(format!("/{name}: a POSIX message queue (mq_open) of a nested ipc namespace")))
         }
+        None => Ok(()),
     }
-    Ok(())
 }

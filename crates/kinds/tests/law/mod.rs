@@ -58,6 +58,7 @@ pub fn collect_from(fds: &[BorrowedFd<'_>], ends: bool) -> Result<Image, Cause> 
     let me = rustix::process::getpid().as_raw_nonzero().get();
     gather.pids.insert(me, yendor_image::NsPid(me));
     gather.ends_tree = ends;
+    gather.queues = true;
     let mut ids = Vec::new();
     for fd in fds {
         ids.push(gather.own(twin(fd))?);

@@ -1,7 +1,7 @@
 //! Limits of an ipc namespace.
 //! *Read from:* /proc/sys/kernel/{shmmax,shmall,shmmni,shm_rmid_forced,sem,msgmax,msgmnb,msgmni}.
 //! *Made again by:* writing them; while objects are made they are as wide as those need.
-//! *Lost:* the limits of POSIX message queues (/proc/sys/fs/mqueue).
+//! *Lost:* nothing; the limits of POSIX message queues are settings (see `sysctl`).
 
 use std::os::fd::BorrowedFd;
 

@@ -3,10 +3,8 @@
 //! *Made again by:* the same calls in the new namespace; ids by /proc/sys/kernel/{shm,sem,msg}_next_id, creators by making
 //! an object under their effective ids.
 //! *Lost:* times and the pids of those who used an object last; what a tree in the host's namespace uses without a trace of
-//! its pid (a semaphore set or a queue that it has only made or looked at); limits of
-//! POSIX message queues, and the queues of a container without a mount of them or of a tree that Yendor did not start
-//! (elsewhere they are refused, and so is a descriptor of one); the label of an object, which security modules tell nobody; what
-//! the modules say.
+//! its pid (a semaphore set or a queue that it has only made or looked at); POSIX message queues that a tree which Yendor did not start
+//! has not open (for others see `mqueue`); the label of an object, which security modules tell nobody; what the modules say.
 
 pub mod limit;
 pub mod msg;
