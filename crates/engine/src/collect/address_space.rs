@@ -202,11 +202,13 @@ impl<'w> Memory<'w> {
         let mut private = Private::new(Source::open(proc.as_fd(), pid)?, parent);
         let mut areas = Vec::with_capacity(smaps.len());
         let mut read = Read::default();
-        // Shared memory can be large, and its pages do not count here: no scan goes through it.
-        let fences: Vec<u64> = smaps.iter().filter(|s| s.map.perms.shared).map(|s| s.map.start).collect();
         let mut tracked = self.tracked.remove(&pid);
         // What is compared with a parent's is read in any case.
         let mut late = tracked.as_mut().filter(|t| t.is_read() && private.parent.is_none()).map(Late::of);
+        // Shared memory can be large, and its pages do not count here; what is tracked is looked at in a faster way: no scan goes
+        // through either.
+        let is_fence = |s: &Smap| s.map.perms.shared || late.is_some() && s.vm_flags.has(VmFlag::UffdWp);
+        let fences: Vec<u64> = smaps.iter().filter(|s| is_fence(s)).map(|s| s.map.start).collect();
         let verify = self.parent.filter(|_| self.verify);
         let track = self.track && private.parent.is_none() && self.held.len() < MOST;
         let mut kept = Vec::new();
