@@ -161,6 +161,51 @@ fn of_a_container(flavour: Flavour) {
     assert!(!all.to_string().contains(&names[2]), "{all}");
 }
 
+/// A process and one that it has forked: the second has most of its memory from the first, changes some and gives some back.
+fn a_family(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let program = "
+import hashlib, mmap, os, signal, sys, time
+held = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+held[:] = os.urandom(len(held))
+who = 'child' if os.fork() == 0 else 'parent'
+if who == 'child':
+    for page in range(0, 4 << 20, 8192): held[page] = 255 - held[page]
+    if sys.argv[1] == 'drops': held.madvise(mmap.MADV_DONTNEED, 8 << 20, 1 << 20)
+digest = lambda: hashlib.sha256(held).hexdigest()
+first = digest()
+def look(*_):
+    print(who, digest() == first, flush=True)
+signal.signal(signal.SIGUSR1, look)
+signal.signal(signal.SIGUSR2, lambda *_: held.__setitem__(slice(0, len(held), 4096), bytes(len(held) >> 12)))
+print('ready', who, flush=True)
+while True: time.sleep(1000)
+";
+    for what in ["drops", "keeps"] {
+        let container = yendor.fresh("family");
+        yendor.run_detached(&container, &["python3", "-c", program, what]);
+        ["ready parent", "ready child"].iter().for_each(|line| yendor.wait_for_log(&container, line, PATIENCE));
+        let base = yendor.fresh("kin");
+        let names: Vec<String> = (1..=2).map(|n| format!("{base}-{n}")).collect();
+        names.iter().for_each(|name| yendor.will_remove(name));
+        yendor.call(&["clone", &container, "--count", "2", "--name", &base]).exits(0);
+        // The second one's memory stays what it was, whatever the first one does.
+        let all = |container: &str, signal: &str| {
+            let word = format!("kill -{signal} $(pgrep python3)");
+            yendor.call(&["exec", container, "--", "sh", "-c", &word]).exits(0);
+        };
+        all(&names[0], "USR2");
+        all(&names[0], "USR1");
+        all(&names[1], "USR1");
+        for (name, wanted) in names.iter().zip(["False", "True"]) {
+            for who in ["parent", "child"] {
+                yendor.wait_for_log(name, &format!("{who} {wanted}"), PATIENCE);
+            }
+        }
+        yendor.call(&["rm", "-f", &container]).exits(0);
+    }
+}
+
 /// All or none: where the hook of one fails, none is left.
 fn all_or_none(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -187,5 +232,6 @@ fn all_or_none(flavour: Flavour) {
 yendor_tests::flavours! {
     several
     of_a_container
+    a_family
     all_or_none
 }
