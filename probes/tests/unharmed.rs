@@ -153,6 +153,7 @@ probes! {
     many_threads "many-threads";
     memory_policy "memory-policy";
     misc_prctl "misc-prctl";
+    mqueue "mqueue";
     multicast "multicast";
     namespaces "namespaces";
     orphan "orphan";
