@@ -201,6 +201,11 @@ return l, c, l.accept()",
     ),
     ("a table of nftables", "nft()", "a table of nftables that the container has made itself (inet mine)"),
     (
+        "another size of packets on lo",
+        "netlink(16, 5, struct.pack('=BxHiIIHHI', 0, 772, 1, 0, 0, 8, 4, 1500))",
+        "a network device that the container has made itself (lo, of 1500 bytes)",
+    ),
+    (
         "an address of the container's own",
         "address = bytes([10, 9, 8, 7])
 netlink(20, 0x605, struct.pack('=BBBBI', 2, 32, 0, 0, 1) + struct.pack('=HH4sHH4s', 8, 2, address, 8, 1, address))",

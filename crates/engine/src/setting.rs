@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 
 use yendor_kinds::Result;
+use yendor_kinds::namespace::network;
 use yendor_kinds::namespace::sysctl::{self, Own, Record, Values};
 use yendor_kinds::namespace::traffic::Traffic;
 use yendor_kinds::snapshot::Snapshot;
@@ -13,8 +14,8 @@ use yendor_sys::SysError;
 
 use crate::request::{Net, Request, Userns};
 
-/// What there is in namespaces.
-type Seen = (Traffic, Values);
+/// What there is in namespaces: of the network beside settings, its devices, settings.
+type Seen = (Traffic, Traffic, Values);
 
 /// What new namespaces have.
 #[derive(Debug)]
@@ -32,7 +33,12 @@ pub struct Looking(JoinHandle<Result<Seen>>);
 pub fn usual(proc: &OwnedFd, own: Own) -> Result<Usual> {
     let new = Looking::at(proc, move |proc| {
         let settings = sysctl::look_at_new(proc, own)?;
-        Ok((traffic(proc, own)?, settings))
+        let traffic = traffic(proc, own)?;
+        if own.network {
+            // As a container's.
+            network::loopback_up()?;
+        }
+        Ok((traffic, devices(own)?, settings))
     })?;
     Looking::begin(proc, own)?.join()?;
     new.join().map(Usual)
@@ -44,7 +50,7 @@ impl Looking {
     /// # Errors
     /// No thread can be had.
     pub fn begin(proc: &OwnedFd, own: Own) -> Result<Looking> {
-        Looking::at(proc, move |proc| Ok((traffic(proc, own)?, sysctl::look(proc, own)?)))
+        Looking::at(proc, move |proc| Ok((traffic(proc, own)?, devices(own)?, sysctl::look(proc, own)?)))
     }
 
     fn at(proc: &OwnedFd, look: impl FnOnce(BorrowedFd<'_>) -> Result<Seen> + Send + 'static) -> Result<Looking> {
@@ -62,14 +68,19 @@ impl Looking {
     /// # Errors
     /// What cannot be captured, by name.
     pub fn end(self, usual: &Usual, proc: &OwnedFd) -> Result<Vec<Record>> {
-        let ((now, settings), Usual((new, values))) = (self.join()?, usual);
+        let ((now, own, settings), Usual((new, devices, values))) = (self.join()?, usual);
         now.as_new(new)?;
+        own.as_new(devices)?;
         sysctl::changed(settings, values, proc.as_fd())
     }
 }
 
 fn traffic(proc: BorrowedFd<'_>, own: Own) -> Result<Traffic> {
     if own.network { Traffic::look(proc) } else { Ok(Traffic::default()) }
+}
+
+fn devices(own: Own) -> Result<Traffic> {
+    if own.network { Traffic::devices() } else { Ok(Traffic::default()) }
 }
 
 /// Which namespaces are the container's own.
