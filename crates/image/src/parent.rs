@@ -36,6 +36,22 @@ struct Earlier {
     file: File,
 }
 
+impl Earlier {
+    /// All files of pages of an image that is not encrypted, in the order of their numbers.
+    fn all(reader: &Reader) -> impl Iterator<Item = Result<Earlier>> + '_ {
+        entries(reader).map(|entry| {
+            if reader.manifest().encryption.is_some() {
+                return Err(Error::Encrypted { file: reader.manifest().stored_name(&entry.name) });
+            }
+            Ok(Earlier { file: reader.open_stored(entry)?, entry: entry.clone() })
+        })
+    }
+}
+
+fn entries(reader: &Reader) -> impl Iterator<Item = &FileEntry> {
+    (0..u16::MAX).map(pages_name).map_while(|name| reader.manifest().file(&name))
+}
+
 /// What a file was like when its content was known: who writes to it, or gives it another name, changes the last of these times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
@@ -61,12 +77,10 @@ impl Stamp {
 
     /// Of all files of pages of an image, in the order of their numbers.
     pub fn of_pages(reader: &Reader) -> Result<Vec<Stamp>> {
-        let names = (0..u16::MAX).map(pages_name);
-        let entries = names.map_while(|name| reader.manifest().file(&name));
         let stamp = |entry: &FileEntry| {
             Stamp::of(&reader.open_stored(entry)?).map_err(|source| Error::io(&entry.name, "stat", source))
         };
-        entries.map(stamp).collect()
+        entries(reader).map(stamp).collect()
     }
 }
 
@@ -94,14 +108,10 @@ impl Parent {
     /// Reads all pages of an image, which must be what its table of contents says.
     pub fn read(reader: &Reader) -> Result<Parent> {
         let mut parent = Parent::empty(reader)?;
-        for number in 0..u16::MAX {
-            let Some(entry) = reader.manifest().file(&pages_name(number)).cloned() else { break };
-            if reader.manifest().encryption.is_some() {
-                return Err(Error::Encrypted { file: reader.manifest().stored_name(&entry.name) });
-            }
-            let file = reader.open_stored(&entry)?;
-            parent.add(number, &entry, &file)?;
-            parent.files.push(Earlier { entry, file });
+        for (number, earlier) in (0..).zip(Earlier::all(reader)) {
+            let earlier = earlier?;
+            parent.add(number, &earlier.entry, &earlier.file)?;
+            parent.files.push(earlier);
         }
         Ok(parent)
     }
@@ -115,18 +125,15 @@ impl Parent {
     /// their digests. Only pages in `runs` can be found by what they hold.
     pub fn known(reader: &Reader, stamps: &[Stamp], runs: &[PageRun]) -> Result<Parent> {
         let mut parent = Parent::empty(reader)?;
-        for number in 0..u16::MAX {
-            let Some(entry) = reader.manifest().file(&pages_name(number)).cloned() else { break };
-            if reader.manifest().encryption.is_some() {
-                return Err(Error::Encrypted { file: reader.manifest().stored_name(&entry.name) });
-            }
-            let file = reader.open_stored(&entry)?;
-            let failed = |op| move |source: io::Error| Error::io(&pages_name(number), op, source);
+        for (number, earlier) in Earlier::all(reader).enumerate() {
+            let Earlier { entry, file } = earlier?;
+            let name = &entry.name;
+            let failed = |op| move |source: io::Error| Error::io(name, op, source);
             let now = Stamp::of(&file).map_err(failed("stat"))?;
-            if stamps.get(usize::from(number)) != Some(&now)
+            if stamps.get(number) != Some(&now)
                 && Digest::of_file(&file, entry.bytes).map_err(failed("read"))? != (entry.bytes, entry.blake3)
             {
-                return Err(Error::Digest { file: entry.name.clone(), bytes: entry.bytes });
+                return Err(Error::Digest { file: name.clone(), bytes: entry.bytes });
             }
             parent.files.push(Earlier { entry, file });
         }

@@ -56,17 +56,19 @@ fn ids() {
 #[repr(C)]
 struct Sets([[u32; 3]; 2]);
 
-/// Effective, permitted and inheritable sets that all differ.
+/// Effective, permitted and inheritable sets that all differ; one capability is inheritable, and in the bounding set no more.
 fn capabilities() {
     let header = [0x2008_0522_u32, 0];
     let mut sets = Sets([[0; 3]; 2]);
     unsafe {
         ok("capget", libc::syscall(libc::SYS_capget, &header, &mut sets));
         let mine = sets.0[0][1];
+        sets.0[0][2] = mine & 0x0100_04f3;
+        ok("capset", libc::syscall(libc::SYS_capset, &header, &sets));
         for number in [2, 3, 24] {
             libc::prctl(libc::PR_CAPBSET_DROP, number);
         }
-        sets.0[0] = [mine & 0x0000_05ff, mine & 0x0000_5fff, mine & 0x0000_04f3];
+        sets.0[0] = [mine & 0x0000_05ff, mine & 0x0000_5fff, mine & 0x0100_04f3];
         sets.0[1] = [0, 0, 0];
         ok("capset", libc::syscall(libc::SYS_capset, &header, &sets));
         for number in [4, 5] {

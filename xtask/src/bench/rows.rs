@@ -166,36 +166,14 @@ const TAKE_OTHER: Step = Step::Do(yendor(&["checkpoint", "{name}-other", "-o", "
 const REDIS: Step = Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "redis-server", "--save", ""]));
 const OTHER_REDIS: Step =
     Step::Do(yendor(&["run", "-d", "--name", "{name}-other", "--", "redis-server", "--save", ""]));
-const FILL_REDIS: Step = Step::Do(yendor(&[
-    "exec",
-    "{name}",
-    "--",
-    "redis-benchmark",
-    "-q",
-    "-n",
-    "400000",
-    "-r",
-    "100000",
-    "-d",
-    "1000",
-    "-t",
-    "set",
-]));
-const FILL_OTHER_REDIS: Step = Step::Do(yendor(&[
-    "exec",
-    "{name}-other",
-    "--",
-    "redis-benchmark",
-    "-q",
-    "-n",
-    "400000",
-    "-r",
-    "100000",
-    "-d",
-    "1000",
-    "-t",
-    "set",
-]));
+const FILL_BOTH: Step = Step::Do(host(
+    "sh",
+    &[
+        "-c",
+        "for name in {name} {name}-other; do \
+         {yendor} exec $name -- redis-benchmark -q -n 400000 -r 100000 -d 1000 -t set || exit 1; done",
+    ],
+));
 /// A checkpoint that knows no parent.
 const WHOLE: Sample = Sample {
     run: yendor(&["checkpoint", "{name}", "-o", "{dir}/whole", "--leave-running", "--no-parent", "--json"]),
@@ -361,7 +339,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "redis-benchmark after a checkpoint, 200000 SET and GET each",
-        setup: &[REDIS, OTHER_REDIS, Step::Await("Ready to accept connections"), FILL_REDIS, FILL_OTHER_REDIS],
+        setup: &[REDIS, OTHER_REDIS, Step::Await("Ready to accept connections"), FILL_BOTH],
         before: &[Step::Remove("{dir}/parent"), TRACK_PARENT],
         subject: Sample {
             run: yendor(&[

@@ -76,6 +76,7 @@ pub fn rebuild_in(record: &Record, now: &Record, users: Option<i32>, script: &mu
         script.call(Nr::SETGROUPS, args![groups.len(), bytes(list)]);
     }
     if users.is_none() {
+        inherit_beyond(record, now.capabilities, script);
         drop_bounding(bounding, now.capabilities[3], script);
     }
     script.call(Nr::PRCTL, args![PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0]);
@@ -89,7 +90,9 @@ pub fn rebuild_in(record: &Record, now: &Record, users: Option<i32>, script: &mu
         // Ids are those of the container, capabilities those in there: whoever enters has all.
         script.call(Nr::SETNS, args![users, CLONE_NEWUSER]);
         script.call(Nr::CLOSE, args![users]);
-        drop_bounding(bounding, (1 << CAPABILITIES) - 1, script);
+        let all = (1 << CAPABILITIES) - 1;
+        inherit_beyond(record, [0, all, all, all, 0], script);
+        drop_bounding(bounding, all, script);
     }
     script.call(Nr::PRCTL, args![PR_SET_SECUREBITS, *securebits, 0, 0, 0]);
     capset(permitted, permitted | effective, inheritable, script);
@@ -99,6 +102,15 @@ pub fn rebuild_in(record: &Record, now: &Record, users: Option<i32>, script: &mu
         }
     }
     self::capabilities(record, script);
+}
+
+/// What is inheritable beyond the bounding set cannot become so once that is dropped. `now`: the sets that the task has.
+fn inherit_beyond(record: &Record, now: [u64; 5], script: &mut Script) {
+    let [inheritable, _, _, bounding, _] = record.capabilities;
+    if inheritable & !bounding != 0 {
+        let [_, permitted, effective, ..] = now;
+        capset(effective, permitted, inheritable, script);
+    }
 }
 
 fn drop_bounding(wanted: u64, now: u64, script: &mut Script) {
