@@ -206,18 +206,26 @@ fn doctor_explains_the_policy() {
     }
 }
 
-/// In a user namespace of the test's own, where no other may be made.
+/// In a user namespace of the test's own, where fewer may be made than a container takes.
 #[test]
-fn no_user_namespaces_left_denies_before_the_image_is_opened() {
+fn too_few_namespaces_left_deny_before_the_image_is_opened() {
     for yendor in flavours().into_iter().filter(|y| *y.flavour() != Flavour::Root) {
         let image = Watched::new(&yendor);
-        let mut command = yendor.program("unshare".as_ref());
-        let script = "echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"";
-        let binary = yendor_tests::yendor_binary();
-        command.args(["-Ur", "sh", "-ec", script, "sh"]).arg(binary).args(["restore", image.name()]);
-        let outcome = yendor.to_its_end(command, "restore without user namespaces".into());
-        denied(&yendor, outcome, "denied by: sysctl: ");
-        assert!(!image.was_opened());
+        let with = |kind: &str, limit: u32, words: &[&str]| {
+            let mut command = yendor.program("unshare".as_ref());
+            let script = format!("echo {limit} > /proc/sys/user/max_{kind}_namespaces; exec \"$@\"");
+            command.args(["-Ur", "sh", "-ec", &script, "sh"]).arg(yendor_tests::yendor_binary()).args(words);
+            yendor.to_its_end(command, format!("{words:?} with {limit} {kind} namespaces"))
+        };
+        for (kind, limit) in [("user", 0), ("user", 1), ("mnt", 1), ("pid", 0)] {
+            denied(&yendor, with(kind, limit, &["restore", image.name()]), "denied by: sysctl: ");
+            assert!(!image.was_opened());
+        }
+        let said = with("user", 1, &["doctor"]).exits(5).stdout;
+        assert!(said.contains("raise /proc/sys/user/max_user_namespaces"), "{said}");
+        // Two are enough: then the image is looked at, which is none.
+        with("user", 2, &["restore", image.name()]).exits(4);
+        assert!(image.was_opened());
     }
 }
 

@@ -49,10 +49,23 @@ pub struct Admitted {
 /// A permission error that says which file or sysctl forbids it.
 pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<Granted> {
     root_for_host(request).at(Step::Admit)?;
-    let others = Namespaces::NEWNS | Namespaces::NEWIPC | Namespaces::NEWUTS | Namespaces::NEWPID | Namespaces::NEWTIME;
-    let trial = yendor_sys::clone::trial(request.userns == Userns::Auto, others);
-    trial.map_err(why_no_namespace).at(Step::Admit).map_err(|e| Surroundings::look().name(e, None))?;
+    let auto = request.userns == Userns::Auto;
+    let steps = namespaces(auto, network_is_asked_for && request.net != Net::Host);
+    yendor_sys::clone::trial(auto, &steps).map_err(why_no_namespace).at(Step::Admit).map_err(|e| Surroundings::look().name(e, None))?;
     policy(request, verb, network_is_asked_for, &handed(request)?)
+}
+
+/// What a container leaves for new namespaces, call by call, after its first user namespace: `outer`, then `contain`. Limits count each of
+/// them, also in the namespaces above.
+fn namespaces(auto: bool, network: bool) -> Vec<Namespaces> {
+    let mut steps = vec![Namespaces::NEWNS];
+    if auto {
+        steps.push(Namespaces::NEWUSER);
+    }
+    let mut own = Namespaces::NEWIPC | Namespaces::NEWUTS;
+    own.set(Namespaces::NEWNET, network);
+    steps.extend([own, Namespaces::NEWNS, Namespaces::NEWPID | Namespaces::NEWTIME]);
+    steps
 }
 
 /// What the request names on the host.
@@ -185,7 +198,10 @@ fn environment() -> std::result::Result<Vec<CString>, Cause> {
 /// Says what forbids user namespaces (user_namespaces(7), and the switches of distributions).
 fn why_no_namespace(error: SysError) -> Cause {
     let hint = match error.errno {
-        Errno::NOSPC => "the limit is reached or zero: raise /proc/sys/user/max_user_namespaces".to_owned(),
+        Errno::NOSPC => format!(
+            "a limit is reached, here or in a user namespace above: raise {} (a container takes two user and two mount namespaces)",
+            limit(&error)
+        ),
         Errno::USERS => "user namespaces are nested 32 deep already: start the container further out".to_owned(),
         Errno::INVAL | Errno::NOSYS => "the kernel was built without CONFIG_USER_NS".to_owned(),
         Errno::PERM | Errno::ACCESS => switched_off().unwrap_or_else(|| {
@@ -194,6 +210,14 @@ fn why_no_namespace(error: SysError) -> Cause {
         _ => return error.into(),
     };
     Cause::Refused { error, hint }
+}
+
+/// The setting that a call for new namespaces ran into.
+fn limit(error: &SysError) -> String {
+    let kinds = [("NEWUSER", "user"), ("NEWNS", "mnt"), ("NEWNET", "net"), ("NEWIPC", "ipc"), ("NEWUTS", "uts")];
+    let kinds = kinds.into_iter().chain([("NEWPID", "pid"), ("NEWTIME", "time")]);
+    let asked = kinds.filter(|(flag, _)| error.args.contains(flag));
+    asked.map(|(_, kind)| format!("/proc/sys/user/max_{kind}_namespaces")).collect::<Vec<_>>().join(" or ")
 }
 
 pub(crate) fn switched_off() -> Option<String> {

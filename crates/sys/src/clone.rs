@@ -1,8 +1,10 @@
 //! A stub: a copy of this process that runs no code of ours, only waits to be taken over (clone(2)).
 
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::namespace::Namespaces;
 use crate::wait::Event;
@@ -50,24 +52,38 @@ impl CloneArgs {
 }
 
 /// Asks the kernel whether it would make these namespaces, by the calls that a container takes: a child in a new user
-/// namespace, if that is wanted, enters the others and ends at once.
+/// namespace, if that is wanted, with its own ids in it, enters the others, one step after the other, and ends at once.
 ///
 /// # Errors
-/// What clone3 or unshare says: `EPERM`, `ENOSPC` at a limit in /proc/sys/user, `EUSERS`, `EINVAL` where one is not known.
-pub fn trial(user: bool, others: Namespaces) -> Result<()> {
+/// What clone3, unshare or the map of ids says: `EPERM`, `ENOSPC` at a limit in /proc/sys/user, `EUSERS`, `EINVAL` where one is not
+/// known.
+pub fn trial(user: bool, steps: &[Namespaces]) -> Result<()> {
+    use rustix::process::{getegid, geteuid};
+    let named = |e| SysError::new("pipe2", "O_CLOEXEC", e);
+    let (report, answer) = pipe_with(PipeFlags::CLOEXEC).map_err(named)?;
+    // Made before: the child allocates nothing.
+    let own = |id: u32| format!("{id} {id} 1");
+    let maps = [
+        (c"/proc/self/setgroups", "deny".to_owned()),
+        (c"/proc/self/uid_map", own(geteuid().as_raw())),
+        (c"/proc/self/gid_map", own(getegid().as_raw())),
+    ];
     let flags = if user { libc::CLONE_NEWUSER } else { 0 };
     let args = CloneArgs {
         flags: u64::from(flags.cast_unsigned()),
         exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
         ..CloneArgs::default()
     };
-    // SAFETY: no CLONE_VM: the child has its own memory, in which it makes two system calls, reads errno, and is gone.
+    // SAFETY: no CLONE_VM: the child has its own memory, in which it makes system calls, reads errno, and is gone.
     let pid = unsafe {
         match libc::syscall(libc::SYS_clone3, &raw const args, std::mem::size_of::<CloneArgs>()) {
             0 => {
-                let refused = libc::syscall(libc::SYS_unshare, others.bits()) < 0;
-                let code = if refused { Errno::from_io_error(&std::io::Error::last_os_error()) } else { None };
-                libc::syscall(libc::SYS_exit_group, code.map_or(0, Errno::raw_os_error));
+                if let Err(at) = tried(if user { &maps } else { &[] }, steps) {
+                    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+                    let words = [at, errno];
+                    libc::write(answer.as_raw_fd(), words.as_ptr().cast(), std::mem::size_of_val(&words));
+                }
+                libc::syscall(libc::SYS_exit_group, 0);
                 std::hint::unreachable_unchecked()
             }
             pid => pid,
@@ -77,14 +93,52 @@ pub fn trial(user: bool, others: Namespaces) -> Result<()> {
         .ok()
         .filter(|pid| *pid > 0)
         .ok_or_else(|| SysError::last("clone3", if user { "CLONE_NEWUSER" } else { "" }))?;
-    let names = || others.iter_names().map(|n| n.0).collect::<Vec<_>>().join("|");
-    let errno = match crate::wait::wait(Some(pid), true)? {
-        Some((_, Event::Exited(0))) => return Ok(()),
-        Some((_, Event::Exited(errno))) => Errno::from_raw_os_error(errno),
-        // Killed: a filter that does not even answer.
-        _ => Errno::PERM,
+    drop(answer);
+    let ended = crate::wait::wait(Some(pid), true)?;
+    let mut words = [0_u8; 8];
+    let names = |step: Option<&Namespaces>| {
+        step.into_iter().flat_map(|step| step.iter_names()).map(|n| n.0).collect::<Vec<_>>().join("|")
     };
-    Err(SysError::new("unshare", names(), errno))
+    if rustix::io::read(&report, &mut words).is_ok_and(|count| count == words.len()) {
+        let [a, b, c, d, e, f, g, h] = words;
+        let at = usize::try_from(i32::from_ne_bytes([a, b, c, d])).unwrap_or_default();
+        let errno = Errno::from_raw_os_error(i32::from_ne_bytes([e, f, g, h]));
+        let maps = if user { &maps[..] } else { &[] };
+        return Err(match maps.get(at) {
+            Some((path, text)) => SysError::new("write", format!("{}, {text:?}", path.to_string_lossy()), errno),
+            None => SysError::new("unshare", names(steps.get(at.saturating_sub(maps.len()))), errno),
+        });
+    }
+    match ended {
+        Some((_, Event::Exited(0))) => Ok(()),
+        // Killed: a filter that does not even answer.
+        _ => Err(SysError::new("unshare", names(steps.first()), Errno::PERM)),
+    }
+}
+
+/// In the child of a trial; which of the calls failed, with its errno where the C library leaves it.
+fn tried(maps: &[(&CStr, String)], steps: &[Namespaces]) -> std::result::Result<(), i32> {
+    let mut at = 0;
+    for (path, text) in maps {
+        // SAFETY: strings with their lengths, which the caller owns; system calls only.
+        let written = unsafe {
+            let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            // The descriptor goes with the process.
+            if fd < 0 { -1 } else { libc::write(fd, text.as_ptr().cast(), text.len()) }
+        };
+        if written < 0 {
+            return Err(at);
+        }
+        at += 1;
+    }
+    for step in steps {
+        // SAFETY: takes no pointer.
+        if unsafe { libc::syscall(libc::SYS_unshare, step.bits()) } < 0 {
+            return Err(at);
+        }
+        at += 1;
+    }
+    Ok(())
 }
 
 /// Forks a child that runs none of our code and ends with us: it asks for SIGKILL at the death of its parent, then waits
@@ -218,10 +272,12 @@ mod tests {
 
     #[test]
     fn a_trial_leaves_nothing_and_says_what_is_refused() {
-        trial(false, Namespaces::empty()).expect("a child");
+        trial(false, &[]).expect("a child");
         assert!(crate::wait::wait(None, false).is_err(), "no child is left");
         // A bit that is no namespace, whoever asks.
-        let refused = trial(false, Namespaces::from_bits_retain(1)).expect_err("a nonsense");
+        let steps = [Namespaces::empty(), Namespaces::from_bits_retain(1)];
+        let refused = trial(false, &steps).expect_err("a nonsense");
         assert_eq!((refused.call, refused.errno), ("unshare", Errno::INVAL));
+        assert!(crate::wait::wait(None, false).is_err(), "no child is left");
     }
 }

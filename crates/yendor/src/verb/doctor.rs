@@ -130,8 +130,8 @@ fn user_namespace() -> Finding {
         policy: yendor_engine::request::Policy::default(),
         layout: None,
     };
-    // The very question that `run` and `restore` ask; who got the answer goes when its connection does.
-    match admit::admit(&request, Verb::Run) {
+    // The very questions that `restore` and `run` ask; who got the answer goes when its connection does.
+    match admit::ask(&request, Verb::Run, true).and_then(|_| admit::admit(&request, Verb::Run)) {
         Ok(_admitted) => yes("user namespaces", "this user may have containers"),
         Err(e) => no("user namespaces", "refused", format!("no container can be started or restored\n{e}")),
     }
