@@ -177,6 +177,14 @@ fn a_policy_narrows_what_a_container_gets() {
         run("networks = ['private']\nuserns-host = true\n", &["--", "true"]).exits(0);
         denied(&yendor, run("networks = ['none']", &["--", "true"]), ":1:12: networks: --net private");
         denied(&yendor, run("run = {}", &["--", "true"]), "run: ");
+        let (mine, other) = match yendor.flavour() {
+            Flavour::User(name) => (name.clone(), "root"),
+            _ => ("root".to_owned(), "daemon"),
+        };
+        run(&format!("run = {{ groups = ['{mine}'] }}"), &["--", "true"]).exits(0);
+        run(&format!("run = {{ users = [77], groups = ['{other}', '{mine}'] }}"), &["--", "true"]).exits(0);
+        let refused = run(&format!("run = {{ groups = ['{other}', 4294967] }}"), &["--", "true"]);
+        denied(&yendor, refused, &format!("run: {mine} is not among groups {other}, 4294967"));
         let volumes = "[volumes]\nread-only = ['/usr/share']\n";
         run(volumes, &["--volume", "d=/usr/share:/mnt:ro", "--", "test", "-d", "/mnt"]).exits(0);
         denied(
@@ -191,6 +199,45 @@ fn a_policy_narrows_what_a_container_gets() {
         denied(&yendor, run(volumes, &["--volume", &volume, "--", "true"]), "volume d: /usr/lib");
         fs::remove_file(link).expect("rm");
         denied(&yendor, run("[limits]\npids = 5\n", &["--pids", "6", "--", "true"]), "limits: pids 6 is more than 5");
+    }
+}
+
+/// Where nothing is asked for, the most that may be asked for holds: for what a restore brings back, too.
+#[test]
+fn the_hosts_limits_hold_where_nothing_is_asked_for() {
+    const POLICY: &[u8] = b"[limits]\npids = 8\nmemory = 50000000\n";
+    const FORKS: &str = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 5 & done; wait";
+    for yendor in flavours().into_iter().filter(|yendor| *yendor.flavour() != Flavour::Root) {
+        let run = |words: &[&str]| yendor.call_under_policy(POLICY, &[&["run", "--rm"], words].concat());
+        let first = run(&["--", "true"]);
+        if first.code == 5 {
+            // Nobody has delegated a cgroup to this caller: no limit, no container.
+            assert!(first.stderr.contains("cgroup"), "{}", first.stderr);
+            denied(&yendor, first, "");
+            continue;
+        }
+        first.exits(0);
+        let fails = |outcome: Outcome| {
+            assert!(outcome.code != 0 && outcome.stderr.contains("fork"), "{}: {}", outcome.code, outcome.stderr);
+        };
+        fails(run(&["--", "sh", "-c", FORKS]));
+        run(&["--pids", "4", "--", "sh", "-c", "sleep 0 & wait"]).exits(0);
+        fails(run(&["--pids", "4", "--", "sh", "-c", "for i in 1 2 3 4 5; do sleep 5 & done; wait"]));
+        run(&["--", "dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"]).exits(137);
+        denied(&yendor, run(&["--memory", "48M", "--", "true"]), "limits: memory 50331648 is more than 50000000");
+        let (name, again, image) = (yendor.fresh("free"), yendor.fresh("again"), yendor.path("image"));
+        yendor.run_detached(&name, &["sleep", "1000"]);
+        yendor.checkpoint(&name, &image);
+        yendor.call(&["rm", &name]).exits(0);
+        let image = image.to_str().expect("UTF-8");
+        let restore = |words: &[&str]| {
+            yendor.call_under_policy(POLICY, &[&["restore", "--detach", "--name", &again], words, &[image]].concat())
+        };
+        denied(&yendor, restore(&["--pids", "9"]), "limits: pids 9 is more than 8");
+        yendor.will_remove(&again);
+        restore(&[]).exits(0);
+        fails(yendor.call(&["exec", &again, "--", "sh", "-c", FORKS]));
+        yendor.call(&["rm", "-f", &again]).exits(0);
     }
 }
 

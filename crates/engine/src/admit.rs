@@ -51,7 +51,10 @@ pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<
     root_for_host(request).at(Step::Admit)?;
     let auto = request.userns == Userns::Auto;
     let steps = namespaces(auto, network_is_asked_for && request.net != Net::Host);
-    yendor_sys::clone::trial(auto, &steps).map_err(why_no_namespace).at(Step::Admit).map_err(|e| Surroundings::look().name(e, None))?;
+    yendor_sys::clone::trial(auto, &steps)
+        .map_err(why_no_namespace)
+        .at(Step::Admit)
+        .map_err(|e| Surroundings::look().name(e, None))?;
     policy(request, verb, network_is_asked_for, &handed(request)?)
 }
 

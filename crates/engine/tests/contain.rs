@@ -477,6 +477,7 @@ fn locked(checks: &mut Checks, case: &str) {
     }
     fs::create_dir("/dev/shm/again").expect("directory");
     checks.yes("no cgroups", mount("c", "/dev/shm/again", "cgroup2", MountFlags::empty(), None).is_err());
+    masked(checks, case);
     out_of_reach(checks, Path::new("/proc"), case);
     out_of_reach(checks, Path::new("/sys"), case);
     for kind in ["proc", "sysfs"] {
@@ -488,6 +489,52 @@ fn locked(checks: &mut Checks, case: &str) {
                 unmount("/dev/shm/again", UnmountFlags::DETACH).expect("unmount of our own");
             }
         }
+    }
+}
+
+/// What the host's root alone may read shows nothing, also where root has the same id; there, what other runtimes mask does not either.
+fn masked(checks: &mut Checks, case: &str) {
+    let shows = |path: &Path| {
+        let mut byte = [0];
+        fs::File::open(path).and_then(|mut file| file.read(&mut byte)).is_ok_and(|count| count > 0)
+    };
+    let mut seen = 0;
+    for name in
+        ["kpageflags", "kpagecount", "kpagecgroup", "slabinfo", "timer_list", "vmallocinfo", "pagetypeinfo", "kcore"]
+    {
+        seen += u32::from(Path::new("/proc").join(name).exists());
+        checks.yes(&format!("/proc/{name} shows nothing"), !shows(&Path::new("/proc").join(name)));
+    }
+    checks.yes("the host has some of them", seen > 3);
+    if fs::metadata("/proc/sys").map_or(0, |data| data.uid()) != 0 {
+        return;
+    }
+    for name in ["keys", "latency_stats", "sched_debug", "timer_stats"] {
+        checks.yes(&format!("/proc/{name} shows nothing"), !shows(&Path::new("/proc").join(name)));
+    }
+    if case == "host-net" {
+        checks.yes("no key of the host's network", !shows(Path::new("/proc/sys/net/ipv4/tcp_fastopen_key")));
+    }
+    let mut places = vec![];
+    for place in [
+        "/proc/acpi",
+        "/proc/asound",
+        "/proc/scsi",
+        "/proc/tty/driver",
+        "/sys/firmware",
+        "/sys/kernel/slab",
+        "/sys/devices/virtual/powercap",
+    ] {
+        places.push(PathBuf::from(place));
+    }
+    let devices = fs::read_dir("/sys/devices").expect("/sys is there").flatten().map(|entry| entry.path());
+    places.extend(devices.filter(|path| path.to_string_lossy().contains("/pci")));
+    for place in places {
+        let there = fs::read_dir(&place).map(Iterator::count);
+        checks.yes(
+            &format!("nothing in {}, not {there:?}", place.display()),
+            there.is_ok_and(|n| n == 0) || !place.exists(),
+        );
     }
 }
 
@@ -514,6 +561,10 @@ fn out_of_reach(checks: &mut Checks, top: &Path, case: &str) {
             } else if kind.is_file() && !own_setting(&path.strip_prefix(top).expect("below").display().to_string()) {
                 seen += 1;
                 let mode = fs::metadata(&path).map_or(0, |data| data.mode());
+                if mode & 0o170_000 == 0o020_000 {
+                    // What lies over it is the null device.
+                    continue;
+                }
                 let open = fs::OpenOptions::new().write(true).open(&path);
                 // Root may open a file that nobody can write: the kernel then has no use for what is written.
                 let refused =

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use yendor_kinds::Result;
+use yendor_kinds::namespace::ipc;
 use yendor_kinds::process::{Record, State, label};
 use yendor_kinds::snapshot::{Policy, Security, Snapshot};
 use yendor_policy::lsm::{Attribute, Here, Module};
@@ -38,8 +39,27 @@ pub fn labels<'p>(processes: &'p [Record], module: &str, attribute: Option<&str>
 /// The kind of what [`untold`] says, among what is lost.
 pub const KIND: &str = "label";
 
-/// Labels that no kernel tells: those of System V objects, and under which files were opened. A restore gives them its caller's,
-/// so there is nothing to say where every task has the label of whoever takes the image.
+/// How many, of what, and why their labels are lost.
+fn counted(module: Module, snapshot: &Snapshot) -> [(usize, &'static str, &'static str); 4] {
+    const UNTOLD: &str = "tells nobody";
+    const MAKERS: &str = "gives what is new that of its maker";
+    let of = |kinds: &[&str]| snapshot.files.iter().filter(|entry| kinds.contains(&entry.record.kind())).count();
+    let ipc = |ipc: &ipc::Record| ipc.shm.len() + ipc.sem.len() + ipc.msg.len();
+    let objects = snapshot.container.ipc.as_ref().map_or(0, ipc);
+    // AppArmor gives neither objects nor pipes any; SELinux lets a socket's be chosen.
+    let (objects, pipes) = if module == Module::AppArmor { (0, 0) } else { (objects, of(&["pipe", "mqueue"])) };
+    let sockets = if module == Module::SELinux { 0 } else { of(&["unix socket", "internet socket", "netlink socket"]) };
+    [
+        (snapshot.files.len(), "under which label # files were opened", UNTOLD),
+        (objects, "the labels of # System V objects", UNTOLD),
+        (pipes, "the labels of # ends of pipes and queues", MAKERS),
+        (sockets, "the labels of # sockets", MAKERS),
+    ]
+}
+
+/// Labels that no kernel tells, those of System V objects, and under which files were opened; and those that nobody can give again, of
+/// pipes, and of sockets where the module is not SELinux. A restore gives all of them its caller's, so there is nothing to say where every
+/// task has the label of whoever takes the image.
 ///
 /// # Errors
 /// What /proc says of ourselves.
@@ -55,18 +75,12 @@ pub fn untold(here: &Here, proc: &OwnedFd, snapshot: &Snapshot) -> Result<Vec<(S
         if theirs.iter().all(|label| own == Some(*label)) {
             continue;
         }
-        let files = snapshot.files.len();
-        let objects = snapshot.container.ipc.as_ref().map_or(0, |ipc| ipc.shm.len() + ipc.sem.len() + ipc.msg.len());
-        let mut say = |what: String| {
-            let title = module.title();
-            out.push((KIND.to_owned(), format!("{what}: {title} tells nobody, and a restore gives its caller's")));
-        };
-        if files > 0 {
-            say(format!("under which label {files} files were opened"));
-        }
-        // AppArmor gives them none.
-        if objects > 0 && module != Module::AppArmor {
-            say(format!("the labels of {objects} System V objects"));
+        let title = module.title();
+        for (count, what, why) in counted(module, snapshot) {
+            if count > 0 {
+                let what = what.replace('#', &count.to_string());
+                out.push((KIND.to_owned(), format!("{what}: {title} {why}, and a restore gives its caller's")));
+            }
         }
     }
     Ok(out)

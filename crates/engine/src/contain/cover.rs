@@ -1,8 +1,9 @@
 //! Paths that show nothing, or cannot be written: mounts on top.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::mount::{MountAttrFlags, MountFlags, mount};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::Errno;
@@ -12,6 +13,23 @@ use super::Caused;
 use super::place::{Rootfs, by_number, copy_tree, is_directory, put_on};
 use super::proc::Plan;
 use crate::request::Layout;
+
+/// What of sysfs shows its owner, the host's root, more than everybody, or is somebody else's file system mounted there.
+const SYSTEM: [&str; 13] = [
+    "firmware",
+    "devices/virtual/powercap",
+    "devices/virtual/dmi/id/board_serial",
+    "devices/virtual/dmi/id/chassis_serial",
+    "devices/virtual/dmi/id/product_serial",
+    "devices/virtual/dmi/id/product_uuid",
+    "fs/bpf",
+    "fs/pstore",
+    "kernel/debug",
+    "kernel/mm/damon",
+    "kernel/security",
+    "kernel/slab",
+    "kernel/tracing",
+];
 
 /// What is made of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +81,35 @@ pub(super) fn put(root: &Rootfs, path: &Path, cover: Cover) -> Caused<()> {
     }
 }
 
-/// Whether anybody may write the file at a path.
-pub(super) fn is_writable(root: &Rootfs, path: &Path) -> Caused<bool> {
-    let Some(found) = root.find(path)? else { return Ok(false) };
+/// Masks, for a container whose root has the id of the host's, what a sysfs at a place shows that id alone. Among it are the registers
+/// and ports of devices on a bus, which a file that is only read gives away, too.
+pub(super) fn system(root: &Rootfs, place: &Path) -> Caused<()> {
+    for name in SYSTEM {
+        put(root, &place.join(name), Cover::Masked)?;
+    }
+    let devices = place.join("devices");
+    let Some(found) = root.find(&devices)? else { return Ok(()) };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let listed = openat(&found, c".", flags, Mode::empty()).and_then(Dir::new);
+    for entry in listed.named("open", || format!("{devices:?}"))? {
+        let entry = entry.named("getdents64", || format!("{devices:?}"))?;
+        let name = entry.file_name().to_bytes();
+        if name.starts_with(b"pci") {
+            put(root, &devices.join(std::ffi::OsStr::from_bytes(name)), Cover::Masked)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is made of a file of /proc for a container whose root has the id of the host's: nothing is shown that an id alone gives, and nothing
+/// can be written.
+pub(super) fn of_file(root: &Rootfs, path: &Path) -> Caused<Option<Cover>> {
+    let Some(found) = root.find(path)? else { return Ok(None) };
     let stat = statat(&found, c"", AtFlags::EMPTY_PATH).named("stat", || format!("{path:?}"))?;
-    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_mode & 0o222 != 0)
+    Ok(match stat.st_mode {
+        mode if FileType::from_raw_mode(mode) != FileType::RegularFile => None,
+        mode if mode & 0o444 != 0 && mode & 0o004 == 0 => Some(Cover::Masked),
+        mode if mode & 0o222 != 0 => Some(Cover::ReadOnly),
+        _ => None,
+    })
 }

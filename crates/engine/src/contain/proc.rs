@@ -1,7 +1,8 @@
 //! The container's /proc, and what lies on it so that it shows less, or shows it read-only.
 //!
 //! Most settings below /proc ask for no capability but for a user id: their owner, the host's root, may write them. Where that
-//! is the container's root too, everything there that is not a process is read-only, but for the settings of its own network.
+//! is the container's root too, everything there that is not a process is read-only, but for the settings of its own network; and
+//! what it alone may read shows nothing.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,10 @@ use super::{Caused, open_directory};
 
 /// Directories whose files say who may do what, not only who owns them.
 const HARMLESS: [&[u8]; 2] = [b"pressure", b"sysvipc"];
+
+/// What everybody may read, and runtimes mask all the same (containerd's default specification): keys of the reader's id, and what tells of
+/// the whole machine.
+const MASKED: [&[u8]; 7] = [b"acpi", b"asound", b"keys", b"latency_stats", b"sched_debug", b"scsi", b"timer_stats"];
 
 /// Settings of a network namespace; the kernel shows those of the reader's.
 const NETWORK: &str = "/sys/net";
@@ -74,19 +79,24 @@ fn guard(root: &Rootfs, own_network: bool) -> Caused<()> {
         let entry = entry.named("getdents64", || "\"/proc\"".into())?;
         let name = entry.file_name().to_bytes();
         let is_process = name.iter().all(u8::is_ascii_digit);
-        let wanted = match entry.file_type() {
-            FileType::Directory => !is_process && !name.starts_with(b".") && !HARMLESS.contains(&name),
-            FileType::RegularFile => true,
-            // Into the reader's own process.
-            _ => false,
-        };
         let path = Path::new("/").join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name));
-        if wanted && (entry.file_type() == FileType::Directory || cover::is_writable(root, &path)?) {
-            cover::put(root, &path, Cover::ReadOnly)?;
+        let made = match entry.file_type() {
+            FileType::Directory | FileType::RegularFile if MASKED.contains(&name) => Some(Cover::Masked),
+            FileType::Directory if !is_process && !name.starts_with(b".") && !HARMLESS.contains(&name) => {
+                Some(Cover::ReadOnly)
+            }
+            FileType::RegularFile => cover::of_file(root, &path)?,
+            // Into the reader's own process.
+            _ => None,
+        };
+        if let Some(made) = made {
+            cover::put(root, &path, made)?;
         }
     }
+    cover::put(root, Path::new("/tty/driver"), Cover::Masked)?;
     match network {
         Some(tree) => root.attach(&tree, Path::new(NETWORK)),
-        None => Ok(()),
+        // The host's: a key of its connections is among its settings.
+        None => cover::put(root, &Path::new(NETWORK).join("ipv4/tcp_fastopen_key"), Cover::Masked),
     }
 }

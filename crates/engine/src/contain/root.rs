@@ -27,8 +27,8 @@ pub(super) struct Made {
 
 /// Builds it. The working directory is the container's directory in the state.
 ///
-/// What is mounted in it from now on reaches copies of it.
-pub(super) fn make(request: &Request, given: &Given) -> Caused<Made> {
+/// What is mounted in it from now on reaches copies of it. `guarded`: its root has the id of the host's.
+pub(super) fn make(request: &Request, given: &Given, guarded: bool) -> Caused<Made> {
     let own_network = request.net != Net::Host;
     let root = match (&request.root, &given.handed.root) {
         (Root::Caller, _) => {
@@ -47,12 +47,12 @@ pub(super) fn make(request: &Request, given: &Given) -> Caused<Made> {
     };
     let mut proc = proc::Plan::bare(Some(proc::place(&root)?), own_network);
     let pending = match &request.layout {
-        Some(layout) => lay_out(&root, request, layout, given, &mut proc)?,
+        Some(layout) => lay_out(&root, (request, layout), given, guarded, &mut proc)?,
         None => {
             // A directory is used as it is: where it has no /tmp, it gets none.
             let all = request.root == Root::Layered;
             for mount in special::usual(|path| all || root.find(Path::new(path)).is_ok_and(|found| found.is_some())) {
-                special::make(&root, request.net, &mount)?;
+                special::make(&root, request.net, &mount, guarded)?;
             }
             volume::attach(&root, request, given)?
         }
@@ -69,13 +69,13 @@ fn share(path: &str) -> Caused<()> {
 /// Makes what the caller has listed, then the volumes that the list does not name.
 fn lay_out(
     root: &Rootfs,
-    request: &Request,
-    layout: &Layout,
+    (request, layout): (&Request, &Layout),
     given: &Given,
+    guarded: bool,
     proc: &mut proc::Plan,
 ) -> Caused<Vec<Pending>> {
     if !layout.file_systems().any(|m| m.target == Path::new("/dev")) {
-        special::make(root, request.net, &special::dev())?;
+        special::make(root, request.net, &special::dev(), guarded)?;
     }
     let mut left: Vec<_> = request.volumes.iter().zip(&given.handed.volumes).collect();
     for placed in &layout.mounts {
@@ -85,9 +85,9 @@ fn lay_out(
             }
             Placed::FileSystem(mount) if special::shows_the_host(mount) => {
                 let flags = mount.flags | MountFlags::RDONLY.bits();
-                special::make(root, request.net, &Mount { flags, ..mount.clone() })?;
+                special::make(root, request.net, &Mount { flags, ..mount.clone() }, guarded)?;
             }
-            Placed::FileSystem(mount) => special::make(root, request.net, mount)?,
+            Placed::FileSystem(mount) => special::make(root, request.net, mount, guarded)?,
             Placed::Volume(name) => {
                 let found = left.iter().position(|(volume, _)| volume.name == *name);
                 let found = found.ok_or(Errno::NOENT).named("move_mount", || format!("volume {name:?}"))?;

@@ -9,6 +9,7 @@ use yendor_kinds::{Cause, Named};
 use yendor_sys::Errno;
 
 use super::Caused;
+use super::cover;
 use super::place::{Rootfs, by_number, copy_tree};
 use crate::request::{Mount, Net};
 
@@ -61,11 +62,14 @@ pub(super) fn shows_the_host(mount: &Mount) -> bool {
     matches!(mount.fs_type.as_str(), "sysfs" | "cgroup" | "cgroup2")
 }
 
-/// Mounts one.
-pub(super) fn make(root: &Rootfs, net: Net, what: &Mount) -> Caused<()> {
+/// Mounts one. `guarded`: for a container whose root has the id of the host's.
+pub(super) fn make(root: &Rootfs, net: Net, what: &Mount, guarded: bool) -> Caused<()> {
     let target = what.target.as_path();
     match what.fs_type.as_str() {
-        "sysfs" => system(root, net, what),
+        "sysfs" => {
+            system(root, net, what)?;
+            if guarded { cover::system(root, target) } else { Ok(()) }
+        }
         "cgroup" | "cgroup2" => control_groups(root, what),
         "devpts" => terminals(root, what),
         "tmpfs" => {

@@ -149,7 +149,7 @@ pub fn serve<T: Serialize>(
                 Ok(()) => continue,
                 Err(_) => return 1,
             },
-            Wish::Root(request) => make_root(&request, descriptors).map(|all| made = Some(all)),
+            Wish::Root(request) => make_root(&request, descriptors, guarded).map(|all| made = Some(all)),
             Wish::Volume { name, inside, read_only } => attach(made.as_mut(), &name, &inside, read_only),
             Wish::Proc => match mount_proc(control, made.as_ref(), descriptors.pop(), guarded) {
                 // It has answered. This process is no more use: its children are the container's for ever.
@@ -184,7 +184,7 @@ fn same_ids() -> Caused<userns::Maps> {
     })
 }
 
-fn make_root(request: &Request, descriptors: Vec<OwnedFd>) -> Result<Made> {
+fn make_root(request: &Request, descriptors: Vec<OwnedFd>, guarded: bool) -> Result<Made> {
     let mut descriptors = descriptors.into_iter();
     // Whoever mounts sysfs or mqueue mounts that of the namespaces it is in.
     for (kind, name) in [(LinkNameSpaceType::Network, "net"), (LinkNameSpaceType::InterProcessCommunication, "ipc")] {
@@ -199,7 +199,7 @@ fn make_root(request: &Request, descriptors: Vec<OwnedFd>) -> Result<Made> {
     let state = volume::again(&given.state).at(Step::Contain)?;
     fchdir(&state).named("fchdir", || "the state directory".into()).at(Step::Contain)?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    root::make(request, &given).at(Step::Contain)
+    root::make(request, &given, guarded).at(Step::Contain)
 }
 
 fn attach(made: Option<&mut Made>, name: &str, inside: &Path, read_only: bool) -> Result<()> {

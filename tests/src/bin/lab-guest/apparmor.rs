@@ -1,6 +1,8 @@
 //! AppArmor: profiles, stacks, hats, plans for the next program; and what a profile of the caller's denies.
 
-use crate::labels::{become_caller, both, denied, end, hand_on, refused, restored, seen, start, take, yendor};
+use crate::labels::{
+    become_caller, both, denied, end, hand_on, of_another, refused, restored, seen, start, take, yendor,
+};
 use crate::table::{On, Test};
 use std::fs;
 use yendor_tests::{Flavour, PATIENCE, probe};
@@ -14,7 +16,7 @@ pub const TESTS: &[Test] = &[
     test("apparmor: a container's profile holds for all its tasks", || both(profile)),
     test("apparmor: a label is not taken from the image unless asked", || both(not_kept)),
     test("apparmor: the container's profile wins over an image that has none", || both(profile_wins)),
-    test("apparmor: labels are kept", || both(kept)),
+    test("apparmor: labels are kept, those of another module not", || both(kept)),
     test("apparmor: stacks are kept", || both(stack)),
     test("apparmor: hats are kept", || both(hat)),
     test("apparmor: a plan for the next program is kept", || both(plan)),
@@ -97,6 +99,9 @@ fn kept(flavour: Flavour) {
     hand_on(&image);
     // Pid 1 is not of the image.
     assert_eq!(restored(&yendor, &image, KEEP, CURRENT), (enforced("unconfined"), [enforced("other")].into()));
+    let foreign = of_another(&yendor, &image, "apparmor", "smack");
+    denied(&yendor, &foreign, KEEP, &["apparmor", "smack", "labels cannot be kept"]);
+    assert_eq!(restored(&yendor, &foreign, &[], CURRENT).1, [enforced("unconfined")].into());
 }
 
 fn stack(flavour: Flavour) {

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use yendor_tests::{Account, Flavour, Outcome, PATIENCE, Yendor, probe};
+use yendor_tests::{Account, Flavour, Forge, Outcome, PATIENCE, Yendor, probe};
 
 /// The account without rights.
 pub fn user() -> Flavour {
@@ -105,11 +105,37 @@ pub fn fetched(yendor: &Yendor) -> PathBuf {
     fs::create_dir(&image).expect("a directory of our own");
     let tar = Command::new("/bin/busybox").args(["tar", "-x", "-f", DISK, "-C"]).arg(&image).status();
     assert!(tar.expect("busybox").success());
-    let account = Account::of(yendor.flavour()).expect("the guest is root");
-    account.owns(&image);
-    fs::read_dir(&image).expect("a directory of our own").flatten().for_each(|file| account.owns(&file.path()));
-    fs::set_permissions(&image, fs::Permissions::from_mode(0o700)).expect("chmod of our own");
+    give(yendor, &image);
     image
+}
+
+/// The image as a machine would have taken it that has another module in the place of this one.
+#[track_caller]
+pub fn of_another(yendor: &Yendor, image: &Path, module: &str, other: &str) -> PathBuf {
+    fn rename(value: &mut ciborium::Value, (from, to): (&str, &str)) {
+        match value {
+            ciborium::Value::Text(text) if text == from => to.clone_into(text),
+            ciborium::Value::Array(list) => list.iter_mut().for_each(|one| rename(one, (from, to))),
+            ciborium::Value::Map(map) => map.iter_mut().for_each(|(_, one)| rename(one, (from, to))),
+            _ => {}
+        }
+    }
+    let mut forge = Forge::open(image);
+    let before = forge.clone();
+    rename(&mut forge.records, (module, other));
+    assert!(forge != before, "no word of {module} in {}", image.display());
+    let forged = yendor.path(&format!("of-{other}"));
+    forge.write(&forged);
+    give(yendor, &forged);
+    forged
+}
+
+/// Makes an image the tested account's own.
+fn give(yendor: &Yendor, image: &Path) {
+    let account = Account::of(yendor.flavour()).expect("the guest is root");
+    account.owns(image);
+    fs::read_dir(image).expect("a directory of our own").flatten().for_each(|file| account.owns(&file.path()));
+    fs::set_permissions(image, fs::Permissions::from_mode(0o700)).expect("chmod of our own");
 }
 
 /// Ends a probe, which must have nothing to complain of.

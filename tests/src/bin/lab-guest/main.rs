@@ -36,23 +36,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// A program with a connected socket.
+/// A program with a connected socket, and an open file.
 fn hold_udp() -> ExitCode {
+    let file = std::fs::File::create("/tmp/forbidden");
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| s.connect("127.0.0.1:9").map(|()| s));
-    println!("{}", if socket.is_ok() { "ready" } else { "no socket" });
+    println!("{}", if socket.is_ok() && file.is_ok() { "ready" } else { "no socket, or no file" });
     std::thread::sleep(std::time::Duration::from_secs(1000));
     ExitCode::SUCCESS
 }
 
-/// A program with a System V segment, and sockets as 3, 4 and 5: one with this label, and a pair with its own.
+/// A program with a System V segment, and sockets as 3, 4 and 5: one with this label, and a pair with its own; and a pipe.
 fn hold_sockets(label: &str) -> ExitCode {
     let choose = |text: &str| std::fs::write("/proc/self/attr/sockcreate", text);
     let labelled = choose(label).and_then(|()| std::net::UdpSocket::bind("127.0.0.1:0"));
     let pair = choose("\0").and_then(|()| std::os::unix::net::UnixStream::pair());
+    let pipe = std::io::pipe();
     // SAFETY: numbers only.
     let segment = unsafe { libc::shmget(libc::IPC_PRIVATE, 4096, 0o600) };
-    match (labelled, pair) {
-        (Ok(_labelled), Ok(_pair)) if segment >= 0 => {
+    match (labelled, pair, pipe) {
+        (Ok(_labelled), Ok(_pair), Ok(_pipe)) if segment >= 0 => {
             println!("ready");
             std::thread::sleep(std::time::Duration::from_secs(1000));
             ExitCode::SUCCESS

@@ -117,9 +117,11 @@ fn sockets(flavour: Flavour) {
     let image = yendor.path("image-sockets");
     let words = ["checkpoint", &container, "-o", image.to_str().expect("UTF-8")];
     let said = yendor.call(&words).exits(0).stderr;
-    for what in
-        ["lost: label: under which label", "lost: label: the labels of 1 System V objects: SELinux tells nobody"]
-    {
+    for what in [
+        "lost: label: under which label",
+        "lost: label: the labels of 1 System V objects: SELinux tells nobody",
+        "lost: label: the labels of 2 ends of pipes and queues: SELinux gives what is new that of its maker",
+    ] {
         assert!(said.contains(what), "no `{what}` in: {said}");
     }
     let said = yendor.call(&["inspect", "--security", "--lost", image.to_str().expect("UTF-8")]).exits(0).stdout;

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
         both(profile)
     }),
     test("smack: labels are kept", || both(kept)),
+    test("smack: threads with labels of their own keep them", || both(threads)),
     test("smack: labels are not kept under other rules", || both(changed)),
     test("smack: a label that the caller may not take", || both(forbidden)),
     test("smack: root without a user namespace may take any", any_label),
@@ -90,6 +91,18 @@ fn kept(flavour: Flavour) {
         let image = take(&yendor, &start(&yendor, "labels", TASK));
         assert_eq!(restored(&yendor, &image, KEEP, CURRENT).1, ["Task".to_owned()].into());
         assert_eq!(restored(&yendor, &image, &[], CURRENT).1, [FLOOR.to_owned()].into());
+    });
+}
+
+/// One thread of the probe takes another label of its caller's list, the others do not.
+fn threads(flavour: Flavour) {
+    let yendor = yendor(flavour);
+    as_caller(FLOOR, LIST, || {
+        let container = start(&yendor, "labels", &["-e", "PROBE_LABELS_THREAD=smack/current Other"]);
+        let (_, before) = seen(&yendor, &container, CURRENT);
+        assert_eq!(before, [FLOOR.to_owned(), "Other".to_owned()].into());
+        let image = take(&yendor, &container);
+        assert_eq!(restored(&yendor, &image, KEEP, CURRENT).1, before);
     });
 }
 

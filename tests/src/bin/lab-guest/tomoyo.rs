@@ -1,6 +1,6 @@
 //! TOMOYO: domains of tasks, which follow what was executed, or the task's own word where its domain has a rule for that.
 
-use crate::labels::{become_caller, both, denied, end, refused, seen_by, start, take, user, yendor};
+use crate::labels::{become_caller, both, denied, end, of_another, refused, seen_by, start, take, user, yendor};
 use crate::table::{On, Test};
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,8 @@ pub const TESTS: &[Test] = &[
     test("tomoyo: domains are not kept under another policy", changed),
     test("tomoyo: a domain that the caller may not enter", || both(forbidden)),
     test("tomoyo: exec joins the container's domain", || both(exec)),
-    test("tomoyo: denied connect and mount", || both(denies)),
+    test("tomoyo: labels of another module are not kept", || both(foreign)),
+    test("tomoyo: denied connect, mount, open and exec", || both(denies)),
 ];
 
 const fn test(name: &'static str, test: fn()) -> Test {
@@ -43,8 +44,15 @@ PROFILE_VERSION=20150505
 5-COMMENT=no mount
 5-CONFIG={ mode=disabled grant_log=no reject_log=no }
 5-CONFIG::file::mount={ mode=enforcing grant_log=no reject_log=no }
+6-COMMENT=no open but by rule
+6-CONFIG={ mode=disabled grant_log=no reject_log=no }
+6-CONFIG::file::open={ mode=enforcing grant_log=no reject_log=no }
+7-COMMENT=no program but by rule
+7-CONFIG={ mode=disabled grant_log=no reject_log=no }
+7-CONFIG::file::execute={ mode=enforcing grant_log=no reject_log=no }
 ";
-/// Everybody may become a task, nobody but the guest a caller, and nobody at all `secret`.
+/// Everybody may become a task, nobody but the guest a caller, and nobody at all `secret`. Who may not open may open everything but one
+/// file, wherever that is; who may not start programs may start the command, but not have it start itself, which it calls otherwise.
 const DOMAINS: &str = "\
 <kernel> /task
 use_profile 0
@@ -59,6 +67,20 @@ task manual_domain_transition <kernel> /task
 use_profile 4
 <kernel> /no-mount
 use_profile 5
+<kernel> /no-open
+use_profile 6
+file read/write/append /
+file read/write/append /\\*\\-forbidden
+file read/write/append /\\{\\*\\}/
+file read/write/append /\\{\\*\\}/\\*\\-forbidden
+file read/write/append \\*
+file read/write/append \\*:/
+file read/write/append \\*:/\\*\\-forbidden
+file read/write/append \\*:/\\{\\*\\}/
+file read/write/append \\*:/\\{\\*\\}/\\*\\-forbidden
+<kernel> /no-exec
+use_profile 7
+file execute /lab/yendor exec.argv[0]=\"/lab/yendor\"
 ";
 const GUEST: &str = "\
 task manual_domain_transition <kernel> /task
@@ -66,6 +88,8 @@ task manual_domain_transition <kernel> /other
 task manual_domain_transition <kernel> /caller
 task manual_domain_transition <kernel> /no-connect
 task manual_domain_transition <kernel> /no-mount
+task manual_domain_transition <kernel> /no-open
+task manual_domain_transition <kernel> /no-exec
 ";
 
 /// Before the tests: a policy, who may change it, and the program whose start makes it hold. Nothing where TOMOYO is not.
@@ -168,6 +192,13 @@ fn changed() {
     assert_eq!(restored(&yendor, &image, KEEP).1, [named("task")].into());
 }
 
+fn foreign(flavour: Flavour) {
+    let yendor = yendor(flavour);
+    let image = of_another(&yendor, &take(&yendor, &start(&yendor, "labels", TASK)), "tomoyo", "smack");
+    denied(&yendor, &image, KEEP, &["tomoyo", "smack", "labels cannot be kept"]);
+    assert_eq!(restored(&yendor, &image, &[]).1, [own()].into());
+}
+
 fn forbidden(flavour: Flavour) {
     let root = flavour == Flavour::RootUserns;
     let mut yendor = yendor(flavour);
@@ -216,9 +247,14 @@ fn denies(flavour: Flavour) {
     yendor.run_detached_with(&container, &[], &["/lab/lab-guest", "hold-udp"]).exits(0);
     yendor.wait_for_log(&container, "ready", PATIENCE);
     let image = take(&yendor, &container);
-    for (caller, word) in [("no-connect", "connect("), ("no-mount", "mount")] {
+    for (caller, words) in [
+        ("no-connect", ["connect(", ""]),
+        ("no-mount", ["mount", ""]),
+        ("no-open", ["open", "forbidden"]),
+        ("no-exec", ["execve(", ""]),
+    ] {
         become_caller(&mut yendor, Some(("tomoyo", &named(caller))));
-        denied(&yendor, &image, &[], &[word, "EPERM", "denied by: TOMOYO ("]);
+        denied(&yendor, &image, &[], &[&words[..], &["EPERM", "denied by: TOMOYO ("]].concat());
     }
     become_caller(&mut yendor, None);
     let container = yendor.fresh("restored");
