@@ -17,6 +17,51 @@ fn the_tree_is_not_empty() -> Outcome {
     Ok(())
 }
 
+/// SECURITY.md names what holds its sentences: functions and, after `hostile`, images in italics.
+#[test]
+fn the_tests_that_hold_what_is_promised_are_there() -> Outcome {
+    let promises = std::fs::read_to_string(workspace::root().join("SECURITY.md"))?;
+    let mut sources = String::new();
+    for directory in ["tests", "crates", "fuzz"] {
+        for entry in walk(&workspace::root().join(directory))? {
+            sources.push_str(&std::fs::read_to_string(entry)?);
+        }
+    }
+    let words =
+        |line: &str, mark: char| -> Vec<String> { line.split(mark).skip(1).step_by(2).map(str::to_owned).collect() };
+    let mut missing = Vec::new();
+    let mut seen = 0;
+    for line in promises.lines().filter(|line| line.starts_with("| ")) {
+        let functions = words(line, '`').into_iter().filter(|word| word.matches('_').count() > 1);
+        let functions = functions.filter(|word| word.chars().all(|sign| sign == '_' || sign.is_ascii_alphanumeric()));
+        let images = if line.contains("`hostile`") { words(line, '*') } else { Vec::new() };
+        let wanted =
+            functions.map(|name| format!("fn {name}(")).chain(images.into_iter().map(|name| format!("\"{name}\"")));
+        for name in wanted {
+            seen += 1;
+            if !sources.contains(&name) {
+                missing.push(name);
+            }
+        }
+    }
+    assert!(missing.is_empty() && seen > 10, "of {seen}, not in the tests: {missing:?}");
+    Ok(())
+}
+
+/// All sources beneath a directory.
+fn walk(directory: &std::path::Path) -> Outcome<Vec<std::path::PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(walk(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
 #[test]
 fn every_field_of_an_image_is_described() -> Outcome {
     let page = records::page(&Tree::read(&workspace::root())?)?;

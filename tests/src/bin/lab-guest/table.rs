@@ -92,3 +92,31 @@ pub fn run() -> ExitCode {
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names in backquotes that begin with a module's are those of tests; no cell is empty.
+    #[test]
+    fn the_matrix_of_the_documentation_is_that_of_the_tests() {
+        let text = include_str!("../../../../docs/lab.md");
+        let tables = [apparmor::TESTS, selinux::TESTS, smack::TESTS, tomoyo::TESTS];
+        let names: Vec<&str> = tables.into_iter().flatten().map(|test| test.name).collect();
+        let mut rows = 0;
+        for line in text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| |")) {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            assert_eq!(cells.len(), 5, "{line}");
+            rows += 1;
+            for (cell, module) in cells.iter().skip(1).zip(["apparmor: ", "selinux: ", "smack: ", "tomoyo: "]) {
+                let named: Vec<&str> = cell.split('`').skip(1).step_by(2).filter(|n| n.contains(": ")).collect();
+                for name in &named {
+                    assert!(name.starts_with(module) && names.contains(name), "no test `{name}`");
+                }
+                let why = cell.starts_with("cannot be") || *cell == "none";
+                assert!(why || !named.is_empty(), "{line}: {cell}");
+            }
+        }
+        assert_eq!(rows, 15);
+    }
+}
