@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 
 use age::DecryptError;
 use age::stream::StreamWriter;
@@ -63,7 +63,7 @@ impl Recipients {
     }
 
     /// Begins an encrypted file.
-    pub(crate) fn begin<W: Write>(&self, output: BufWriter<W>) -> io::Result<StreamWriter<BufWriter<W>>> {
+    pub(crate) fn begin<W: Write>(&self, output: W) -> io::Result<StreamWriter<W>> {
         let recipients = self.0.iter().map(|key| key as &dyn age::Recipient);
         // With these recipients nothing is left that could be refused.
         let encryptor = age::Encryptor::with_recipients(recipients).map_err(|_| io::Error::other("no recipients"))?;
@@ -208,18 +208,17 @@ impl Read for &Source<'_> {
 
 /// Where a file of an image is written to: as it is, or encrypted on the way.
 pub(crate) enum Output<W: Write> {
-    Plain(BufWriter<W>),
-    Encrypted(Box<StreamWriter<BufWriter<W>>>),
+    Plain(W),
+    Encrypted(Box<StreamWriter<W>>),
 }
 
 impl<W: Write> Output<W> {
     /// Ends the file and gives back what took it.
     pub(crate) fn finish(self) -> io::Result<W> {
-        let output = match self {
-            Output::Plain(output) => output,
-            Output::Encrypted(stream) => stream.finish()?,
-        };
-        output.into_inner().map_err(io::IntoInnerError::into_error)
+        match self {
+            Output::Plain(output) => Ok(output),
+            Output::Encrypted(stream) => stream.finish(),
+        }
     }
 }
 

@@ -15,6 +15,8 @@ mod limits;
 pub mod manifest;
 mod page;
 mod parent;
+mod partial;
+mod pieces;
 mod reader;
 pub mod upgrade;
 mod watcher;
@@ -28,9 +30,10 @@ pub use limits::Limits;
 pub use manifest::{Encryption, FileEntry, Kind, Manifest, Method};
 pub use page::{PAGE_BYTES, PageRun, pages_name};
 pub use parent::{Parent, Place, Search, Stamp};
+pub use partial::is_partial;
 pub use reader::{Directory, Documents, Reader, SignedTable, Table};
 pub use watcher::Watcher;
-pub use writer::{FileWriter, Writer, is_partial};
+pub use writer::{FileWriter, Writer};
 
 /// Name of the file with the version line.
 pub const FORMAT_FILE: &str = "format";

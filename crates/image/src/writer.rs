@@ -5,18 +5,18 @@ use crate::Watcher;
 use crate::crypt::{Output, Recipients};
 use crate::disk::Disk;
 use crate::manifest::{Encryption, Method, stored_name};
-use crate::reader::HASH_BYTES;
+use crate::partial::{check_vacant, make_partial, remove, sweep};
 use crate::upgrade::{NEWEST_LINE, Version};
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
 use crate::{cbor, is_file_name};
-use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, linkat, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufWriter, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -286,13 +286,11 @@ impl Writer {
 
     fn hashing(&self, name: &str) -> Result<FileWriter<'_>> {
         let watcher = self.watcher.clone();
-        let disk = Disk::new(self.begin(name)?);
-        let hashed = Hashed { disk, hasher: blake3::Hasher::new(), bytes: 0, watcher };
-        let output = BufWriter::with_capacity(HASH_BYTES, hashed);
+        let watched = Watched { disk: Disk::new(self.begin(name)?), watcher };
         let output = match &self.recipients {
-            None => Output::Plain(output),
+            None => Output::Plain(watched),
             Some(recipients) => {
-                let encrypted = recipients.begin(output).map_err(|source| Error::io(name, "write", source))?;
+                let encrypted = recipients.begin(watched).map_err(|source| Error::io(name, "write", source))?;
                 Output::Encrypted(Box::new(encrypted))
             }
         };
@@ -352,7 +350,7 @@ impl Drop for Writer {
 pub struct FileWriter<'w> {
     writer: &'w Writer,
     name: String,
-    output: Output<Hashed>,
+    output: Output<Watched>,
     offset: u64,
 }
 
@@ -362,12 +360,25 @@ impl FileWriter<'_> {
         self.offset
     }
 
+    /// Writes all of `bytes`, a buffer that may be exchanged for another one, of any content: whole pieces of 256 KiB are not copied.
+    pub fn take(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+        let length = u64::try_from(bytes.len()).map_err(io::Error::other)?;
+        match &mut self.output {
+            Output::Plain(watched) => {
+                watched.disk.take(bytes)?;
+                watched.watcher.tell(length);
+            }
+            Output::Encrypted(stream) => stream.write_all(bytes)?,
+        }
+        self.offset = self.offset.saturating_add(length);
+        Ok(())
+    }
+
     /// Ends the file; without this the image cannot be committed.
     pub fn finish(self) -> Result<()> {
         let failed = |source| Error::io(&self.name, "write", source);
-        let Hashed { disk, hasher, bytes, .. } = self.output.finish().map_err(failed)?;
-        disk.finish().map_err(failed)?;
-        self.writer.end(&self.name, Done { bytes, digest: hasher.finalize().into(), content: self.offset })
+        let (bytes, digest) = self.output.finish().and_then(|watched| watched.disk.finish()).map_err(failed)?;
+        self.writer.end(&self.name, Done { bytes, digest, content: self.offset })
     }
 }
 
@@ -383,118 +394,21 @@ impl Write for FileWriter<'_> {
     }
 }
 
-/// Hashes exactly the bytes that the file gets.
+/// Tells somebody of the bytes that the file gets.
 #[derive(Debug)]
-struct Hashed {
+struct Watched {
     disk: Disk,
-    hasher: blake3::Hasher,
-    bytes: u64,
     watcher: Watcher,
 }
 
-impl Write for Hashed {
+impl Write for Watched {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.disk.write_all(bytes)?;
-        self.hasher.update(bytes);
-        let more = u64::try_from(bytes.len()).map_err(io::Error::other)?;
-        self.bytes = self.bytes.saturating_add(more);
-        self.watcher.tell(more);
+        self.watcher.tell(u64::try_from(bytes.len()).map_err(io::Error::other)?);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Whether `name` is that of an image that was begun and not committed: of no use once its writer is dead.
-pub fn is_partial(name: &OsStr) -> bool {
-    let name = name.as_bytes();
-    name.starts_with(b".") && name.windows(PARTIAL.len()).any(|window| window == PARTIAL)
-}
-
-const PARTIAL: &[u8] = b".partial-";
-
-fn check_vacant(parent: &OwnedFd, name: &OsStr, shown: &str) -> Result<()> {
-    let exists = || Err(Error::Exists { file: shown.to_owned() });
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = match openat(parent, name, flags, Mode::empty()) {
-        Ok(dir) => dir,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::NOTDIR | Errno::LOOP) => return exists(),
-        Err(errno) => return Err(Error::io(shown, "open", errno)),
-    };
-    for entry in Dir::read_from(&dir).map_err(|errno| Error::io(shown, "readdir", errno))? {
-        let entry = entry.map_err(|errno| Error::io(shown, "readdir", errno))?;
-        if ![&b"."[..], b".."].contains(&entry.file_name().to_bytes()) {
-            return exists();
-        }
-    }
-    Ok(())
-}
-
-/// Makes the hidden directory and locks it. A name that is taken is another writer's.
-fn make_partial(parent: &OwnedFd, name: &OsStr) -> Result<(OsString, OwnedFd), Errno> {
-    let mut first = partial_prefix(name);
-    first.push(std::process::id().to_string());
-    for attempt in 0..100 {
-        let mut partial = first.clone();
-        if attempt > 0 {
-            partial.push(format!("-{attempt}"));
-        }
-        match mkdirat(parent.as_fd(), &partial, Mode::RWXU) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => continue,
-            Err(errno) => return Err(errno),
-        }
-        // Between the two calls another writer may have taken it for a dead one's.
-        match lock(parent, &partial) {
-            Ok(Some(dir)) => return Ok((partial, dir)),
-            Ok(None) | Err(Errno::NOENT) => {}
-            Err(errno) => {
-                let _ = unlinkat(parent, &partial, AtFlags::REMOVEDIR);
-                return Err(errno);
-            }
-        }
-    }
-    Err(Errno::EXIST)
-}
-
-fn partial_prefix(name: &OsStr) -> OsString {
-    let mut prefix = OsString::from(".");
-    prefix.push(name);
-    prefix.push(OsStr::from_bytes(PARTIAL));
-    prefix
-}
-
-/// A directory and its lock; `None` when somebody else holds it or it is gone meanwhile.
-fn lock(parent: &OwnedFd, name: &OsStr) -> Result<Option<OwnedFd>, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = openat(parent, name, flags, Mode::empty())?;
-    match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok((rustix::fs::fstat(&dir)?.st_nlink > 0).then_some(dir)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// Removes what killed writers of an image of this name have left. Errors have nowhere to go: the next one tries again.
-fn sweep(parent: &OwnedFd, name: &OsStr) {
-    let prefix = partial_prefix(name);
-    for entry in Dir::read_from(parent).into_iter().flatten().flatten() {
-        let found = OsStr::from_bytes(entry.file_name().to_bytes());
-        if found.as_bytes().starts_with(prefix.as_bytes())
-            && let Ok(Some(dir)) = lock(parent, found)
-        {
-            remove(parent, found, &dir);
-        }
-    }
-}
-
-/// Removes a directory of an image, as far as it goes: the name that remains is not an image's.
-fn remove(parent: &OwnedFd, name: &OsStr, dir: &OwnedFd) {
-    for entry in Dir::read_from(dir).into_iter().flatten().flatten() {
-        let _ = unlinkat(dir, entry.file_name(), AtFlags::empty());
-    }
-    let _ = unlinkat(parent, name, AtFlags::REMOVEDIR);
 }

@@ -1,14 +1,14 @@
 //! Memory of the processes of a frozen tree: areas, pages, and what several processes share.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
 use yendor_image::{Addr, Bytes, Digest, FileId, PAGE_BYTES, PageRun, Parent, ShmId, Writer, pages_name};
 use yendor_kinds::file::{Gather, refused};
 use yendor_kinds::memory::early::{Early, Task};
-use yendor_kinds::memory::pages::{self, EARLY, Piece, Sink, Source, Zeros};
+use yendor_kinds::memory::pages::{self, EARLY, Piece, Sink, Zeros};
+use yendor_kinds::memory::source::{self, Source};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{Record, inherit, layout, policy, shared};
 use yendor_kinds::snapshot::Snapshot;
@@ -61,13 +61,13 @@ impl<'s, 'p> Private<'s, 'p> {
     /// What of an area must travel: `whole`, all of it. `until`: how far the kernel may look beyond it.
     fn add(&mut self, area: &vma::Record, whole: bool, until: u64) -> Result<()> {
         let mut zeros = if area.backing == Backing::Anonymous { Zeros::Leave } else { Zeros::Keep };
-        let mut ranges = pages::ranges(&mut self.source, area, until)?;
+        let mut ranges = source::ranges(&mut self.source, area, until)?;
         if whole {
             ranges = area.without_guards(&[(area.start.0, area.end.0)]);
         } else if let (Some((theirs, record)), Some(inherits)) = (&mut self.parent, &mut self.inherits) {
             let copy = record.areas.iter().find(|a| inherit::is_copy(area, a)).filter(|_| !area.shared);
             if let Some(copy) = copy {
-                let pages = pages::ranges(theirs, copy, copy.end.0)?;
+                let pages = source::ranges(theirs, copy, copy.end.0)?;
                 let difference = inherit::compare(&self.source, &ranges, theirs, &pages)?;
                 inherits.dropped.extend(difference.dropped.iter().map(|(a, b)| (Addr(*a), Addr(*b))));
                 ranges = difference.changed;
@@ -78,7 +78,7 @@ impl<'s, 'p> Private<'s, 'p> {
         Ok(())
     }
 
-    fn copy(self, out: &mut Sink<'_, impl Write>) -> Result<(Vec<PageRun>, Option<inherit::Record>)> {
+    fn copy(self, out: &mut Sink<'_, impl pages::Output>) -> Result<(Vec<PageRun>, Option<inherit::Record>)> {
         let runs = out.copy(&self.source, self.pieces.into_iter())?;
         Ok((runs, self.inherits))
     }
@@ -237,7 +237,7 @@ impl<'w> Memory<'w> {
                 private.add(&area, ghost, until)?;
             }
             // What was found written is protected again; what comes then is for the next checkpoint.
-            if track && own && is_tracked && area.guards.is_empty() && pages::protect(&private.source, &area) {
+            if track && own && is_tracked && area.guards.is_empty() && source::protect(&private.source, &area) {
                 kept.push((area.start.0, area.end.0));
             }
             areas.push(area);
@@ -344,7 +344,7 @@ impl<'w> Memory<'w> {
             return Err(Cause::unsupported(format!("mapping of {shown}: another file lies at this path now")));
         }
         if is_file(map) {
-            let copied = if map.perms.shared { Vec::new() } else { pages::copied(source, map.start, map.end)? };
+            let copied = if map.perms.shared { Vec::new() } else { source::copied(source, map.start, map.end)? };
             let id = self.ghosts.mapped(map, source, &copied, self.writer, gather)?;
             return Ok(Backing::File(id, map.offset));
         }
@@ -404,7 +404,7 @@ impl<'w> Memory<'w> {
 
 /// The pages of an area that its task has guarded.
 fn guards(source: &Source<'_>, area: &vma::Record) -> Result<Vec<(Addr, Addr)>> {
-    let guards = pages::guards(source, area.start.0, area.end.0)?;
+    let guards = source::guards(source, area.start.0, area.end.0)?;
     if area.shared && !guards.is_empty() {
         let what = "guard regions (MADV_GUARD_INSTALL) in shared memory";
         return Err(Cause::unsupported(format!("mapping {:x}-{:x}: {what}", area.start.0, area.end.0)));

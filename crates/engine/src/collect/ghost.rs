@@ -8,7 +8,7 @@ use rustix::fs::FileType;
 use yendor_image::{Bytes, FileId, FileWriter, Writer};
 use yendor_kinds::Result;
 use yendor_kinds::file::{Gather, Record, regular};
-use yendor_kinds::memory::pages::Source;
+use yendor_kinds::memory::source::Source;
 use yendor_proc::maps::Map;
 use yendor_sys::SysError;
 

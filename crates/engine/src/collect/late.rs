@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use yendor_image::{Addr, Parent};
 use yendor_kinds::memory::early::{Early, Kept, Places, Task};
-use yendor_kinds::memory::pages::{self, Source};
+use yendor_kinds::memory::source::{self, Source};
 use yendor_kinds::memory::vma;
 use yendor_kinds::{Cause, Result};
 use yendor_proc::smaps::{Smap, VmFlag};
@@ -43,7 +43,7 @@ impl Late {
         later: bool,
         verify: Option<&Parent>,
     ) -> Result<()> {
-        let regions = pages::tracked(source, area)?;
+        let regions = source::tracked(source, area)?;
         let changed = self.places.changed(&regions);
         let there: u64 = regions.iter().map(|r| r.end - r.start).sum();
         self.unread += there - changed.iter().map(|(start, end)| end - start).sum::<u64>();

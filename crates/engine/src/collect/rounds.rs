@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use yendor_image::{Parent, Watcher, Writer, pages_name};
 use yendor_kinds::memory::early::{Early, Places, Task};
-use yendor_kinds::memory::pages::{self, EARLY, Source};
+use yendor_kinds::memory::pages::EARLY;
+use yendor_kinds::memory::source::{self, Source};
 use yendor_kinds::{Cause, Result};
 use yendor_proc::maps::{self, Label, Map};
 use yendor_sys::Errno;
@@ -394,7 +395,7 @@ impl Tracked {
         self.ranges.clear();
         for map in maps.iter().filter(|map| can_be_tracked(map)) {
             // What has guarded pages is left to the stop: protection would mark them, too.
-            if pages::guards(&source, map.start, map.end).is_ok_and(|guards| !guards.is_empty()) {
+            if source::guards(&source, map.start, map.end).is_ok_and(|guards| !guards.is_empty()) {
                 continue;
             }
             // Whether it is what was tracked in the last round; whose it is, is told next.

@@ -13,7 +13,8 @@ use yendor_image::{Addr, PAGE_BYTES, PageRun, Parent, Search, pages_name};
 use yendor_sys::pagemap::{Page, Region};
 use yendor_sys::{Errno, SysError, vm};
 
-use super::pages::{CHUNK, EARLY, FOUND, MOST_RUNS, PAGE, Source, ZEROS, push};
+use super::pages::{CHUNK, EARLY, FOUND, MOST_RUNS, PAGE, ZEROS, push};
+use super::source::Source;
 use crate::Result;
 
 /// Addresses of one block of [`Places`].

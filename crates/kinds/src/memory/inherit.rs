@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use yendor_image::Addr;
 
-use super::pages::Source;
+use super::source::Source;
 use super::vma::{self, Flag};
 use crate::Result;
 

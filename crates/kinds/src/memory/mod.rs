@@ -14,6 +14,7 @@ pub mod layout;
 pub mod pages;
 pub mod policy;
 pub mod shared;
+pub mod source;
 pub mod vma;
 
 use serde::{Deserialize, Serialize};

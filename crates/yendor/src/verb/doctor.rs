@@ -200,7 +200,7 @@ fn ptrace() -> Finding {
 
 fn pagemap() -> Finding {
     use yendor_image::Addr;
-    use yendor_kinds::memory::{pages, vma};
+    use yendor_kinds::memory::{source, vma};
     const WHAT: &str = "PAGEMAP_SCAN";
     let open = || std::fs::File::open("/proc");
     let proc = match open() {
@@ -222,8 +222,8 @@ fn pagemap() -> Finding {
         guards: Vec::new(),
     };
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
-    let scan = pages::Source::open(std::os::fd::AsFd::as_fd(&proc), pid)
-        .and_then(|mut s| pages::ranges(&mut s, &area, area.end.0));
+    let scan = source::Source::open(std::os::fd::AsFd::as_fd(&proc), pid)
+        .and_then(|mut s| source::ranges(&mut s, &area, area.end.0));
     match scan {
         Ok(found) if !found.is_empty() => yes(WHAT, "finds the pages that hold something"),
         Ok(_) => no(WHAT, "finds nothing", "checkpoints would miss memory: they are not possible here"),
