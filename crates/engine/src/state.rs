@@ -12,10 +12,13 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use yendor_image::{Bytes, Digest};
+use yendor_kinds::Cause;
 pub use yendor_kinds::file::external::Record as Standard;
 use yendor_kinds::namespace::network::Network;
+use yendor_sys::SysError;
 
 use crate::collect::namespace::Mount;
+use crate::error::{At, Error, Step};
 use crate::request::Request;
 
 /// The file of a container's directory that holds its [`State`].
@@ -96,21 +99,24 @@ pub enum Status {
 
 impl Places {
     /// From the environment: `YENDOR_ROOT`, else /run/yendor and /var/lib/yendor for root, else `$XDG_RUNTIME_DIR/yendor` and
-    /// `$XDG_DATA_HOME/yendor`.
-    #[must_use]
-    pub fn from_environment() -> Places {
+    /// `$XDG_DATA_HOME/yendor`, else a directory of this user's in /tmp.
+    ///
+    /// # Errors
+    /// A permission error where that one is somebody else's: what lies there says which processes to signal and what to remove.
+    pub fn from_environment() -> Result<Places, Error> {
         let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         if let Some(root) = var("YENDOR_ROOT") {
-            return Places::below(root.join("run"), &root);
+            return Ok(Places::below(root.join("run"), &root));
         }
         let uid = rustix::process::geteuid();
         if uid.is_root() {
-            return Places::below("/run/yendor".into(), Path::new("/var/lib/yendor"));
+            return Ok(Places::below("/run/yendor".into(), Path::new("/var/lib/yendor")));
         }
-        let home = var("HOME").unwrap_or_else(|| "/tmp".into());
-        let run = var("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/tmp/yendor-{}", uid.as_raw()).into());
-        let data = var("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share"));
-        Places::below(run.join("yendor"), &data.join("yendor"))
+        let own = || own_directory(format!("/tmp/yendor-{}", uid.as_raw()).into(), uid.as_raw());
+        let run = var("XDG_RUNTIME_DIR").map_or_else(own, Ok)?;
+        let data = var("XDG_DATA_HOME").or_else(|| Some(var("HOME")?.join(".local/share")));
+        let data = data.map_or_else(own, Ok)?;
+        Ok(Places::below(run.join("yendor"), &data.join("yendor")))
     }
 
     fn below(run: PathBuf, data: &Path) -> Places {
@@ -235,6 +241,25 @@ fn clear(directory: &OwnedFd, depth: u32) -> Result<(), Errno> {
     Ok(())
 }
 
+/// A directory in /tmp that nobody else can change. The name is known to everybody, so somebody may have been there before.
+fn own_directory(path: PathBuf, uid: u32) -> Result<PathBuf, Error> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let named = |e: io::Error, call| SysError::io(call, path.display().to_string(), &e);
+    match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(named(e, "mkdir")).at(Step::Admit),
+        _ => {}
+    }
+    let found = std::fs::symlink_metadata(&path).map_err(|e| named(e, "stat")).at(Step::Admit)?;
+    if found.is_dir() && found.uid() == uid && found.mode() & 0o022 == 0 {
+        return Ok(path);
+    }
+    let cause = Cause::Denied {
+        what: format!("{} is not a directory that this user alone can change", path.display()),
+        hint: "set XDG_RUNTIME_DIR and XDG_DATA_HOME, or have it removed".into(),
+    };
+    Err(Error::new(Step::Admit, cause))
+}
+
 impl State {
     /// Whether its keeper still lives; when not, `status` may be out of date.
     #[must_use]
@@ -249,6 +274,24 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_somebody_else_can_change_is_refused() {
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+        let top = std::env::temp_dir().join(format!("yendor-state-own-{}", std::process::id()));
+        std::fs::DirBuilder::new().mode(0o700).create(&top).expect("mkdir");
+        let uid = rustix::process::geteuid().as_raw();
+        let own = top.join("own");
+        assert_eq!(own_directory(own.clone(), uid).expect("a new one"), own);
+        own_directory(own.clone(), uid).expect("the same again");
+        let refused = |path: &Path, uid| own_directory(path.to_owned(), uid).expect_err("not private").exit_code() == 5;
+        assert!(refused(&own, uid + 1), "another's");
+        symlink(&own, top.join("link")).expect("symlink");
+        assert!(refused(&top.join("link"), uid));
+        std::fs::set_permissions(&own, PermissionsExt::from_mode(0o722)).expect("chmod");
+        assert!(refused(&own, uid), "everybody may write");
+        remove(&top).expect("remove");
+    }
 
     #[test]
     fn work_directories_without_any_mode_are_removed() {

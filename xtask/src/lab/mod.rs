@@ -35,8 +35,6 @@ pub struct Options {
 
 /// One machine.
 struct Config {
-    /// What comes in a later wave finds on the disk what an earlier one has left there.
-    wave: u32,
     /// The kernel's series.
     series: &'static str,
     /// What it is called, and what the tests of the guest look at.
@@ -45,20 +43,26 @@ struct Config {
     words: &'static str,
 }
 
+/// Those that take longest first: the last ones fill what is left of two processors.
 const CONFIGS: &[Config] = &[
-    Config { wave: 1, series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf" },
-    Config { wave: 1, series: "6.12", name: "plain", words: "lsm=landlock,yama" },
-    Config { wave: 1, series: "6.1", name: "plain", words: "lsm=landlock,yama" },
+    APPARMOR,
+    Config { series: "6.12", name: "selinux", words: "lsm=landlock,lockdown,yama,selinux,bpf enforcing=1" },
+    Config { series: OWN, name: "smack", words: "lsm=landlock,yama,smack" },
     Config {
-        wave: 1,
         series: "6.12",
         name: "tomoyo",
         // What asks for a policy, and who would load one: in the guest nobody, it is written before.
         words: "lsm=landlock,lockdown,yama,apparmor,tomoyo,bpf TOMOYO_trigger=/bin/true TOMOYO_loader=/lab/lab-guest",
     },
-    Config { wave: 2, series: "6.12", name: "selinux", words: "lsm=landlock,lockdown,yama,selinux,bpf enforcing=1" },
-    Config { wave: 2, series: OWN, name: "smack", words: "lsm=landlock,yama,smack" },
+    Config { series: "6.12", name: "plain", words: "lsm=landlock,yama" },
+    Config { series: "6.1", name: "plain", words: "lsm=landlock,yama" },
 ];
+
+const APPARMOR: Config = Config { series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf" };
+
+/// What takes an image under AppArmor for those that want one of another machine; it is run before them and alone writes to the disk.
+const HANDING: &str = "handed-on";
+const WANT_IT: [&str; 2] = ["selinux", "smack"];
 
 /// Instead of a series: a kernel built here, since Debian's do not have everything.
 const OWN: &str = "own";
@@ -142,12 +146,17 @@ fn all(options: &Options) -> Outcome<Vec<String>> {
         machines.push(config);
     }
     fs::File::create(lab.disk())?.set_len(DISK)?;
-    for wave in 1..=2 {
-        let these: Vec<&Config> = machines.iter().copied().filter(|config| config.wave == wave).collect();
-        for (name, report) in lab.boot_all(&these, &kernels, options)? {
-            skipped.extend(report.skipped.into_iter().map(|what| format!("{name}: {what}")));
-            failed.extend(report.failed.into_iter().map(|what| format!("{name}: {what}")));
-        }
+    let mut reports = Vec::new();
+    if machines.iter().any(|config| WANT_IT.contains(&config.name))
+        && let Some((kernel, initramfs)) = kernels.get(APPARMOR.series)
+    {
+        let how = (Some(HANDING), options.verbose);
+        reports.push((APPARMOR.full_name(), lab.one(&APPARMOR, kernel, initramfs, how)?));
+    }
+    reports.extend(lab.boot_all(&machines, &kernels, options)?);
+    for (name, report) in reports {
+        skipped.extend(report.skipped.into_iter().map(|what| format!("{name}: {what}")));
+        failed.extend(report.failed.into_iter().map(|what| format!("{name}: {what}")));
     }
     if failed.is_empty() { Ok(skipped) } else { Err(failed.join("\n").into()) }
 }
@@ -194,7 +203,8 @@ impl Lab {
                 let Some((config, (kernel, initramfs))) = next.and_then(|c| Some((c, kernels.get(c.series)?))) else {
                     return Ok(());
                 };
-                let report = self.one(config, kernel, initramfs, options).map_err(|e| e.to_string())?;
+                let how = (options.test.as_deref(), options.verbose);
+                let report = self.one(config, kernel, initramfs, how).map_err(|e| e.to_string())?;
                 done.lock().map_err(|e| e.to_string())?.push((config.full_name(), report));
             }
         };
@@ -206,20 +216,21 @@ impl Lab {
         Ok(done.into_inner()?)
     }
 
-    fn one(&self, config: &Config, kernel: &Kernel, initramfs: &Path, options: &Options) -> Outcome<Report> {
+    fn one(
+        &self,
+        config: &Config,
+        kernel: &Kernel,
+        initramfs: &Path,
+        (test, verbose): (Option<&str>, bool),
+    ) -> Outcome<Report> {
         let begin = Instant::now();
         let log = self.cache.join(format!("{}-{}.log", config.series, config.name));
         let mut words = format!("{} lab.machine={}", config.words, config.name);
-        if let Some(test) = &options.test {
+        if let Some(test) = test {
             words.push_str(&format!(" lab.test={test}"));
         }
-        let parts = machine::Parts {
-            qemu: &self.qemu,
-            kernel,
-            initramfs,
-            disk: &self.disk(),
-            snapshot: config.name != "apparmor",
-        };
+        let parts =
+            machine::Parts { qemu: &self.qemu, kernel, initramfs, disk: &self.disk(), snapshot: test != Some(HANDING) };
         let mut boot = machine::boot(&parts, &words, &log, LIMIT)?;
         if boot.code.is_none() && boot.log.contains("Kernel panic") && !boot.log.contains("lab: machine") {
             // Seen: emulated processors trip over code that the kernel patches while it starts. Nothing of ours has run.
@@ -233,7 +244,7 @@ impl Lab {
             Some(code) => report.failed.push(format!("the guest ended with {code} (see {})", log.display())),
             None => report.failed.push(format!("the guest did not come to its end (see {})", log.display())),
         }
-        if options.verbose || !report.failed.is_empty() {
+        if verbose || !report.failed.is_empty() {
             println!("{}", boot.log);
         }
         println!(

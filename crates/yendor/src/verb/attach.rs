@@ -21,7 +21,7 @@ pub struct Attach {
 impl Attach {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         let found = container::find_running(&places, &self.container)?;
         if !found.state.terminal {
             let what = format!("container {} has no terminal: it was started without -t", self.container);

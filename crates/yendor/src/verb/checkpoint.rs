@@ -85,7 +85,7 @@ impl Checkpoint {
     pub fn run(self) -> Outcome {
         let sign = self.sign.as_deref().map(signer).transpose()?;
         let encrypt_to = if self.encrypt_to.is_empty() { None } else { Some(recipients(&self.encrypt_to)?) };
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         let found = self.container.as_deref().map(|name| container::find_running(&places, name)).transpose()?;
         let parent = self.parent.as_ref().map(|parent| reference::resolve(&places, parent)).transpose()?;
         let _alone = found.as_ref().map(|found| alone(&found.directory)).transpose()?;

@@ -126,7 +126,7 @@ pub struct CloneContainer {
 impl CloneContainer {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         let mut checkpoint = itself();
         checkpoint.args(["-q", "checkpoint", &self.container, "--leave-running"]);
         let done = checkpoint.stdin(Stdio::null()).stderr(Stdio::inherit()).output();

@@ -51,7 +51,7 @@ pub struct Exec {
 impl Exec {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let found = container::find_running(&Places::from_environment(), &self.container)?;
+        let found = container::find_running(&Places::from_environment()?, &self.container)?;
         let gone = || Failure::Failed(format!("container {} has ended", self.container));
         let init = found.init()?.ok_or_else(gone)?;
         yendor_engine::exec::from_a_copy(found.state.init)?;

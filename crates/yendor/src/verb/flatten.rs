@@ -33,7 +33,7 @@ impl Flatten {
     /// Runs it.
     pub fn run(self) -> Outcome {
         let sign = self.sign.as_deref().map(signer).transpose()?;
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         let image = reference::resolve(&places, &self.image)?;
         let new = self.place(&places, &image)?;
         let look = Look::begin(&image.path)?;

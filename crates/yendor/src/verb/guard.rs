@@ -134,7 +134,7 @@ impl Guard {
             // Refused to the leader of a group, which a shell's job is; a terminal that goes away ends it then.
             let _ = rustix::process::setsid();
         }
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         let found = container::find_running(&places, &self.container)?;
         let Some(keeper) = found.keeper()? else { return Ok(0) };
         let mut made: VecDeque<Made> = VecDeque::new();

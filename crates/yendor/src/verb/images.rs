@@ -21,7 +21,7 @@ pub struct Images {
 impl Images {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         caller::give_up_rights(&places.images)?;
         let mut rows = vec![["IMAGE", "CREATED", "SIZE", "GENERATION", "KIND"].map(str::to_owned).to_vec()];
         let mut all = Vec::new();

@@ -20,7 +20,7 @@ pub struct Kill {
 impl Kill {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let found = container::find_running(&Places::from_environment(), &self.container)?;
+        let found = container::find_running(&Places::from_environment()?, &self.container)?;
         let gone = || Failure::Failed(format!("container {} has ended", self.container));
         let main = found.main()?.ok_or_else(gone)?;
         if container::send(&main, self.signal)? { Ok(0) } else { Err(gone()) }

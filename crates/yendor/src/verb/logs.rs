@@ -26,7 +26,7 @@ pub struct Logs {
 impl Logs {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let found = container::find(&Places::from_environment(), &self.container)?;
+        let found = container::find(&Places::from_environment()?, &self.container)?;
         let path = found.directory.join("log");
         let mut log = match File::open(&path) {
             Ok(log) => log,

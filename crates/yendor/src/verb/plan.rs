@@ -40,7 +40,7 @@ struct Line {
 impl Plan {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         let image = reference::resolve(&places, &self.image)?;
         // The bundle is the caller's own; the image may be anybody's.
         let bundle = self.options.container.bundle()?;

@@ -37,7 +37,7 @@ struct Row {
 impl Ps {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let found = container::all(&Places::from_environment())?;
+        let found = container::all(&Places::from_environment()?)?;
         let rows: Vec<Row> = found.iter().map(Row::of).filter(|row| self.all || row.now == Now::Running).collect();
         if self.json {
             let all: Vec<_> = rows.iter().map(Row::json).collect();

@@ -60,7 +60,7 @@ pub struct Restore {
 impl Restore {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         let image = reference::resolve(&places, &self.image)?;
         let keys: Vec<String> = self.verify.iter().map(|key| public_key(key)).collect::<Result<_, _>>()?;
         let identities = self.identities.open()?;

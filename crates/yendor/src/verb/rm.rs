@@ -32,7 +32,7 @@ pub struct Rm {
 impl Rm {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         let found = match container::find(&places, &self.container) {
             Ok(found) => found,
             Err(e) if name::is_valid(&self.container) => return self.clear_up(&places.container(&self.container), e),

@@ -20,7 +20,7 @@ pub struct Rmi {
 impl Rmi {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let image = reference::resolve(&Places::from_environment(), &self.image)?;
+        let image = reference::resolve(&Places::from_environment()?, &self.image)?;
         let path = &image.path;
         let missing = [FORMAT_FILE, MANIFEST_FILE].iter().any(|file| !path.join(file).is_file());
         if matches!(image.reference, Reference::Path(_)) && missing {

@@ -78,7 +78,7 @@ impl Run {
             None => spec,
         };
         let tty = self.tty || bundle.as_ref().is_some_and(|b| b.terminal);
-        let places = Places::from_environment();
+        let places = Places::from_environment()?;
         let name = match &self.container.name {
             Some(name) => name.clone(),
             None => name::generate(&places)?,

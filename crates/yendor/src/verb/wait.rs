@@ -17,7 +17,7 @@ pub struct Wait {
 impl Wait {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        status(&Places::from_environment(), &self.container)
+        status(&Places::from_environment()?, &self.container)
     }
 }
 

@@ -1,7 +1,7 @@
 //! AppArmor: profiles, stacks, hats, plans for the next program; and what a profile of the caller's denies.
 
 use crate::labels::{
-    become_caller, both, denied, end, hand_on, of_another, refused, restored, seen, start, take, yendor,
+    become_caller, both, denied, end, hand_on, of_another, refused, restored, seen, start, take, user, yendor,
 };
 use crate::table::{On, Test};
 use std::fs;
@@ -32,6 +32,7 @@ pub const TESTS: &[Test] = &[
     test("apparmor: denied setuid, and so the host's own ids", || setuid(Flavour::Root, &["admit", "only root"])),
     test("apparmor: denied setuid, and so the map of ids", || setuid(Flavour::RootUserns, &["confine", "setres"])),
     test("apparmor: denied open", || both(open)),
+    Test { name: "apparmor: an image for other machines is handed-on", on: On::Asked("apparmor"), test: handed_on },
 ];
 
 const fn test(name: &'static str, test: fn()) -> Test {
@@ -96,12 +97,17 @@ fn kept(flavour: Flavour) {
     load(1);
     let yendor = yendor(flavour);
     let image = take(&yendor, &start(&yendor, "labels", &["--lsm-profile", "apparmor:other"]));
-    hand_on(&image);
     // Pid 1 is not of the image.
     assert_eq!(restored(&yendor, &image, KEEP, CURRENT), (enforced("unconfined"), [enforced("other")].into()));
     let foreign = of_another(&yendor, &image, "apparmor", "smack");
     denied(&yendor, &foreign, KEEP, &["apparmor", "smack", "labels cannot be kept"]);
     assert_eq!(restored(&yendor, &foreign, &[], CURRENT).1, [enforced("unconfined")].into());
+}
+
+fn handed_on() {
+    load(1);
+    let yendor = yendor(user());
+    hand_on(&take(&yendor, &start(&yendor, "labels", &["--lsm-profile", "apparmor:other"])));
 }
 
 fn stack(flavour: Flavour) {

@@ -31,6 +31,8 @@ pub enum On {
     NoCheckpoints,
     /// The one that is named like this module, and has it and checkpoints.
     Module(&'static str),
+    /// The same, only where it is asked for.
+    Asked(&'static str),
 }
 
 /// Linux with PAGEMAP_SCAN.
@@ -76,7 +78,10 @@ pub fn run() -> ExitCode {
             On::Any => true,
             On::Checkpoints => place.kernel >= CHECKPOINTS,
             On::NoCheckpoints => place.kernel < CHECKPOINTS,
-            On::Module(name) => place.kernel >= CHECKPOINTS && place.machine == name && place.has(name),
+            On::Asked(_) if place.only.is_none() => false,
+            On::Module(name) | On::Asked(name) => {
+                place.kernel >= CHECKPOINTS && place.machine == name && place.has(name)
+            }
         };
         if !wanted || !here {
             continue;
