@@ -121,33 +121,17 @@ fn all(options: &Options) -> Outcome<Vec<String>> {
     let (mut skipped, mut failed) = (Vec::new(), Vec::new());
     let mut kernels: BTreeMap<&str, (Kernel, PathBuf)> = BTreeMap::new();
     let mut machines = Vec::new();
-    for config in CONFIGS.iter().filter(|config| config.is_wanted(options)) {
-        if !kernels.contains_key(config.series) {
-            let kernel = if config.series == OWN {
-                // A build takes minutes: only who asks for it gets it, but everybody uses it then.
-                own::kernel(
-                    &lab.cache,
-                    options.machine.as_deref().is_some_and(|wanted| config.full_name().contains(wanted)),
-                )
-            } else {
-                parts::kernel(&lab.cache, config.series)
-            };
-            match kernel? {
-                Ok(kernel) => {
-                    let initramfs = lab.initramfs(&kernel, &mut skipped)?;
-                    kernels.insert(config.series, (kernel, initramfs));
-                }
-                Err(Missing(why)) => {
-                    skipped.push(format!("machine {}: {why}", config.full_name()));
-                    continue;
-                }
-            }
+    let wanted = || CONFIGS.iter().filter(|config| config.is_wanted(options));
+    let hands = wanted().any(|config| WANT_IT.contains(&config.name));
+    for config in wanted() {
+        if lab.has_kernel(config, &mut kernels, options, &mut skipped)? {
+            machines.push(config);
         }
-        machines.push(config);
     }
     fs::File::create(lab.disk())?.set_len(DISK)?;
     let mut reports = Vec::new();
-    if machines.iter().any(|config| WANT_IT.contains(&config.name))
+    if hands
+        && lab.has_kernel(&APPARMOR, &mut kernels, options, &mut skipped)?
         && let Some((kernel, initramfs)) = kernels.get(APPARMOR.series)
     {
         let how = (Some(HANDING), options.verbose);
@@ -188,6 +172,37 @@ impl Config {
 }
 
 impl Lab {
+    /// Whether a machine's kernel is there, or can be had.
+    fn has_kernel(
+        &self,
+        config: &Config,
+        kernels: &mut BTreeMap<&'static str, (Kernel, PathBuf)>,
+        options: &Options,
+        skipped: &mut Vec<String>,
+    ) -> Outcome<bool> {
+        if kernels.contains_key(config.series) {
+            return Ok(true);
+        }
+        let name = config.full_name();
+        let kernel = if config.series == OWN {
+            // A build takes minutes: only who asks for it gets it, but everybody uses it then.
+            own::kernel(&self.cache, options.machine.as_deref().is_some_and(|wanted| name.contains(wanted)))
+        } else {
+            parts::kernel(&self.cache, config.series)
+        };
+        match kernel? {
+            Ok(kernel) => {
+                let initramfs = self.initramfs(&kernel, skipped)?;
+                kernels.insert(config.series, (kernel, initramfs));
+                Ok(true)
+            }
+            Err(Missing(why)) => {
+                skipped.push(format!("machine {name}: {why}"));
+                Ok(false)
+            }
+        }
+    }
+
     /// Two at a time: a guest is busy with one thing at a time, mostly.
     fn boot_all(
         &self,
