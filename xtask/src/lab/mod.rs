@@ -60,9 +60,9 @@ const CONFIGS: &[Config] = &[
 
 const APPARMOR: Config = Config { series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf" };
 
-/// What takes an image under AppArmor for those that want one of another machine; it is run before them and alone writes to the disk.
+/// What takes an image under AppArmor for the machine that wants one of another; it is run before that and alone writes to the disk.
 const HANDING: &str = "handed-on";
-const WANT_IT: [&str; 2] = ["selinux", "smack"];
+const WANTS_IT: &str = "selinux";
 
 /// Instead of a series: a kernel built here, since Debian's do not have everything.
 const OWN: &str = "own";
@@ -122,7 +122,7 @@ fn all(options: &Options) -> Outcome<Vec<String>> {
     let mut kernels: BTreeMap<&str, (Kernel, PathBuf)> = BTreeMap::new();
     let mut machines = Vec::new();
     let wanted = || CONFIGS.iter().filter(|config| config.is_wanted(options));
-    let hands = wanted().any(|config| WANT_IT.contains(&config.name));
+    let hands = wanted().any(|config| config.name == WANTS_IT);
     for config in wanted() {
         if lab.has_kernel(config, &mut kernels, options, &mut skipped)? {
             machines.push(config);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -90,12 +89,6 @@ pub fn hand_on(image: &Path) {
     assert!(tar.expect("busybox").success());
     // SAFETY: no arguments.
     unsafe { libc::sync() };
-}
-
-/// Whether an earlier machine has given something.
-pub fn was_handed_on() -> bool {
-    let mut first = [0; 1];
-    fs::File::open(DISK).and_then(|mut disk| disk.read_exact(&mut first)).is_ok() && first[0] != 0
 }
 
 /// The image that an earlier machine has handed on.
