@@ -186,6 +186,12 @@ const WRITE: Sample = Sample {
         plain("the same with fsync", Source::Json("/total_us")),
     ],
 };
+const SHM_IMAGE: &str = "/dev/shm/yendor-bench-image";
+const SHM_YARDSTICK: &str = "/dev/shm/yendor-bench-yardstick";
+const SHM_WRITE: Sample = Sample {
+    run: yardstick(&["write", "1073741824", SHM_YARDSTICK]),
+    readings: &[plain("the task's own write", Source::Json("/write_us"))],
+};
 const POPULATE_READ: Sample = Sample {
     run: yardstick(&["populate-read", "1073741824", "{dir}/yardstick"]),
     readings: &[plain("populate and read", Source::Json("/total_us"))],
@@ -297,6 +303,24 @@ pub(super) const ROWS: &[Row] = &[
         after: &[DROP_IMAGE],
         yardstick: WRITE,
         teardown: &[REMOVE, DROP_IMAGE, Step::Remove("{dir}/yardstick")],
+        rounds: 5,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "1 GiB of memory, checkpoint to a tmpfs",
+        setup: &[GIBIBYTE, READY],
+        before: &[],
+        subject: Sample {
+            run: yendor(&["checkpoint", "{name}", "-o", SHM_IMAGE, "--leave-running", "--json"]),
+            readings: &[
+                plain("stopped", STOPPED),
+                // Throughput of 0.95.
+                Reading { label: "in all", source: TOTAL, limit: Limit::Ratio(105) },
+            ],
+        },
+        after: &[Step::Remove(SHM_IMAGE)],
+        yardstick: SHM_WRITE,
+        teardown: &[REMOVE, Step::Remove(SHM_YARDSTICK), Step::Remove(SHM_IMAGE)],
         rounds: 5,
         cpus: Cpus::All,
     },
