@@ -439,7 +439,8 @@ fn gather<'w>(
     (twins, rounds, usual): (Option<&mut Twins>, Rounds<'w>, Option<Usual>),
 ) -> Result<(Snapshot, Rest<'w>, bool)> {
     let root = tree.root;
-    let path = format!("{root}/root");
+    // That of pid 1: the root task may have gone elsewhere.
+    let path = format!("{}/root", if let Target::Container(state, _) = target { state.init } else { root });
     let top =
         rustix::fs::openat(proc, path.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .named("openat", || format!("/proc/{path}"))
@@ -460,6 +461,8 @@ fn gather<'w>(
         gather.network = Some(own_network().at(Step::Collect)?);
         let now = namespace::mounts(proc.as_fd(), state.init).at(Step::Collect)?;
         namespace::unchanged(&state.mounts, &now).at(Step::Collect)?;
+        let lines = tree::read_proc(proc.as_fd(), &format!("{}/mountinfo", state.init)).at(Step::Collect)?;
+        gather.lines = yendor_proc::mountinfo::parse(&lines).at(Step::Collect)?;
         namespace::queues(&now, &mut gather).at(Step::Collect).kind("mqueue", "queues")?;
         if let Some(then) = &state.network {
             let now = Network::of(proc.as_fd(), state.init).at(Step::Collect)?;

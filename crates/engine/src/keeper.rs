@@ -473,6 +473,7 @@ pub(crate) fn terminal_file() -> Entry {
         flags: O_RDWR,
         owner: None,
         labels: Vec::new(),
+        mounts: None,
         record: Record::Console(console::Record { terminal: None }),
     }
 }
@@ -486,6 +487,7 @@ pub(crate) fn standard_files() -> Vec<Entry> {
         flags: 0,
         owner: None,
         labels: Vec::new(),
+        mounts: None,
         record: Record::External(record),
     };
     kinds.into_iter().enumerate().map(entry).collect()

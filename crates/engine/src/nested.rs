@@ -1,14 +1,17 @@
-//! Nested namespaces of an image, made again before any task exists.
+//! Nested namespaces of an image, made again before any task exists but pid 1.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use yendor_image::{NsId, Reader};
+use yendor_kinds::namespace::mount;
+use yendor_kinds::namespace::nested::Content;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Result};
 
-/// One for each record, in their order.
+/// One for each record, in their order; none for mounts, which are made when there is a pid 1.
 #[derive(Debug, Default)]
-pub struct Nested(pub Vec<OwnedFd>);
+pub struct Nested(pub Vec<Option<OwnedFd>>);
 
 impl Nested {
     /// Makes them. The caller is in the container's user namespace and has one thread.
@@ -16,15 +19,41 @@ impl Nested {
     /// # Errors
     /// The kernel's; `Corrupt` for what cannot be in one.
     pub fn make(snapshot: &Snapshot, proc: BorrowedFd<'_>, reader: &Reader) -> Result<Nested> {
-        let mut made: Vec<OwnedFd> = Vec::new();
+        let mut made = Nested::default();
         for (number, record) in (0..).zip(&snapshot.namespaces) {
-            // Those that others belong to come first.
-            let known = |id: NsId| usize::try_from(id.0).ok().and_then(|i| made.get(i));
-            let owner =
-                record.owner.map(|id| known(id).ok_or_else(|| Cause::corrupt(format!("no namespace {id} yet"))));
-            made.push(record.rebuild(NsId(number), owner.transpose()?, proc, reader)?);
+            let one = match &record.content {
+                Content::Mount(_) => None,
+                _ => Some(record.rebuild(NsId(number), made.owner(record.owner)?, proc, reader)?),
+            };
+            made.0.push(one);
         }
-        Ok(Nested(made))
+        Ok(made)
+    }
+
+    /// Those that belong to others come after them.
+    fn owner(&self, id: Option<NsId>) -> Result<Option<&OwnedFd>> {
+        let Some(id) = id else { return Ok(None) };
+        let known = usize::try_from(id.0).ok().and_then(|i| self.0.get(i)?.as_ref());
+        known.map(Some).ok_or_else(|| Cause::corrupt(format!("no namespace {id} yet")))
+    }
+
+    /// Makes mount namespaces. The caller's children are in the container's pid namespace, and all is mounted that the container has.
+    ///
+    /// # Errors
+    /// The kernel's; `Corrupt` for what cannot be in one.
+    pub fn mounts(
+        &self,
+        snapshot: &Snapshot,
+        proc: BorrowedFd<'_>,
+        reader: &Reader,
+    ) -> Result<BTreeMap<NsId, mount::Made>> {
+        let mut made = BTreeMap::new();
+        for (number, record) in (0..).zip(&snapshot.namespaces) {
+            if let Content::Mount(mounts) = &record.content {
+                made.insert(NsId(number), mount::rebuild(mounts, self.owner(record.owner)?, proc, reader)?);
+            }
+        }
+        Ok(made)
     }
 
     /// To be called when all tasks have attached what they had.
@@ -33,6 +62,7 @@ impl Nested {
     /// The kernel's.
     pub fn finish(&self, snapshot: &Snapshot, proc: impl AsFd) -> Result<()> {
         let all = snapshot.namespaces.iter().zip(&self.0);
-        all.into_iter().try_for_each(|(record, namespace)| record.finish(namespace, proc.as_fd()))
+        all.filter_map(|(record, namespace)| Some((record, namespace.as_ref()?)))
+            .try_for_each(|(record, namespace)| record.finish(namespace, proc.as_fd()))
     }
 }

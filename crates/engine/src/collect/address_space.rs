@@ -333,9 +333,23 @@ impl<'w> Memory<'w> {
                 return Ok(Backing::File(*id, map.offset));
             }
             let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
-            let fd = gather.open_inside(&map.name, flags | OFlags::NOCTTY)?;
-            let stat = rustix::fs::fstat(&fd).named("fstat", || map.name.escape_ascii().to_string())?;
-            if stat.st_ino == map.inode {
+            let open = |gather: &Gather<'_>| -> Result<_> {
+                let fd = gather.open_inside(&map.name, flags | OFlags::NOCTTY)?;
+                let stat = rustix::fs::fstat(&fd).named("fstat", || map.name.escape_ascii().to_string())?;
+                Ok((fd, stat.st_ino == map.inode))
+            };
+            let opened = match open(gather) {
+                // Mapped before its process went into another mount namespace.
+                Ok((_, false)) | Err(_) if gather.here.is_some() => {
+                    let before = gather.here.take();
+                    let opened = open(gather);
+                    gather.here = before;
+                    opened
+                }
+                other => other,
+            };
+            let (fd, same) = opened?;
+            if same {
                 let id = self.mapped_file(fd, writes, gather)?;
                 self.named.insert(key, (map.name.clone(), id));
                 return Ok(Backing::File(id, map.offset));

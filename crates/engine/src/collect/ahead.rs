@@ -49,6 +49,8 @@ pub struct Texts {
     namespaces: Vec<(i32, Namespaces)>,
     /// Of each thread, the nested ones: what [`Texts::live_in`] finds.
     pub nested: Vec<Vec<NsId>>,
+    /// The mount namespace among them.
+    pub mounts: Option<NsId>,
 }
 
 impl Texts {
@@ -60,6 +62,10 @@ impl Texts {
         let pid = self.pid;
         if self.namespaces.len() > 1 && self.namespaces.iter().any(|(_, theirs)| home.has_other_users(theirs)) {
             return Err(Cause::unsupported(format!("process {pid} has a user namespace of its own, and threads")));
+        }
+        if let Some((tid, _)) = self.namespaces.iter().find(|(_, theirs)| theirs.mounts() != self.namespaces[0].1.mounts()) {
+            let what = "a mnt namespace of its own, which its process has not (unshare, setns)";
+            return Err(Cause::unsupported(format!("task {tid} has {what}")));
         }
         let of = |(tid, theirs): &(i32, Namespaces)| {
             home.away(theirs, *tid, |name, inode| nested.number(proc, (pid, *tid), name, inode))
@@ -84,6 +90,7 @@ impl Texts {
         Ok(Texts {
             pid,
             nested: Vec::new(),
+            mounts: None,
             namespaces: threads.iter().map(namespaces).collect::<Result<_>>()?,
             smaps: smaps::parse(room)?,
             timers: timers::parse(&file("timers")?)?,

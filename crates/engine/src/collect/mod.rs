@@ -8,6 +8,7 @@ mod address_space;
 mod ahead;
 mod descriptor;
 mod direct;
+mod elsewhere;
 mod filter;
 mod ghost;
 pub mod ipc;
@@ -37,6 +38,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use yendor_image::{FileId, NsPid, Parent, Writer};
 use yendor_kinds::file::Gather;
+use yendor_kinds::namespace::mount::Places;
 use yendor_kinds::process::hidden::Keyrings;
 use yendor_kinds::process::{Alive, Record, State, Terminal, USUAL_SIGNAL};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
@@ -134,6 +136,10 @@ pub fn collect<'w>(
         return Err(Error::new(Step::Collect, Cause::unsupported(what)).task(tree.root));
     }
     let mut nested = Nested::new(of.and_then(|_| home.users()));
+    let alive: Vec<i32> = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
+    if of.is_some() {
+        gather.places = nested.places(proc.as_fd(), &home, &alive).at(Step::Collect).kind("namespace", "nested")?;
+    }
     let ahead = Ahead::start(own, living).at(Step::Collect)?;
     for facts in &order {
         gather.pids.insert(facts.pid, facts.inside());
@@ -165,6 +171,7 @@ pub fn collect<'w>(
     let modules = Here::look();
     let root = rustix::fs::fstat(&gather.root).named("fstat", || "the tree's root".into()).at(Step::Collect)?;
     let root = (root.st_dev, root.st_ino);
+    let places = gather.places.clone();
     let wanted = AtomicBool::new(true);
     let asked = std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
@@ -182,6 +189,7 @@ pub fn collect<'w>(
             order,
             proc,
             root,
+            places: &places,
             home,
             modules,
             watch,
@@ -255,6 +263,8 @@ struct Asker<'a> {
     order: &'a [Facts],
     proc: &'a OwnedFd,
     root: (u64, u64),
+    /// Mount namespaces beside the container's.
+    places: &'a Places,
     /// The container's namespaces, and those beside them.
     home: (&'a Namespaces, &'a mut Nested),
     modules: &'a Here,
@@ -282,6 +292,7 @@ impl Asker<'_> {
                 let view = View {
                     proc: self.proc,
                     root: self.root,
+                    places: self.places,
                     modules: self.modules,
                     watch: self.watch,
                     keyrings: self.keyrings,
@@ -291,6 +302,7 @@ impl Asker<'_> {
                 let mut texts = self.ahead.next(facts.pid).at(Step::Collect).task(facts.inside().0)?;
                 let (home, nested) = &mut self.home;
                 texts.live_in(home, nested, self.proc.as_fd()).at(Step::Collect).task(facts.inside().0)?;
+                texts.mounts = nested.mounts(texts.nested.first().map_or(&[], Vec::as_slice));
                 let one = process::Asking::new(view, facts, texts, threads, mine, &stopped);
                 let one = one.at(Step::Collect).task(facts.inside().0)?;
                 if let Some(twins) = self.twins.as_mut().filter(|_| !one.may_fork()) {

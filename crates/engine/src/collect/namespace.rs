@@ -89,6 +89,24 @@ impl Namespaces {
         Ok(away)
     }
 
+    /// The mount namespace of a process, if it is another than this.
+    ///
+    /// # Errors
+    /// What readlinkat says.
+    pub fn other_mounts(&self, proc: BorrowedFd<'_>, pid: i32) -> Result<Option<u64>> {
+        let path = format!("{pid}/ns/{}", NAMES[0]);
+        let mut room = [MaybeUninit::uninit(); 64];
+        let link = readlinkat_raw(proc, path.as_str(), &mut room).named("readlinkat", || format!("/proc/{path}"))?.0;
+        let theirs = number_in(link);
+        Ok(theirs.filter(|_| theirs != self.0[0]))
+    }
+
+    /// The mount namespace.
+    #[must_use]
+    pub fn mounts(&self) -> Option<u64> {
+        self.0[0]
+    }
+
     /// Whether a process, by its first thread, lives in another user namespace.
     #[must_use]
     pub fn has_other_users(&self, process: &Namespaces) -> bool {

@@ -5,12 +5,14 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::NsId;
 use yendor_kinds::file::Gather;
+use yendor_kinds::namespace::mount::{Home, Place, Places};
 use yendor_kinds::namespace::nested::{Kind, Record, tables_are_hidden};
 use yendor_kinds::process::{self, State};
 use yendor_kinds::{Cause, Named, Result};
 use yendor_sys::namespace::owner;
 
 use super::ipc::mapped;
+use super::namespace::Namespaces;
 
 /// Those found so far, in the order of their numbers in the image.
 #[derive(Debug)]
@@ -88,6 +90,33 @@ impl Nested {
         Ok(self.found.len() - 1)
     }
 
+    /// The mount namespaces among those of `processes`, which are not the container's, `home`: files may be open in them.
+    ///
+    /// # Errors
+    /// As [`Self::number`]; the kernel's.
+    pub fn places(&mut self, proc: BorrowedFd<'_>, home: &Namespaces, processes: &[i32]) -> Result<Places> {
+        let mut places: Vec<Place> = Vec::new();
+        for pid in processes {
+            let Some(inode) = home.other_mounts(proc, *pid)? else { continue };
+            let Some(id) = self.number(proc, (*pid, *pid), Kind::Mount.name(), inode)? else { continue };
+            let found = usize::try_from(id.0).ok().and_then(|n| self.found.get(n));
+            if let Some(found) = found.filter(|_| !places.iter().any(|place| place.id == id)) {
+                places.push(Place::look(id, &found.namespace, proc)?);
+            }
+        }
+        Ok(Places(places.into()))
+    }
+
+    /// Whether one of these is a mount namespace.
+    #[must_use]
+    pub fn mounts(&self, among: &[NsId]) -> Option<NsId> {
+        let is_mount = |id: &&NsId| {
+            let found = usize::try_from(id.0).ok().and_then(|n| self.found.get(n));
+            found.is_some_and(|found| found.kind == Kind::Mount)
+        };
+        among.iter().find(is_mount).copied()
+    }
+
     /// What is in them; all `processes` are stopped.
     ///
     /// # Errors
@@ -98,17 +127,22 @@ impl Nested {
         processes: &[process::Record],
         gather: &mut Gather<'_>,
     ) -> Result<Vec<Record>> {
+        if self.found.is_empty() {
+            return Ok(Vec::new());
+        }
         let writer = gather.writer;
         for found in self.found.iter().filter(|found| found.kind == Kind::Net) {
             if tables_are_hidden(&found.namespace, proc)? {
                 gather.lose("iptables", format!("tables of iptables, if there are any, in net:[{}]", found.inode))?;
             }
         }
+        let (places, lines) = (&gather.places, std::mem::take(&mut gather.lines));
+        let home = Home { lines, root: &gather.root };
         let one = |(number, found): (usize, &Found)| {
             let id = id(number);
             let residents = processes.iter().filter(|process| lives_in(process, id));
             let Found { kind, inode: _, owner, namespace, resident } = found;
-            Record::collect((*kind, namespace), *owner, proc, (writer, id), (*resident, &mapped(residents)?))
+            Record::collect((*kind, namespace), *owner, proc, (writer, id), (*resident, &mapped(residents)?), (places, &home))
         };
         self.found.iter().enumerate().map(one).collect()
     }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_image::{Addr, Bytes, Tid};
 use yendor_kinds::memory::{future, policy};
+use yendor_kinds::namespace::mount::Places;
 use yendor_kinds::process::{
     Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, control, credential, directory, half_at,
     hidden, itimer, label, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
@@ -23,6 +24,7 @@ use yendor_task::{Nr, RunError, Stopped, args};
 use super::Facts;
 use super::ahead::Texts;
 use super::descriptor::{Doubts, Held};
+use super::elsewhere;
 use super::oom;
 use super::peer::{Look, Peers};
 use super::scratch;
@@ -37,6 +39,8 @@ pub struct View<'a> {
     pub proc: &'a OwnedFd,
     /// The tree's root directory: device and inode.
     pub root: (u64, u64),
+    /// Mount namespaces beside the container's.
+    pub places: &'a Places,
     /// The security modules of this machine.
     pub modules: &'a Here,
     /// What tasks have forbidden themselves.
@@ -235,6 +239,10 @@ impl<'a> Asking<'a> {
         {
             let pending = own.mask() | pending_for_all;
             own.without_timers(&waiting);
+            if self.texts.mounts.is_some() && !known.0.1.domains.is_empty() {
+                let what = "Landlock rules of its own in a nested mnt namespace";
+                return Err(Cause::unsupported(format!("task {} has {what}", stopped.tid())));
+            }
             let thread = self.thread(stopped, asked, regs, (pending, own), known)?;
             threads.push(Thread { namespaces, ..thread });
         }
@@ -266,7 +274,7 @@ impl<'a> Asking<'a> {
         let limits = rlimit::collect(&self.texts.limits);
         let directory = self.directory()?;
         let stopped = self.stopped(unknown_stops);
-        let Asking { facts, texts: Texts { smaps, auxv, .. }, held, terminal, .. } = self;
+        let Asking { facts, texts: Texts { smaps, auxv, mounts, .. }, held, terminal, .. } = self;
         let adopts = attributes.subreaper;
         let complete = Box::new(move |memory| Alive {
             actions,
@@ -286,7 +294,7 @@ impl<'a> Asking<'a> {
             threads,
         });
         let policies = policies.into_iter().collect();
-        let space = Space { pid: facts.pid, brk, auxv, smaps, policies, twin: None };
+        let space = Space { pid: facts.pid, brk, auxv, smaps, policies, twin: None, mounts };
         Ok(Answered { space, adopts, lost, complete })
     }
 
@@ -344,8 +352,12 @@ impl<'a> Asking<'a> {
     }
 
     fn directory(&self) -> Result<directory::Record> {
-        let chrooted = self.texts.root != self.view.root;
+        let (places, own) = (self.view.places, self.texts.mounts);
+        let chrooted = self.texts.root != places.root(own, self.view.root);
         let cwd = &self.texts.cwd;
+        if !places.0.is_empty() {
+            elsewhere::check(self.view.proc, self.facts.pid, (places, own), cwd)?;
+        }
         let gone = cwd.strip_suffix(b" (deleted)");
         Ok(directory::Record {
             cwd_deleted: gone.is_some(),

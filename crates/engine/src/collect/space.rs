@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags, openat};
-use yendor_image::{Addr, FileId};
+use yendor_image::{Addr, FileId, NsId};
 use yendor_kinds::file::Gather;
 use yendor_kinds::memory::{Record, layout, policy};
 use yendor_kinds::{Cause, Named};
@@ -30,6 +30,8 @@ pub struct Space {
     pub policies: BTreeMap<Addr, policy::Record>,
     /// A copy of the process, as the tracer sees it: what only this process has is read from there, later.
     pub twin: Option<i32>,
+    /// The mount namespace that its files are likely to be in; none: the container's.
+    pub mounts: Option<NsId>,
 }
 
 /// Address spaces that were collected.
@@ -73,7 +75,7 @@ pub fn copy_all(
 ) -> Result<Collected> {
     let places: BTreeMap<i32, usize> = order.iter().enumerate().map(|(i, f)| (f.pid, i)).collect();
     let Collected { mut records, mut left, late: mut lates, mut apart } = Collected::default();
-    for (place, Space { pid, brk, auxv, smaps, policies, twin }) in spaces {
+    for (place, Space { pid, brk, auxv, smaps, policies, twin, mounts }) in spaces {
         let Some(facts) = order.get(place) else { continue };
         let inside = facts.inside().0;
         let exe = executable(pid, proc, memory, gather).at(Step::Collect).task(inside)?;
@@ -90,11 +92,13 @@ pub fn copy_all(
         let twin = twin.filter(|_| !alone);
         let parent = parent.and_then(|i| Some((order.get(i)?.pid, records.get(&i)?)));
         let job = Job { pid, inside, layout, smaps: &smaps, policies, parent, later: twin.is_some() };
+        gather.here = mounts;
         let (record, read, late) = memory.collect(proc, job, gather).at(Step::Collect).task(inside)?;
         records.insert(place, record);
         lates.extend(late.map(|late| (place, late)));
         left.extend(twin.map(|twin| Left { place, inside, twin, parent: with, read }));
     }
+    gather.here = None;
     Ok(Collected { records, left, late: lates, apart })
 }
 

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeSet;
 
-use yendor_image::{FileId, Manifest, PAGE_BYTES, PageRun, RECORDS_FILE, ShmId, pages_name};
+use yendor_image::{FileId, Manifest, NsId, PAGE_BYTES, PageRun, RECORDS_FILE, ShmId, pages_name};
 use yendor_kinds::file::{self, Descriptor};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{self, layout};
 use yendor_kinds::namespace::nested::{self, Content};
-use yendor_kinds::namespace::user;
+use yendor_kinds::namespace::{mount, user};
 use yendor_kinds::process::{Alive, State, Thread, credential};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, namespace};
@@ -67,7 +67,7 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     namespaces.iter().enumerate().try_for_each(|(number, one)| owned(number, one, namespaces))?;
     let nested = namespaces.iter().filter_map(|one| match &one.content {
         Content::Ipc { objects, .. } => Some(objects),
-        Content::User(_) | Content::Uts { .. } | Content::Net { .. } => None,
+        Content::User(_) | Content::Uts { .. } | Content::Net { .. } | Content::Mount(_) => None,
     });
     if let Some(shm) = container.ipc.iter().chain(nested).flat_map(|ipc| &ipc.shm).find(|s| s.size > MOST_BYTES) {
         return Err(wrong("shared memory", shm.perm.id.to_string(), "its size cannot be"));
@@ -78,6 +78,13 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         manifest,
     };
     files.iter().try_for_each(check_file)?;
+    let is_mount = |id: &NsId| {
+        let record = usize::try_from(id.0).ok().and_then(|n| namespaces.get(n));
+        record.is_some_and(|record| record.kind() == nested::Kind::Mount)
+    };
+    if let Some(file) = files.iter().find(|file| file.mounts.is_some_and(|id| !is_mount(&id))) {
+        return Err(wrong("file", file.id.to_string(), "it was opened in a mount namespace that is not there"));
+    }
     for object in objects {
         let name = object.id.to_string();
         if object.size > MOST_BYTES {
@@ -120,6 +127,9 @@ fn owned(number: usize, record: &nested::Record, table: &[nested::Record]) -> Re
     let bad = |what| Err(wrong("namespace", number.to_string(), what));
     if let Content::User(record) = &record.content {
         user::check(record).map_err(|e| Error::new(Step::Load, e))?;
+    }
+    if let Content::Mount(record) = &record.content {
+        mount::check(record).map_err(|e| Error::new(Step::Load, e))?;
     }
     let Some(owner) = record.owner else { return Ok(()) };
     let owner = usize::try_from(owner.0).ok().filter(|owner| *owner < number).and_then(|owner| table.get(owner));

@@ -14,6 +14,7 @@ mod inherited;
 mod init;
 mod late;
 mod memory;
+mod mounts;
 mod nested;
 pub mod plan;
 mod process;
@@ -40,6 +41,7 @@ use yendor_task::{Arena, Script};
 use self::domain::Domains;
 use self::inherited::{finish, lift, make_files, make_objects, open_pages, own_places};
 use self::memory::Memories;
+use self::mounts::Promised;
 pub use self::process::Ready;
 pub use self::running::Running;
 use crate::ark::Ark;
@@ -215,7 +217,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     // Sockets tell who made them, so they are made by processes with the right pids, which takes a pid 1. Those would
     // escape the policy that is tried on the keeper.
     let sockets_later = request.policy.enforce == Enforce::Late;
-    let later = |e: &Entry| e.record.is_late() || sockets_later && matches!(e.record, Record::Unix(_));
+    let later = |e: &Entry| e.record.is_late() || mounts::is_promised(e) || sockets_later && matches!(e.record, Record::Unix(_));
     let files = confine.early(request, &own_places(reader, &proc)?, || {
         if request.policy.enforce == Enforce::Early {
             labels.enter()?;
@@ -226,7 +228,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         }
         Ok(files)
     });
-    let files = files
+    let mut files = files
         .map_err(|e| confine.blame(e, labels.has_profiles(), || making.is_some_and(|id| workshop.fd(id).is_ok())))?;
     let objects = make_objects(snapshot, reader, above, &mut held)?;
     let pages = open_pages(image, snapshot, above, &mut held)?;
@@ -242,7 +244,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let now = Now::read(&proc)?;
     contained.begin()?;
     let late = late::Files::before(snapshot, request, above, &mut held).at(Step::Rebuild)?;
-    let places = nested::Places::new(snapshot, &nested.0, &proc, above, &mut held)
+    let promised = Promised::new(snapshot, request, (&proc, above), &mut held).at(Step::Rebuild)?;
+    files.extend(promised.files());
+    let places = nested::Places::new(snapshot, (&nested.0, &promised), &proc, above, &mut held)
         .at(Step::Rebuild)
         .kind("namespace", "nested")?;
     let nobody = lift(init::program(&proc).at(Step::Rebuild)?, above, &mut held).at(Step::Rebuild)?;
@@ -277,6 +281,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         let listener = init::record(&site, &init, &mut notes)?;
         site.confine.allow()?;
         site.confine.everybody(|script| site.run(&init, script).map(drop))?;
+        promised.keep(&mut site, (&init, nested), image, (&mut workshop, labels), above)?;
         if sockets_later {
             workshop.impersonates = true;
             let unix = |e: &Entry| matches!(e.record, Record::Unix(_));

@@ -11,6 +11,7 @@ use yendor_kinds::process::Thread;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_task::Script;
 
+use super::mounts::Promised;
 use super::{Site, Task, lift};
 
 /// Where they are, and who is where.
@@ -31,7 +32,7 @@ impl Places {
     /// What openat and fcntl say.
     pub fn new(
         snapshot: &Snapshot,
-        nested: &[OwnedFd],
+        (nested, promised): (&[Option<OwnedFd>], &Promised),
         proc: &OwnedFd,
         above: i32,
         held: &mut Vec<OwnedFd>,
@@ -43,8 +44,12 @@ impl Places {
         for kind in Kind::ANY_TIME {
             places.home.insert(kind, lift(own(proc.as_fd(), kind)?, above, held)?);
         }
-        for (record, fd) in snapshot.namespaces.iter().zip(nested) {
-            places.nested.push((record.kind(), lift(fd, above, held)?));
+        for (id, (record, fd)) in (0..).zip(snapshot.namespaces.iter().zip(nested)) {
+            let number = match fd {
+                Some(fd) => Some(lift(fd, above, held)?),
+                None => promised.namespace(NsId(id)),
+            };
+            places.nested.push((record.kind(), number.unwrap_or(-1)));
         }
         Ok(places)
     }

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
-use yendor_image::{Bytes, FdNum, FileId, NsPid, Writer};
+use yendor_image::{Bytes, FdNum, FileId, NsId, NsPid, Writer};
 use yendor_proc::fdinfo::{EpollTarget, FdInfo, InotifyWatch};
+use yendor_proc::mountinfo;
 use yendor_sys::kcmp::{self, What};
 use yendor_sys::lsm::Module;
 use yendor_sys::{Errno, SysError};
 use yendor_task::live::SCRATCH;
 
 use super::{Entry, Owner, Record, Seen};
+use crate::namespace::mount::Places;
 use crate::process::label;
 use crate::{Cause, Named, Result};
 
@@ -24,6 +26,12 @@ pub struct Gather<'a> {
     pub proc: OwnedFd,
     /// The root directory of the tree, as the tracer reaches it.
     pub root: OwnedFd,
+    /// What is mounted in the container.
+    pub lines: Vec<mountinfo::Mount>,
+    /// Mount namespaces inside the container.
+    pub places: Places,
+    /// The one of them that paths are looked for in; none: the container's.
+    pub here: Option<NsId>,
     /// Host pid to pid inside.
     pub pids: BTreeMap<i32, NsPid>,
     /// Descriptions that belong to the caller: (pid that holds it, its number there, which of [`super::external::Record`]).
@@ -72,6 +80,9 @@ impl<'a> Gather<'a> {
             writer,
             proc,
             root,
+            lines: Vec::new(),
+            places: Places::default(),
+            here: None,
             pids: BTreeMap::new(),
             externals: Vec::new(),
             entries: Vec::new(),
@@ -158,7 +169,8 @@ impl<'a> Gather<'a> {
         // Reserve the id first: a socket that holds itself in its queue must find it.
         let flags = seen.info.flags & !OFlags::CLOEXEC.bits();
         let record = Record::External(super::external::Record::Stdin);
-        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), record });
+        let mounts = self.places.of_mount(info.mnt_id);
+        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), mounts, record });
         let twin = rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
         self.ours.insert(id, twin);
         self.held.entry(key).or_default().insert(place, id);
@@ -178,7 +190,7 @@ impl<'a> Gather<'a> {
         // The owner of what belongs to the caller is the caller's business.
         let (record, owner, labels) = match external {
             Some(external) => (Record::External(external), None, Vec::new()),
-            None => (Record::collect(&seen, self)?, owner_of(&seen, &self.pids)?, labels),
+            None => (self.record(&seen, mounts)?, owner_of(&seen, &self.pids)?, labels),
         };
         if let Some(entry) = self.entries.get_mut(id.0 as usize) {
             entry.record = record;
@@ -186,6 +198,21 @@ impl<'a> Gather<'a> {
             entry.labels = labels;
         }
         Ok(id)
+    }
+
+    /// Its record, whose paths are those of the mount namespace that it was opened in.
+    fn record(&mut self, seen: &Seen, mounts: Option<NsId>) -> Result<Record> {
+        let before = std::mem::replace(&mut self.here, mounts);
+        let record = Record::collect(seen, self);
+        self.here = before;
+        match record? {
+            record @ (Record::Regular(_) | Record::Fifo(_) | Record::Device(_) | Record::Proc(_)) => Ok(record),
+            record if mounts.is_some() => {
+                let (link, kind) = (&seen.link, record.kind());
+                Err(Cause::unsupported(format!("{link}: a {kind} file of a nested mnt namespace")))
+            }
+            record => Ok(record),
+        }
     }
 
     /// Whether a socket is in the same network as all others.
@@ -257,7 +284,7 @@ impl<'a> Gather<'a> {
     pub fn reserve(&mut self, flags: u32) -> Result<FileId> {
         let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
         let record = Record::External(super::external::Record::Stdin);
-        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), record });
+        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), mounts: None, record });
         Ok(id)
     }
 
@@ -320,7 +347,8 @@ impl<'a> Gather<'a> {
     pub fn open_inside(&self, path: &[u8], flags: OFlags) -> std::result::Result<OwnedFd, SysError> {
         use rustix::fs::ResolveFlags;
         let flags = flags | OFlags::CLOEXEC;
-        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+        let root = self.here.and_then(|id| self.places.get(id)).map_or(&self.root, |place| &place.root);
+        rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
             .named("openat2", || format!("{}, RESOLVE_IN_ROOT", path.escape_ascii()))
     }
 

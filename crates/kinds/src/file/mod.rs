@@ -40,7 +40,7 @@ pub mod workshop;
 use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
-use yendor_image::{Bytes, FdNum, FileId, NsPid};
+use yendor_image::{Bytes, FdNum, FileId, NsId, NsPid};
 use yendor_proc::fdinfo::FdInfo;
 use yendor_task::script::bytes;
 use yendor_task::{Nr, Script, args};
@@ -78,6 +78,9 @@ pub struct Entry {
     pub flags: u32,
     /// Who gets its signals, if anybody (fcntl(2), `F_SETOWN`, `F_SETSIG`).
     pub owner: Option<Owner>,
+    /// The mount namespace that it was opened in, unless that is the container's.
+    #[serde(default)]
+    pub mounts: Option<NsId>,
     /// The label of a socket, where a security module gives it one.
     pub labels: Vec<Label>,
     /// What it is.

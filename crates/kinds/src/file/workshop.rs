@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use yendor_image::{FileId, NsPid, Reader};
-use yendor_sys::SysError;
+use yendor_image::{FileId, NsId, NsPid, Reader};
+use yendor_sys::{Errno, SysError};
 
 use super::Entry;
 use super::external::Filled;
@@ -17,6 +17,10 @@ pub struct Workshop<'a> {
     pub reader: Option<&'a Reader>,
     /// The container's root directory.
     pub root: OwnedFd,
+    /// Root directories of mount namespaces inside it.
+    pub roots: BTreeMap<NsId, OwnedFd>,
+    /// The one of them that paths lead through; none: the container's.
+    here: Option<NsId>,
     /// A /proc that shows this process.
     pub proc: OwnedFd,
     /// What the caller hands in.
@@ -62,6 +66,8 @@ impl<'a> Workshop<'a> {
         Ok(Self {
             reader,
             root,
+            roots: BTreeMap::new(),
+            here: None,
             proc,
             filled,
             clocks,
@@ -93,7 +99,9 @@ impl<'a> Workshop<'a> {
             if !self.making.insert(id) {
                 return Err(Cause::corrupt(format!("file {id} needs itself")));
             }
+            let before = std::mem::replace(&mut self.here, entry.mounts);
             let made = entry.record.rebuild(entry, self);
+            self.here = before;
             self.making.remove(&id);
             let fd = made?;
             // What belongs to the caller keeps the caller's flags.
@@ -189,7 +197,11 @@ impl<'a> Workshop<'a> {
         // openat2 refuses what open ignores beside O_PATH.
         let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         let flags = if flags.contains(OFlags::PATH) { flags & path_only } else { flags };
-        rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, mode, resolve)
+        let root = match self.here {
+            None => &self.root,
+            Some(id) => self.roots.get(&id).ok_or(Errno::NOENT).named("openat2", || format!("mounts of {id}"))?,
+        };
+        rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve)
             .named("openat2", || format!("\"{}\", {flags:?}", path.escape_ascii()))
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod ipc;
 pub mod layer;
+pub mod mount;
 pub mod nested;
 pub mod network;
 pub mod sysctl;

@@ -1,7 +1,7 @@
-//! Namespaces that tasks inside a container have made for themselves: user, uts, ipc and net (unshare(2), clone(2)).
+//! Namespaces that tasks inside a container have made for themselves: user, uts, ipc, net and mnt (unshare(2), clone(2)).
 //! *Read from:* the links in /proc/PID/task/TID/ns; what is in one, by a thread that has joined it.
 //! *Made again by:* a thread, or a child in the user namespace that it belongs to, that enters a new one; another thread fills it. A task
-//! joins it by setns(2) as soon as it is born, a user namespace when it gets its credentials.
+//! joins it by setns(2) as soon as it is born, a user namespace when it gets its credentials. Mounts: see [`mount`].
 //! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces of other kinds, those that nobody lives in, sockets in a
 //! nested network, and what is in one and in no image: devices and addresses beside those of `lo` or changes of it, rules and filters,
 //! POSIX message queues. Of a network that was made before its users had ids nobody can say which tables of iptables it has: that refuses,
@@ -17,6 +17,7 @@ use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_task::{Nr, Script, args};
 
 use super::ipc::{self, Mapped, Scope};
+use super::mount;
 use super::network::{Network, loopback_up};
 use super::sysctl::{self, Own};
 use super::traffic::Traffic;
@@ -54,6 +55,8 @@ pub enum Content {
         /// Its settings that are not as in a new one: names below `fs/mqueue`.
         settings: Vec<sysctl::Record>,
     },
+    /// Mounts.
+    Mount(mount::Record),
     /// A network without devices of its own.
     Net {
         /// Whether `lo` is up.
@@ -74,11 +77,13 @@ pub enum Kind {
     Ipc,
     /// network_namespaces(7).
     Net,
+    /// mount_namespaces(7).
+    Mount,
 }
 
 impl Kind {
-    /// Those that any thread may enter, at any time.
-    pub const ANY_TIME: [Kind; 3] = [Kind::Uts, Kind::Ipc, Kind::Net];
+    /// Those that a task enters as soon as it is born.
+    pub const ANY_TIME: [Kind; 4] = [Kind::Uts, Kind::Ipc, Kind::Net, Kind::Mount];
 
     /// What its link in /proc/PID/ns is called.
     #[must_use]
@@ -88,6 +93,7 @@ impl Kind {
             Kind::Uts => "uts",
             Kind::Ipc => "ipc",
             Kind::Net => "net",
+            Kind::Mount => "mnt",
         }
     }
 
@@ -103,6 +109,7 @@ impl Kind {
             Kind::Uts => Namespaces::NEWUTS,
             Kind::Ipc => Namespaces::NEWIPC,
             Kind::Net => Namespaces::NEWNET,
+            Kind::Mount => Namespaces::NEWNS,
         }
     }
 
@@ -136,6 +143,7 @@ impl Record {
             Content::Uts { .. } => Kind::Uts,
             Content::Ipc { .. } => Kind::Ipc,
             Content::Net { .. } => Kind::Net,
+            Content::Mount(_) => Kind::Mount,
         }
     }
 
@@ -149,7 +157,13 @@ impl Record {
         proc: BorrowedFd<'_>,
         blobs: (&Writer, NsId),
         (resident, mapped): (Option<i32>, &Mapped),
+        (mounts, home): (&mount::Places, &mount::Home<'_>),
     ) -> Result<Record> {
+        if kind == Kind::Mount {
+            let place = mounts.get(blobs.1).ok_or_else(|| Cause::unsupported("a mnt namespace that nobody lives in"))?;
+            let content = Content::Mount(mount::collect(namespace, place, mounts, home, blobs)?);
+            return Ok(Record { owner, content });
+        }
         let inside = || match kind {
             Kind::User => {
                 let resident = resident.ok_or_else(|| Cause::unsupported("a user namespace that nobody lives in"))?;
@@ -175,6 +189,7 @@ impl Record {
                 enter(namespace, kind)?;
                 network(proc)
             }
+            Kind::Mount => Err(Cause::corrupt("mounts are looked at before")),
         };
         Ok(Record { owner, content: in_thread(inside)? })
     }
@@ -209,7 +224,7 @@ impl Record {
     fn fill(&self, id: NsId, proc: BorrowedFd<'_>, reader: &Reader) -> Result<()> {
         let kind = self.kind();
         match &self.content {
-            Content::User(_) => Ok(()),
+            Content::User(_) | Content::Mount(_) => Ok(()),
             Content::Uts { hostname, domainname } => {
                 rustix::system::sethostname(&hostname.0).named("sethostname", || hostname.to_string())?;
                 rustix::system::setdomainname(&domainname.0).named("setdomainname", || domainname.to_string())?;
@@ -254,7 +269,7 @@ pub fn own(proc: BorrowedFd<'_>, kind: Kind) -> Result<OwnedFd> {
 }
 
 /// In a thread: it alone changes its namespaces, and need not find back.
-fn in_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(super) fn in_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let done = std::thread::scope(|scope| scope.spawn(body).join());
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -266,6 +281,7 @@ fn enter(namespace: &OwnedFd, kind: Kind) -> Result<()> {
         Kind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
         Kind::Ipc => LinkNameSpaceType::InterProcessCommunication,
         Kind::Net => LinkNameSpaceType::Network,
+        Kind::Mount => LinkNameSpaceType::Mount,
     };
     Ok(move_into_link_name_space(namespace.as_fd(), Some(flag)).named("setns", shown)?)
 }

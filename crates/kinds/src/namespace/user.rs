@@ -110,13 +110,14 @@ pub fn rebuild(record: &Record, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
         }
         set_thread_res_gid(gid, gid, gid).named("setresgid", || gid.as_raw().to_string())?;
         set_thread_res_uid(uid, uid, uid).named("setresuid", || maker.to_string())?;
-        Ok(unshare(Namespaces::NEWUSER)?)
+        unshare(Namespaces::NEWUSER)?;
+        Ok(Vec::new())
     };
     let settle = || match sysctl::rebuild(settings, proc, OWN, |_| false)?.first() {
         Some(other) => Err(Cause::corrupt(format!("{other}: no setting of a user namespace"))),
         None => Ok(()),
     };
-    let write_maps = |pid: i32| {
+    let write_maps = |pid: i32, _: &[i32]| {
         if !setgroups {
             put(proc, pid, "setgroups", "deny")?;
         }
@@ -124,7 +125,7 @@ pub fn rebuild(record: &Record, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
         let maps = [("gid_map", gids), ("uid_map", uids)];
         maps.iter().filter(|(_, map)| !map.is_empty()).try_for_each(|(name, map)| put(proc, pid, name, &lines(map)))
     };
-    elsewhere((proc, None), "user", enter, write_maps, settle)
+    elsewhere((proc, None), "user", enter, write_maps, settle, |pid| its(proc, pid, "user"))
 }
 
 /// A namespace of another kind that belongs to the user namespace `owner`. The caller has one thread.
@@ -135,46 +136,62 @@ pub fn rebuild_below(owner: &OwnedFd, proc: BorrowedFd<'_>, (name, flag): (&str,
     let enter = || {
         move_into_link_name_space(owner.as_fd(), Some(LinkNameSpaceType::User))
             .named("setns", || "a nested user namespace".into())?;
-        Ok(unshare(flag)?)
+        unshare(flag)?;
+        Ok(Vec::new())
     };
-    elsewhere((proc, Some(owner.as_fd())), name, enter, |_| Ok(()), || Ok(()))
+    elsewhere((proc, Some(owner.as_fd())), name, enter, |_, _| Ok(()), || Ok(()), |pid| its(proc, pid, name))
 }
 
-/// Has a child, who has `kept` too, `enter` namespaces, does `meanwhile` to it (by its pid), then has it `settle` there: the child's namespace of this name.
-fn elsewhere(
+/// Has a child, who has `kept` too, `enter` namespaces, does `meanwhile` to it (by its pid, and the descriptors that it has opened), has it
+/// `settle` there, and takes what the child has come to.
+pub(super) fn elsewhere<T>(
     (proc, kept): (BorrowedFd<'_>, Option<BorrowedFd<'_>>),
     name: &str,
-    enter: impl FnOnce() -> Result<()>,
-    meanwhile: impl FnOnce(i32) -> Result<()>,
+    enter: impl FnOnce() -> Result<Vec<i32>>,
+    meanwhile: impl FnOnce(i32, &[i32]) -> Result<()>,
     settle: impl FnOnce() -> Result<()>,
-) -> Result<OwnedFd> {
+    take: impl FnOnce(i32) -> Result<T>,
+) -> Result<T> {
     let pipe = || std::io::pipe().map_err(|e| SysError::io("pipe2", "", &e));
     let ((mut hear, tell), (wait, go)) = (pipe()?, pipe()?);
     let keep: Vec<_> = [tell.as_fd(), wait.as_fd(), proc].into_iter().chain(kept).collect();
     let child = {
         let (mut tell, mut wait) = (&tell, &wait);
-        let mut answer = |done: Result<()>| tell.write_all(&said(done)).is_ok();
+        let mut answer = |done: Result<Vec<i32>>| {
+            let fine = done.is_ok();
+            tell.write_all(&said(done)).is_ok() && fine
+        };
         sandbox::fork(&keep, || {
             let up = answer(enter()) && wait.read_exact(&mut [0]).is_ok();
-            i32::from(!up || !answer(settle()) || wait.read_exact(&mut [0]).is_ok())
+            i32::from(!up || !answer(settle().map(|()| Vec::new())) || wait.read_exact(&mut [0]).is_ok())
         })?
     };
     // Its ends: else its death would not be heard.
     drop((tell, wait));
-    let mut heard = || -> Result<()> {
-        let mut word = [0_u8; 4];
-        hear.read_exact(&mut word).map_err(|e| SysError::io("read", format!("the maker of a {name} namespace"), &e))?;
-        match i32::from_ne_bytes(word) {
-            0 => Ok(()),
-            CORRUPT => Err(Cause::corrupt(format!("a setting of a nested {name} namespace"))),
-            errno => Err(SysError::said("unshare", format!("a nested {name} namespace"), errno).into()),
+    let mut heard = || -> Result<Vec<i32>> {
+        let lost = |e| SysError::io("read", format!("the maker of a {name} namespace"), &e);
+        let mut head = [[0_u8; 4]; 2];
+        hear.read_exact(head.as_flattened_mut()).map_err(lost)?;
+        let [errno, length] = head.map(i32::from_ne_bytes);
+        let mut text = vec![0_u8; usize::try_from(length).unwrap_or(0)];
+        hear.read_exact(&mut text).map_err(lost)?;
+        let text = String::from_utf8_lossy(&text);
+        match errno {
+            0 => Ok(text.split_whitespace().filter_map(|number| number.parse().ok()).collect()),
+            CORRUPT => Err(Cause::corrupt(format!("a nested {name} namespace: {text}"))),
+            errno => Err(SysError::said("unshare", format!("a nested {name} namespace: {text}"), errno).into()),
         }
     };
-    heard()?;
-    meanwhile(child.pid())?;
+    let numbers = heard()?;
+    meanwhile(child.pid(), &numbers)?;
     (&go).write_all(&[0]).map_err(|e| SysError::io("write", "the maker of a namespace", &e))?;
     heard()?;
-    let path = format!("{}/ns/{name}", child.pid());
+    take(child.pid())
+}
+
+/// The namespace of this name that a process is in.
+fn its(proc: BorrowedFd<'_>, pid: i32, name: &str) -> Result<OwnedFd> {
+    let path = format!("{pid}/ns/{name}");
     let fd = openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     Ok(fd.named("openat", || format!("/proc/{path}"))?)
 }
@@ -182,13 +199,15 @@ fn elsewhere(
 /// No errno.
 const CORRUPT: i32 = -1;
 
-fn said(done: Result<()>) -> [u8; 4] {
-    match done {
-        Ok(()) => 0,
-        Err(Cause::Sys(e)) => e.errno.raw_os_error(),
-        Err(_) => CORRUPT,
-    }
-    .to_ne_bytes()
+/// An errno, and a text: numbers, or what went wrong.
+fn said(done: Result<Vec<i32>>) -> Vec<u8> {
+    let (errno, text) = match done {
+        Ok(numbers) => (0, numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+        Err(Cause::Sys(e)) => (e.errno.raw_os_error(), e.to_string()),
+        Err(e) => (CORRUPT, e.to_string()),
+    };
+    let length = i32::try_from(text.len()).unwrap_or(0);
+    [&errno.to_ne_bytes()[..], &length.to_ne_bytes(), text.as_bytes()].concat()
 }
 
 fn lines(map: &[Range]) -> String {

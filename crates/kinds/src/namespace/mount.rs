@@ -1,0 +1,447 @@
+//! A mount namespace inside a container: its mounts, and the file systems that are its own.
+//! *Read from:* mountinfo of a thread that has joined it; the content of a tmpfs through a copy of its mount.
+//! *Made again by:* a child copies the container's mounts in the user namespace that it belongs to, so that they are as locked as they were;
+//! mounts that are missing there go, others come, and where its root is another than the container's it is turned (pivot_root(2)).
+//! *Lost:* numbers of mounts and devices, names of sources, what [`layer`] loses of a tmpfs. Refused: file systems of other types than
+//! tmpfs, proc and devpts that the container does not have itself, or that two nested namespaces share; mounts that receive others (slaves)
+//! or share them among each other; a tmpfs that another mount covers; what is mounted no more or in part only.
+
+mod build;
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde::{Deserialize, Serialize};
+use yendor_image::{Bytes, NsId, Writer};
+use yendor_proc::mountinfo::{self, Mount as Line};
+use yendor_sys::namespace::{Namespaces, unshare};
+use yendor_task::tree::read_proc;
+
+use super::layer;
+use super::nested::in_thread;
+use crate::{Cause, Named, Result};
+
+pub use build::{Made, check, rebuild};
+
+/// The mounts of a namespace, each after the one that it is mounted on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The first is its root.
+    pub mounts: Vec<Mount>,
+}
+
+/// A mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// The one that it is mounted on, by its place in the list; none: it is the root.
+    pub on: Option<u32>,
+    /// Where, as an absolute path in the namespace.
+    pub point: Bytes,
+    /// What is mounted.
+    pub what: What,
+    /// Its attributes: `MOUNT_ATTR_RDONLY` ... of mount_setattr(2).
+    pub attributes: u32,
+    /// Whether what is mounted on it comes to its copies, too.
+    pub shared: bool,
+    /// Whether it cannot be copied.
+    pub unbindable: bool,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum What {
+    /// What the container has at this path.
+    Outside(Bytes),
+    /// A file system of its own.
+    New(System),
+    /// A part of a file system that another mount of the list has.
+    Part {
+        /// That one.
+        of: u32,
+        /// The part, relative to what that one shows.
+        path: Bytes,
+    },
+}
+
+/// A file system that is the namespace's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct System {
+    /// Its type.
+    pub fs_type: Type,
+    /// Its options, name and value.
+    pub options: Vec<(String, Option<String>)>,
+    /// The directory of it that is shown, relative to its own root.
+    pub root: Bytes,
+    /// What is in that directory, of a tmpfs.
+    pub content: Option<layer::Record>,
+}
+
+/// The types of file systems that are made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Type {
+    /// tmpfs(5).
+    Tmpfs,
+    /// proc(5).
+    Proc,
+    /// pts(4).
+    Devpts,
+}
+
+impl Type {
+    fn name(self) -> &'static str {
+        match self {
+            Type::Tmpfs => "tmpfs",
+            Type::Proc => "proc",
+            Type::Devpts => "devpts",
+        }
+    }
+
+    /// Options that are given again.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Type::Tmpfs => &["size", "nr_blocks", "nr_inodes", "mode", "huge", "inode64", "inode32", "noswap"],
+            Type::Proc => &["hidepid", "subset"],
+            Type::Devpts => &["mode", "ptmxmode", "max"],
+        }
+    }
+
+    /// Options that say what the content says, or what nobody can choose.
+    fn other_options(self) -> &'static [&'static str] {
+        match self {
+            Type::Tmpfs => &["rw", "uid", "gid", "seclabel"],
+            Type::Proc => &["rw"],
+            Type::Devpts => &["rw", "seclabel"],
+        }
+    }
+}
+
+/// Nested mount namespaces of which files may be open.
+#[derive(Debug, Clone, Default)]
+pub struct Places(pub Arc<Vec<Place>>);
+
+/// One of them.
+#[derive(Debug)]
+pub struct Place {
+    /// Its number in the image.
+    pub id: NsId,
+    /// What is mounted.
+    pub lines: Vec<Line>,
+    /// Its root directory.
+    pub root: OwnedFd,
+    ids: BTreeSet<i32>,
+    /// Device and inode of its root directory.
+    inode: (u64, u64),
+}
+
+impl Places {
+    /// The namespace that a mount is in; none for one of the container's, or of no namespace at all.
+    #[must_use]
+    pub fn of_mount(&self, mount: i32) -> Option<NsId> {
+        self.0.iter().find(|place| place.ids.contains(&mount)).map(|place| place.id)
+    }
+
+    /// The one with this number.
+    #[must_use]
+    pub fn get(&self, id: NsId) -> Option<&Place> {
+        self.0.iter().find(|place| place.id == id)
+    }
+
+    /// Device and inode of the root of one; of none those of the container's, `home`.
+    #[must_use]
+    pub fn root(&self, id: Option<NsId>, home: (u64, u64)) -> (u64, u64) {
+        id.and_then(|id| self.get(id)).map_or(home, |place| place.inode)
+    }
+}
+
+impl Place {
+    /// Looks into a namespace.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn look(id: NsId, namespace: &OwnedFd, proc: impl AsFd + Sync) -> Result<Place> {
+        let (lines, root) = in_thread(|| {
+            enter(namespace)?;
+            let lines = mountinfo::parse(&read_proc(proc.as_fd(), "thread-self/mountinfo")?)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = rustix::fs::open("/", flags, Mode::empty());
+            Ok((lines, root.named("open", || "the root of a nested mnt namespace".into())?))
+        })?;
+        let stat = rustix::fs::fstat(&root).named("fstat", || "the root of a nested mnt namespace".into())?;
+        let ids = lines.iter().map(|line| line.id).collect();
+        Ok(Place { id, lines, root, ids, inode: (stat.st_dev, stat.st_ino) })
+    }
+}
+
+/// The mounts of the container, which nested namespaces have copies of.
+pub struct Home<'a> {
+    /// What is mounted.
+    pub lines: Vec<Line>,
+    /// Its root directory.
+    pub root: &'a OwnedFd,
+}
+
+/// The calling thread, which need not find back, joins a mount namespace.
+pub(super) fn enter(namespace: &OwnedFd) -> Result<()> {
+    // Who shares its directories with other threads may not.
+    unshare(Namespaces::FS)?;
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+        .named("setns", || "a nested mnt namespace".into())?)
+}
+
+/// Reads one whose tasks are stopped; `others`: all that are nested.
+///
+/// # Errors
+/// `Unsupported`, naming the mount, for what cannot be made again; the kernel's.
+pub fn collect(
+    namespace: &OwnedFd,
+    place: &Place,
+    others: &Places,
+    home: &Home<'_>,
+    (writer, id): (&Writer, NsId),
+) -> Result<Record> {
+    let lines = in_order(&place.lines)?;
+    let mut mounts = Vec::with_capacity(lines.len());
+    for line in &lines {
+        let refuse = |what: &str| {
+            let fs_type = line.fs_type.escape_ascii();
+            let point = line.mount_point.escape_ascii();
+            Err(Cause::unsupported(format!("{point}: a mount ({fs_type}) of a nested mnt namespace {what}")))
+        };
+        if let Some(left) = line.leftover.first() {
+            return refuse(&format!("that is \"{}\", which is not known", left.escape_ascii()));
+        }
+        if line.root_deleted {
+            return refuse("of what was deleted");
+        }
+        if line.master.is_some() || line.propagate_from.is_some() {
+            return refuse("that receives mounts from others (MS_SLAVE)");
+        }
+        let all = others.0.iter().flat_map(|place| &place.lines).chain(&home.lines);
+        if line.shared.is_some_and(|group| all.filter(|l| l.shared == Some(group) || l.master == Some(group)).count() > 1) {
+            return refuse("that shares mounts with others (MS_SHARED)");
+        }
+        let attributes = match attributes(&line.options) {
+            Ok(attributes) => attributes,
+            Err(other) => return refuse(&format!("that is \"{other}\"")),
+        };
+        let what = match what(line, &lines, place, others, home)? {
+            Ok(what) => what,
+            Err(why) => return refuse(&why),
+        };
+        let on = lines.iter().position(|l| l.id == line.parent && l.id != line.id);
+        mounts.push(Mount {
+            on: on.and_then(|n| u32::try_from(n).ok()),
+            point: Bytes(line.mount_point.clone()),
+            what,
+            attributes,
+            shared: line.shared.is_some(),
+            unbindable: line.unbindable,
+        });
+    }
+    in_thread(|| {
+        enter(namespace)?;
+        for (number, (mount, line)) in mounts.iter_mut().zip(&lines).enumerate() {
+            if let What::New(system) = &mut mount.what {
+                system.content = match system.fs_type {
+                    Type::Tmpfs => Some(content(line, &format!("mount-{id}-{number}"), writer)?),
+                    Type::Proc => None,
+                    Type::Devpts => no_terminals(line).map(|()| None)?,
+                };
+            }
+        }
+        Ok(())
+    })?;
+    Ok(Record { mounts })
+}
+
+/// What is mounted, each after the one that it is mounted on.
+fn in_order(lines: &[Line]) -> Result<Vec<Line>> {
+    let mut left: Vec<&Line> = lines.iter().collect();
+    let mut out: Vec<Line> = Vec::with_capacity(left.len());
+    let root = left.iter().position(|line| left.iter().all(|l| l.id != line.parent || l.id == line.id));
+    let Some(root) = root else { return Err(Cause::unsupported("a nested mnt namespace without a root")) };
+    out.push(left.remove(root).clone());
+    while let Some(next) = left.iter().position(|line| out.iter().any(|l| l.id == line.parent)) {
+        out.push(left.remove(next).clone());
+    }
+    match left.first() {
+        Some(line) => {
+            let point = line.mount_point.escape_ascii();
+            Err(Cause::unsupported(format!("{point}: a mount of a nested mnt namespace that hangs on none that is seen")))
+        }
+        None => Ok(out),
+    }
+}
+
+/// The attributes that options say; or the option that says something else.
+fn attributes(options: &[Vec<u8>]) -> std::result::Result<u32, String> {
+    let mut out = MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+    let atime = MountAttrFlags::MOUNT_ATTR__ATIME;
+    for option in options {
+        match option.as_slice() {
+            b"rw" => {}
+            b"ro" => out |= MountAttrFlags::MOUNT_ATTR_RDONLY,
+            b"nosuid" => out |= MountAttrFlags::MOUNT_ATTR_NOSUID,
+            b"nodev" => out |= MountAttrFlags::MOUNT_ATTR_NODEV,
+            b"noexec" => out |= MountAttrFlags::MOUNT_ATTR_NOEXEC,
+            b"noatime" => out = out.difference(atime) | MountAttrFlags::MOUNT_ATTR_NOATIME,
+            b"relatime" => out = out.difference(atime) | MountAttrFlags::MOUNT_ATTR_RELATIME,
+            b"nodiratime" => out |= MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+            b"nosymfollow" => out |= MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW,
+            other => return Err(other.escape_ascii().to_string()),
+        }
+    }
+    Ok(out.bits())
+}
+
+/// What a mount shows; or why it cannot be shown again.
+fn what(
+    line: &Line,
+    own: &[Line],
+    place: &Place,
+    others: &Places,
+    home: &Home<'_>,
+) -> Result<std::result::Result<What, String>> {
+    if let Some(path) = outside(line, home)? {
+        return Ok(Ok(What::Outside(Bytes(path))));
+    }
+    let no = |why: &str| Ok(Err(why.to_owned()));
+    if home.lines.iter().any(|l| l.dev == line.dev) {
+        return no("of what the container does not see");
+    }
+    if others.0.iter().any(|other| other.id != place.id && other.lines.iter().any(|l| l.dev == line.dev)) {
+        return no("that another nested mnt namespace has, too");
+    }
+    // The first of those that show most of it.
+    let mut bearer = line;
+    for other in own.iter().rev().filter(|l| l.dev == line.dev) {
+        if rest_of(&bearer.root, &other.root).is_some() {
+            bearer = other;
+        }
+    }
+    if bearer.id != line.id {
+        let of = own.iter().position(|l| l.id == bearer.id).and_then(|n| u32::try_from(n).ok());
+        let part = of.zip(rest_of(&line.root, &bearer.root));
+        return Ok(part.map(|(of, path)| What::Part { of, path: Bytes(path) }).ok_or_else(String::new));
+    }
+    if own.iter().any(|l| l.dev == line.dev && rest_of(&l.root, &line.root).is_none()) {
+        return no("of which another shows another part");
+    }
+    let fs_type = match line.fs_type.as_slice() {
+        b"tmpfs" => Type::Tmpfs,
+        b"proc" => Type::Proc,
+        b"devpts" => Type::Devpts,
+        _ => return no("whose type is not made again"),
+    };
+    let mut options = Vec::new();
+    for option in &line.super_options {
+        let text = String::from_utf8_lossy(option).into_owned();
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (text, None),
+        };
+        if fs_type.options().contains(&name.as_str()) {
+            options.push((name, value));
+        } else if !fs_type.other_options().contains(&name.as_str()) {
+            return Ok(Err(format!("with the option {name}")));
+        }
+    }
+    let root = Bytes(line.root.strip_prefix(b"/").unwrap_or(&line.root).to_vec());
+    if fs_type != Type::Tmpfs && !root.0.is_empty() {
+        return no("of a part of it");
+    }
+    Ok(Ok(What::New(System { fs_type, options, root, content: None })))
+}
+
+/// The path by which the container sees what a mount shows.
+fn outside(line: &Line, home: &Home<'_>) -> Result<Option<Vec<u8>>> {
+    let mut found: Option<(usize, Vec<u8>)> = None;
+    for theirs in home.lines.iter().filter(|l| l.dev == line.dev) {
+        let Some(rest) = rest_of(&line.root, &theirs.root) else { continue };
+        let path = join(&theirs.mount_point, &rest);
+        let better = found.as_ref().is_none_or(|(length, _)| *length < theirs.root.len());
+        if better && mount_at(home.root, &path)? == Some(theirs.id) {
+            found = Some((theirs.root.len(), path));
+        }
+    }
+    Ok(found.map(|(_, path)| path))
+}
+
+/// The mount that a path leads into.
+fn mount_at(root: &OwnedFd, path: &[u8]) -> Result<Option<i32>> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let Ok(fd) = openat2(root, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve) else {
+        return Ok(None);
+    };
+    let shown = || path.escape_ascii().to_string();
+    let stat = statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).named("statx", shown)?;
+    Ok(i32::try_from(stat.stx_mnt_id).ok())
+}
+
+/// What of a path is left below a directory, without a slash before it.
+fn rest_of(path: &[u8], directory: &[u8]) -> Option<Vec<u8>> {
+    if directory == b"/" {
+        return path.strip_prefix(b"/").map(<[u8]>::to_vec);
+    }
+    let rest = path.strip_prefix(directory)?;
+    if rest.is_empty() { Some(Vec::new()) } else { rest.strip_prefix(b"/").map(<[u8]>::to_vec) }
+}
+
+/// A path below an absolute one.
+fn join(directory: &[u8], rest: &[u8]) -> Vec<u8> {
+    match (directory, rest) {
+        (_, b"") => directory.to_vec(),
+        (b"/", _) => [b"/", rest].concat(),
+        _ => [directory, b"/", rest].concat(),
+    }
+}
+
+/// The place where a mount shows, unless another covers it. The calling thread is in its namespace.
+fn open(line: &Line) -> Result<OwnedFd> {
+    let point = || line.mount_point.escape_ascii().to_string();
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(line.mount_point.as_slice(), flags, Mode::empty()).named("open", point)?;
+    let stat = statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).named("statx", point)?;
+    if i32::try_from(stat.stx_mnt_id) == Ok(line.id) {
+        return Ok(fd);
+    }
+    let fs_type = line.fs_type.escape_ascii();
+    Err(Cause::unsupported(format!("{}: a mount ({fs_type}) of a nested mnt namespace that another covers", point())))
+}
+
+/// What is in a tmpfs, below what is mounted on it.
+fn content(line: &Line, blob: &str, writer: &Writer) -> Result<layer::Record> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let copy = open_tree(open(line)?, c"", flags);
+    let copy = copy.named("open_tree", || line.mount_point.escape_ascii().to_string())?;
+    layer::collect(&copy, Bytes(line.mount_point.clone()), blob, writer)
+}
+
+/// Refuses terminals: each is one of the file system that it was made in.
+fn no_terminals(line: &Line) -> Result<()> {
+    let top = open(line)?;
+    let shown = || line.mount_point.escape_ascii().to_string();
+    for entry in rustix::fs::Dir::read_from(&top).named("getdents64", shown)? {
+        let entry = entry.named("getdents64", shown)?;
+        if entry.file_name().to_bytes().first().is_some_and(u8::is_ascii_digit) {
+            let name = entry.file_name().to_bytes().escape_ascii().to_string();
+            return Err(Cause::unsupported(format!("{}/{name}: a terminal of a nested mnt namespace", shown())));
+        }
+    }
+    Ok(())
+}
+
+/// A device's number is not the same twice, nor is a mount's: what is left of a line that can be compared.
+fn comparable(line: &Line, all: &[Line]) -> (Vec<u8>, Option<Vec<u8>>, Option<u32>, bool, bool) {
+    let parent = all.iter().find(|l| l.id == line.parent && l.id != line.id).map(|l| l.mount_point.clone());
+    (line.mount_point.clone(), parent, attributes(&line.options).ok(), line.shared.is_some(), line.unbindable)
+}

@@ -1,0 +1,329 @@
+//! The mounts of a nested namespace, put together by a child that is in it.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, openat, openat2, statx};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
+};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, fchdir, pidfd_getfd, pidfd_open, pivot_root};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use yendor_image::Reader;
+use yendor_proc::mountinfo::{self, Mount as Line};
+use yendor_sys::mount::furnish;
+use yendor_sys::namespace::{Namespaces, unshare};
+use yendor_sys::{Errno, SysError};
+use yendor_task::tree::read_proc;
+
+use super::{Mount, Record, System, Type, What, comparable, join, layer, rest_of};
+use crate::namespace::user::elsewhere;
+use crate::{Cause, Named, Result};
+
+/// A namespace that is made.
+#[derive(Debug)]
+pub struct Made {
+    /// It.
+    pub namespace: OwnedFd,
+    /// Its root directory.
+    pub root: OwnedFd,
+}
+
+/// Makes one again, in the user namespace `owner`, unless that is the container's. The caller has one thread, and its children are in the
+/// container's pid namespace.
+///
+/// # Errors
+/// The kernel's; `Corrupt` for mounts that cannot be.
+pub fn rebuild(record: &Record, owner: Option<&OwnedFd>, proc: BorrowedFd<'_>, reader: &Reader) -> Result<Made> {
+    check(record)?;
+    let made: RefCell<Vec<Option<OwnedFd>>> = RefCell::default();
+    let enter = || {
+        if let Some(owner) = owner {
+            move_into_link_name_space(owner.as_fd(), Some(LinkNameSpaceType::User))
+                .named("setns", || "a nested user namespace".into())?;
+        }
+        unshare(Namespaces::NEWNS)?;
+        let systems = record.mounts.iter().map(|mount| match &mount.what {
+            What::New(system) => make(system).map(Some),
+            What::Outside(_) | What::Part { .. } => Ok(None),
+        });
+        *made.borrow_mut() = systems.collect::<Result<_>>()?;
+        Ok(made.borrow().iter().map(|fd| fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)).collect())
+    };
+    let fill = |pid: i32, numbers: &[i32]| {
+        let gone = || SysError::new("pidfd_open", pid.to_string(), Errno::SRCH);
+        let child = pidfd_open(Pid::from_raw(pid).ok_or_else(gone)?, PidfdFlags::empty());
+        let child = child.named("pidfd_open", || pid.to_string())?;
+        let umask = rustix::process::umask(Mode::empty());
+        let filled = record.mounts.iter().zip(numbers).try_for_each(|(mount, number)| {
+            let What::New(System { content: Some(content), .. }) = &mount.what else { return Ok(()) };
+            let top = pidfd_getfd(&child, *number, PidfdGetfdFlags::empty());
+            let top = top.named("pidfd_getfd", || format!("{pid}, {number}"))?;
+            layer::rebuild(content, &top, &[], reader)
+        });
+        rustix::process::umask(umask);
+        filled
+    };
+    let settle = || {
+        let made = std::mem::take(&mut *made.borrow_mut());
+        assemble(record, made, proc)?;
+        compare(record, proc)
+    };
+    let take = |pid: i32| {
+        let open = |name: &str, flags| {
+            let path = format!("{pid}/{name}");
+            openat(proc, path.as_str(), flags, Mode::empty()).named("openat", || format!("/proc/{path}"))
+        };
+        let namespace = open("ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC)?;
+        Ok(Made { namespace, root: open("root", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)? })
+    };
+    elsewhere((proc, owner.map(AsFd::as_fd)), "mnt", enter, fill, settle, take)
+}
+
+/// Refuses what could not have been.
+///
+/// # Errors
+/// `Corrupt`.
+pub fn check(record: &Record) -> Result<()> {
+    /// `mount-max`, sysctl(8), of `fs`.
+    const MOST: usize = 100_000;
+    let corrupt = |what: &str| Err(Cause::corrupt(format!("a mount namespace {what}")));
+    if record.mounts.is_empty() || record.mounts.len() > MOST {
+        return corrupt("without mounts, or with too many");
+    }
+    for (number, mount) in record.mounts.iter().enumerate() {
+        let before = |n: u32| usize::try_from(n).is_ok_and(|n| n < number);
+        let path = |path: &[u8]| is_plain(path.strip_prefix(b"/"));
+        if mount.on.is_none() != (number == 0) || !mount.on.is_none_or(before) || !path(&mount.point.0) {
+            return corrupt("with a mount that hangs on none");
+        }
+        let fine = match &mount.what {
+            What::Outside(outside) => path(&outside.0),
+            What::Part { of, path } => is_part_of(*of, record) && is_plain(Some(&path.0)),
+            What::New(System { fs_type, options, root, content }) => {
+                let known = |(name, _): &(String, Option<String>)| fs_type.options().contains(&name.as_str());
+                is_plain(Some(&root.0)) && options.iter().all(known) && content.is_some() == (*fs_type == Type::Tmpfs)
+            }
+        };
+        if !fine || MountAttrFlags::from_bits(mount.attributes).is_none() {
+            return corrupt("with a mount that cannot be");
+        }
+    }
+    Ok(())
+}
+
+fn is_part_of(of: u32, record: &Record) -> bool {
+    let of = usize::try_from(of).ok().and_then(|n| record.mounts.get(n));
+    of.is_some_and(|mount| matches!(mount.what, What::New(_)))
+}
+
+/// Whether a relative path leads nowhere else.
+fn is_plain(path: Option<&[u8]>) -> bool {
+    let odd = |part: &[u8]| matches!(part, b"" | b"." | b"..") || part.contains(&0);
+    path.is_some_and(|path| path.is_empty() || !path.split(|b| *b == b'/').any(odd))
+}
+
+/// A new file system, mounted nowhere: what of it is shown.
+fn make(system: &System) -> Result<OwnedFd> {
+    let System { fs_type, options, root, content: _ } = system;
+    let name = fs_type.name();
+    let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).named("fsopen", || format!("{name:?}"))?;
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()),
+            None => fsconfig_set_flag(context.as_fd(), key.as_str()),
+        }
+        .named("fsconfig", || format!("{name}, {key}={value:?}"))?;
+    }
+    fsconfig_create(context.as_fd()).named("fsconfig", || format!("{name}, FSCONFIG_CMD_CREATE"))?;
+    let mounted = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+    let mounted = mounted.named("fsmount", || name.into())?;
+    if root.0.is_empty() {
+        return Ok(mounted);
+    }
+    let mut at = Vec::new();
+    for part in root.0.split(|b| *b == b'/') {
+        at = if at.is_empty() { part.to_vec() } else { join(&at, part) };
+        rustix::fs::mkdirat(&mounted, at.as_slice(), Mode::from_raw_mode(0o755)).named("mkdirat", || root.to_string())?;
+    }
+    // Only what is mounted somewhere can be copied in part.
+    put(&mounted, &open_directory("/")?)?;
+    let part = openat(&mounted, root.0.as_slice(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let part = copy(&part.named("openat", || root.to_string())?, false)?;
+    fchdir(&mounted).named("fchdir", || name.into())?;
+    unmount(".", UnmountFlags::DETACH).named("umount2", || name.into())?;
+    rustix::process::chdir("/").named("chdir", || "\"/\"".into())?;
+    Ok(part)
+}
+
+fn open_directory(path: &str) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty()).named("open", || format!("{path:?}"))?)
+}
+
+/// Mounts a tree on a place.
+fn put(tree: &OwnedFd, place: &OwnedFd) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(tree, c"", place, c"", flags).named("move_mount", String::new)?)
+}
+
+/// A copy of a mount, or of all below a place.
+fn copy(place: &OwnedFd, all: bool) -> std::result::Result<OwnedFd, SysError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags = if all { flags | OpenTreeFlags::AT_RECURSIVE } else { flags };
+    open_tree(place, c"", flags).named("open_tree", || format!("{flags:?}"))
+}
+
+fn find(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let path = if path.is_empty() { b"." } else { path };
+    Ok(openat2(root, path, flags, Mode::empty(), resolve).named("openat2", || path.escape_ascii().to_string())?)
+}
+
+fn below_root(path: &[u8]) -> &[u8] {
+    path.strip_prefix(b"/").unwrap_or(path)
+}
+
+/// The calling process, which sees copies of all mounts of the container, makes those of the record of them.
+fn assemble(record: &Record, mut made: Vec<Option<OwnedFd>>, proc: BorrowedFd<'_>) -> Result<()> {
+    let old = open_directory("/")?;
+    let theirs = mountinfo::parse(&read_proc(proc, "thread-self/mountinfo")?)?;
+    let mut with: Vec<Option<usize>> = Vec::new();
+    for (number, mount) in record.mounts.iter().enumerate() {
+        with.push(copied_with(number, mount, record, &with, &theirs));
+    }
+    let whole = |number: usize| with.contains(&Some(number));
+    let mut places: Vec<OwnedFd> = Vec::new();
+    let turned = !matches!(&record.mounts[0].what, What::Outside(path) if path.0 == b"/");
+    let top = if turned {
+        let tree = tree(&record.mounts[0], whole(0), &mut made[0], &old, &places)?;
+        put(&tree, &old)?;
+        tree
+    } else {
+        old.try_clone().map_err(|e| SysError::io("dup", "/", &e))?
+    };
+    fchdir(&top).named("fchdir", || "the new root".into())?;
+    for (number, mount) in record.mounts.iter().enumerate() {
+        let place = if number == 0 {
+            top.try_clone().map_err(|e| SysError::io("dup", "/", &e))?
+        } else if with[number].is_some() {
+            find(&top, below_root(&mount.point.0))?
+        } else {
+            let tree = tree(mount, whole(number), &mut made[number], &old, &places)?;
+            put(&tree, &find(&top, below_root(&mount.point.0))?)?;
+            tree
+        };
+        if let (None, What::Outside(path)) = (with[number], &mount.what) {
+            remove_others(number, (&mount.point.0, &path.0), record, &with, &theirs)?;
+        }
+        let propagation = match (mount.shared, mount.unbindable) {
+            (true, _) => MountPropagationFlags::SHARED,
+            (false, true) => MountPropagationFlags::UNBINDABLE,
+            (false, false) => MountPropagationFlags::PRIVATE,
+        };
+        furnish(&place, MountAttrFlags::from_bits_retain(mount.attributes), propagation)?;
+        places.push(place);
+    }
+    if turned {
+        pivot_root(".", ".").named("pivot_root", || "\".\", \".\"".into())?;
+        fchdir(&old).named("fchdir", || "the old root".into())?;
+        unmount(".", UnmountFlags::DETACH).named("umount2", || "the old root".into())?;
+    }
+    Ok(rustix::process::chdir("/").named("chdir", || "\"/\"".into())?)
+}
+
+/// The mount that brings this one along when all below it is copied.
+fn copied_with(
+    number: usize,
+    mount: &Mount,
+    record: &Record,
+    with: &[Option<usize>],
+    theirs: &[Line],
+) -> Option<usize> {
+    let What::Outside(path) = &mount.what else { return None };
+    let on = usize::try_from(mount.on?).ok().filter(|on| *on < number)?;
+    let below = record.mounts.get(on)?;
+    let What::Outside(under) = &below.what else { return None };
+    let rest = rest_of(&mount.point.0, &below.point.0).filter(|rest| !rest.is_empty())?;
+    let there = theirs.iter().any(|line| line.mount_point == path.0);
+    (there && join(&under.0, &rest) == path.0).then(|| with.get(on).copied().flatten().unwrap_or(on))
+}
+
+/// What shall be mounted; `whole`: with all that the container has mounted below it.
+fn tree(
+    mount: &Mount,
+    whole: bool,
+    made: &mut Option<OwnedFd>,
+    old: &OwnedFd,
+    places: &[OwnedFd],
+) -> Result<OwnedFd> {
+    match &mount.what {
+        What::New(_) => made.take().ok_or_else(|| Cause::corrupt("a file system that was not made")),
+        What::Part { of, path } => {
+            let of = usize::try_from(*of).ok().and_then(|n| places.get(n));
+            let of = of.ok_or_else(|| Cause::corrupt("a part of a file system that is mounted later"))?;
+            Ok(copy(&find(of, &path.0)?, false)?)
+        }
+        What::Outside(path) => {
+            let place = find(old, below_root(&path.0))?;
+            match copy(&place, whole) {
+                // What is locked to it comes along, as it did before.
+                Err(e) if e.errno == Errno::INVAL && !whole => Ok(copy(&place, true)?),
+                other => Ok(other?),
+            }
+        }
+    }
+}
+
+/// Unmounts what was copied with a mount and is not in the record. The working directory is the new root.
+fn remove_others(
+    number: usize,
+    (point, path): (&[u8], &[u8]),
+    record: &Record,
+    with: &[Option<usize>],
+    theirs: &[Line],
+) -> Result<()> {
+    let wanted = |line: &Line| {
+        let same = |mount: &Mount| matches!(&mount.what, What::Outside(other) if other.0 == line.mount_point);
+        record.mounts.iter().zip(with).any(|(mount, with)| *with == Some(number) && same(mount))
+    };
+    for line in theirs.iter().rev() {
+        let Some(rest) = rest_of(&line.mount_point, path).filter(|rest| !rest.is_empty()) else { continue };
+        let at = join(point, &rest);
+        let at = below_root(&at);
+        let stat = statx(CWD, at, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
+        let mounted = stat.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+        if mounted && !wanted(line) {
+            unmount(at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+                .named("umount2", || at.escape_ascii().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the calling process sees the mounts of the record, and no others.
+fn compare(record: &Record, proc: BorrowedFd<'_>) -> Result<()> {
+    let lines = mountinfo::parse(&read_proc(proc, "thread-self/mountinfo")?)?;
+    let mut now: Vec<_> = lines.iter().map(|line| comparable(line, &lines)).collect();
+    let parent = |on: u32| usize::try_from(on).ok().and_then(|on| record.mounts.get(on));
+    for mount in &record.mounts {
+        let on = mount.on.and_then(parent).map(|on| on.point.0.clone());
+        let wanted = (mount.point.0.clone(), on, Some(mount.attributes), mount.shared, mount.unbindable);
+        match now.iter().position(|one| *one == wanted) {
+            Some(place) => drop(now.swap_remove(place)),
+            None => {
+                let what = format!("{}: a mount of a nested mnt namespace that cannot be made as it was", mount.point);
+                return Err(Cause::unsupported(what));
+            }
+        }
+    }
+    match now.first() {
+        Some((point, ..)) => {
+            let what = format!("{}: a mount that a nested mnt namespace had not", point.escape_ascii());
+            Err(Cause::unsupported(what))
+        }
+        None => Ok(()),
+    }
+}
