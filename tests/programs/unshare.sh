@@ -1,8 +1,8 @@
 #!/bin/bash
-# A rootless shell of unshare(1): root of users of its own, whose names, System V objects and network nobody else has.
+# A rootless shell of unshare(1): root of users of its own, whose names, System V objects, network and mounts nobody else has.
 asked=
 trap 'asked=1' USR1
-coproc INNER { exec unshare --user --map-root-user --uts --ipc unshare --net bash; }
+coproc INNER { exec unshare --user --map-root-user --uts --ipc --mount unshare --net bash; }
 to=${INNER[1]} from=${INNER[0]}
 ask() { echo "$1" >&"$to"; read -r -t 30 answer <&"$from"; }
 must() { ask "$1"; [ "$answer" = "$2" ] || { echo "FAIL: $1: '$answer', not '$2'"; exit 1; }; }
@@ -10,20 +10,27 @@ must 'hostname inner; x=kept; ipcmk --shmem 100 >/dev/null; ipcs --shmems | grep
 ask 'readlink /proc/self/ns/user'
 [ "$answer" != "$(readlink /proc/self/ns/user)" ] || { echo "FAIL: the same users"; exit 1; }
 must 'id --user; exec 9>/tmp/of-inner' 0
+must 'mount -t tmpfs -o size=1m none /mnt && mkdir /mnt/d && echo kept >/mnt/d/file && mount --bind /mnt/d /srv && ls /srv' file
+must 'mount -o remount,bind,ro,noexec /srv; cd /srv; exec 8>>/mnt/d/file; exec 7</mnt/d/file; rm /mnt/d/file; touch /mnt/d/other; pwd' /srv
 echo ready
 while [ -z "$asked" ]; do sleep 0.01; done
 must 'echo $x' kept
 must hostname inner
 must 'id --user' 0
+must 'echo more >&8; echo $(cat <&7)' 'kept more'
+must 'pwd; touch x 2>/dev/null || touch /mnt/d/new' /srv
+must 'echo $(ls /srv)' 'new other'
+must 'findmnt --noheadings --output OPTIONS /srv | cut --delimiter=, --fields=1,2' ro,noexec
 must 'wc --lines </proc/self/uid_map' 1
 must 'ipcs --shmems | grep -c 0x' 1
 must 'grep --count : /proc/net/dev' 1
 must 'hostname other && hostname' other
 must 'chown 0 /tmp/of-inner && unshare --mount --net true; echo $?' 0
-for kind in user uts ipc net; do
+for kind in user uts ipc net mnt; do
     ask "readlink /proc/self/ns/$kind"
     [ "$answer" != "$(readlink /proc/self/ns/$kind)" ] || { echo "FAIL: the same $kind namespace"; exit 1; }
 done
+[ -z "$(ls /mnt /srv | grep other)" ] || { echo "FAIL: its files are everybody's"; exit 1; }
 [ "$(hostname)" != other ] || { echo "FAIL: its name is everybody's"; exit 1; }
 [ "$(ipcs --shmems | grep -c 0x)" = 0 ] || { echo "FAIL: its segment is everybody's"; exit 1; }
 echo ok

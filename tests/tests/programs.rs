@@ -189,6 +189,7 @@ programs! {
     web "/usr/sbin/php-fpm8.2" "web.py" []: userns user;
     init "/usr/bin/s6-svscan" "init.py" []: userns user;
     rootless "/usr/bin/unshare" "unshare.sh" []: userns user;
+    sandbox "/usr/bin/bwrap" "sandbox.sh" []: userns user;
     make "/usr/bin/make" "make.py" []: userns user;
 }
 

@@ -95,7 +95,35 @@ child(lambda: (unshare(0x40000000), netlink(20, 0x605,
     ("a namespace that nobody lives in", "global kept\npid, kept = os.getpid(), None
 thread(lambda: (unshare(0x4000000), globals().update(kept=os.open('/proc/thread-self/ns/uts', 0)),
     call(308, os.open(f'/proc/{pid}/ns/uts', 0), 0)))", "a namespace that no process of the tree lives in"),
-    ("a child's mount namespace", "child(lambda: unshare(0x20000))", "mnt namespace of its own"),
+    (
+        "a mount of a child's that cannot be had",
+        "child(lambda: (unshare(0x20000), call(165, b'none', b'/mnt', b'ramfs', 0, 0)))",
+        "/mnt: a mount (ramfs) of a nested mnt namespace whose type is not made again",
+    ),
+    (
+        "mounts of a child's that are shared",
+        "os.mkdir('/tmp/m')
+child(lambda: (unshare(0x20000), call(165, b'none', b'/tmp/m', b'tmpfs', 0, 0), call(165, b'', b'/tmp/m', 0, 1 << 20, 0),
+    call(165, b'/tmp/m', b'/mnt', 0, 4096, 0)))",
+        "of a nested mnt namespace that shares mounts with others (MS_SHARED)",
+    ),
+    (
+        "a thread's mount namespace",
+        "thread(lambda: unshare(0x20200))",
+        "a mnt namespace of its own, which its process has not",
+    ),
+    (
+        "a socket in a child's mounts",
+        "os.mkdir('/tmp/m')
+child(lambda: (unshare(0x20000), call(165, b'none', b'/tmp/m', b'tmpfs', 0, 0),
+    globals().update(kept=socket.socket(socket.AF_UNIX)), kept.bind('/tmp/m/socket')))",
+        "/tmp/m/socket: a unix socket of a nested mnt namespace",
+    ),
+    (
+        "a directory of other mounts",
+        "child(lambda: (globals().update(kept=os.open('/usr', 0)), unshare(0x20000), os.fchdir(kept), os.close(kept)))",
+        "has its working directory in another mnt namespace",
+    ),
     (
         "users of a child's users",
         "def put(name, text):
@@ -117,7 +145,6 @@ child(lambda: (unshare(0x10000000), put('setgroups', 'deny'), put('uid_map', '0 
 child(lambda: (unshare(0x50000000), unknown()))",
         "--allow-lost iptables",
     ),
-    ("a mount namespace of a child's users", "child(lambda: unshare(0x10020000))", "mnt namespace of its own"),
     ("a pid namespace for children", "child(lambda: unshare(0x20000000))", "pid namespace of its own for its children"),
     ("a time namespace for children", "child(lambda: unshare(0x80))", "time namespace of its own for its children"),
     ("a thread's descriptors", "thread(lambda: unshare(0x400))", "a table of descriptors of its own"),

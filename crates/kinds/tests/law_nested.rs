@@ -3,11 +3,18 @@
 mod law;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use law::{Place, directory};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
+    mount_remount, unmount,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use yendor_image::{Bytes, NsId, Reader, Writer};
 use yendor_kinds::namespace::ipc::Mapped;
+use yendor_kinds::namespace::mount as kind;
 use yendor_kinds::namespace::nested::{Content, Kind, Record, own};
 use yendor_kinds::namespace::network::loopback_up;
 use yendor_kinds::namespace::{sysctl, user};
@@ -37,7 +44,10 @@ fn collect(place: &Place, name: &str, kind: Kind, namespace: &OwnedFd) -> Result
     let at = place.0.join(name);
     let writer = Writer::create(&at).unwrap();
     let blobs = (&writer, NsId(3));
-    let record = Record::collect((kind, namespace), None, proc().as_fd(), blobs, (None, &Mapped::default()));
+    let (places, root) = (kind::Places::default(), directory("/"));
+    let home = kind::Home { lines: Vec::new(), root: &root };
+    let mapped = (None, &Mapped::default());
+    let record = Record::collect((kind, namespace), None, proc().as_fd(), blobs, mapped, (&places, &home));
     let record = record.map_err(|e| e.to_string())?;
     writer.records(&record).unwrap();
     writer.commit(std::time::SystemTime::now()).unwrap();
@@ -91,6 +101,96 @@ fn system_v_objects_come_back() {
     assert_eq!((objects.shm.len(), objects.shm[0].extents.as_slice()), (1, &[(4096, 4096)][..]));
     assert_eq!(objects.limits.map(|limits| limits.shmmni), Some(17));
     assert_eq!(settings.len(), 1, "{settings:?}");
+}
+
+/// Mounts beside those of a home whose mounts are private.
+fn mounts_law(fill: impl Fn() + Send + Sync) -> Result<kind::Record, String> {
+    let inside = || {
+        let alone = Namespaces::FS | Namespaces::NEWNS;
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        unshare(alone).unwrap();
+        mount_change("/", private).unwrap();
+        let lines = || {
+            let text = yendor_task::tree::read_proc(proc().as_fd(), "thread-self/mountinfo").unwrap();
+            yendor_proc::mountinfo::parse(&text).unwrap()
+        };
+        // What covers another mount goes: a container has no such.
+        for (n, line) in lines().iter().enumerate().rev() {
+            if lines()[..n].iter().any(|other| other.mount_point == line.mount_point) {
+                unmount(&*line.mount_point, UnmountFlags::DETACH).unwrap();
+            }
+        }
+        let namespace = made(Kind::Mount, alone, &fill);
+        let (place, root) = (Place::new(), directory("/"));
+        let home = kind::Home { lines: lines(), root: &root };
+        let collect = |name: &str, namespace: &OwnedFd| {
+            let at = place.0.join(name);
+            let writer = Writer::create(&at).unwrap();
+            let there = kind::Place::look(NsId(3), namespace, proc()).unwrap();
+            let places = kind::Places(vec![there].into());
+            let record = kind::collect(namespace, &places.0[0], &places, &home, (&writer, NsId(3)));
+            let record = record.map_err(|e| e.to_string())?;
+            writer.records(&record).unwrap();
+            writer.commit(std::time::SystemTime::now()).unwrap();
+            Ok::<_, String>((record, Reader::open(&*at).unwrap()))
+        };
+        let (first, reader) = collect("first", &namespace)?;
+        let again = kind::rebuild(&first, None, proc().as_fd(), &reader).map_err(|e| e.to_string())?;
+        // The kernel lists them by their numbers.
+        let sorted = |record: &kind::Record| {
+            let mut mounts: Vec<_> = record.mounts.iter().map(|mount| format!("{mount:?}")).collect();
+            mounts.sort();
+            mounts
+        };
+        assert_eq!(sorted(&collect("second", &again.namespace)?.0), sorted(&first));
+        Ok(first)
+    };
+    std::thread::scope(|s| s.spawn(inside).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+#[test]
+fn mounts_come_back() {
+    if !is_root() {
+        return;
+    }
+    let tmpfs = |at: &str| mount("none", at, "tmpfs", MountFlags::NOSUID, Some(c"size=64k,mode=711")).unwrap();
+    let changed = mounts_law(|| {
+        tmpfs("/mnt");
+        std::fs::create_dir(Path::new("/mnt").join(std::ffi::OsStr::from_bytes(b"no\xff de \\"))).unwrap();
+        std::fs::create_dir_all("/mnt/d/e").unwrap();
+        std::fs::write("/mnt/d/file", "kept").unwrap();
+        mount_bind("/mnt/d", "/mnt/d/e").unwrap();
+        mount_remount("/mnt/d/e", MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOATIME, "").unwrap();
+        mount_change("/mnt/d/e", MountPropagationFlags::SHARED).unwrap();
+        mount_bind("/etc/passwd", "/mnt/d/file").unwrap();
+        mount_change("/mnt/d/file", MountPropagationFlags::UNBINDABLE).unwrap();
+        mount("none", "/mnt/d/e", "devpts", MountFlags::empty(), Some(c"newinstance,mode=620")).unwrap();
+    });
+    let changed = changed.unwrap();
+    let of = |record: &kind::Record, point: &str| {
+        let all = record.mounts.iter().rev().find(|mount| mount.point.0 == point.as_bytes());
+        all.map(|mount| mount.what.clone()).unwrap()
+    };
+    assert!(matches!(of(&changed, "/mnt/d/file"), kind::What::Outside(path) if path.0.ends_with(b"etc/passwd")));
+    assert!(matches!(of(&changed, "/mnt"), kind::What::New(kind::System { content: Some(_), .. })));
+    // A root of its own, which is a directory of a tmpfs of which nothing else is to be seen.
+    let turned = mounts_law(|| {
+        tmpfs("/mnt");
+        std::fs::create_dir_all("/mnt/new/root/usr").unwrap();
+        mount_bind("/mnt/new/root", "/mnt/new/root").unwrap();
+        mount_bind_recursive("/usr", "/mnt/new/root/usr").unwrap();
+        std::env::set_current_dir("/mnt/new/root").unwrap();
+        rustix::process::pivot_root(".", ".").unwrap();
+        unmount(".", UnmountFlags::DETACH).unwrap();
+        std::env::set_current_dir("/").unwrap();
+        std::fs::create_dir("/proc").unwrap();
+        mount("proc", "/proc", "proc", MountFlags::empty(), None).unwrap();
+    });
+    let turned = turned.unwrap();
+    assert!(matches!(of(&turned, "/"), kind::What::New(kind::System { root, .. }) if root.0 == b"new/root"));
+    assert!(matches!(of(&turned, "/usr"), kind::What::Outside(path) if path.0 == b"/usr"));
+    let refused = mounts_law(|| mount("none", "/mnt", "ramfs", MountFlags::empty(), None).unwrap()).unwrap_err();
+    assert!(refused.contains("/mnt: a mount (ramfs)"), "{refused}");
 }
 
 #[test]
@@ -186,5 +286,5 @@ fn user_namespaces_come_back() {
     assert!(refused(uids(&[(0, 0, 2), (1, 7, 1)])).contains("EINVAL"));
     assert!(refused(user::Record { maker: u32::MAX, ..none.clone() }).contains("cannot be"));
     let other = vec![limit("net/ipv4/ip_forward", "1")];
-    assert!(refused(user::Record { settings: other, ..none.clone() }).contains("a setting of a nested user"));
+    assert!(refused(user::Record { settings: other, ..none.clone() }).contains("no setting of a user namespace"));
 }

@@ -61,6 +61,7 @@ fn call(tree: &impl AsFd, attr: &MountAttr, recursive: i32, shown: impl FnOnce()
     let flags = libc::AT_EMPTY_PATH | recursive;
     let size = std::mem::size_of::<MountAttr>();
     // SAFETY: the path is an empty C string, `attr` has the kernel's layout; both outlive the call.
-    let ret = unsafe { libc::syscall(libc::SYS_mount_setattr, raw, c"".as_ptr(), flags, std::ptr::from_ref(attr), size) };
+    let ret =
+        unsafe { libc::syscall(libc::SYS_mount_setattr, raw, c"".as_ptr(), flags, std::ptr::from_ref(attr), size) };
     if ret < 0 { Err(SysError::last("mount_setattr", format!("{raw}, \"\", {}", shown()))) } else { Ok(()) }
 }

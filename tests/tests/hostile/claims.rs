@@ -401,6 +401,21 @@ fn namespaces() -> Vec<Claim> {
         let setting = map(&[("name", bytes(setting)), ("value", bytes("1"))]);
         namespace(Value::Null, "net", &[("loopback", Value::Bool(true)), ("settings", Value::Array(vec![setting]))])
     }
+    /// What is outside at `root`, and on it, at `point`, what is outside at `path`.
+    fn mounts(root: &str, point: &str, path: &str) -> Value {
+        let one = |on: Value, point: &str, path: &str| {
+            map(&[
+                ("on", on),
+                ("point", bytes(point)),
+                ("what", map(&[("outside", bytes(path))])),
+                ("attributes", number(0)),
+                ("shared", Value::Bool(false)),
+                ("unbindable", Value::Bool(false)),
+            ])
+        };
+        let all = vec![one(Value::Null, "/", root), one(number(0), point, path)];
+        namespace(Value::Null, "mount", &[("mounts", Value::Array(all))])
+    }
     vec![
         lie("a namespace that is not there", May::Damaged, |f, _| inside(f, &[], &[0])),
         lie("a namespace of 2^32-1", May::Damaged, |f, _| inside(f, &[uts(b"x")], &[u64::from(u32::MAX)])),
@@ -419,6 +434,13 @@ fn namespaces() -> Vec<Claim> {
         lie("a network that forwards inside", May::Contained, |f, _| inside(f, &[net("net/ipv4/ip_forward")], &[0])),
         lie("a namespace by its path", May::Damaged, |f, _| {
             inside(f, &[namespace(Value::Null, "net", &[("path", bytes("/proc/1/ns/net"))])], &[0]);
+        }),
+        lie("mounts of the host", May::Fail, |f, _| inside(f, &[mounts("/", "/etc", "/proc/1/root")], &[0])),
+        lie("mounts below nothing", May::Damaged, |f, _| inside(f, &[mounts("/", "/../etc", "/etc")], &[0])),
+        lie("mounts of nothing", May::Damaged, |f, _| inside(f, &[mounts("/", "/etc", "../etc")], &[0])),
+        lie("a root that is not there", May::Fail, |f, _| inside(f, &[mounts("/no/such", "/etc", "/etc")], &[0])),
+        lie("no mounts at all", May::Damaged, |f, _| {
+            inside(f, &[namespace(Value::Null, "mount", &[("mounts", Value::Array(Vec::new()))])], &[0]);
         }),
         lie("a pid namespace", May::Damaged, |f, _| inside(f, &[namespace(Value::Null, "pid", &[])], &[0])),
         lie("users inside", May::Contained, |f, _| inside(f, &[users(Value::Null, 0, [0, 0, 1])], &[0])),

@@ -23,7 +23,9 @@ pub fn check(proc: &OwnedFd, pid: i32, (places, own): (&Places, Option<NsId>), c
         }
     }
     if own.is_some() && cwd.ends_with(b" (deleted)") {
-        return Err(Cause::unsupported(format!("process {pid} has a deleted working directory in a nested mnt namespace")));
+        return Err(Cause::unsupported(format!(
+            "process {pid} has a deleted working directory in a nested mnt namespace"
+        )));
     }
     Ok(())
 }

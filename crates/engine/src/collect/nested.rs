@@ -142,7 +142,14 @@ impl Nested {
             let id = id(number);
             let residents = processes.iter().filter(|process| lives_in(process, id));
             let Found { kind, inode: _, owner, namespace, resident } = found;
-            Record::collect((*kind, namespace), *owner, proc, (writer, id), (*resident, &mapped(residents)?), (places, &home))
+            Record::collect(
+                (*kind, namespace),
+                *owner,
+                proc,
+                (writer, id),
+                (*resident, &mapped(residents)?),
+                (places, &home),
+            )
         };
         self.found.iter().enumerate().map(one).collect()
     }

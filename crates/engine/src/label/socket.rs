@@ -99,7 +99,14 @@ mod tests {
             label: text.map(|t| Bytes(t.into())),
         };
         let labels = labels.iter().map(one).collect();
-        Entry { id: FileId(3), flags: 0, owner: None, labels, record: Record::External(external::Record::Stdin) }
+        Entry {
+            id: FileId(3),
+            flags: 0,
+            owner: None,
+            labels,
+            mounts: None,
+            record: Record::External(external::Record::Stdin),
+        }
     }
 
     #[test]

@@ -217,7 +217,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     // Sockets tell who made them, so they are made by processes with the right pids, which takes a pid 1. Those would
     // escape the policy that is tried on the keeper.
     let sockets_later = request.policy.enforce == Enforce::Late;
-    let later = |e: &Entry| e.record.is_late() || mounts::is_promised(e) || sockets_later && matches!(e.record, Record::Unix(_));
+    let later = |e: &Entry| {
+        e.record.is_late() || mounts::is_promised(e) || sockets_later && matches!(e.record, Record::Unix(_))
+    };
     let files = confine.early(request, &own_places(reader, &proc)?, || {
         if request.policy.enforce == Enforce::Early {
             labels.enter()?;

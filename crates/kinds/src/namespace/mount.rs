@@ -226,7 +226,10 @@ pub fn collect(
             return refuse("that receives mounts from others (MS_SLAVE)");
         }
         let all = others.0.iter().flat_map(|place| &place.lines).chain(&home.lines);
-        if line.shared.is_some_and(|group| all.filter(|l| l.shared == Some(group) || l.master == Some(group)).count() > 1) {
+        if line
+            .shared
+            .is_some_and(|group| all.filter(|l| l.shared == Some(group) || l.master == Some(group)).count() > 1)
+        {
             return refuse("that shares mounts with others (MS_SHARED)");
         }
         let attributes = match attributes(&line.options) {
@@ -276,7 +279,9 @@ fn in_order(lines: &[Line]) -> Result<Vec<Line>> {
     match left.first() {
         Some(line) => {
             let point = line.mount_point.escape_ascii();
-            Err(Cause::unsupported(format!("{point}: a mount of a nested mnt namespace that hangs on none that is seen")))
+            Err(Cause::unsupported(format!(
+                "{point}: a mount of a nested mnt namespace that hangs on none that is seen"
+            )))
         }
         None => Ok(out),
     }
@@ -428,8 +433,9 @@ fn content(line: &Line, blob: &str, writer: &Writer) -> Result<layer::Record> {
 
 /// Refuses terminals: each is one of the file system that it was made in.
 fn no_terminals(line: &Line) -> Result<()> {
-    let top = open(line)?;
     let shown = || line.mount_point.escape_ascii().to_string();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::openat(open(line)?, ".", flags, Mode::empty()).named("openat", shown)?;
     for entry in rustix::fs::Dir::read_from(&top).named("getdents64", shown)? {
         let entry = entry.named("getdents64", shown)?;
         if entry.file_name().to_bytes().first().is_some_and(u8::is_ascii_digit) {

@@ -160,7 +160,8 @@ impl Record {
         (mounts, home): (&mount::Places, &mount::Home<'_>),
     ) -> Result<Record> {
         if kind == Kind::Mount {
-            let place = mounts.get(blobs.1).ok_or_else(|| Cause::unsupported("a mnt namespace that nobody lives in"))?;
+            let place =
+                mounts.get(blobs.1).ok_or_else(|| Cause::unsupported("a mnt namespace that nobody lives in"))?;
             let content = Content::Mount(mount::collect(namespace, place, mounts, home, blobs)?);
             return Ok(Record { owner, content });
         }

@@ -165,7 +165,7 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
         }
         record.shutdown = info.shutdown;
         if let Some(name) = &mut record.name {
-            name.find(info.bound, gather);
+            name.find(info.bound, gather)?;
         }
         if let Some(entry) = gather.entries.get_mut(i) {
             entry.record = super::Record::Unix(record);

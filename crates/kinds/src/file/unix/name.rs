@@ -12,7 +12,7 @@ use yendor_image::Bytes;
 use yendor_sys::{Errno, SysError, fd::in_own_directory, sock};
 
 use super::{Gather, Seen};
-use crate::{Named, Result};
+use crate::{Cause, Named, Result};
 
 /// An address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,20 +55,39 @@ impl Record {
     }
 
     /// Finds the name's inode, `bound` as the kernel tells it, if the path still leads there.
-    pub fn find(&mut self, bound: Option<u32>, gather: &Gather<'_>) {
+    ///
+    /// # Errors
+    /// `Unsupported` for one in a nested mount namespace.
+    pub fn find(&mut self, bound: Option<u32>, gather: &mut Gather<'_>) -> Result<()> {
         if !self.is_path() {
-            return;
+            return Ok(());
         }
+        self.inode = self.inode_here(bound, gather);
+        for place in gather.places.clone().0.iter().filter(|_| self.inode.is_none()) {
+            gather.here = Some(place.id);
+            let there = self.inode_here(bound, gather);
+            gather.here = None;
+            if there.is_some() {
+                let what = format!("{}: a unix socket of a nested mnt namespace", self.address);
+                return Err(Cause::unsupported(what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Permissions and owner of the inode that the path leads to, if it is that of the socket.
+    fn inode_here(&self, bound: Option<u32>, gather: &Gather<'_>) -> Option<(u32, u32, u32)> {
         let mut path = self.directory.0.clone();
         path.push(b'/');
         path.extend_from_slice(&self.address.0);
-        let Ok(fd) = gather.open_inside(&path, OFlags::PATH | OFlags::NOFOLLOW) else { return };
-        let Ok(stat) = rustix::fs::fstat(&fd) else { return };
+        let Ok(fd) = gather.open_inside(&path, OFlags::PATH | OFlags::NOFOLLOW) else { return None };
+        let Ok(stat) = rustix::fs::fstat(&fd) else { return None };
         // The kernel tells the lower half of the inode number.
         let same = bound.is_some_and(|b| stat.st_ino & 0xffff_ffff == u64::from(b));
         if same && FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
-            self.inode = Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid));
+            return Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid));
         }
+        None
     }
 
     /// Gives the address to a socket. A stale socket of that path goes; one that somebody listens to stays.

@@ -145,7 +145,8 @@ fn make(system: &System) -> Result<OwnedFd> {
     let mut at = Vec::new();
     for part in root.0.split(|b| *b == b'/') {
         at = if at.is_empty() { part.to_vec() } else { join(&at, part) };
-        rustix::fs::mkdirat(&mounted, at.as_slice(), Mode::from_raw_mode(0o755)).named("mkdirat", || root.to_string())?;
+        rustix::fs::mkdirat(&mounted, at.as_slice(), Mode::from_raw_mode(0o755))
+            .named("mkdirat", || root.to_string())?;
     }
     // Only what is mounted somewhere can be copied in part.
     put(&mounted, &open_directory("/")?)?;
@@ -252,13 +253,7 @@ fn copied_with(
 }
 
 /// What shall be mounted; `whole`: with all that the container has mounted below it.
-fn tree(
-    mount: &Mount,
-    whole: bool,
-    made: &mut Option<OwnedFd>,
-    old: &OwnedFd,
-    places: &[OwnedFd],
-) -> Result<OwnedFd> {
+fn tree(mount: &Mount, whole: bool, made: &mut Option<OwnedFd>, old: &OwnedFd, places: &[OwnedFd]) -> Result<OwnedFd> {
     match &mount.what {
         What::New(_) => made.take().ok_or_else(|| Cause::corrupt("a file system that was not made")),
         What::Part { of, path } => {
