@@ -110,7 +110,7 @@ child(lambda: (unshare(0x20000), call(165, b'none', b'/tmp/m', b'tmpfs', 0, 0), 
     (
         "a thread's mount namespace",
         "thread(lambda: unshare(0x20200))",
-        "a mnt namespace of its own, which its process has not",
+        "a working directory of its own",
     ),
     (
         "a socket in a child's mounts",

@@ -63,12 +63,6 @@ impl Texts {
         if self.namespaces.len() > 1 && self.namespaces.iter().any(|(_, theirs)| home.has_other_users(theirs)) {
             return Err(Cause::unsupported(format!("process {pid} has a user namespace of its own, and threads")));
         }
-        if let Some((tid, _)) =
-            self.namespaces.iter().find(|(_, theirs)| theirs.mounts() != self.namespaces[0].1.mounts())
-        {
-            let what = "a mnt namespace of its own, which its process has not (unshare, setns)";
-            return Err(Cause::unsupported(format!("task {tid} has {what}")));
-        }
         let of = |(tid, theirs): &(i32, Namespaces)| {
             home.away(theirs, *tid, |name, inode| nested.number(proc, (pid, *tid), name, inode))
         };

@@ -101,12 +101,6 @@ impl Namespaces {
         Ok(theirs.filter(|_| theirs != self.0[0]))
     }
 
-    /// The mount namespace.
-    #[must_use]
-    pub fn mounts(&self) -> Option<u64> {
-        self.0[0]
-    }
-
     /// Whether a process, by its first thread, lives in another user namespace.
     #[must_use]
     pub fn has_other_users(&self, process: &Namespaces) -> bool {

@@ -367,15 +367,17 @@ fn what(
     Ok(Ok(What::New(System { fs_type, options, root, content: None })))
 }
 
-/// The path by which the container sees what a mount shows.
+/// The path by which the container sees what a mount shows; of several (a device that covers files, too) the one that is most like its own.
 fn outside(line: &Line, home: &Home<'_>) -> Result<Option<Vec<u8>>> {
-    let mut found: Option<(usize, Vec<u8>)> = None;
+    let alike = |path: &[u8]| path.iter().rev().zip(line.mount_point.iter().rev()).take_while(|(a, b)| a == b).count();
+    let mut found: Option<((usize, usize), Vec<u8>)> = None;
     for theirs in home.lines.iter().filter(|l| l.dev == line.dev) {
         let Some(rest) = rest_of(&line.root, &theirs.root) else { continue };
         let path = join(&theirs.mount_point, &rest);
-        let better = found.as_ref().is_none_or(|(length, _)| *length < theirs.root.len());
+        let rank = (theirs.root.len(), alike(&path));
+        let better = found.as_ref().is_none_or(|(best, _)| *best < rank);
         if better && mount_at(home.root, &path)? == Some(theirs.id) {
-            found = Some((theirs.root.len(), path));
+            found = Some((rank, path));
         }
     }
     Ok(found.map(|(_, path)| path))
