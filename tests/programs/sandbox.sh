@@ -5,13 +5,13 @@ trap 'asked=1' USR1
 echo outer >/tmp/outer
 coproc INNER {
     exec bwrap --unshare-user --unshare-uts --hostname sandbox --ro-bind /usr /usr --ro-bind /etc /etc --symlink usr/bin /bin \
-        --symlink usr/lib /lib --symlink usr/lib64 /lib64 --tmpfs /tmp --bind /run /srv --dev /dev --dir /work --chdir /work \
+        --symlink usr/lib /lib --symlink usr/lib64 /lib64 --tmpfs /tmp --bind /run /srv --dev /dev --dir /job --chdir /job \
         /usr/bin/bash
 }
 to=${INNER[1]} from=${INNER[0]}
 ask() { echo "$1" >&"$to"; read -r -t 30 answer <&"$from"; }
 must() { ask "$1"; [ "$answer" = "$2" ] || { echo "FAIL: $1: '$answer', not '$2'"; exit 1; }; }
-must 'echo mine >/tmp/x; exec 7</tmp/x; exec 8>>/tmp/y; exec 6>/work/z; echo $(ls /)' 'bin dev etc lib lib64 srv tmp usr work'
+must 'echo mine >/tmp/x; exec 7</tmp/x; exec 8>>/tmp/y; exec 6>/job/z; echo $(ls /)' 'bin dev etc job lib lib64 srv tmp usr'
 must 'cd /tmp && rm x && echo k' k
 must 'exec 5</dev/zero; mkdir -m 700 /tmp/d; ls /tmp | wc -l' 2
 ask 'id -u'; id=$answer
@@ -19,9 +19,9 @@ must '[ -e /proc/self ]; echo $?' 1
 echo ready
 while [ -z "$asked" ]; do sleep 0.01; done
 must 'cat <&7' mine
-must 'echo $(ls /)' 'bin dev etc lib lib64 srv tmp usr work'
+must 'echo $(ls /)' 'bin dev etc job lib lib64 srv tmp usr'
 must 'echo a >&8; cat /tmp/y; rm /tmp/y' a
-must 'echo b >&6; cat /work/z' b
+must 'echo b >&6; cat /job/z' b
 must pwd /tmp
 must hostname sandbox
 must 'id -u' $id
