@@ -2,12 +2,14 @@
 
 use std::cell::OnceCell;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use yendor_engine::load::{Glance, Loaded, check, decode, open_directory};
 use yendor_engine::sign::Trust;
 use yendor_image::upgrade::Version;
-use yendor_image::{Digest, FORMAT_FILE, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Reader, SIGNATURE_FILE};
+use yendor_image::{Codec, Compressed, Digest, FileEntry, Kind, Limits, Manifest, Reader};
+use yendor_image::{FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE, SIGNATURE_FILE};
 use yendor_image::{cbor, manifest as seals, pages_name};
 use yendor_kinds::snapshot::Snapshot;
 
@@ -36,7 +38,7 @@ pub fn snapshot(document: &[u8]) -> bool {
 fn listing_pages() -> Manifest {
     let pages = (0..4).map(|n| (pages_name(n), 1 << 30));
     let files =
-        pages.map(|(name, bytes)| yendor_image::FileEntry { name, bytes, blake3: Digest::of(b""), content: None });
+        pages.map(|(name, bytes)| FileEntry { name, bytes, blake3: Digest::of(b""), content: None, compressed: None });
     Manifest { created: 0, generation: 0, kind: Kind::Container, encryption: None, files: files.collect() }
 }
 
@@ -84,6 +86,47 @@ pub fn answer(bytes: &[u8]) -> bool {
         assert!(loaded.open(open_directory(place).expect("a directory of our own"), None).is_err());
     });
     true
+}
+
+/// A compressed file: its codec, four bytes of how much is in it, and its bytes, as they come and with right digests, which nobody
+/// would guess.
+pub fn blocks(bytes: &[u8]) -> bool {
+    const MOST: u32 = 1 << 20;
+    let Some(([codec, content @ ..], file)) = bytes.split_first_chunk::<5>() else { return false };
+    let codec = if codec & 1 == 0 { Codec::Lz4 } else { Codec::Zstd };
+    let content = u64::from(u32::from_le_bytes(*content) % MOST);
+    let decoded = |file: &[u8]| {
+        let bytes = u64::try_from(file.len()).expect("a length");
+        let compressed = Some(Compressed { codec, content });
+        let entry = FileEntry { name: "a".into(), bytes, blake3: Digest::of(b""), content: None, compressed };
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let [from, to] = [(); 2].map(|()| fs::File::from(rustix::fs::memfd_create("fuzz", flags).expect("memfd")));
+        from.write_all_at(file, 0).expect("memory");
+        let done = yendor_image::decode(&entry, &from, (0, 1), &to);
+        let there = to.metadata().expect("fstat").len();
+        match &done {
+            Ok(()) => assert_eq!(there, content),
+            Err(error) => assert!(error.is_damage() && there <= content, "{error}"),
+        }
+        assert!(done.is_err() || yendor_image::find_damage(&entry, &from).is_ok());
+        done.is_ok()
+    };
+    let sealed = sealed(file);
+    decoded(file) | decoded(&sealed)
+}
+
+/// With the right digest before each frame, as far as there are frames.
+fn sealed(file: &[u8]) -> Vec<u8> {
+    let mut file = file.to_vec();
+    let mut rest = &mut file[..];
+    while let Some((head, tail)) = rest.split_first_chunk_mut::<24>() {
+        let [_, _, _, _, _, _, _, _, a, b, c, d, ..] = *head;
+        let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).map_or(tail.len(), |n| n.min(tail.len()));
+        let (frame, tail) = tail.split_at_mut(length);
+        head[16..].copy_from_slice(&Digest::of(frame).0[..8]);
+        rest = tail;
+    }
+    file
 }
 
 /// The files that [`directory`] writes, by number.

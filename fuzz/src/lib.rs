@@ -48,6 +48,7 @@ macro_rules! answers {
 
 targets! {
     host_policy: Bytes policy::host,
+    image_blocks: Bytes image::blocks,
     image_directory: Bytes image::directory,
     image_manifest: Bytes image::manifest,
     image_records: Records image::records,

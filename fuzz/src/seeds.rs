@@ -83,7 +83,13 @@ fn of_image(name: &str, image: &Path, seeds: &mut Vec<Seed>) {
     let document = read(RECORDS_FILE);
     let snapshot: Snapshot = cbor::decode(&document, &Limits::default()).expect("our own records");
     let bytes = u64::try_from(document.len()).expect("a length");
-    let files = vec![FileEntry { name: RECORDS_FILE.into(), bytes, blake3: Digest::of(&document), content: None }];
+    let files = vec![FileEntry {
+        name: RECORDS_FILE.into(),
+        bytes,
+        blake3: Digest::of(&document),
+        content: None,
+        compressed: None,
+    }];
     let bare = Manifest { created: 1, generation: 1, kind: Kind::Container, encryption: None, files };
     let body = sealed_part(&bare.encode(Version::V1).expect("a manifest"));
     let whole = [(0, read(FORMAT_FILE)), (0x81, body), (2, document.clone())];

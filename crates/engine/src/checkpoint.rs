@@ -5,6 +5,7 @@
 
 mod before;
 mod marker;
+mod store;
 mod whole;
 
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{Mode, OFlags};
 use yendor_image::crypt::Recipients;
 use yendor_image::upgrade::Version;
-use yendor_image::{Digest, Kind, Parent, Watcher, Writer};
+use yendor_image::{Compression, Digest, Parent, Watcher, Writer};
 use yendor_kinds::file::{Gather, unix};
 use yendor_kinds::namespace::network::Network;
 use yendor_kinds::snapshot::Snapshot;
@@ -38,6 +39,7 @@ use crate::state::State;
 use crate::who::Surroundings;
 use before::Before;
 use marker::Marker;
+use store::new_writer;
 use whole::{clocks_ahead, container, layers};
 
 /// What is checkpointed.
@@ -71,6 +73,8 @@ pub struct Options {
     pub sign: Option<Signer>,
     /// Who can open it; none: everybody.
     pub encrypt_to: Option<Recipients>,
+    /// How it is compressed; none: not at all.
+    pub compress: Option<Compression>,
     /// The tasks stay, stopped.
     pub leave_stopped: bool,
     /// Kinds whose loss the caller accepts.
@@ -88,6 +92,8 @@ pub struct Summary {
     pub stopped_us: u64,
     /// Bytes of the image.
     pub bytes: u64,
+    /// Bytes of what is in it: more where it is compressed.
+    pub content: u64,
     /// Bytes of memory that were read when the tasks ran again.
     pub read_later: u64,
     /// Bytes of memory that the parent had, and that were not written again.
@@ -176,22 +182,6 @@ fn attempts(target: &Target, output: &Path, options: &Options) -> Result<Summary
     }
 }
 
-fn new_writer(target: &Target, output: &Path, options: &Options) -> Result<Writer> {
-    let mut writer = Writer::create(output).at(Step::Store)?;
-    if let Some(recipients) = &options.encrypt_to {
-        writer.encrypt_to(recipients.clone());
-    }
-    writer.watch(options.watcher.clone());
-    match target {
-        Target::Container(state, _) => writer.generation(state.generation.saturating_add(1)),
-        Target::Tree(_) => {
-            writer.kind(Kind::Tree);
-            writer.generation(1);
-        }
-    }
-    Ok(writer)
-}
-
 /// One attempt; whatever hinders it, the tree runs on and nothing is left.
 fn attempt(
     target: &Target,
@@ -257,7 +247,7 @@ fn attempt(
         .at(Step::Store)
         .map_err(harm)?;
     summary.seal = Some(manifest.seal(Version::NEWEST).at(Step::Store).map_err(harm)?);
-    summary.bytes = manifest.files.iter().map(|f| f.bytes).sum();
+    (summary.bytes, summary.content) = (manifest.bytes(), manifest.content_bytes());
     summary.timings.push(("store".into(), us(storing)));
     if let Some(tree) = tree {
         summary.stopped_us = us(begin);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use yendor_image::upgrade::Version;
-use yendor_image::{Digest, PAGE_BYTES, PageRun, RECORDS_FILE, Reader, Writer, pages_name};
+use yendor_image::{Compression, Digest, PAGE_BYTES, PageRun, RECORDS_FILE, Reader, Writer, pages_name};
 use yendor_kinds::memory::pages::PAGES;
 use yendor_sys::SysError;
 
@@ -23,12 +23,18 @@ const CHUNK: u64 = 256 * 1024;
 ///
 /// # Errors
 /// A damaged image; the new one cannot be written, and nothing is left of it.
-pub fn flatten(image: Opened, output: &Path, sign: Option<&Signer>) -> Result<(u64, Digest)> {
+pub fn flatten(
+    image: Opened,
+    output: &Path,
+    sign: Option<&Signer>,
+    compress: Option<Compression>,
+) -> Result<(u64, Digest)> {
     let Opened { reader, mut snapshot, signed_by: _ } = image;
     reader.verify_all().at(Step::Load)?;
     let mut writer = Writer::create(output).at(Step::Store)?;
     writer.generation(reader.manifest().generation);
     writer.kind(reader.manifest().kind);
+    compress.into_iter().for_each(|how| writer.compress(how));
     let pages = snapshot.page_runs().next().is_some();
     if pages {
         let mut pages = Pages { reader: &reader, files: BTreeMap::new(), done: BTreeMap::new(), offset: 0 };

@@ -97,7 +97,7 @@ fn keeper_gone(step: Step) -> Error {
 }
 
 /// Starts a container: admit, then everything else in the keeper. Returns when its tasks run. `plain`: what is in an encrypted
-/// image; the keeper alone has it then. `shared`: memory for a clone that is given it.
+/// or compressed image; the keeper alone has it then. `shared`: memory for a clone that is given it.
 ///
 /// # Errors
 /// Whatever forbade or hindered it; nothing is left.

@@ -271,8 +271,8 @@ fn start(
     ))
 }
 
-/// What is in the files of an encrypted image, from the front.
-fn receive_plain(control: &Control, (count, records): (usize, usize)) -> std::result::Result<Plain, Cause> {
+/// What is in the files of an encrypted or compressed image, from the front.
+fn receive_plain(control: &Control, (count, records): (usize, Option<usize>)) -> std::result::Result<Plain, Cause> {
     let mut files = Vec::new();
     while files.len() < count {
         match control.receive::<More>()? {

@@ -28,8 +28,9 @@ pub struct Startup {
     pub image: Option<String>,
     /// Which image it is, by content, where the caller has looked.
     pub seal: Option<Digest>,
-    /// Of an encrypted image: how many files it has in clear, and which of them are the records. They come with [`More`].
-    pub plain: Option<(usize, usize)>,
+    /// Of an image that is encrypted or compressed: how many files it has in clear, and which of them are the records, if these were
+    /// encrypted. They come with [`More`].
+    pub plain: Option<(usize, Option<usize>)>,
     /// Rows and columns of the caller's terminal, where there is one.
     pub window: Option<(u16, u16)>,
     /// Whether the container's directory goes when it has ended.
@@ -58,7 +59,7 @@ pub enum Memory {
     Given,
 }
 
-/// Descriptors that did not go with the first message: the files of an encrypted image in clear, or shared memory.
+/// Descriptors that did not go with the first message: the files of an encrypted or compressed image in clear, or shared memory.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct More;
 

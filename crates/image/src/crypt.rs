@@ -113,13 +113,14 @@ impl Identities {
     }
 }
 
-/// Decrypts a file: what is in `file`, from its beginning, to `output`. Nothing but `pread` is called on the one, and `write`
+/// Decrypts a file, which may be compressed still: what is in `file`, from its beginning, to `output`. Nothing but `pread` is called on the one, and `write`
 /// on the other. At most as much is read and written as `entry` says, in pieces; and it is right only if this succeeds.
 ///
 /// # Errors
 /// [`Error::NotForUs`] when no identity opens it; what is wrong with it; what the system says.
 pub fn decrypt(entry: &FileEntry, file: &File, identities: &Identities, output: &mut impl Write) -> Result<()> {
-    let name = &stored_name(&entry.name, true);
+    let codec = entry.compressed.map(|compressed| compressed.codec);
+    let name = &stored_name(&entry.name, codec, true);
     let source = Source::new(file);
     let damaged = || match source.refused.take() {
         Some(error) => Error::io(name, "read", error),
@@ -134,7 +135,7 @@ pub fn decrypt(entry: &FileEntry, file: &File, identities: &Identities, output: 
         Err(DecryptError::NoMatchingKeys) => return Err(Error::NotForUs { file: name.clone() }),
         Err(_) => return Err(damaged()),
     };
-    let content = entry.content_bytes();
+    let content = entry.decrypted_bytes();
     let mut written: u64 = 0;
     loop {
         let chunk = match plain.fill_buf() {

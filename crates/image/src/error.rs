@@ -84,6 +84,12 @@ pub enum Error {
         /// The file.
         file: String,
     },
+    /// A file is compressed, and nobody has decoded it.
+    #[error("{file}: is compressed")]
+    Compressed {
+        /// The file.
+        file: String,
+    },
     /// A file is encrypted, and no identity was given.
     #[error("{file}: is encrypted")]
     Encrypted {
@@ -118,6 +124,7 @@ impl Error {
             | Error::Exists { .. }
             | Error::Name { .. }
             | Error::Plain { .. }
+            | Error::Compressed { .. }
             | Error::Encrypted { .. }
             | Error::NotForUs { .. }
             | Error::Unfinished { .. } => false,

@@ -4,8 +4,10 @@
 //! all, a [`Reader`] that works from one directory descriptor and takes every byte for hostile, and the basic types
 //! that records are made of.
 
+mod block;
 mod bytes;
 pub mod cbor;
+mod compress;
 pub mod crypt;
 mod digest;
 mod disk;
@@ -22,12 +24,14 @@ pub mod upgrade;
 mod watcher;
 mod writer;
 
+pub use block::{BLOCK_BYTES, decode, find_damage};
 pub use bytes::Bytes;
+pub use compress::Compression;
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use id::{Addr, FdNum, FileId, MmId, NsId, NsPid, ShmId, Tid};
 pub use limits::Limits;
-pub use manifest::{Encryption, FileEntry, Kind, Manifest, Method};
+pub use manifest::{Codec, Compressed, Encryption, FileEntry, Kind, Manifest, Method};
 pub use page::{PAGE_BYTES, PageRun, pages_name};
 pub use parent::{Parent, Place, Search, Stamp};
 pub use partial::is_partial;

@@ -1,5 +1,6 @@
 //! `manifest.json`: which files an image has, how large they are, and their digests; sealed by a digest of its own.
 
+use crate::block;
 use crate::crypt;
 use crate::upgrade::Version;
 use crate::{Digest, Error, FORMAT_FILE, Limits, MANIFEST_FILE, RECORDS_FILE, Result, SIGNATURE_FILE, is_file_name};
@@ -34,6 +35,43 @@ pub struct Encryption {
     pub recipients: Vec<String>,
 }
 
+/// How a file is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Codec {
+    /// By lz4.
+    Lz4,
+    /// By zstd.
+    Zstd,
+}
+
+impl Codec {
+    /// Its name, as a manifest spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Codec::Lz4 => "lz4",
+            Codec::Zstd => "zstd",
+        }
+    }
+
+    fn ending(self) -> &'static str {
+        match self {
+            Codec::Lz4 => ".lz4",
+            Codec::Zstd => ".zst",
+        }
+    }
+}
+
+/// That a file is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compressed {
+    /// How.
+    pub codec: Codec,
+    /// Size in bytes of what is in it.
+    pub content: u64,
+}
+
 /// The table of contents of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -60,19 +98,37 @@ pub struct FileEntry {
     pub blake3: Digest,
     /// Size in bytes of what is in it, where that is encrypted.
     pub content: Option<u64>,
+    /// How what is in it is compressed; none: it is not.
+    pub compressed: Option<Compressed>,
 }
 
 impl FileEntry {
     /// Size in bytes of what is in it.
     pub fn content_bytes(&self) -> u64 {
+        self.compressed.map_or(self.decrypted_bytes(), |compressed| compressed.content)
+    }
+
+    /// Size in bytes once it is decrypted, and still compressed.
+    pub fn decrypted_bytes(&self) -> u64 {
         self.content.unwrap_or(self.bytes)
     }
 }
 
 impl Manifest {
     /// The name that a file has in the directory.
-    pub fn stored_name(&self, name: &str) -> String {
-        stored_name(name, self.encryption.is_some())
+    pub fn stored_name(&self, entry: &FileEntry) -> String {
+        let codec = entry.compressed.map(|compressed| compressed.codec);
+        stored_name(&entry.name, codec, self.encryption.is_some())
+    }
+
+    /// Whether what is in a file is not what lies on the disk: it is encrypted, or compressed, or both.
+    pub fn is_wrapped(&self, entry: &FileEntry) -> bool {
+        self.encryption.is_some() || entry.compressed.is_some()
+    }
+
+    /// Size of what is in all files together in bytes.
+    pub fn content_bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, entry| sum.saturating_add(entry.content_bytes()))
     }
 
     /// The entry of the file `name`.
@@ -129,7 +185,7 @@ impl Manifest {
         for entry in &self.files {
             let name = entry.name.as_str();
             if !is_file_name(name)
-                || !is_file_name(&self.stored_name(name))
+                || !is_file_name(&self.stored_name(entry))
                 || [FORMAT_FILE, MANIFEST_FILE, SIGNATURE_FILE].contains(&name)
             {
                 return wrong(format!("{name:.80?} is not a name for a file of an image"));
@@ -148,13 +204,17 @@ impl Manifest {
     }
 
     fn check_content(&self, entry: &FileEntry) -> Result<()> {
-        let right = match (&self.encryption, entry.content) {
+        let encrypted = match (&self.encryption, entry.content) {
             (None, None) => true,
             (Some(_), Some(content)) => content < entry.bytes,
             _ => false,
         };
+        let compressed = entry.compressed.is_none_or(|compressed| {
+            // The records are read by who decodes nothing.
+            entry.name != RECORDS_FILE && block::can_be(entry.decrypted_bytes(), compressed.content)
+        });
         let name = &entry.name;
-        if right {
+        if encrypted && compressed {
             Ok(())
         } else {
             Err(Error::format(MANIFEST_FILE, 0, format!("{name:?}: content cannot be so large")))
@@ -204,25 +264,39 @@ struct DocumentFile {
     blake3: Digest,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     content: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    compressed: Option<Compressed>,
 }
 
 impl From<Manifest> for Document {
     fn from(Manifest { created, generation, kind, encryption, files }: Manifest) -> Document {
-        let file = |FileEntry { name, bytes, blake3, content }| DocumentFile { name, bytes, blake3, content };
+        let file = |FileEntry { name, bytes, blake3, content, compressed }| DocumentFile {
+            name,
+            bytes,
+            blake3,
+            content,
+            compressed,
+        };
         Document { created, generation, kind, encryption, files: files.into_iter().map(file).collect() }
     }
 }
 
 impl From<Document> for Manifest {
     fn from(Document { created, generation, kind, encryption, files }: Document) -> Manifest {
-        let file = |DocumentFile { name, bytes, blake3, content }| FileEntry { name, bytes, blake3, content };
+        let file = |DocumentFile { name, bytes, blake3, content, compressed }| FileEntry {
+            name,
+            bytes,
+            blake3,
+            content,
+            compressed,
+        };
         Manifest { created, generation, kind, encryption, files: files.into_iter().map(file).collect() }
     }
 }
 
 /// The name that a file has in the directory of an image.
-pub(crate) fn stored_name(name: &str, encrypted: bool) -> String {
-    if encrypted { format!("{name}.age") } else { name.to_owned() }
+pub(crate) fn stored_name(name: &str, codec: Option<Codec>, encrypted: bool) -> String {
+    [name, codec.map_or("", Codec::ending), if encrypted { ".age" } else { "" }].concat()
 }
 
 const BODY_END: &[u8] = b"\n}";
@@ -279,6 +353,7 @@ mod tests {
             bytes,
             blake3: Digest::of(name.as_bytes()),
             content: None,
+            compressed: None,
         };
         Manifest {
             created: 1_767_225_600,
@@ -382,7 +457,11 @@ mod tests {
         let json: serde_json::Value = serde_json::from_slice(&document).unwrap();
         assert_eq!(json["encryption"]["method"], "age-x25519");
         assert_eq!(json["files"][0]["content"], 4096);
-        assert_eq!((manifest.stored_name("pages-0"), sample().stored_name("a")), ("pages-0.age".into(), "a".into()));
+        let first = &manifest.files[0];
+        assert_eq!(
+            (manifest.stored_name(first), sample().stored_name(first)),
+            ("pages-0.age".into(), "pages-0".into())
+        );
         type Change = fn(&mut Manifest);
         let wrong: [(&str, Change); 9] = [
             ("a file in clear", |m| m.files[1].content = None),
@@ -410,6 +489,44 @@ mod tests {
         let body = String::from_utf8(sample().body().unwrap()).unwrap();
         let null = body.replacen("\"files\"", "\"encryption\": null,\n  \"files\"", 1);
         assert!(decode(&seal(Version::V1, null.as_bytes())).is_err(), "one spelling");
+    }
+
+    #[test]
+    fn a_file_is_compressed_within_reason() {
+        let with = |codec, (bytes, content)| {
+            let mut manifest = sample();
+            manifest.files[0].compressed = Some(Compressed { codec, content });
+            manifest.files[0].bytes = bytes;
+            manifest
+        };
+        for codec in [Codec::Lz4, Codec::Zstd] {
+            let manifest = with(codec, (4000, 8192));
+            let document = manifest.encode(Version::V1).unwrap();
+            assert_eq!(decode(&document).unwrap(), manifest);
+            let json: serde_json::Value = serde_json::from_slice(&document).unwrap();
+            assert_eq!(json["files"][0]["compressed"]["codec"], codec.name());
+            assert_eq!(json["files"][0]["compressed"]["content"], 8192);
+            assert_eq!((manifest.content_bytes(), manifest.bytes()), (8193, 4001));
+            assert_eq!(manifest.stored_name(&manifest.files[0]), format!("pages-0{}", codec.ending()));
+            assert!(decode(&with(codec, (0, 0)).encode(Version::V1).unwrap()).is_ok());
+            // No head, no frame, more blocks than there can be, and a file that is larger than what is in it for no reason.
+            for sizes in [(0, 1), (24, 1), (1, 0), (49, (256 << 10) + 1), (1 << 20, u64::MAX), (1 << 20, 8192)] {
+                let error = decode(&with(codec, sizes).encode(Version::V1).unwrap()).unwrap_err();
+                assert!(matches!(error, Error::Format { .. }), "{sizes:?}: {error}");
+            }
+        }
+        let mut records = with(Codec::Lz4, (4000, 8192));
+        records.files[2] = FileEntry { name: RECORDS_FILE.into(), ..records.files[0].clone() };
+        assert!(decode(&records.encode(Version::V1).unwrap()).is_err(), "records");
+        let both = |content| {
+            let mut manifest = encrypted();
+            manifest.files[0].content = Some(4000);
+            manifest.files[0].compressed = Some(Compressed { codec: Codec::Zstd, content });
+            manifest
+        };
+        assert_eq!(decode(&both(8192).encode(Version::V1).unwrap()).unwrap(), both(8192));
+        assert_eq!(both(1).stored_name(&both(1).files[0]), "pages-0.zst.age");
+        assert!(decode(&both(u64::MAX).encode(Version::V1).unwrap()).is_err());
     }
 
     #[test]

@@ -33,17 +33,22 @@ pub struct Parent {
 #[derive(Debug)]
 struct Earlier {
     entry: FileEntry,
-    file: File,
+    /// What lies on the disk.
+    stored: File,
+    /// What is in it.
+    content: File,
 }
 
 impl Earlier {
-    /// All files of pages of an image that is not encrypted, in the order of their numbers.
+    /// All files of pages of an image that is not encrypted, in the order of their numbers. Somebody has decoded those that are
+    /// compressed.
     fn all(reader: &Reader) -> impl Iterator<Item = Result<Earlier>> + '_ {
         entries(reader).map(|entry| {
             if reader.manifest().encryption.is_some() {
-                return Err(Error::Encrypted { file: reader.manifest().stored_name(&entry.name) });
+                return Err(Error::Encrypted { file: reader.manifest().stored_name(entry) });
             }
-            Ok(Earlier { file: reader.open_stored(entry)?, entry: entry.clone() })
+            let (content, _) = reader.open_file(&entry.name)?;
+            Ok(Earlier { stored: reader.open_stored(entry)?, content, entry: entry.clone() })
         })
     }
 }
@@ -110,7 +115,7 @@ impl Parent {
         let mut parent = Parent::empty(reader)?;
         for (number, earlier) in (0..).zip(Earlier::all(reader)) {
             let earlier = earlier?;
-            parent.add(number, &earlier.entry, &earlier.file)?;
+            parent.add(number, &earlier)?;
             parent.files.push(earlier);
         }
         Ok(parent)
@@ -126,16 +131,17 @@ impl Parent {
     pub fn known(reader: &Reader, stamps: &[Stamp], runs: &[PageRun]) -> Result<Parent> {
         let mut parent = Parent::empty(reader)?;
         for (number, earlier) in Earlier::all(reader).enumerate() {
-            let Earlier { entry, file } = earlier?;
+            let earlier = earlier?;
+            let Earlier { entry, stored, .. } = &earlier;
             let name = &entry.name;
             let failed = |op| move |source: io::Error| Error::io(name, op, source);
-            let now = Stamp::of(&file).map_err(failed("stat"))?;
+            let now = Stamp::of(stored).map_err(failed("stat"))?;
             if stamps.get(number) != Some(&now)
-                && Digest::of_file(&file, entry.bytes).map_err(failed("read"))? != (entry.bytes, entry.blake3)
+                && Digest::of_file(stored, entry.bytes).map_err(failed("read"))? != (entry.bytes, entry.blake3)
             {
                 return Err(Error::Digest { file: name.clone(), bytes: entry.bytes });
             }
-            parent.files.push(Earlier { entry, file });
+            parent.files.push(earlier);
         }
         let mut buffer = vec![0; HASH_BYTES];
         for run in runs {
@@ -161,17 +167,17 @@ impl Parent {
     }
 
     /// Compares a file with its digest, by a thread of its own where there can be one, and has its pages found.
-    fn add(&mut self, number: u16, entry: &FileEntry, file: &File) -> Result<()> {
+    fn add(&mut self, number: u16, Earlier { entry, stored, content }: &Earlier) -> Result<()> {
         let damaged = || Error::Digest { file: entry.name.clone(), bytes: entry.bytes };
         let failed = |source: io::Error| match source.kind() {
             // It became shorter.
             io::ErrorKind::UnexpectedEof => damaged(),
             _ => Error::io(&entry.name, "read", source),
         };
-        let digest = || Digest::of_file(file, entry.bytes);
+        let digest = || Digest::of_file(stored, entry.bytes);
         let (indexed, digest) = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().spawn_scoped(scope, digest).ok();
-            let indexed = self.index(number, entry.bytes, file);
+            let indexed = self.index(number, entry.content_bytes(), content);
             let join =
                 |t: std::thread::ScopedJoinHandle<'_, _>| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
             (indexed, thread.map_or_else(digest, join))
@@ -208,15 +214,15 @@ impl Parent {
 
     /// How many pages one of the files has.
     pub fn pages(&self, file: u16) -> u64 {
-        self.files.get(usize::from(file)).map_or(0, |earlier| earlier.entry.bytes / PAGE_BYTES)
+        self.files.get(usize::from(file)).map_or(0, |earlier| earlier.entry.content_bytes() / PAGE_BYTES)
     }
 
     /// Reads from one of the files, which was compared with its digest when it was opened.
     pub fn read_at(&self, file: u16, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let Some(Earlier { entry, file }) = self.files.get(usize::from(file)) else {
+        let Some(Earlier { entry, content, .. }) = self.files.get(usize::from(file)) else {
             return Err(Error::missing(&pages_name(file)));
         };
-        file.read_exact_at(buffer, offset).map_err(|source| Error::io(&entry.name, "read", source))
+        content.read_exact_at(buffer, offset).map_err(|source| Error::io(&entry.name, "read", source))
     }
 
     /// Why its files cannot be files of an image at `place`, too, if they cannot: only what nobody else can change, and where
@@ -225,7 +231,7 @@ impl Parent {
         let beside = place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).metadata()?;
         let us = rustix::process::geteuid().as_raw();
         let directory = File::from(self.directory.try_clone()?).metadata()?;
-        let files = self.files.iter().map(|earlier| earlier.file.metadata());
+        let files = self.files.iter().map(|earlier| earlier.stored.metadata());
         for file in files.chain([Ok(directory)]) {
             let file = file?;
             if file.uid() != us || file.mode() & 0o077 != 0 {
@@ -240,10 +246,10 @@ impl Parent {
 
     /// Gives the image that is being written one of the files, as its file number `number`.
     pub fn share(&self, file: u16, writer: &Writer, number: u16) -> Result<()> {
-        let Some(Earlier { entry, file }) = self.files.get(usize::from(file)) else {
+        let Some(Earlier { entry, stored, .. }) = self.files.get(usize::from(file)) else {
             return Err(Error::missing(&pages_name(file)));
         };
-        writer.share(&pages_name(number), &self.directory, (entry, file))
+        writer.share(&pages_name(number), &self.directory, (entry, stored))
     }
 }
 
@@ -279,16 +285,19 @@ impl Search<'_> {
     }
 
     fn is_at(&mut self, place: Place, page: &[u8]) -> Result<bool> {
-        let Some(Earlier { entry, file }) = self.parent.files.get(usize::from(place.file)) else { return Ok(false) };
-        if place.offset() + PAGE_BYTES > entry.bytes {
+        let Some(Earlier { entry, content, .. }) = self.parent.files.get(usize::from(place.file)) else {
+            return Ok(false);
+        };
+        let bytes = entry.content_bytes();
+        if place.offset() + PAGE_BYTES > bytes {
             return Ok(false);
         }
         let begin = place.offset() / WINDOW as u64 * WINDOW as u64;
         if self.at != Some((place.file, begin)) {
             self.at = None;
-            let there = usize::try_from(entry.bytes - begin).unwrap_or(WINDOW).min(WINDOW);
+            let there = usize::try_from(bytes - begin).unwrap_or(WINDOW).min(WINDOW);
             let failed = |source: io::Error| Error::io(&entry.name, "read", source);
-            file.read_exact_at(&mut self.window[..there], begin).map_err(failed)?;
+            content.read_exact_at(&mut self.window[..there], begin).map_err(failed)?;
             self.at = Some((place.file, begin));
         }
         let first = usize::try_from(place.offset() - begin).unwrap_or(0);

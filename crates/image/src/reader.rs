@@ -1,5 +1,6 @@
 //! Reading an image that nobody has to trust, from one directory descriptor.
 
+use crate::manifest::stored_name;
 use crate::upgrade::{self, Version};
 use crate::{
     Digest, Error, FORMAT_FILE, FileEntry, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result, SIGNATURE_FILE,
@@ -51,7 +52,7 @@ pub struct Reader {
     version: Version,
     manifest: Manifest,
     limits: Limits,
-    /// What is in the files, in their order, once somebody has decrypted them.
+    /// What is in the files that are not what lies on the disk, in their order, once somebody has decrypted and decoded them.
     content: Option<Vec<File>>,
 }
 
@@ -81,19 +82,29 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Gives the reader of an encrypted image what is in its files: one for each, in the manifest's order, which somebody has
-    /// decrypted, and compared with their digests on the way.
-    pub fn decrypted(&mut self, content: Vec<File>) -> Result<()> {
-        let files = &self.manifest.files;
-        if self.manifest.encryption.is_none() || content.len() != files.len() {
-            return Err(Error::format(MANIFEST_FILE, 0, "not as many files as were decrypted"));
+    /// Gives the reader what is in the files that are encrypted or compressed: one for each, in the manifest's order, which somebody
+    /// has decrypted and decoded, and compared with their digests before.
+    pub fn unwrapped(&mut self, content: Vec<File>) -> Result<()> {
+        if content.len() != self.wrapped().count() {
+            return Err(Error::format(MANIFEST_FILE, 0, "not as many files as were decrypted or decoded"));
         }
-        for (entry, file) in files.iter().zip(&content) {
+        for (entry, file) in self.wrapped().zip(&content) {
             let bytes = file.metadata().map_err(|source| Error::io(&entry.name, "stat", source))?.len();
             check_size(&entry.name, entry.content_bytes(), bytes)?;
         }
         self.content = Some(content);
         Ok(())
+    }
+
+    /// Those files that are not what lies on the disk.
+    fn wrapped(&self) -> impl Iterator<Item = &FileEntry> {
+        self.manifest.files.iter().filter(|entry| self.manifest.is_wrapped(entry))
+    }
+
+    /// What is in a file that is encrypted or compressed, if somebody has made that.
+    fn content(&self, entry: &FileEntry) -> Option<&File> {
+        let at = self.wrapped().position(|other| other.name == entry.name)?;
+        self.content.as_ref()?.get(at)
     }
 
     /// The table of contents.
@@ -128,29 +139,30 @@ impl Reader {
     }
 
     /// Opens a file for reading, from its beginning; also says its size in bytes, which is the manifest's. The content is not
-    /// checked: see [`Reader::verify`]. Of an encrypted file it is what was decrypted, and the place in it is shared by
+    /// checked: see [`Reader::verify`]. Of a file that is encrypted or compressed it is what is in it, and the place in it is shared by
     /// everybody who opens it.
     pub fn open_file(&self, name: &str) -> Result<(File, u64)> {
         let entry = self.entry(name)?;
-        if self.manifest.encryption.is_none() {
+        if !self.manifest.is_wrapped(entry) {
             return Ok((self.open_stored(entry)?, entry.bytes));
         }
-        let encrypted = || Error::Encrypted { file: self.manifest.stored_name(name) };
-        let content = self.content.as_ref().ok_or_else(encrypted)?;
-        let at = self.manifest.files.iter().position(|other| other.name == name);
-        let content = at.and_then(|at| content.get(at)).ok_or_else(|| Error::missing(name))?;
+        let closed = || {
+            let file = self.manifest.stored_name(entry);
+            if self.manifest.encryption.is_some() { Error::Encrypted { file } } else { Error::Compressed { file } }
+        };
+        let content = self.content(entry).ok_or_else(closed)?;
         let mut file = content.try_clone().map_err(|source| Error::io(name, "dup", source))?;
         file.rewind().map_err(|source| Error::io(name, "lseek", source))?;
         Ok((file, entry.content_bytes()))
     }
 
-    /// Compares a file with its digest: what lies on the disk. What was decrypted was compared when that was done.
+    /// Compares a file with its digest: what lies on the disk. What was decrypted or decoded was compared when that was done.
     pub fn verify(&self, name: &str) -> Result<()> {
         let entry = self.entry(name)?;
-        if self.content.is_some() {
+        if self.content(entry).is_some() {
             return Ok(());
         }
-        let stored = &self.manifest.stored_name(name);
+        let stored = &self.manifest.stored_name(entry);
         let file = self.open_stored(entry)?;
         let (bytes, digest) =
             Digest::of_file(&file, entry.bytes).map_err(|source| Error::io(stored, "read", source))?;
@@ -177,7 +189,7 @@ impl Reader {
 
     /// Opens a file as it lies on the disk.
     pub fn open_stored(&self, entry: &FileEntry) -> Result<File> {
-        let name = self.manifest.stored_name(&entry.name);
+        let name = self.manifest.stored_name(entry);
         let (file, bytes) = open_regular(self.dir.as_fd(), &name)?;
         check_size(&name, entry.bytes, bytes)?;
         Ok(file)
@@ -281,7 +293,7 @@ impl Documents {
         limits: &Limits,
     ) -> Result<T> {
         if manifest.encryption.is_some() && !self.decrypted {
-            return Err(Error::Encrypted { file: manifest.stored_name(RECORDS_FILE) });
+            return Err(Error::Encrypted { file: stored_name(RECORDS_FILE, None, true) });
         }
         let (file, bytes) = self.records.as_ref().ok_or_else(|| Error::missing(RECORDS_FILE))?;
         decode_records(file, *bytes, version, manifest, limits)

@@ -2,9 +2,10 @@
 
 use crate::SIGNATURE_FILE;
 use crate::Watcher;
+use crate::compress::{Compression, Press};
 use crate::crypt::{Output, Recipients};
 use crate::disk::Disk;
-use crate::manifest::{Encryption, Method, stored_name};
+use crate::manifest::{Codec, Compressed, Encryption, Method, stored_name};
 use crate::partial::{check_vacant, make_partial, remove, sweep};
 use crate::upgrade::{NEWEST_LINE, Version};
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
@@ -41,6 +42,7 @@ pub struct Writer {
     generation: u64,
     kind: Kind,
     recipients: Option<Recipients>,
+    compression: Option<Compression>,
     watcher: Watcher,
     files: Mutex<BTreeMap<String, Slot>>,
 }
@@ -48,6 +50,7 @@ pub struct Writer {
 /// A file of the image, by its name.
 #[derive(Debug)]
 struct Slot {
+    codec: Option<Codec>,
     /// Kept open: an error of writing back is told to descriptors that were open when it happened.
     file: File,
     /// What is known of it once it is complete.
@@ -65,7 +68,8 @@ struct Done {
     bytes: u64,
     /// Digest of what is on the disk.
     digest: Digest,
-    /// Size of what is in it.
+    /// Size of what is in it: of what was encrypted, and of what was compressed.
+    encrypted: u64,
     content: u64,
 }
 
@@ -99,6 +103,7 @@ impl Writer {
             generation: 1,
             kind: Kind::default(),
             recipients: None,
+            compression: None,
             watcher: Watcher::default(),
             files: Mutex::default(),
         })
@@ -119,6 +124,11 @@ impl Writer {
         self.recipients = Some(recipients);
     }
 
+    /// Compresses every file that is begun from now on but the records and what others write; to be called before there is any.
+    pub fn compress(&mut self, compression: Compression) {
+        self.compression = Some(compression);
+    }
+
     /// Tells somebody of the bytes of files that are begun from now on.
     pub fn watch(&mut self, watcher: Watcher) {
         self.watcher = watcher;
@@ -127,25 +137,25 @@ impl Writer {
     /// Writes the records, the one file that every image has. What a reader would refuse is refused here.
     pub fn records<T: Serialize + ?Sized>(&self, records: &T) -> Result<()> {
         let document = cbor::encode(records, &self.limits)?;
-        let mut writer = self.hashing(RECORDS_FILE)?;
+        let mut writer = self.hashing(RECORDS_FILE, None)?;
         writer.write_all(&document).map_err(|source| Error::io(RECORDS_FILE, "write", source))?;
         writer.finish()
     }
 
     /// Begins a file that is written through the result, which hashes on the way. It must be finished before commit.
     pub fn file(&self, name: &str) -> Result<FileWriter<'_>> {
-        self.check_name(name)?;
-        self.hashing(name)
+        self.check_name(name, self.codec())?;
+        self.hashing(name, self.compression)
     }
 
     /// Begins a file that others write by descriptor (open for reading and writing). It must be given back by
-    /// [`Writer::adopt`] before commit. What others write is not encrypted: an image that is has no such files.
+    /// [`Writer::adopt`] before commit. What others write is not encrypted: an image that is has no such files. Nor is it compressed.
     pub fn raw(&self, name: &str) -> Result<File> {
-        self.check_name(name)?;
+        self.check_name(name, None)?;
         if self.recipients.is_some() {
             return Err(Error::Plain { file: name.to_owned() });
         }
-        self.begin(name)
+        self.begin(name, None)
     }
 
     /// Takes a file of [`Writer::raw`] that is complete: reads it and keeps size and digest.
@@ -155,21 +165,23 @@ impl Writer {
             None => return Err(Error::missing(name)),
         };
         let (bytes, digest) = Digest::of_file(&file, u64::MAX).map_err(|source| Error::io(name, "read", source))?;
-        self.end(name, Done { bytes, digest, content: bytes })
+        self.end(name, Done { bytes, digest, encrypted: bytes, content: bytes })
     }
 
     /// Takes a complete file of another image, which is open, as file `name` of this one: the same file by one more name, or a copy
     /// where that cannot be.
     pub fn share(&self, name: &str, directory: &OwnedFd, (entry, open): (&FileEntry, &File)) -> Result<()> {
-        self.check_name(name)?;
+        let codec = entry.compressed.map(|compressed| compressed.codec);
+        self.check_name(name, codec)?;
         if self.recipients.is_some() {
             return Err(Error::Plain { file: name.to_owned() });
         }
+        let [ours, theirs] = [name, &entry.name].map(|name| stored_name(name, codec, false));
         let failed = |op| move |source: io::Error| Error::io(name, op, source);
-        let file = match self.link(name, directory, &entry.name, open) {
+        let file = match self.link(&ours, directory, &theirs, open) {
             Some(file) => file,
             None => {
-                let mut copy = self.create_new(name)?;
+                let mut copy = self.create_new(&ours)?;
                 let mut from = open.try_clone().map_err(failed("dup"))?;
                 from.rewind().and_then(|()| io::copy(&mut from, &mut copy)).map_err(failed("copy"))?;
                 if Digest::of_file(&copy, entry.bytes).map_err(failed("read"))? != (entry.bytes, entry.blake3) {
@@ -178,8 +190,9 @@ impl Writer {
                 copy
             }
         };
-        self.slots().insert(name.to_owned(), Slot { file, done: None, syncing: None });
-        self.end(name, Done { bytes: entry.bytes, digest: entry.blake3, content: entry.bytes })
+        self.slots().insert(name.to_owned(), Slot { codec, file, done: None, syncing: None });
+        let (bytes, digest) = (entry.bytes, entry.blake3);
+        self.end(name, Done { bytes, digest, encrypted: bytes, content: entry.content_bytes() })
     }
 
     /// One more name for a file that is open. None: it cannot have one, or what lies by its name is another one now (on an overlay,
@@ -257,15 +270,16 @@ impl Writer {
                 synced.map_err(|source| Error::io(name, "fsync", source))?;
             }
             let unfinished = || Error::Unfinished { file: name.clone() };
-            let Done { bytes, digest, content } = slot.done.ok_or_else(unfinished)?;
+            let Done { bytes, digest, encrypted, content } = slot.done.ok_or_else(unfinished)?;
             slot.file.sync_all().map_err(|source| Error::io(name, "fsync", source))?;
             let length = slot.file.metadata().map_err(|source| Error::io(name, "stat", source))?.len();
             if length != bytes {
                 // Somebody still wrote after it was adopted.
                 return Err(unfinished());
             }
-            let content = self.recipients.as_ref().map(|_| content);
-            entries.push(FileEntry { name: name.clone(), bytes, blake3: digest, content });
+            let compressed = slot.codec.map(|codec| Compressed { codec, content });
+            let content = self.recipients.as_ref().map(|_| encrypted);
+            entries.push(FileEntry { name: name.clone(), bytes, blake3: digest, content, compressed });
         }
         Ok(entries)
     }
@@ -276,17 +290,18 @@ impl Writer {
         file.sync_all().map_err(|source| Error::io(name, "fsync", source))
     }
 
-    fn check_name(&self, name: &str) -> Result<()> {
+    fn check_name(&self, name: &str, codec: Option<Codec>) -> Result<()> {
         let special = [FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE, SIGNATURE_FILE].contains(&name);
-        if !is_file_name(name) || !is_file_name(&self.stored_name(name)) || special {
+        if !is_file_name(name) || !is_file_name(&self.stored_name(name, codec)) || special {
             return Err(Error::Name { name: name.to_owned() });
         }
         Ok(())
     }
 
-    fn hashing(&self, name: &str) -> Result<FileWriter<'_>> {
+    fn hashing(&self, name: &str, compression: Option<Compression>) -> Result<FileWriter<'_>> {
         let watcher = self.watcher.clone();
-        let watched = Watched { disk: Disk::new(self.begin(name)?), watcher };
+        let codec = compression.map(Compression::codec);
+        let watched = Watched { disk: Disk::new(self.begin(name, codec)?), watcher };
         let output = match &self.recipients {
             None => Output::Plain(watched),
             Some(recipients) => {
@@ -294,13 +309,14 @@ impl Writer {
                 Output::Encrypted(Box::new(encrypted))
             }
         };
-        Ok(FileWriter { writer: self, name: name.to_owned(), output, offset: 0 })
+        let press = compression.map(Press::new).transpose().map_err(|source| Error::io(name, "compress", source))?;
+        Ok(FileWriter { writer: self, name: name.to_owned(), output: Counted { output, bytes: 0 }, press, offset: 0 })
     }
 
-    fn begin(&self, name: &str) -> Result<File> {
-        let file = self.create_new(&self.stored_name(name))?;
+    fn begin(&self, name: &str, codec: Option<Codec>) -> Result<File> {
+        let file = self.create_new(&self.stored_name(name, codec))?;
         let kept = file.try_clone().map_err(|source| Error::io(name, "dup", source))?;
-        self.slots().insert(name.to_owned(), Slot { file: kept, done: None, syncing: None });
+        self.slots().insert(name.to_owned(), Slot { codec, file: kept, done: None, syncing: None });
         Ok(file)
     }
 
@@ -316,8 +332,12 @@ impl Writer {
         Ok(())
     }
 
-    fn stored_name(&self, name: &str) -> String {
-        stored_name(name, self.recipients.is_some())
+    fn stored_name(&self, name: &str, codec: Option<Codec>) -> String {
+        stored_name(name, codec, self.recipients.is_some())
+    }
+
+    fn codec(&self) -> Option<Codec> {
+        self.compression.map(Compression::codec)
     }
 
     fn create_new(&self, name: &str) -> Result<File> {
@@ -350,7 +370,9 @@ impl Drop for Writer {
 pub struct FileWriter<'w> {
     writer: &'w Writer,
     name: String,
-    output: Output<Watched>,
+    output: Counted,
+    /// What compresses on the way.
+    press: Option<Press>,
     offset: u64,
 }
 
@@ -363,12 +385,14 @@ impl FileWriter<'_> {
     /// Writes all of `bytes`, a buffer that may be exchanged for another one, of any content: whole pieces of 256 KiB are not copied.
     pub fn take(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
         let length = u64::try_from(bytes.len()).map_err(io::Error::other)?;
-        match &mut self.output {
-            Output::Plain(watched) => {
+        match (&mut self.press, &mut self.output) {
+            (Some(press), output) => press.take(bytes, output)?,
+            (None, Counted { output: Output::Plain(watched), bytes: all }) => {
                 watched.disk.take(bytes)?;
                 watched.watcher.tell(length);
+                *all = all.saturating_add(length);
             }
-            Output::Encrypted(stream) => stream.write_all(bytes)?,
+            (None, output) => output.write_all(bytes)?,
         }
         self.offset = self.offset.saturating_add(length);
         Ok(())
@@ -376,16 +400,41 @@ impl FileWriter<'_> {
 
     /// Ends the file; without this the image cannot be committed.
     pub fn finish(self) -> Result<()> {
-        let failed = |source| Error::io(&self.name, "write", source);
-        let (bytes, digest) = self.output.finish().and_then(|watched| watched.disk.finish()).map_err(failed)?;
-        self.writer.end(&self.name, Done { bytes, digest, content: self.offset })
+        let FileWriter { writer, name, mut output, press, offset } = self;
+        let failed = |source| Error::io(&name, "write", source);
+        press.map_or(Ok(()), |press| press.finish(&mut output)).map_err(failed)?;
+        let Counted { output, bytes: encrypted } = output;
+        let (bytes, digest) = output.finish().and_then(|watched| watched.disk.finish()).map_err(failed)?;
+        writer.end(&name, Done { bytes, digest, encrypted, content: offset })
     }
 }
 
 impl Write for FileWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = self.output.write(bytes)?;
+        let length = match &mut self.press {
+            Some(press) => press.write_all(bytes, &mut self.output).map(|()| bytes.len())?,
+            None => self.output.write(bytes)?,
+        };
         self.offset = self.offset.saturating_add(u64::try_from(length).map_err(io::Error::other)?);
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+/// Where a file is written to, and how many bytes that were: before they are encrypted.
+#[derive(Debug)]
+struct Counted {
+    output: Output<Watched>,
+    bytes: u64,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.output.write(bytes)?;
+        self.bytes = self.bytes.saturating_add(u64::try_from(length).map_err(io::Error::other)?);
         Ok(length)
     }
 

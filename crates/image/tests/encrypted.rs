@@ -49,7 +49,7 @@ fn open(path: &Path, identities: &Identities) -> Result<Reader, Error> {
         crypt::decrypt(entry, &stored, identities, &mut plain)?;
         content.push(plain);
     }
-    reader.decrypted(content)?;
+    reader.unwrapped(content)?;
     Ok(reader)
 }
 

@@ -147,6 +147,11 @@ mod tests {
             "checkpoint n --leave-running --parent n@1",
             "checkpoint n --leave-running --track --verify-delta",
             "checkpoint n --leave-running --track --no-parent",
+            "checkpoint n --compress lz4 --parent n@1",
+            "checkpoint --pid 5 --compress zstd:19 --encrypt-to age1x",
+            "run -d --checkpoint-every 30s --compress zstd -- c",
+            "guard n --compress lz4",
+            "flatten n@2 --compress zstd:1",
             "flatten n@2 -o ./d",
             "ps -a --json",
             "exec -t -i n -- c -x",
@@ -175,7 +180,14 @@ mod tests {
             let words = std::iter::once("yendor").chain(line.split_whitespace());
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }
-        for line in ["checkpoint", "checkpoint n --pid 5", "run -- ", "rm", "inspect i --strings x"] {
+        for line in [
+            "checkpoint",
+            "checkpoint n --pid 5",
+            "run -- ",
+            "rm",
+            "inspect i --strings x",
+            "checkpoint n --compress gzip",
+        ] {
             let words = std::iter::once("yendor").chain(line.split_whitespace());
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

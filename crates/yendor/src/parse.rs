@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use yendor_engine::checkpoint::Wanted;
 use yendor_engine::request::Volume;
-use yendor_image::Bytes;
+use yendor_image::{Bytes, Compression};
 
 /// Bytes as `512`, `64K`, `512M`, `2G`, `1T`; powers of 1024.
 pub fn size(text: &str) -> Result<u64, String> {
@@ -39,6 +39,11 @@ pub fn rounds(text: &str) -> Result<Wanted, String> {
             _ => Err(format!("{text:?} is no number from 1 to 100, and not auto")),
         },
     }
+}
+
+/// How an image is compressed: `lz4`, `zstd`, `zstd:LEVEL`.
+pub fn compression(text: &str) -> Result<Compression, String> {
+    text.trim().parse()
 }
 
 /// A time as `30s`, `5m`, `2h`, `1d`, `500ms`; without a unit, seconds.

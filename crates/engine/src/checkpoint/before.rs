@@ -38,6 +38,11 @@ impl Before {
             held.end();
             return Ok(Before::default());
         }
+        if options.compress.is_some() {
+            // What is read before the stop is written by places, which a compressed file has not.
+            held.end();
+            return Before::whole(options, output, None);
+        }
         let (top, _) = top(target, proc)?;
         rounds::still_tracked(&mut held, proc, top).at(Step::Freeze)?;
         if held.is_empty() {

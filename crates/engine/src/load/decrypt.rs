@@ -39,13 +39,13 @@ impl IdentityFile {
     }
 }
 
-/// What is in the files of an image. They have no name, take no disk, and cannot be changed any more.
+/// What is in the files of an image that are encrypted or compressed. They have no name, take no disk, and cannot be changed any more.
 #[derive(Debug)]
 pub struct Plain {
     /// In the manifest's order.
     files: Vec<File>,
-    /// Which of them are the records.
-    records: usize,
+    /// Which of them are the records, if these were encrypted.
+    records: Option<usize>,
 }
 
 impl Plain {
@@ -53,11 +53,24 @@ impl Plain {
     ///
     /// # Errors
     /// The records are not among them.
-    pub fn received(files: Vec<OwnedFd>, records: usize) -> std::result::Result<Plain, Cause> {
-        if records < files.len() {
+    pub fn received(files: Vec<OwnedFd>, records: Option<usize>) -> std::result::Result<Plain, Cause> {
+        if records.is_none_or(|records| records < files.len()) {
             return Ok(Plain { files: files.into_iter().map(File::from).collect(), records });
         }
         Err(SysError::new("recvmsg", "decrypted files are missing", rustix::io::Errno::BADMSG).into())
+    }
+
+    pub(super) fn made(files: Vec<File>, records: Option<usize>) -> Plain {
+        Plain { files, records }
+    }
+
+    /// The same files once more.
+    ///
+    /// # Errors
+    /// A limit of descriptors.
+    pub fn again(&self) -> io::Result<Plain> {
+        let files = self.files.iter().map(File::try_clone).collect::<io::Result<_>>()?;
+        Ok(Plain { files, records: self.records })
     }
 
     /// Their descriptors, in order.
@@ -66,16 +79,17 @@ impl Plain {
         self.files.iter().map(AsFd::as_fd).collect()
     }
 
-    /// Which of them are the records.
+    /// Which of them are the records; none: these lie on the disk as they are.
     #[must_use]
-    pub fn index(&self) -> usize {
+    pub fn index(&self) -> Option<usize> {
         self.records
     }
 
     /// The records, for a loader.
-    pub(super) fn records(&self) -> std::result::Result<File, SysError> {
-        let records = self.files.get(self.records).ok_or(rustix::io::Errno::BADF).named("dup", || "records".into())?;
-        records.try_clone().map_err(|e| SysError::io("dup", "records", &e))
+    pub(super) fn records(&self) -> std::result::Result<Option<File>, SysError> {
+        let Some(records) = self.records else { return Ok(None) };
+        let records = self.files.get(records).ok_or(rustix::io::Errno::BADF).named("dup", || "records".into())?;
+        records.try_clone().map(Some).map_err(|e| SysError::io("dup", "records", &e))
     }
 
     /// All of them, for a reader.
@@ -122,11 +136,8 @@ pub(super) fn decrypt(reader: &Reader, identities: &[IdentityFile]) -> Result<Pl
     }
     drop(turn);
     decryptor.answer::<()>()?;
-    for file in &plain {
-        let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(file, seals).named("fcntl", || "F_ADD_SEALS".into()).at(Step::Load)?;
-    }
-    Ok(Plain { files: plain, records })
+    plain.iter().try_for_each(seal).at(Step::Load)?;
+    Ok(Plain { files: plain, records: Some(records) })
 }
 
 /// That an image cannot be read without a key.
@@ -139,9 +150,18 @@ fn recipients(manifest: &Manifest) -> String {
     manifest.encryption.iter().flat_map(|encryption| &encryption.recipients).cloned().collect::<Vec<_>>().join(", ")
 }
 
-fn nameless() -> std::result::Result<File, SysError> {
+pub(super) fn nameless() -> std::result::Result<File, SysError> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     rustix::fs::memfd_create("yendor-image", flags).map(File::from).named("memfd_create", || "yendor-image".into())
+}
+
+/// Nobody changes it any more. Twice is as good as once.
+pub(super) fn seal(file: &File) -> std::result::Result<(), SysError> {
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    match rustix::fs::fcntl_get_seals(file) {
+        Ok(there) if there.contains(seals) => Ok(()),
+        _ => rustix::fs::fcntl_add_seals(file, seals).named("fcntl", || "F_ADD_SEALS".into()),
+    }
 }
 
 /// What the decryptor has.

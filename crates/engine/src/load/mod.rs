@@ -8,6 +8,7 @@
 //! docs/adr/0003-loader.md.
 
 pub mod check;
+mod decode;
 mod decrypt;
 mod hashing;
 mod parent;
@@ -96,7 +97,8 @@ impl Loaded {
         Ok(Loaded { version: line, manifest, snapshot, signed_by })
     }
 
-    /// The image behind the documents, whose files are all there, and the records. `plain`: what is in an encrypted one.
+    /// The image behind the documents, whose files are all there, and the records. `plain`: what is in files that are encrypted or
+    /// compressed.
     ///
     /// # Errors
     /// A file that is missing or has another size.
@@ -106,7 +108,7 @@ impl Loaded {
         check::check(&self.snapshot, &self.manifest)?;
         let mut reader = Reader::assemble(directory, version, self.manifest, Limits::default()).at(Step::Load)?;
         if let Some(plain) = plain {
-            reader.decrypted(plain.into_files()).at(Step::Load)?;
+            reader.unwrapped(plain.into_files()).at(Step::Load)?;
         }
         Ok((reader, self.snapshot))
     }
@@ -238,7 +240,7 @@ fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> std::result::Result<(), Errno> {
 
 /// The documents of an image, and its records in clear.
 fn documents(directory: BorrowedFd<'_>, plain: Option<&Plain>) -> Result<Documents> {
-    let records = plain.map(Plain::records).transpose().at(Step::Load)?;
+    let records = plain.map(Plain::records).transpose().at(Step::Load)?.flatten();
     Documents::open(directory, records).at(Step::Load)
 }
 
@@ -249,14 +251,14 @@ pub struct Seen {
     pub glance: Glance,
     /// Which image it was, by content: the one that is restored then must be the same.
     pub seal: Digest,
-    /// What is in it, if it is encrypted.
+    /// What is in those of its files that are encrypted or compressed, if any are.
     pub plain: Option<Plain>,
 }
 
 #[derive(Serialize, Deserialize)]
 enum First {
     Open(Glance, Digest),
-    Encrypted(Box<Table>),
+    Wrapped(Box<Table>),
 }
 
 /// A table of contents that was read.
@@ -270,8 +272,8 @@ pub struct Table {
     pub signed_by: Option<String>,
 }
 
-/// Looks whether an image is a container or a tree, for whoever has to prepare for it, and decrypts it if it is encrypted: after
-/// its signature was compared, if `trust` asks for one. Of other images the keeper's loader does that.
+/// Looks whether an image is a container or a tree, for whoever has to prepare for it, and decrypts and decodes it if it is encrypted
+/// or compressed: after its signature was compared, if `trust` asks for one. Of other images the keeper's loader does that.
 ///
 /// # Errors
 /// A damaged image; one that is encrypted, and not to these identities.
@@ -280,16 +282,16 @@ pub fn glance(image: &Path, trust: &Trust, identities: &[IdentityFile]) -> Resul
     let documents = documents(directory.as_fd(), None)?;
     let look = |limits: &Limits| {
         let table = documents.table().signed(limits).at(Step::Load)?;
-        if table.manifest.encryption.is_some() {
-            return Ok(First::Encrypted(Box::new(Table::trusted(table, trust)?)));
+        if is_wrapped(&table.manifest) {
+            return Ok(First::Wrapped(Box::new(Table::trusted(table, trust)?)));
         }
         glance_at(&documents, table.version, &table.manifest, limits)
     };
     let table = match start(true, &documents.descriptors(), look)?.ask()? {
         First::Open(glance, seal) => return Ok(Seen { glance, seal, plain: None }),
-        First::Encrypted(table) => table,
+        First::Wrapped(table) => table,
     };
-    let plain = table.decrypt(directory.as_fd(), identities)?;
+    let plain = table.unwrap(directory.as_fd(), identities)?;
     let documents = self::documents(directory.as_fd(), plain.as_ref())?;
     let look = |limits: &Limits| {
         let (version, manifest) = documents.table().read(limits).at(Step::Load)?;
@@ -299,6 +301,11 @@ pub fn glance(image: &Path, trust: &Trust, identities: &[IdentityFile]) -> Resul
         First::Open(glance, seal) if seal == table.seal()? => Ok(Seen { glance, seal, plain }),
         _ => Err(changed()),
     }
+}
+
+/// Whether some of its files are not what lies on the disk.
+fn is_wrapped(manifest: &Manifest) -> bool {
+    manifest.files.iter().any(|entry| manifest.is_wrapped(entry))
 }
 
 fn glance_at(documents: &Documents, version: Version, manifest: &Manifest, limits: &Limits) -> Result<First> {
@@ -324,16 +331,26 @@ impl Table {
         self.manifest.seal(Version::parse(&self.version).at(Step::Load)?).at(Step::Load)
     }
 
-    /// What is in the image, if it is encrypted.
-    fn decrypt(&self, directory: BorrowedFd<'_>, identities: &[IdentityFile]) -> Result<Option<Plain>> {
-        if self.manifest.encryption.is_none() {
-            return Ok(None);
-        }
-        let version = Version::parse(&self.version).at(Step::Load)?;
-        let directory = directory.try_clone_to_owned().map_err(|e| SysError::io("dup", "", &e)).at(Step::Load)?;
-        let reader = Reader::assemble(directory, version, self.manifest.clone(), Limits::default()).at(Step::Load)?;
-        decrypt::decrypt(&reader, identities).map(Some)
+    /// What is in those of its files that are encrypted or compressed, if any are.
+    fn unwrap(&self, directory: BorrowedFd<'_>, identities: &[IdentityFile]) -> Result<Option<Plain>> {
+        unwrap(directory, (&self.version, &self.manifest), identities)
     }
+}
+
+fn unwrap(
+    directory: BorrowedFd<'_>,
+    (version, manifest): (&[u8], &Manifest),
+    identities: &[IdentityFile],
+) -> Result<Option<Plain>> {
+    if !is_wrapped(manifest) {
+        return Ok(None);
+    }
+    let version = Version::parse(version).at(Step::Load)?;
+    let directory = directory.try_clone_to_owned().map_err(|e| SysError::io("dup", "", &e)).at(Step::Load)?;
+    let reader = Reader::assemble(directory, version, manifest.clone(), Limits::default()).at(Step::Load)?;
+    let encrypted = manifest.encryption.is_some();
+    let plain = encrypted.then(|| decrypt::decrypt(&reader, identities)).transpose()?;
+    decode::decode(&reader, plain)
 }
 
 /// The table of contents of an image.
@@ -393,7 +410,7 @@ impl Look {
 
     fn loader(directory: BorrowedFd<'_>, plain: Option<&Plain>) -> Result<Loader> {
         let documents = documents(directory, plain)?;
-        let decrypted = plain.is_some();
+        let decrypted = plain.is_some_and(|plain| plain.index().is_some());
         start(true, &documents.descriptors(), |limits| {
             let table = documents.table().signed(limits).at(Step::Load)?;
             let version = table.version;
@@ -405,16 +422,21 @@ impl Look {
         })
     }
 
-    /// What was understood. The caller has given up its own rights in between.
+    /// What was understood. The caller has given up its own rights in between. `content`: whether more than the records will be
+    /// read, so that compressed files are to be decoded.
     ///
     /// # Errors
     /// A damaged image; one that is encrypted, and not to these identities.
-    pub fn end(self, identities: &[IdentityFile]) -> Result<Looked> {
+    pub fn end(self, identities: &[IdentityFile], content: bool) -> Result<Looked> {
         let (loaded, plain) = match self.loader.ask()? {
+            Answer::Loaded(loaded) if content => {
+                let plain = unwrap(self.directory.as_fd(), (&loaded.version, &loaded.manifest), identities)?;
+                (loaded, plain)
+            }
             Answer::Loaded(loaded) => (loaded, None),
             Answer::Encrypted(table) if identities.is_empty() => return Ok(Looked::Closed(table)),
             Answer::Encrypted(table) => {
-                let plain = table.decrypt(self.directory.as_fd(), identities)?;
+                let plain = table.unwrap(self.directory.as_fd(), identities)?;
                 match Look::loader(self.directory.as_fd(), plain.as_ref())?.ask()? {
                     Answer::Loaded(loaded) if loaded.manifest == table.manifest => (loaded, plain),
                     _ => return Err(changed()),

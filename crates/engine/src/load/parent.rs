@@ -7,7 +7,8 @@ use yendor_image::{Limits, Parent, Reader};
 use yendor_kinds::Cause;
 use yendor_sys::SysError;
 
-use super::{Table, open_directory, table};
+use super::decrypt::Plain;
+use super::{Table, decode, open_directory, table};
 use crate::error::{At, Error, Result, Step, With};
 use crate::shadow::Shadow;
 
@@ -42,7 +43,11 @@ fn open(image: &Path, Table { version, manifest, .. }: Table) -> Result<Reader> 
         return Err(Error::new(Step::Load, Cause::unsupported(what)));
     }
     let version = Version::parse(&version).at(Step::Load)?;
-    Reader::assemble(open_directory(image)?, version, manifest, Limits::default()).at(Step::Load)
+    let mut reader = Reader::assemble(open_directory(image)?, version, manifest, Limits::default()).at(Step::Load)?;
+    if let Some(plain) = decode::decode(&reader, None)?.map(Plain::into_files) {
+        reader.unwrapped(plain).at(Step::Load)?;
+    }
+    Ok(reader)
 }
 
 fn check(parent: Parent, place: &Path) -> Result<Parent> {

@@ -10,6 +10,7 @@ use serde_json::json;
 use yendor_engine::checkpoint::{Options, Summary, Target, Wanted, checkpoint};
 use yendor_engine::sign::Signer;
 use yendor_engine::state::Places;
+use yendor_image::Compression;
 use yendor_image::crypt::Recipients;
 
 use crate::container::{self, Found};
@@ -26,7 +27,8 @@ use crate::{name, parse, print, progress};
     yendor checkpoint --pid 4711 -o ./tree.image\n  \
     yendor checkpoint web --leave-running --parent web\n  \
     yendor checkpoint web --leave-running --rounds auto\n  \
-    yendor checkpoint web --encrypt-to age1...")]
+    yendor checkpoint web --encrypt-to age1...\n  \
+    yendor checkpoint web --compress zstd:1")]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub struct Checkpoint {
     /// The container
@@ -75,6 +77,10 @@ pub struct Checkpoint {
     /// Encrypt the image so that only the owner of this key of age (age1...) can open it; several: any of them
     #[arg(long, value_name = "RECIPIENT")]
     encrypt_to: Vec<String>,
+    /// Compress the image's files: lz4, zstd or zstd:LEVEL (1 to 19; 3 when none is given). A restore decodes all of it into memory
+    /// first, so it pays where the disk is slow or small
+    #[arg(long, value_name = "lz4|zstd[:LEVEL]", value_parser = parse::compression, conflicts_with_all = ["track", "rounds"])]
+    compress: Option<Compression>,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
@@ -104,6 +110,7 @@ impl Checkpoint {
             rounds: self.rounds,
             sign,
             encrypt_to,
+            compress: self.compress,
             leave_stopped: self.leave_stopped,
             allow_lost: self.allow_lost.clone(),
             watcher: progress::watcher("copied", true),
@@ -145,13 +152,14 @@ impl Checkpoint {
 
     fn report(&self, image: &Image, summary: &Summary, total: u64) {
         let Summary { timings, stopped_us, bytes, read_later, shared, not_copied, tasks, files, lost, .. } = summary;
-        let Summary { rounds, not_tracked, spared, tracked, notes, .. } = summary;
+        let Summary { rounds, not_tracked, spared, tracked, notes, content, .. } = summary;
         if self.json {
             let mut phases = print::phases_json(timings);
             phases.insert("stopped_us".into(), json!(stopped_us));
             let text = json!({
                 "phases": phases, "total_us": total, "image": image.reference.to_string(),
                 "path": image.path.to_string_lossy(), "name": self.container, "pid": self.pid, "bytes": bytes,
+                "content": content, "compress": self.compress.map(|how| how.to_string()),
                 "read_later": read_later, "shared": shared, "unread": spared.unread, "verified": spared.verified,
                 "tracked": tracked, "notes": notes,
                 "not_copied": reasons(not_copied), "not_tracked": reasons(not_tracked),
@@ -175,6 +183,8 @@ impl Checkpoint {
             print::note(&format!("task {task} was read while it stood still: {why}"));
         }
         let (size, time, stopped) = (print::bytes(*bytes), print::micros(total), print::micros(*stopped_us));
+        // Encryption makes it a little larger, which is nobody's concern.
+        let size = if content > bytes { format!("{size} for {}", print::bytes(*content)) } else { size };
         let phases = print::phases(timings);
         let before = match shared {
             0 => String::new(),

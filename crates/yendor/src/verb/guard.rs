@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use yendor_engine::state::Places;
-use yendor_image::{Digest, MANIFEST_FILE};
+use yendor_image::{Compression, Digest, MANIFEST_FILE};
 
 use super::rmi;
 use crate::container::{self, Found};
@@ -40,6 +40,9 @@ pub struct Guard {
     /// Track which memory is written in between: only that is read and written then (checkpoint --track)
     #[arg(long)]
     track: bool,
+    /// Compress the images (checkpoint --compress)
+    #[arg(long, value_name = "lz4|zstd[:LEVEL]", value_parser = parse::compression, conflicts_with = "track")]
+    compress: Option<Compression>,
     /// In a session of its own
     #[arg(long, hide = true)]
     apart: bool,
@@ -60,6 +63,10 @@ pub struct GuardOptions {
     /// Track which memory is written in between: only that is read and written then
     #[arg(long, requires = "checkpoint_every")]
     track: bool,
+    /// Compress these images (checkpoint --compress)
+    #[arg(long, value_name = "lz4|zstd[:LEVEL]", value_parser = parse::compression, requires = "checkpoint_every",
+          conflicts_with = "track")]
+    compress: Option<Compression>,
 }
 
 impl GuardOptions {
@@ -73,6 +80,7 @@ impl GuardOptions {
         command.args(["-q", "guard", name, "--apart", "--every", &format!("{}ms", every.as_millis())]);
         command.args(["--keep-last", &self.keep_last.to_string()]);
         command.args(self.track.then_some("--track"));
+        command.args(self.compress.iter().flat_map(|how| ["--compress".to_owned(), how.to_string()]));
         // It goes on in another directory.
         for name in ["YENDOR_ROOT", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "HOME"] {
             if let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) {
@@ -176,6 +184,7 @@ impl Guard {
         let mut command = itself();
         command.args(["-q", "checkpoint", &self.container, "--leave-running"]);
         command.args(self.track.then_some("--track"));
+        command.args(self.compress.iter().flat_map(|how| ["--compress".to_owned(), how.to_string()]));
         command.args(parent.iter().flat_map(|parent| ["--parent".to_owned(), parent.to_string()]));
         let done = command.stdin(Stdio::null()).output();
         let done = done.map_err(|e| Failure::Failed(format!("yendor checkpoint: {e}")))?;

@@ -33,13 +33,16 @@ impl Images {
                     Ok(Table { manifest, .. }) => {
                         let kind = kind(manifest.kind);
                         let encrypted = manifest.encryption.is_some();
-                        let shown = if encrypted { format!("{kind}, encrypted") } else { kind.to_owned() };
+                        let compressed = manifest.files.iter().any(|entry| entry.compressed.is_some());
+                        let words = [("encrypted", encrypted), ("compressed", compressed)];
+                        let words = words.iter().filter(|(_, is)| *is).map(|(word, _)| *word);
+                        let shown = std::iter::once(kind).chain(words).collect::<Vec<_>>().join(", ");
                         let (created, bytes) = (print::date(manifest.created), print::bytes(manifest.bytes()));
                         rows.push(vec![full.clone(), created, bytes, manifest.generation.to_string(), shown]);
                         all.push(json!({
                             "image": full, "path": path.to_string_lossy(), "created": manifest.created,
                             "bytes": manifest.bytes(), "generation": manifest.generation, "kind": kind,
-                            "encrypted": encrypted,
+                            "encrypted": encrypted, "compressed": compressed, "content": manifest.content_bytes(),
                         }));
                     }
                     Err(e) => {

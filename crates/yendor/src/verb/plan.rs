@@ -47,7 +47,7 @@ impl Plan {
         let identities = self.identities.open()?;
         let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
-        let Opened { reader, snapshot, .. } = look.end(&identities)?.opened()?;
+        let Opened { reader, snapshot, .. } = look.end(&identities, false)?.opened()?;
         let births = plan(&snapshot.processes)
             .map_err(|e| Failure::from(yendor_engine::Error::new(yendor_engine::error::Step::Rebuild, e)))?;
         let glance = Glance::at(reader.manifest().kind, &snapshot);

@@ -70,7 +70,7 @@ impl Restore {
         let Seen { glance, seal, plain } = load::glance(&image.path, &trust, &identities)?;
         let (root, net) = surroundings(&places, glance, seal, &self.options.container)?;
         if let Some(count) = self.clones.count {
-            if plain.is_some() {
+            if plain.as_ref().is_some_and(|plain| plain.index().is_some()) {
                 let what = "--count with an encrypted image: flatten it first, or restore it one by one";
                 return Err(Failure::Usage(what.into()));
             }
@@ -84,7 +84,10 @@ impl Restore {
                     keys: keys.clone(),
                     request,
                     source: Source::Image(image.path.clone(), Some(seal)),
-                    plain: None,
+                    plain: plain
+                        .as_ref()
+                        .map(|plain| plain.again().map_err(|e| Failure::Failed(format!("dup: {e}"))))
+                        .transpose()?,
                     image: Some(image.reference.to_string()),
                     detach: true,
                     tty: false,

@@ -63,7 +63,7 @@ impl Inspect {
         let identities = self.identities.open()?;
         let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
-        let Opened { reader, snapshot, signed_by } = match look.end(&identities)? {
+        let Opened { reader, snapshot, signed_by } = match look.end(&identities, self.strings.is_some())? {
             Looked::Closed(table) if !self.asks_for_content() => {
                 self.closed(&table, &image.reference.to_string());
                 return Ok(0);

@@ -101,9 +101,31 @@ fn outside(manifest: &Manifest, signed_by: Option<&str>, name: &str) -> Vec<(&'s
         ("kind", format!("{}, generation {}", images::kind(manifest.kind), manifest.generation)),
         ("created", print::date(manifest.created)),
         ("size", format!("{} in {} files", print::bytes(manifest.bytes()), manifest.files.len())),
+        ("compression", compression(manifest)),
         ("encryption", encryption),
         ("signature", signature),
     ]
+}
+
+/// How much of what is how small.
+fn compression(manifest: &Manifest) -> String {
+    let mut all: BTreeMap<&str, (usize, u64, u64)> = BTreeMap::new();
+    for entry in &manifest.files {
+        let Some(compressed) = entry.compressed else { continue };
+        let (files, bytes, content) = all.entry(compressed.codec.name()).or_default();
+        *files += 1;
+        *bytes = bytes.saturating_add(entry.bytes);
+        *content = content.saturating_add(compressed.content);
+    }
+    if all.is_empty() {
+        return "none".to_owned();
+    }
+    let one = |(codec, (files, bytes, content)): (&&str, &(usize, u64, u64))| {
+        let percent = u128::from(*bytes) * 100 / u128::from(*content).max(1);
+        let (bytes, content) = (print::bytes(*bytes), print::bytes(*content));
+        format!("{codec}: {bytes} for {content} ({percent} %), {}", print::count(*files, "file"))
+    };
+    all.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 fn alive(snapshot: &Snapshot) -> impl Iterator<Item = (&process::Record, &process::Alive)> {

@@ -1,0 +1,146 @@
+//! What is in the compressed files of an image, in files without a name.
+//!
+//! It is done like decryption ([`super::decrypt`]), by processes that can do nothing else, and of an image that is encrypted too by
+//! others than the one that decrypts: that one has secret keys, and what decodes zstd is a library in C, which an image may take
+//! over. All that it could do then is to write into what is that image's anyway. See docs/adr/0017.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use yendor_image::{Error as Damage, FileEntry, Reader};
+use yendor_kinds::{Cause, Named};
+use yendor_proc::meminfo;
+use yendor_sys::SysError;
+
+use super::decrypt::{Plain, Raised, nameless, seal};
+use super::{Loader, start};
+use crate::error::{At, Error, Result, Step};
+
+/// Bytes of content from which on several processes are worth their while.
+const LARGE: u64 = 16 << 20;
+/// Processes at most.
+const MOST: u64 = 4;
+/// What a process is told: to decode the next file, or to look which of its blocks is damaged.
+const DECODE: u8 = 1;
+const FIND: u8 = 2;
+
+/// A file, where its compressed bytes are, and where its content goes.
+struct Job<'a> {
+    entry: &'a FileEntry,
+    packed: File,
+    content: File,
+}
+
+/// Decodes the compressed files of an image whose signature, if one is asked for, is right already. `plain`: what is in its files
+/// if it is encrypted, which was compared with their digests; of others each is compared before it is decoded.
+///
+/// # Errors
+/// A damaged image, and which block of it; too little memory.
+pub(super) fn decode(reader: &Reader, plain: Option<Plain>) -> Result<Option<Plain>> {
+    let manifest = reader.manifest();
+    if manifest.files.iter().all(|entry| entry.compressed.is_none()) {
+        return Ok(plain);
+    }
+    let _limit = Raised::raise();
+    let (encrypted, records) = (plain.is_some(), plain.as_ref().and_then(Plain::index));
+    let mut decrypted = plain.map(Plain::into_files).unwrap_or_default().into_iter();
+    let (mut jobs, mut all) = (Vec::new(), Vec::new());
+    for entry in manifest.files.iter().filter(|entry| manifest.is_wrapped(entry)) {
+        let packed = match decrypted.next() {
+            Some(file) => file,
+            None => reader.open_stored(entry).at(Step::Load)?,
+        };
+        if entry.compressed.is_some() {
+            jobs.push(Job { entry, packed, content: nameless().at(Step::Load)? });
+            all.push(None);
+        } else {
+            all.push(Some(packed));
+        }
+    }
+    let bytes = jobs.iter().map(|job| job.entry.content_bytes()).fold(0, u64::saturating_add);
+    enough_memory(bytes)?;
+    let crew = crew(&jobs, bytes)?;
+    for job in &jobs {
+        // What was encrypted was compared when it was decrypted.
+        if !encrypted && let Err(damage) = reader.verify(&job.entry.name) {
+            return Err(find(crew, damage));
+        }
+        crew.iter().for_each(|worker| worker.tell(DECODE));
+    }
+    for Worker { loader, turn } in crew {
+        drop(turn);
+        loader.answer::<()>()?;
+    }
+    let mut decoded = jobs.into_iter().map(|job| job.content);
+    let all: Vec<File> = all.into_iter().filter_map(|file| file.or_else(|| decoded.next())).collect();
+    all.iter().try_for_each(seal).at(Step::Load)?;
+    Ok(Some(Plain::made(all, records)))
+}
+
+/// What an image claims is content is memory here: better to say so than to have the machine look for it.
+fn enough_memory(bytes: u64) -> Result<()> {
+    let text = std::fs::read("/proc/meminfo").map_err(|e| SysError::io("read", "/proc/meminfo", &e)).at(Step::Load)?;
+    let available = meminfo::parse(&text).at(Step::Load)?.available;
+    if bytes <= available {
+        return Ok(());
+    }
+    let message =
+        format!("what is in its compressed files takes {bytes} bytes of memory, and {available} are to be had");
+    Err(Error::new(Step::Load, Cause::Reported { message, code: 1 }))
+}
+
+/// A process that decodes every so manieth block.
+struct Worker {
+    loader: Loader,
+    turn: OwnedFd,
+}
+
+impl Worker {
+    fn tell(&self, word: u8) {
+        // One that is gone has given up, and says why.
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.turn, &[word]));
+    }
+}
+
+fn crew(jobs: &[Job<'_>], bytes: u64) -> Result<Vec<Worker>> {
+    let processors = std::thread::available_parallelism().map_or(1, |n| u64::try_from(n.get()).unwrap_or(1));
+    let many = if bytes < LARGE { 1 } else { processors.min(MOST) };
+    (0..many).map(|first| worker(jobs, (first, many))).collect()
+}
+
+fn worker(jobs: &[Job<'_>], share: (u64, u64)) -> Result<Worker> {
+    let (turn_read, turn) = pipe_with(PipeFlags::CLOEXEC).named("pipe2", || "O_CLOEXEC".into()).at(Step::Load)?;
+    let mut keep: Vec<BorrowedFd<'_>> = jobs.iter().flat_map(|job| [job.packed.as_fd(), job.content.as_fd()]).collect();
+    keep.push(turn_read.as_fd());
+    let loader = start(true, &keep, |_| work(jobs, share, &turn_read))?;
+    loader.begin()?;
+    Ok(Worker { loader, turn })
+}
+
+/// Runs in the process that decodes: each file when it is told that its digest is right.
+fn work(jobs: &[Job<'_>], share: (u64, u64), turn: &OwnedFd) -> Result<()> {
+    for Job { entry, packed, content } in jobs {
+        let mut word = [0];
+        match rustix::io::retry_on_intr(|| rustix::io::read(turn, &mut word)) {
+            Ok(1) if word == [DECODE] => yendor_image::decode(entry, packed, share, content).at(Step::Load)?,
+            Ok(1) => return yendor_image::find_damage(entry, packed).at(Step::Load),
+            // Whoever waited for it has found the image damaged, or is gone.
+            _ => return Err(Error::new(Step::Load, Cause::corrupt("not all of its files are right"))),
+        }
+    }
+    Ok(())
+}
+
+/// A file is not what it was: one of the processes looks which block that is.
+fn find(crew: Vec<Worker>, damage: Damage) -> Error {
+    let whole = |damage: Damage| Error::new(Step::Load, Cause::from(damage));
+    match crew.into_iter().next() {
+        Some(worker) if matches!(damage, Damage::Digest { .. }) => {
+            worker.tell(FIND);
+            drop(worker.turn);
+            worker.loader.answer::<()>().err().unwrap_or_else(|| whole(damage))
+        }
+        _ => whole(damage),
+    }
+}
