@@ -157,6 +157,7 @@ probes! {
     multicast "multicast";
     namespaces "namespaces";
     orphan "orphan";
+    pid_namespaces "pid-namespaces";
     pidfds "pidfds";
     pipes "pipes";
     posix_timers "posix-timers";

@@ -77,6 +77,7 @@ probes! {
     mqueue "mqueue": root userns user three_generations_root three_generations_user;
     namespaces "namespaces": root userns user three_generations_root three_generations_user;
     orphan "orphan": root userns user three_generations_root three_generations_user;
+    pid_namespaces "pid-namespaces": root userns user three_generations_root three_generations_user;
     pidfds "pidfds": root userns user tree_root tree_user three_generations_root three_generations_user;
     pipes "pipes": root userns user tree_root tree_user three_generations_root three_generations_user;
     posix_timers "posix-timers": root userns user tree_root tree_user three_generations_root three_generations_user;

@@ -69,6 +69,8 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
         parent: NsPid(1),
         group: FIRST,
         session: FIRST,
+        namespace: None,
+        levels: Vec::new(),
         exit_signal: USUAL_SIGNAL,
         state: State::Exec(Box::new(exec)),
     };

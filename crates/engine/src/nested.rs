@@ -1,4 +1,4 @@
-//! Nested namespaces of an image, made again before any task exists but pid 1.
+//! Nested namespaces of an image, made again before any task exists but pid 1. Pid namespaces are made with their first tasks.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,7 +9,7 @@ use yendor_kinds::namespace::nested::Content;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Result};
 
-/// One for each record, in their order; none for mounts, which are made when there is a pid 1.
+/// One for each record, in their order; none for mounts, which are made when there is a pid 1, and for pid namespaces.
 #[derive(Debug, Default)]
 pub struct Nested(pub Vec<Option<OwnedFd>>);
 
@@ -22,7 +22,7 @@ impl Nested {
         let mut made = Nested::default();
         for (number, record) in (0..).zip(&snapshot.namespaces) {
             let one = match &record.content {
-                Content::Mount(_) => None,
+                Content::Mount(_) | Content::Pid { .. } => None,
                 _ => Some(record.rebuild(NsId(number), made.owner(record.owner)?, proc, reader)?),
             };
             made.0.push(one);

@@ -39,11 +39,24 @@ pub fn new_session_keyring() -> Result<()> {
 /// `EPERM` for one that is neither the caller's nor below it.
 pub fn owner(namespace: impl AsFd) -> Result<OwnedFd> {
     const NS_GET_USERNS: u64 = 0xb701;
-    let raw = namespace.as_fd().as_raw_fd();
+    above(namespace.as_fd(), NS_GET_USERNS, "NS_GET_USERNS")
+}
+
+/// The pid namespace that a pid namespace was made in (ioctl_nsfs(2)).
+///
+/// # Errors
+/// `EPERM` for one that is not below the caller's.
+pub fn parent(namespace: impl AsFd) -> Result<OwnedFd> {
+    const NS_GET_PARENT: u64 = 0xb702;
+    above(namespace.as_fd(), NS_GET_PARENT, "NS_GET_PARENT")
+}
+
+fn above(namespace: BorrowedFd<'_>, request: u64, name: &str) -> Result<OwnedFd> {
+    let raw = namespace.as_raw_fd();
     // SAFETY: takes no pointer.
-    let ret = unsafe { libc::ioctl(raw, NS_GET_USERNS) };
+    let ret = unsafe { libc::ioctl(raw, request) };
     if ret < 0 {
-        return Err(SysError::last("ioctl", format!("{raw}, NS_GET_USERNS")));
+        return Err(SysError::last("ioctl", format!("{raw}, {name}")));
     }
     // SAFETY: the kernel has just made this descriptor; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(ret) })

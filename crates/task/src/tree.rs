@@ -283,17 +283,19 @@ impl FrozenTree {
                 (Err(e), _) => return Err(SysError::new("kill", format!("{pid}, SIGKILL"), e)),
             }
         }
-        // As their tracer we are told of every end; until we have listened, their parents are not.
-        // A leader's end is only told once its threads are gone.
-        for tid in processes.values().flat_map(|t| t.iter().rev()).map(Stopped::tid) {
-            loop {
-                match yendor_sys::wait::wait(Some(tid), true) {
-                    Ok(Some((_, Event::Exited(_) | Event::Killed(_)))) | Err(_) => break,
-                    Ok(_) => {}
-                }
+        // As their tracer we are told of every end; until we have listened, their parents are not. In no order of ours: a leader's end is only
+        // told once its threads are gone, and that of pid 1 of a pid namespace once all others in it are.
+        let mut left: Vec<i32> = processes.values().flat_map(|t| t.iter().rev()).map(Stopped::tid).collect();
+        loop {
+            left.retain(|tid| match yendor_sys::wait::wait(Some(*tid), false) {
+                Ok(Some((_, Event::Exited(_) | Event::Killed(_)))) | Err(_) => false,
+                Ok(_) => true,
+            });
+            if left.is_empty() {
+                return Ok(());
             }
+            std::thread::sleep(Duration::from_micros(100));
         }
-        Ok(())
     }
 
     /// All stopped threads.

@@ -187,6 +187,7 @@ pub static CLAIMS: std::sync::LazyLock<Vec<Claim>> = std::sync::LazyLock::new(||
         identity(),
         restrictions(),
         namespaces(),
+        pid_namespaces(),
         queues(),
         processes(),
         memory(),
@@ -442,7 +443,6 @@ fn namespaces() -> Vec<Claim> {
         lie("no mounts at all", May::Damaged, |f, _| {
             inside(f, &[namespace(Value::Null, "mount", &[("mounts", Value::Array(Vec::new()))])], &[0]);
         }),
-        lie("a pid namespace", May::Damaged, |f, _| inside(f, &[namespace(Value::Null, "pid", &[])], &[0])),
         lie("users inside", May::Contained, |f, _| inside(f, &[users(Value::Null, 0, [0, 0, 1])], &[0])),
         lie("all users of the host", May::Fail, |f, _| {
             inside(f, &[users(Value::Null, 0, [0, 0, 0xffff_fffe])], &[0]);
@@ -476,6 +476,81 @@ fn namespaces() -> Vec<Claim> {
             inside(f, &[users(Value::Null, 0, [0, 0, 1])], &[0]);
             let setting = map(&[("name", bytes("net/ipv4/ip_forward")), ("value", bytes("1"))]);
             f.list("namespaces/0/content/user/settings").push(setting);
+        }),
+    ]
+}
+
+/// Pid namespaces, and the ids that processes have in them.
+fn pid_namespaces() -> Vec<Claim> {
+    fn pids(f: &mut Forge, parents: &[Value]) {
+        let one = |parent: &Value| {
+            let content = map(&[("pid", map(&[("parent", parent.clone())]))]);
+            map(&[("owner", Value::Null), ("content", content)])
+        };
+        let all: Vec<Value> = parents.iter().map(one).collect();
+        f.list("namespaces").extend(all);
+    }
+    /// The first process lives in `namespace`, with these ids, group and session at each level, and so does its first thread.
+    fn lives(f: &mut Forge, namespace: u64, levels: &[[u64; 3]]) {
+        let level = |[pid, group, session]: &[u64; 3]| {
+            map(&[("pid", number(*pid)), ("group", number(*group)), ("session", number(*session))])
+        };
+        f.set("processes/0/namespace", number(namespace));
+        f.set("processes/0/levels", Value::Array(levels.iter().map(level).collect()));
+        f.set(&t("levels"), Value::Array(levels.iter().map(|[pid, ..]| number(*pid)).collect()));
+    }
+    vec![
+        lie("a pid namespace that nobody lives in", May::Damaged, |f, _| pids(f, &[Value::Null])),
+        lie("a pid namespace that is not there", May::Damaged, |f, _| lives(f, 0, &[[1, 1, 1]])),
+        lie("a pid namespace of 2^32-1", May::Damaged, |f, _| {
+            pids(f, &[Value::Null]);
+            lives(f, 0xffff_ffff, &[[1, 1, 1]]);
+        }),
+        lie("a pid namespace below itself", May::Damaged, |f, _| {
+            pids(f, &[number(0)]);
+            lives(f, 0, &[[1, 1, 1]]);
+        }),
+        lie("pid namespaces below each other", May::Damaged, |f, _| {
+            pids(f, &[number(1), number(0)]);
+            lives(f, 0, &[[1, 1, 1]]);
+        }),
+        lie("33 pid namespaces", May::Damaged, |f, _| {
+            pids(f, &(0..33).map(|n: u64| n.checked_sub(1).map_or(Value::Null, number)).collect::<Vec<_>>());
+            lives(f, 32, &[[1, 1, 1]; 33]);
+        }),
+        lie("ids at levels that do not exist", May::Damaged, |f, _| {
+            pids(f, &[Value::Null]);
+            lives(f, 0, &[[1, 1, 1], [1, 1, 1]]);
+        }),
+        lie("no id in its pid namespace", May::Damaged, |f, _| {
+            pids(f, &[Value::Null]);
+            lives(f, 0, &[]);
+        }),
+        lie("the id 0 in its pid namespace", May::Damaged, |f, _| {
+            pids(f, &[Value::Null]);
+            lives(f, 0, &[[0, 0, 0]]);
+        }),
+        lie("a pid namespace without pid 1", May::Damaged, |f, _| {
+            pids(f, &[Value::Null]);
+            lives(f, 0, &[[7, 7, 7]]);
+        }),
+        lie("another group in its pid namespace", May::Damaged, |f, _| {
+            pids(f, &[Value::Null]);
+            lives(f, 0, &[[1, 9, 1]]);
+        }),
+        lie("a thread elsewhere than its process", May::Damaged, |f, _| {
+            pids(f, &[Value::Null]);
+            lives(f, 0, &[[1, 1, 1]]);
+            f.set(&t("levels"), Value::Array(vec![number(9)]));
+        }),
+        lie("a child outside of its parent's pid namespace", May::Damaged, |f, _| {
+            pids(f, &[Value::Null]);
+            lives(f, 0, &[[1, 1, 1]]);
+        }),
+        lie("children in a pid namespace that is not there", May::Damaged, |f, _| f.set(&p("children"), number(0))),
+        lie("a thread that lives in a pid namespace", May::Damaged, |f, _| {
+            pids(f, &[Value::Null]);
+            f.list(&t("namespaces")).push(number(0));
         }),
     ]
 }

@@ -49,6 +49,8 @@ pub struct Texts {
     namespaces: Vec<(i32, Namespaces)>,
     /// Of each thread, the nested ones: what [`Texts::live_in`] finds.
     pub nested: Vec<Vec<NsId>>,
+    /// The pid namespace of its children, unless that is its own.
+    pub children: Option<NsId>,
     /// The mount namespace among them.
     pub mounts: Option<NsId>,
 }
@@ -66,7 +68,9 @@ impl Texts {
         let of = |(tid, theirs): &(i32, Namespaces)| {
             home.away(theirs, *tid, |name, inode| nested.number(proc, (pid, *tid), name, inode))
         };
-        self.nested = self.namespaces.iter().map(of).collect::<Result<_>>()?;
+        let away = self.namespaces.iter().map(of).collect::<Result<Vec<_>>>()?;
+        self.children = away.first().and_then(|leader| leader.children);
+        self.nested = away.into_iter().map(|away| away.others).collect();
         Ok(())
     }
 
@@ -86,6 +90,7 @@ impl Texts {
         Ok(Texts {
             pid,
             nested: Vec::new(),
+            children: None,
             mounts: None,
             namespaces: threads.iter().map(namespaces).collect::<Result<_>>()?,
             smaps: smaps::parse(room)?,

@@ -13,6 +13,7 @@ mod filter;
 mod ghost;
 pub mod ipc;
 mod late;
+mod levels;
 pub mod namespace;
 mod nested;
 mod oom;
@@ -39,6 +40,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use yendor_image::{FileId, NsPid, Parent, Writer};
 use yendor_kinds::file::Gather;
 use yendor_kinds::namespace::mount::Places;
+use yendor_kinds::namespace::nested::Kind;
 use yendor_kinds::process::hidden::Keyrings;
 use yendor_kinds::process::{Alive, Record, State, Terminal, USUAL_SIGNAL};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
@@ -51,6 +53,7 @@ use yendor_task::Stopped;
 use yendor_task::tree::{FrozenTree, read_proc};
 
 use crate::error::{At, Error, Result, Step, With};
+use crate::rebuild::plan;
 use crate::request::Userns;
 use crate::state;
 
@@ -78,27 +81,31 @@ pub struct Facts {
     pub status: status::Status,
     /// Its /proc/PID/stat.
     pub stat: stat::Stat,
+    /// How many pid namespaces are around that of the tree, as far as /proc tells.
+    home: usize,
 }
 
 impl Facts {
-    fn read(proc: impl AsFd, pid: i32) -> std::result::Result<Facts, Cause> {
+    fn read(proc: impl AsFd, pid: i32, home: usize) -> std::result::Result<Facts, Cause> {
         let proc = proc.as_fd();
         Ok(Facts {
             pid,
+            home,
             status: status::parse(&read_proc(proc, &format!("{pid}/status"))?)?,
             stat: stat::parse(&read_proc(proc, &format!("{pid}/stat"))?)?,
         })
     }
 
-    /// Its id in its own pid namespace.
+    /// Its id in the tree's pid namespace.
     #[must_use]
     pub fn inside(&self) -> NsPid {
-        innermost(self.status.ns_pid.as_deref(), self.pid)
+        levels::at(self.home, self.status.ns_pid.as_deref(), self.pid)
     }
-}
 
-fn innermost(ids: Option<&[i32]>, outer: i32) -> NsPid {
-    NsPid(ids.and_then(|ids| ids.last().copied()).unwrap_or(outer))
+    /// Its id in its own pid namespace.
+    fn innermost(&self) -> i32 {
+        self.status.ns_pid.as_ref().and_then(|ids| ids.last().copied()).unwrap_or(self.pid)
+    }
 }
 
 /// Collects a frozen tree.
@@ -114,7 +121,9 @@ pub fn collect<'w>(
     (twins, rounds, verify): (Option<&mut Twins>, Rounds<'w>, bool),
 ) -> Result<(Snapshot, Rest<'w>)> {
     let proc = gather.proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
-    let (order, mut twins) = (in_order(tree, &proc)?, twins);
+    let home = of.map_or(tree.root, |(state, _)| state.init);
+    let level = levels::around(proc.as_fd(), home).at(Step::Collect)?;
+    let (order, mut twins) = (in_order(tree, &proc, level)?, twins);
     let (left_over, order): (Vec<_>, Vec<_>) = order.into_iter().partition(twins::is_left_over);
     if let Some(twins) = &mut twins {
         let owner = |facts: &Facts| order.iter().find(|owner| owner.pid == facts.status.ppid);
@@ -127,7 +136,6 @@ pub fn collect<'w>(
     let threads = |pid: &i32| tree.processes.get(pid).map(|threads| threads.iter().map(Stopped::tid).collect());
     let living = order.iter().filter_map(|f| Some((f.pid, threads(&f.pid)?))).collect();
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
-    let home = of.map_or(tree.root, |(state, _)| state.init);
     let keyrings = of
         .map(|(state, _)| Keyrings { session: state.session_keyring, own_users: state.request.userns != Userns::Host });
     let home = Namespaces::of_process(proc.as_fd(), home).at(Step::Collect)?;
@@ -135,7 +143,7 @@ pub fn collect<'w>(
         let what = "a pid or time namespace of its own for its children (unshare, setns)";
         return Err(Error::new(Step::Collect, Cause::unsupported(what)).task(tree.root));
     }
-    let mut nested = Nested::new(of.and_then(|_| home.users()));
+    let mut nested = Nested::new(of.map(|_| &home));
     let alive: Vec<i32> = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
     if of.is_some() {
         gather.places = nested.places(proc.as_fd(), &home, &alive).at(Step::Collect).kind("namespace", "nested")?;
@@ -220,11 +228,14 @@ pub fn collect<'w>(
             (Some(complete), Some(memory)) => State::Alive(Box::new(complete(memory))),
             _ => State::Zombie(facts.stat.exit_code),
         };
+        let namespace = levels::namespace(facts, proc.as_fd(), &mut nested).at(Step::Collect);
         processes.push(Record {
             pid: facts.inside(),
             parent: gather.pids.get(&facts.status.ppid).copied().unwrap_or(NsPid(1)),
-            group: innermost(facts.status.ns_pgid.as_deref(), facts.stat.pgrp),
-            session: innermost(facts.status.ns_sid.as_deref(), facts.stat.session),
+            group: levels::at(level, facts.status.ns_pgid.as_deref(), facts.stat.pgrp),
+            session: levels::at(level, facts.status.ns_sid.as_deref(), facts.stat.session),
+            namespace: namespace.task(facts.inside().0)?,
+            levels: levels::below(facts),
             exit_signal: u32::try_from(facts.stat.exit_signal).unwrap_or(USUAL_SIGNAL),
             state,
         });
@@ -233,6 +244,11 @@ pub fn collect<'w>(
     let (objects, vdso) = memory.shared(gather).at(Step::Store)?;
     let security = security::collect(&modules, &processes);
     let namespaces = nested.look(proc.as_fd(), &processes, gather).at(Step::Collect).kind("namespace", "nested")?;
+    if namespaces.iter().any(|one| one.kind() == Kind::Pid) {
+        levels::begun(&processes, &namespaces).at(Step::Collect)?;
+        // Not every family with several of them can be born again.
+        plan::plan(&processes, &namespaces).at(Step::Collect)?;
+    }
     let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
     let snapshot = Snapshot {
         machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso, security },
@@ -288,7 +304,7 @@ impl Asker<'_> {
         for gang in gangs(self.order, self.tree) {
             let mut asking = Vec::with_capacity(gang.len());
             for (_, facts, threads) in &gang {
-                let stopped = stopped_children(self.tree, self.order, facts.pid);
+                let stopped = stopped_children(self.tree, self.order, facts);
                 let view = View {
                     proc: self.proc,
                     root: self.root,
@@ -381,11 +397,13 @@ fn terminal(
     Ok(Some(Terminal { file, foreground: gather.pids.get(&facts.stat.tpgid).copied() }))
 }
 
-/// Children of a process that job control has stopped.
-fn stopped_children(tree: &FrozenTree, order: &[Facts], parent: i32) -> Vec<i32> {
+/// Children of a process that job control has stopped: their ids inside, and as it knows them.
+fn stopped_children(tree: &FrozenTree, order: &[Facts], parent: &Facts) -> Vec<(i32, i32)> {
     let stopped =
         |pid: &i32| tree.processes.get(pid).is_some_and(|t| t.first().is_some_and(|l| l.group_stop().is_some()));
-    order.iter().filter(|f| f.status.ppid == parent && stopped(&f.pid)).map(|f| f.inside().0).collect()
+    let own = parent.status.ns_pid.as_ref().map_or(0, |ids| ids.len().saturating_sub(1));
+    let both = |f: &Facts| (f.inside().0, levels::at(own, f.status.ns_pid.as_deref(), f.pid).0);
+    order.iter().filter(|f| f.status.ppid == parent.pid && stopped(&f.pid)).map(both).collect()
 }
 
 fn kernel() -> String {
@@ -393,11 +411,11 @@ fn kernel() -> String {
 }
 
 /// The facts of many processes, by as many threads as there are processors: for a large tree the kernel has much to write.
-fn read_all(proc: &OwnedFd, pids: &[i32]) -> Result<Vec<Facts>> {
+fn read_all(proc: &OwnedFd, pids: &[i32], home: usize) -> Result<Vec<Facts>> {
     /// For fewer processes a thread is not worth its while.
     const SHARE: usize = 64;
     let read = |pids: &[i32]| -> Result<Vec<Facts>> {
-        pids.iter().map(|pid| Facts::read(proc, *pid).at(Step::Collect).task(*pid)).collect()
+        pids.iter().map(|pid| Facts::read(proc, *pid, home).at(Step::Collect).task(*pid)).collect()
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(pids.len() / SHARE);
     if workers < 2 {
@@ -424,10 +442,10 @@ fn thread<'scope, T: Send + 'scope>(
 }
 
 /// All processes, parents before children, the root first.
-fn in_order(tree: &FrozenTree, proc: &OwnedFd) -> Result<Vec<Facts>> {
+fn in_order(tree: &FrozenTree, proc: &OwnedFd, home: usize) -> Result<Vec<Facts>> {
     let pids: Vec<i32> = tree.processes.keys().chain(&tree.zombies).copied().collect();
     let mut all = BTreeMap::new();
-    for facts in read_all(proc, &pids)? {
+    for facts in read_all(proc, &pids, home)? {
         all.insert(facts.pid, facts);
     }
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();

@@ -68,15 +68,19 @@ impl Namespaces {
         task: &Namespaces,
         tid: i32,
         mut nested: impl FnMut(&str, u64) -> Result<Option<NsId>>,
-    ) -> Result<Vec<NsId>> {
-        let mut away = Vec::new();
+    ) -> Result<Away> {
+        let mut away = Away::default();
         for (name, (home, theirs)) in NAMES[..task.1.count()].iter().zip(self.0.iter().zip(&task.0)) {
             // A pid namespace that nobody has been born into has no link.
             if home.is_none() || home == theirs {
                 continue;
             }
             if let Some(number) = theirs.map(|theirs| nested(name, theirs)).transpose()?.flatten() {
-                away.push(number);
+                match *name {
+                    "pid" => away.pids = Some(number),
+                    "pid_for_children" => away.children = Some(number).filter(|_| *theirs != task.number("pid")),
+                    _ => away.others.push(number),
+                }
                 continue;
             }
             let (kind, whose) = match name.strip_suffix("_for_children") {
@@ -110,8 +114,29 @@ impl Namespaces {
     /// The user namespace.
     #[must_use]
     pub fn users(&self) -> Option<u64> {
-        NAMES.iter().zip(self.0).find(|(name, _)| **name == "user").and_then(|(_, number)| number)
+        self.number("user")
     }
+
+    /// The pid namespace.
+    #[must_use]
+    pub fn pids(&self) -> Option<u64> {
+        self.number("pid")
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        NAMES.iter().zip(self.0).find(|(other, _)| **other == name).and_then(|(_, number)| number)
+    }
+}
+
+/// The nested namespaces of a task.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Away {
+    /// Its pid namespace.
+    pub pids: Option<NsId>,
+    /// The pid namespace of its children, if that is another.
+    pub children: Option<NsId>,
+    /// The others.
+    pub others: Vec<NsId>,
 }
 
 impl Whose {
@@ -236,7 +261,13 @@ mod tests {
         assert!(home.away(&thread(1), 5, none).is_ok() && home.away(&process(7), 5, none).is_ok());
         let said = |task: Namespaces| home.away(&task, 5, none).expect_err("elsewhere").to_string();
         let net = |name: &str, number| Ok((name == "net").then_some(NsId(u32::try_from(number).expect("small"))));
-        assert_eq!(home.away(&thread(9), 5, net).expect("nested"), [NsId(9)]);
+        assert_eq!(home.away(&thread(9), 5, net).expect("nested").others, [NsId(9)]);
+        let pids =
+            |name: &str, number| Ok(name.starts_with("pid").then_some(NsId(u32::try_from(number).expect("small"))));
+        let mut born = process(9);
+        assert_eq!(home.away(&born, 5, pids).expect("nested"), Away { children: Some(NsId(9)), ..Away::default() });
+        born.0[6] = Some(9);
+        assert_eq!(home.away(&born, 5, pids).expect("nested"), Away { pids: Some(NsId(9)), ..Away::default() });
         assert!(home.away(&process(9), 5, net).is_err());
         assert_eq!(home.users(), Some(5));
         assert!(said(thread(9)).contains("task 5 has a net namespace of its own (unshare"));

@@ -6,10 +6,10 @@ use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::NsId;
 use yendor_kinds::file::Gather;
 use yendor_kinds::namespace::mount::{Home, Place, Places};
-use yendor_kinds::namespace::nested::{Kind, Record, tables_are_hidden};
+use yendor_kinds::namespace::nested::{Content, Kind, Record, tables_are_hidden};
 use yendor_kinds::process::{self, State};
 use yendor_kinds::{Cause, Named, Result};
-use yendor_sys::namespace::owner;
+use yendor_sys::namespace::{owner, parent};
 
 use super::ipc::mapped;
 use super::namespace::Namespaces;
@@ -18,8 +18,8 @@ use super::namespace::Namespaces;
 #[derive(Debug)]
 pub struct Nested {
     found: Vec<Found>,
-    /// The container's user namespace; none: all that is not at home is refused.
-    users: Option<u64>,
+    /// The container's user namespace and pid namespace; none: all that is not at home is refused.
+    home: Option<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -28,17 +28,18 @@ struct Found {
     inode: u64,
     /// The user namespace that it belongs to.
     owner: Option<NsId>,
+    /// The pid namespace that a pid namespace was made in.
+    parent: Option<NsId>,
     namespace: OwnedFd,
     /// A process that lives in it.
     resident: Option<i32>,
 }
 
 impl Nested {
-    /// None yet. `users`: the container's user namespace, or none of a tree that Yendor did not start: we cannot join what its tasks
-    /// have made.
+    /// None yet. `home`: the container's namespaces, or none of a tree that Yendor did not start: we cannot join what its tasks have made.
     #[must_use]
-    pub fn new(users: Option<u64>) -> Nested {
-        Nested { found: Vec::new(), users }
+    pub fn new(home: Option<&Namespaces>) -> Nested {
+        Nested { found: Vec::new(), home: home.and_then(|home| home.users().zip(home.pids())) }
     }
 
     /// The number of a namespace that a thread lives in; none for one that cannot be in an image.
@@ -52,14 +53,15 @@ impl Nested {
         name: &str,
         inode: u64,
     ) -> Result<Option<NsId>> {
-        let (Some(kind), Some(users)) = (Kind::named(name), self.users) else { return Ok(None) };
+        let kind = Kind::named(name.strip_suffix("_for_children").unwrap_or(name));
+        let (Some(kind), Some(home)) = (kind, self.home) else { return Ok(None) };
         let number = match self.known(kind, inode) {
             Some(number) => number,
             None => {
                 let path = format!("{pid}/task/{tid}/ns/{name}");
                 let namespace = openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
                 let namespace = namespace.named("openat", || format!("/proc/{path}"))?;
-                self.add(kind, namespace, users)?
+                self.add(kind, namespace, home)?
             }
         };
         if let Some(found) = self.found.get_mut(number) {
@@ -72,8 +74,9 @@ impl Nested {
         self.found.iter().position(|found| (found.kind, found.inode) == (kind, inode))
     }
 
-    /// Its place, behind that of the user namespace that it belongs to. `users`: the container's.
-    fn add(&mut self, kind: Kind, namespace: OwnedFd, users: u64) -> Result<usize> {
+    /// Its place, behind that of the user namespace that it belongs to. `home`: the container's user and pid namespace.
+    fn add(&mut self, kind: Kind, namespace: OwnedFd, home: (u64, u64)) -> Result<usize> {
+        let (users, pids) = home;
         let theirs = owner(&namespace)?;
         let owner = match inode_of(&theirs)? {
             inode if inode == users => None,
@@ -82,11 +85,23 @@ impl Nested {
             }
             inode => match self.known(Kind::User, inode) {
                 Some(number) => Some(id(number)),
-                None => Some(id(self.add(Kind::User, theirs, users)?)),
+                None => Some(id(self.add(Kind::User, theirs, home)?)),
             },
         };
+        let parent = if kind == Kind::Pid { Some(parent(&namespace)?) } else { None };
+        let parent = match parent.map(|fd| inode_of(&fd).map(|inode| (fd, inode))).transpose()? {
+            None => None,
+            Some((_, inode)) if inode == pids => None,
+            Some((fd, inode)) => match self.known(Kind::Pid, inode) {
+                Some(number) => Some(id(number)),
+                None => Some(id(self.add(Kind::Pid, fd, home)?)),
+            },
+        };
+        if kind == Kind::Pid && owner.is_some() {
+            return Err(Cause::unsupported("a pid namespace of a user namespace of its own (unshare)"));
+        }
         let inode = inode_of(&namespace)?;
-        self.found.push(Found { kind, inode, owner, namespace, resident: None });
+        self.found.push(Found { kind, inode, owner, parent, namespace, resident: None });
         Ok(self.found.len() - 1)
     }
 
@@ -137,11 +152,17 @@ impl Nested {
             }
         }
         let (places, lines) = (&gather.places, std::mem::take(&mut gather.lines));
-        let home = Home { lines, root: &gather.root };
+        let own = self.home.map(|(_, pids)| (pids, None));
+        let theirs = self.found.iter().enumerate().filter(|(_, found)| found.kind == Kind::Pid);
+        let pids = own.into_iter().chain(theirs.map(|(number, found)| (found.inode, Some(id(number))))).collect();
+        let home = Home { lines, root: &gather.root, pids };
         let one = |(number, found): (usize, &Found)| {
             let id = id(number);
             let residents = processes.iter().filter(|process| lives_in(process, id));
-            let Found { kind, inode: _, owner, namespace, resident } = found;
+            let Found { kind, inode: _, owner, parent, namespace, resident } = found;
+            if *kind == Kind::Pid {
+                return Ok(Record { owner: *owner, content: Content::Pid { parent: *parent } });
+            }
             Record::collect(
                 (*kind, namespace),
                 *owner,

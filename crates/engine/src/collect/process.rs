@@ -25,6 +25,7 @@ use super::Facts;
 use super::ahead::Texts;
 use super::descriptor::{Doubts, Held};
 use super::elsewhere;
+use super::levels;
 use super::oom;
 use super::peer::{Look, Peers};
 use super::scratch;
@@ -143,7 +144,7 @@ impl AskedThread {
 }
 
 impl<'a> Asking<'a> {
-    /// Lays out the questions. `stopped_children`: by their id inside.
+    /// Lays out the questions. `stopped_children`: by their ids inside, and as it knows them.
     ///
     /// # Errors
     /// A process that must not be asked: its restrictions are not known, or would not let it answer.
@@ -153,7 +154,7 @@ impl<'a> Asking<'a> {
         texts: Texts,
         threads: &'a [Stopped],
         (held, terminal): (Held, Option<Terminal>),
-        stopped_children: &[i32],
+        stopped_children: &[(i32, i32)],
     ) -> Result<Asking<'a>> {
         let pid = facts.pid;
         let statuses = statuses(view.proc, facts, threads)?;
@@ -175,7 +176,7 @@ impl<'a> Asking<'a> {
             brk: inquiry.ask(Nr::BRK, args![0]),
             future: future::ask(inquiry, page),
             doubts: Doubts::ask(&held, inquiry),
-            stops: stopped_children.iter().map(|c| (*c, ask_stop(inquiry, *c))).collect(),
+            stops: stopped_children.iter().map(|(c, own)| (*c, ask_stop(inquiry, *own))).collect(),
             policies: policy::ask_mappings(inquiry, &texts.smaps),
         };
         for (asked, restricted) in asked.iter().zip(&restricted) {
@@ -195,7 +196,13 @@ impl<'a> Asking<'a> {
 
     /// Whether its leader may make and bury a copy.
     pub fn may_fork(&self) -> bool {
-        self.restricted.first().is_some_and(|restricted| self.view.watch.may(restricted, &twin::CALLS))
+        self.bears_its_like()
+            && self.restricted.first().is_some_and(|restricted| self.view.watch.may(restricted, &twin::CALLS))
+    }
+
+    /// Whether what it bears lives in its own pid namespace.
+    fn bears_its_like(&self) -> bool {
+        self.texts.children.is_none()
     }
 
     /// Whether its memory is copied by fork; if not, why, unless it is so small that nobody asks.
@@ -205,6 +212,9 @@ impl<'a> Asking<'a> {
         }
         let size = twins::size(self.facts);
         let left = room.checked_sub(size).ok_or(Why::Room)?;
+        if !self.bears_its_like() {
+            return Err(Why::Refused);
+        }
         if !self.may_fork() {
             return Err(Why::Filter);
         }
@@ -274,7 +284,7 @@ impl<'a> Asking<'a> {
         let limits = rlimit::collect(&self.texts.limits);
         let directory = self.directory()?;
         let stopped = self.stopped(unknown_stops);
-        let Asking { facts, texts: Texts { smaps, auxv, mounts, .. }, held, terminal, .. } = self;
+        let Asking { facts, texts: Texts { smaps, auxv, mounts, children, .. }, held, terminal, .. } = self;
         let adopts = attributes.subreaper;
         let complete = Box::new(move |memory| Alive {
             actions,
@@ -292,6 +302,7 @@ impl<'a> Asking<'a> {
             controls,
             attributes,
             threads,
+            children,
         });
         let policies = policies.into_iter().collect();
         let space = Space { pid: facts.pid, brk, auxv, smaps, policies, twin: None, mounts };
@@ -333,7 +344,8 @@ impl<'a> Asking<'a> {
             restricted,
             labels,
             namespaces: Vec::new(),
-            tid: Tid(status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid)),
+            tid: Tid(levels::at(self.facts.home, status.ns_pid.as_deref(), tid).0),
+            levels: levels::of_thread(self.facts.home, status.ns_pid.as_deref()),
             regs: regs::collect(tid, registers, pending)?,
             signals,
             rseq: rseq::collect(tid, &registers.rseq, inquiry, *tid_address)?,

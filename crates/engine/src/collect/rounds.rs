@@ -19,7 +19,7 @@ use yendor_task::live::{track, twin};
 use yendor_task::tree::{self, Top, read_proc};
 
 use super::watch::Watch;
-use super::{Facts, direct, twins};
+use super::{Facts, direct, levels, twins};
 use crate::shadow::{self, Process, Shadow, window};
 
 /// How many rounds.
@@ -264,10 +264,12 @@ fn living(proc: &OwnedFd, top: Top) -> Result<BTreeMap<i32, Facts>> {
         Top::Process(pid) => vec![pid],
         Top::Below(pid) => tree::children(proc.as_fd(), pid)?,
     };
+    let (Top::Process(home) | Top::Below(home)) = top;
+    let home = levels::around(proc.as_fd(), home)?;
     let mut all = BTreeMap::new();
     while let Some(pid) = left.pop() {
         // Who is gone meanwhile has nothing to be tracked.
-        if let Ok(facts) = Facts::read(proc, pid) {
+        if let Ok(facts) = Facts::read(proc, pid, home) {
             left.extend(tree::children(proc.as_fd(), pid)?.into_iter().filter(|pid| !all.contains_key(pid)));
             all.insert(pid, facts);
         }
@@ -305,8 +307,10 @@ fn track_one(
     let calls = [&twin::CALLS[..], &[track::CALL]].concat();
     let allowed = |facts: &Facts| watch.of(facts.pid, &facts.status, proc).is_ok_and(|r| watch.may(&r, &calls));
     // Asked again when it stands still: it may forbid itself something meanwhile.
-    let still =
-        || Facts::read(proc, facts.pid).is_ok_and(|now| now.stat.starttime == facts.stat.starttime && allowed(&now));
+    let still = || {
+        Facts::read(proc, facts.pid, facts.home)
+            .is_ok_and(|now| now.stat.starttime == facts.stat.starttime && allowed(&now))
+    };
     if !allowed(facts) {
         return Ok(Err(Why::Filter));
     }

@@ -64,7 +64,7 @@ pub enum Why {
     #[error("where memory runs short its cgroup is killed as one (memory.oom.group), or may be")]
     Group,
     /// fork(2).
-    #[error("it may not fork: a limit of tasks or of memory")]
+    #[error("it may not fork: a limit of tasks or of memory, or its children are born in another pid namespace")]
     Refused,
     /// What it has inherited is looked for in memory that is there now.
     #[error("it shares memory with a parent that has no copy")]
@@ -163,7 +163,7 @@ impl Twins {
 
     /// One that is left over of a process is buried with the others.
     pub fn found(&mut self, left_over: &Facts, owner: &Facts) {
-        self.all.push(Copied::new(owner, (left_over.pid, left_over.inside().0), None));
+        self.all.push(Copied::new(owner, (left_over.pid, left_over.innermost()), None));
     }
 
     /// What is left over of a process that may not be asked to bury it stays.

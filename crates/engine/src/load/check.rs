@@ -67,7 +67,7 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     namespaces.iter().enumerate().try_for_each(|(number, one)| owned(number, one, namespaces))?;
     let nested = namespaces.iter().filter_map(|one| match &one.content {
         Content::Ipc { objects, .. } => Some(objects),
-        Content::User(_) | Content::Uts { .. } | Content::Net { .. } | Content::Mount(_) => None,
+        _ => None,
     });
     if let Some(shm) = container.ipc.iter().chain(nested).flat_map(|ipc| &ipc.shm).find(|s| s.size > MOST_BYTES) {
         return Err(wrong("shared memory", shm.perm.id.to_string(), "its size cannot be"));
@@ -106,8 +106,8 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
             return Err(wrong("thread", thread.tid.to_string(), "it refers to a restriction that is not there"));
         }
     }
-    // Ids of processes, parents, and that nobody is his own ancestor.
-    plan::plan(processes).map_err(|e| Error::new(Step::Load, e))?;
+    // Ids of processes in all pid namespaces, parents, and that nobody is his own ancestor.
+    plan::plan(processes, namespaces).map_err(|e| Error::new(Step::Load, e))?;
     let mut tids = BTreeSet::new();
     for process in processes {
         let pid = process.pid.0;
@@ -145,12 +145,10 @@ fn lives(thread: &Thread, table: &[nested::Record]) -> Result<()> {
     let mut kinds = BTreeSet::new();
     for id in &thread.namespaces {
         let record = usize::try_from(id.0).ok().and_then(|n| table.get(n));
-        if !record.is_some_and(|record| kinds.insert(record.kind())) {
-            return Err(wrong(
-                "thread",
-                thread.tid.to_string(),
-                "it is in a namespace that is not there, or in two of a kind",
-            ));
+        let kind = record.map(nested::Record::kind).filter(|kind| *kind != nested::Kind::Pid);
+        if !kind.is_some_and(|kind| kinds.insert(kind)) {
+            let what = "it is in a namespace that is not there, or in two of a kind";
+            return Err(wrong("thread", thread.tid.to_string(), what));
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ use crate::error::{At, Result, Step, With};
 /// The child is traced by whoever traces its creator, and stops at birth.
 const CLONE_PTRACE: u64 = 0x2000;
 const CLONE_PARENT: u64 = 0x8000;
+const CLONE_NEWPID: u64 = 0x2000_0000;
 const SIGCHLD: u64 = 17;
 /// CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM.
 const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
@@ -83,13 +84,14 @@ fn by(
     let mut until = |to: usize, script: &mut Script, domains: &mut Domains| {
         while let Some((fewer, tid)) = others.next_if(|(common, _)| *common < to) {
             domains.advance(site, creator, own_chain, fewer, script)?;
-            clone(tid, THREAD, 0, script);
+            clone(site, (tid, creator), (THREAD, 0), script);
             domains.made(creator, tid);
             threads.push(tid);
         }
         domains.advance(site, creator, own_chain, to, script)
     };
     let mut script = Script::new();
+    lead_groups(site, creator, &children, tasks)?;
     for b in children.iter().filter(|b| b.before_setsid) {
         until(domain::common(own_chain, chain(b)), &mut script, domains).at(Step::Confine)?;
         domains.born(b.pid, creator);
@@ -118,6 +120,19 @@ fn by(
         };
         nested::settle(site, &task, (inside, creator), own).at(Step::Rebuild).task(inside)?;
         tasks.insert(inside, task);
+    }
+    Ok(())
+}
+
+/// Groups that those in pid namespaces of children inherit, and cannot name, are there before those are born.
+fn lead_groups(site: &Site<'_>, creator: i32, children: &[&Birth], tasks: &Tasks) -> Result<()> {
+    let inherited = children.iter().filter_map(|b| b.begins?.group);
+    for group in inherited.filter(|group| site.levels.seen(creator, *group) != 0) {
+        let Some(leader) = tasks.get(&group) else { continue };
+        let mut script = Script::new();
+        // Who leads a session leads its group, and may not say so again.
+        script.call_wanting(Nr::SETPGID, args![0, 0], Want::Anything);
+        site.run(leader, &script).at(Step::Rebuild).task(group)?;
     }
     Ok(())
 }
@@ -151,18 +166,25 @@ fn be_born(site: &Site<'_>, b: &Birth, script: &mut Script) {
     let own = b.record.and_then(|record| site.snapshot.processes.get(record)).map(|record| record.exit_signal);
     // A sibling has its creator's exit signal; naming another is an error. It was adopted, or will be: then it is the usual one.
     let (flags, exit_signal) = if b.sibling { (CLONE_PARENT, 0) } else { (0, own.map_or(SIGCHLD, u64::from)) };
-    clone(b.pid, flags, exit_signal, script);
+    let flags = if b.begins.is_some() { flags | CLONE_NEWPID } else { flags };
+    clone(site, (b.pid, b.creator), (flags, exit_signal), script);
+    let group = b.begins.and_then(|begins| begins.group).map_or(0, |group| site.levels.seen(b.creator, group));
+    if group != 0 {
+        script.call(Nr::SETPGID, args![site.levels.seen(b.creator, b.pid), group]);
+    }
 }
 
-/// A clone call for a task with the id `pid`.
-fn clone(pid: i32, flags: u64, exit_signal: u64, script: &mut Script) {
-    let args = CloneArgs { flags: flags | CLONE_PTRACE, exit_signal, set_tid_size: 1, ..CloneArgs::default() };
+/// A clone call for a task with the id `pid`, and those that it has in nested pid namespaces.
+fn clone(site: &Site<'_>, (pid, creator): (i32, i32), (flags, exit_signal): (u64, u64), script: &mut Script) {
+    let ids = site.levels.all(pid);
+    let set_tid_size = ids.len() as u64;
+    let args = CloneArgs { flags: flags | CLONE_PTRACE, exit_signal, set_tid_size, ..CloneArgs::default() };
     let bytes = args.to_bytes();
     let len = bytes.len();
-    let id = Memory { bytes: pid.to_ne_bytes().to_vec(), ..Memory::default() };
+    let ids = Memory { bytes: ids.into_iter().flat_map(i32::to_ne_bytes).collect(), ..Memory::default() };
     // set_tid is the ninth word.
-    let args = Memory { bytes, pointers: vec![(64, id)] };
-    let want = Want::Exactly(u64::from(pid.unsigned_abs()));
+    let args = Memory { bytes, pointers: vec![(64, ids)] };
+    let want = Want::Exactly(u64::from(site.levels.seen(creator, pid).unsigned_abs()));
     script.call_wanting(Nr::CLONE3, [Arg::from(args), Arg::from(len)], want);
 }
 
@@ -174,7 +196,7 @@ fn newborn(site: &Site<'_>, wanted: &[i32]) -> std::result::Result<Vec<(i32, i32
         match what {
             Event::Stopped { event: event::STOP, .. } => {
                 let status = status::parse(&read_proc(site.proc.as_fd(), &format!("{tid}/status"))?)?;
-                let inside = status.ns_pid.as_ref().and_then(|n| n.last().copied()).unwrap_or(tid);
+                let inside = status.ns_pid.as_ref().and_then(|ids| ids.get(site.around).copied()).unwrap_or(tid);
                 if !wanted.contains(&inside) {
                     return Err(SysError::new("clone3", format!("a stranger: {inside}"), Errno::PROTO).into());
                 }
@@ -202,7 +224,10 @@ fn groups(site: &Site<'_>, plan: &Plan, tasks: &Tasks) -> Result<()> {
         let moving = || plan.births.iter().filter(|b| (b.group == b.pid) == leaders && !b.leads_session);
         for b in moving() {
             let mut script = Script::new();
-            script.call(Nr::SETPGID, args![0, b.group]);
+            let group = site.levels.seen(b.pid, b.group);
+            if group != 0 {
+                script.call(Nr::SETPGID, args![0, group]);
+            }
             site.begin(&tasks[&b.pid], script).at(Step::Rebuild).task(b.pid)?;
         }
         for b in moving() {
@@ -231,7 +256,7 @@ pub fn threads(
     for thread in in_order {
         let shared = domain::common(own, &thread.restricted.domains);
         domains.advance(site, pid, own, shared, &mut script).at(Step::Confine)?;
-        clone(thread.tid.0, THREAD, 0, &mut script);
+        clone(site, (thread.tid.0, pid), (THREAD, 0), &mut script);
     }
     site.run(leader, &script).at(Step::Rebuild)?;
     let mut born: BTreeMap<i32, i32> = newborn(site, &missing).at(Step::Rebuild)?.into_iter().collect();

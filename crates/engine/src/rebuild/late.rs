@@ -1,11 +1,15 @@
 //! Files that can be made only when pid 1 is there (unix sockets, by processes with pids) or all tasks are born (pidfds,
-//! files of /proc): the keeper makes them, and each task that holds one fetches it from the keeper.
+//! files of /proc): the keeper makes them, and each task that holds one fetches it from the keeper. So do tasks with the pid namespaces that
+//! their children are born in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
-use yendor_image::{FileId, NsPid};
+use rustix::fs::{Mode, OFlags, openat};
+use yendor_image::{FileId, NsId, NsPid};
 use yendor_kinds::file::{Descriptor, Entry, Record, Workshop};
+use yendor_kinds::namespace::nested::{Kind, join};
+use yendor_kinds::process::{Record as Process, State};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_task::{Nr, Script, args};
@@ -13,6 +17,7 @@ use yendor_task::{Nr, Script, args};
 use crate::request::{Enforce, Request};
 
 use super::birth::Tasks;
+use super::levels::Levels;
 use super::{Site, Task, lift};
 
 /// Where the files are.
@@ -23,6 +28,8 @@ pub struct Files {
     above: i32,
     /// Numbers in the keeper.
     numbers: BTreeMap<FileId, i32>,
+    /// Likewise of pid namespaces.
+    pids: BTreeMap<NsId, i32>,
 }
 
 impl Files {
@@ -36,8 +43,16 @@ impl Files {
             let what = format!("--enforce early for an image with an open {} file", entry.record.kind());
             return Err(Cause::unsupported(what));
         }
-        let mut files = Files { keeper: -1, above, numbers: BTreeMap::new() };
-        if snapshot.files.iter().any(|e| e.record.is_late() || matches!(e.record, Record::Unix(_))) {
+        let bears = |p: &Process| matches!(&p.state, State::Alive(alive) if alive.children.is_some());
+        let bears = snapshot.processes.iter().any(bears);
+        if request.policy.enforce == Enforce::Early && bears {
+            return Err(Cause::unsupported(
+                "--enforce early for an image with a process whose children are born in a pid namespace below",
+            ));
+        }
+        let mut files = Files { keeper: -1, above, numbers: BTreeMap::new(), pids: BTreeMap::new() };
+        let late = |e: &Entry| e.record.is_late() || matches!(e.record, Record::Unix(_));
+        if snapshot.files.iter().any(late) || bears {
             let me = rustix::process::getpid();
             let own = rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty());
             files.keeper = lift(own.named("pidfd_open", || "the keeper".into())?, above, held)?;
@@ -51,9 +66,21 @@ impl Files {
     }
 
     /// Makes them; all tasks are born.
-    pub fn make(&mut self, workshop: &mut Workshop<'_>, tasks: &Tasks, held: &mut Vec<OwnedFd>) -> Result<(), Cause> {
+    pub fn make(
+        &mut self,
+        workshop: &mut Workshop<'_>,
+        (tasks, levels): (&Tasks, &Levels),
+        held: &mut Vec<OwnedFd>,
+    ) -> Result<(), Cause> {
         if self.keeper < 0 {
             return Ok(());
+        }
+        for (namespace, init) in levels.inits() {
+            let Some(task) = tasks.get(&init) else { continue };
+            let path = format!("{}/ns/pid", task.tid);
+            let fd = openat(&workshop.proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+            let fd = fd.named("openat", || format!("/proc/{path}"))?;
+            self.pids.insert(namespace, lift(&fd, self.above, held)?);
         }
         workshop.tasks = tasks.iter().map(|(inside, task)| (NsPid(*inside), task.tid)).collect();
         for id in workshop.finish_late()? {
@@ -62,12 +89,25 @@ impl Files {
         }
         Ok(())
     }
+
+    /// The task's children are born in a pid namespace below its own from now on.
+    pub fn bear_into(&self, site: &Site<'_>, task: &Task, namespace: NsId) -> Result<(), Cause> {
+        let number = self.pids.get(&namespace);
+        let number = number.ok_or_else(|| Cause::corrupt(format!("no pid namespace has the number {namespace}")))?;
+        let mut script = Script::new();
+        script.call(Nr::PIDFD_GETFD, args![self.keeper, *number, 0]);
+        let got = site.run(task, &script)?.first().map_or(0, |done| done.returned.cast_unsigned());
+        let mut script = Script::new();
+        join(i32::try_from(got).unwrap_or(-1), Kind::Pid, &mut script);
+        script.call(Nr::CLOSE, args![got]);
+        site.run(task, &script).map(drop)
+    }
 }
 
 /// The task fetches those that it holds: their numbers there, above all others.
 pub fn fetch(site: &Site<'_>, task: &Task, list: &[Descriptor]) -> Result<BTreeMap<FileId, i32>, Cause> {
     const F_DUPFD: u32 = 0;
-    let Files { keeper, above, numbers } = &site.late;
+    let Files { keeper, above, numbers, pids: _ } = &site.late;
     let wanted: BTreeSet<FileId> = list.iter().map(|d| d.file).filter(|f| numbers.contains_key(f)).collect();
     if wanted.is_empty() {
         return Ok(BTreeMap::new());

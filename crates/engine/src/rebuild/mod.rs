@@ -13,9 +13,11 @@ mod filter;
 mod inherited;
 mod init;
 mod late;
+mod levels;
 mod memory;
 mod mounts;
 mod nested;
+mod owner;
 pub mod plan;
 mod process;
 mod program;
@@ -40,6 +42,7 @@ use yendor_task::{Arena, Script};
 
 use self::domain::Domains;
 use self::inherited::{finish, lift, make_files, make_objects, open_pages, own_places};
+use self::levels::Levels;
 use self::memory::Memories;
 use self::mounts::Promised;
 pub use self::process::Ready;
@@ -114,6 +117,10 @@ struct Site<'a> {
     late: late::Files,
     /// Of namespaces.
     places: nested::Places,
+    /// The ids of tasks in pid namespaces inside the container's.
+    levels: &'a Levels,
+    /// How many pid namespaces are around the container's, as far as the keeper's /proc tells.
+    around: usize,
     /// And of each shared object.
     objects: BTreeMap<ShmId, i32>,
     /// And of each pages file.
@@ -199,6 +206,13 @@ fn notice(tid: i32) -> std::result::Result<(), SysError> {
     }
 }
 
+/// How many pid namespaces are around that of pid 1, as far as this /proc tells.
+fn around(proc: &OwnedFd, init: i32) -> std::result::Result<usize, Cause> {
+    let text = yendor_task::tree::read_proc(proc.as_fd(), &format!("{init}/status"))?;
+    let ids = yendor_proc::status::parse(&text)?.ns_pid;
+    Ok(ids.map_or(0, |ids| ids.len().saturating_sub(1)))
+}
+
 /// Builds everything; nothing runs yet.
 ///
 /// # Errors
@@ -206,7 +220,7 @@ fn notice(tid: i32) -> std::result::Result<(), SysError> {
 pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let Materials { snapshot, image, request, labels, mut workshop, proc, mut contained, nested } = materials;
     let reader = image.map(|i| i.reader);
-    let plan = plan::plan(&snapshot.processes).at(Step::Load)?;
+    let plan = plan::plan(&snapshot.processes, &snapshot.namespaces).at(Step::Load)?;
     let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
     let above = highest(snapshot) + 1;
     let mut held = Vec::new();
@@ -253,6 +267,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         .kind("namespace", "nested")?;
     let nobody = lift(init::program(&proc).at(Step::Rebuild)?, above, &mut held).at(Step::Rebuild)?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
+    let around = around(&proc, init).inspect_err(|_| kill(init)).at(Step::Rebuild)?;
     drop(placed);
     let mut site = Site {
         arena,
@@ -264,6 +279,8 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         files,
         late,
         places,
+        levels: &plan.levels,
+        around,
         objects,
         pages,
         ark,
@@ -295,7 +312,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         let mut domains = Domains::default();
         let tasks = birth::all(&site, &plan, &mut memories, &mut domains, &init)?;
         site.late
-            .make(&mut workshop, &tasks, &mut site.held)
+            .make(&mut workshop, (&tasks, &plan.levels), &mut site.held)
             .at(Step::Rebuild)
             .kind("file", "files that need processes")?;
         let ready = process::all(&site, &plan, &tasks, &mut memories, &mut domains, &init, &mut notes)?;

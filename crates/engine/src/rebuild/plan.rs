@@ -6,11 +6,17 @@
 //! that leader is dead, a stand-in with its id lives until the births are over. Process groups whose leader is dead get a
 //! stand-in likewise, and so does a session that has no id inside: what a program that was started from outside of its pid
 //! namespace, or by pid 1, is in.
+//!
+//! A pid namespace begins with the birth of its pid 1, and all others in it descend from that. Who is in one cannot name a group that began
+//! outside: it inherits it, and pid 1 gets it from its creator, which can.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use yendor_kinds::namespace::nested;
 use yendor_kinds::process::{Record, State};
 use yendor_kinds::{Cause, Result};
+
+use super::levels::Levels;
 
 /// A task to be born.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +35,17 @@ pub struct Birth {
     pub before_setsid: bool,
     /// Its process group.
     pub group: i32,
+    /// Of pid 1 of a pid namespace: what begins with it.
+    pub begins: Option<Begins>,
     /// Index of its record; `None` for a stand-in.
     pub record: Option<usize>,
+}
+
+/// A pid namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begins {
+    /// The group that those in it are in who do not see it.
+    pub group: Option<i32>,
 }
 
 /// Births, creators before what they create.
@@ -38,13 +53,15 @@ pub struct Birth {
 pub struct Plan {
     /// In order.
     pub births: Vec<Birth>,
+    /// In which pid namespaces, and with which ids.
+    pub levels: Levels,
 }
 
 /// Pid 1, which exists.
 pub const INIT: i32 = 1;
 
 /// The highest id that a kernel gives (`PID_MAX_LIMIT`).
-const MOST: i32 = 4_194_304;
+pub(super) const MOST: i32 = 4_194_304;
 
 /// Where a process belongs.
 #[derive(Clone, Copy)]
@@ -59,7 +76,8 @@ struct Kin {
 ///
 /// # Errors
 /// `Corrupt` for ids that contradict each other, `Unsupported` for a family that cannot be made.
-pub fn plan(processes: &[Record]) -> Result<Plan> {
+pub fn plan(processes: &[Record], namespaces: &[nested::Record]) -> Result<Plan> {
+    let levels = Levels::new(processes, namespaces)?;
     let taken = check_ids(processes)?;
     let family: Vec<Kin> = processes.iter().map(|p| kin(p, &taken)).collect();
     let mut by_pid: BTreeMap<i32, &Kin> = BTreeMap::new();
@@ -72,8 +90,50 @@ pub fn plan(processes: &[Record]) -> Result<Plan> {
     for (index, p) in family.iter().enumerate() {
         births.push(birth(p, index, &by_pid)?);
     }
-    stand_ins(&family, &by_pid, &mut births);
-    order(births)
+    stand_ins(&family, &by_pid, &levels, &mut births);
+    let mut births = order(births)?;
+    begin(&mut births, &levels)?;
+    Ok(Plan { births, levels })
+}
+
+/// Finds who begins a pid namespace, and refuses who would have to be born into one from outside.
+fn begin(births: &mut [Birth], levels: &Levels) -> Result<()> {
+    // The groups that those in a namespace do not see, by its pid 1.
+    let mut groups: BTreeMap<i32, BTreeSet<i32>> = BTreeMap::new();
+    for b in births.iter() {
+        let (own, theirs) = (&levels.place(b.pid).chain, &levels.place(b.creator).chain);
+        let begins = levels.place(b.pid).is_init();
+        let from = if begins { own.split_last().map(|(_, around)| around) } else { Some(own.as_slice()) };
+        if from != Some(theirs.as_slice()) {
+            let what = format!(
+                "process {} lives in a pid namespace that process {}, who bears it, is not in",
+                b.pid, b.creator
+            );
+            return Err(Cause::unsupported(what));
+        }
+        for namespace in own {
+            let outside = !levels.place(b.group).chain.contains(namespace);
+            if let Some(init) = levels.init(*namespace).filter(|_| outside) {
+                groups.entry(init).or_default().insert(b.group);
+            }
+        }
+    }
+    let order: BTreeMap<i32, usize> = births.iter().enumerate().map(|(n, b)| (b.pid, n)).collect();
+    // Those that one creator bears come one after the other.
+    let first: BTreeMap<i32, usize> = births.iter().enumerate().rev().map(|(n, b)| (b.creator, n)).collect();
+    for b in births.iter_mut().filter(|b| levels.place(b.pid).is_init()) {
+        let mut theirs = groups.remove(&b.pid).unwrap_or_default().into_iter();
+        let group = theirs.next();
+        // It must be there when the namespace begins.
+        let there =
+            |group: i32| group == b.creator || order.get(&group).is_some_and(|n| Some(n) < first.get(&b.creator));
+        if theirs.next().is_some() || !group.is_none_or(there) {
+            let what = format!("process {}: those in its pid namespace are in groups that they do not see", b.pid);
+            return Err(Cause::unsupported(what));
+        }
+        b.begins = Some(Begins { group });
+    }
+    Ok(())
 }
 
 /// A session from outside has no id, or pid 1's: it gets the lowest that is free. A group from outside becomes its session's.
@@ -119,6 +179,7 @@ fn birth(p: &Kin, index: usize, by_pid: &BTreeMap<i32, &Kin>) -> Result<Birth> {
         leads_session: leads,
         before_setsid: false,
         group: p.group,
+        begins: None,
         record: Some(index),
     };
     let parent = by_pid.get(&p.parent);
@@ -153,7 +214,7 @@ fn birth_session(p: &Kin, by_pid: &BTreeMap<i32, &Kin>) -> i32 {
 }
 
 /// Dead leaders of sessions and groups.
-fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, births: &mut Vec<Birth>) {
+fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, births: &mut Vec<Birth>) {
     let mut made = BTreeSet::new();
     for p in processes {
         let session = p.session;
@@ -166,6 +227,7 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, births: &mut Vec<B
                 leads_session: true,
                 before_setsid: false,
                 group: session,
+                begins: None,
                 record: None,
             });
         }
@@ -173,14 +235,19 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, births: &mut Vec<B
     for p in processes {
         let (group, session) = (p.group, p.session);
         if group > INIT && !by_pid.contains_key(&group) && made.insert(group) {
+            let [own, theirs] = [group, session].map(|id| &levels.place(id).chain);
+            // One of a pid namespace that its session is not in is born there, by pid 1.
+            let init = own.last().filter(|_| own != theirs).and_then(|namespace| levels.init(*namespace));
+            let init = init.filter(|init| by_pid.get(init).is_some_and(|init| init.session == session));
             births.push(Birth {
                 pid: group,
-                creator: session,
-                parent: by_pid.get(&session).map_or(p.parent, |leader| leader.parent),
-                sibling: true,
+                creator: init.unwrap_or(session),
+                parent: init.or(by_pid.get(&session).map(|leader| leader.parent)).unwrap_or(p.parent),
+                sibling: init.is_none(),
                 leads_session: false,
                 before_setsid: false,
                 group,
+                begins: None,
                 record: None,
             });
         }
@@ -188,7 +255,7 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, births: &mut Vec<B
 }
 
 /// Creators first.
-fn order(births: Vec<Birth>) -> Result<Plan> {
+fn order(births: Vec<Birth>) -> Result<Vec<Birth>> {
     let mut of: BTreeMap<i32, Vec<Birth>> = BTreeMap::new();
     let count = births.len();
     for b in births {
@@ -206,35 +273,37 @@ fn order(births: Vec<Birth>) -> Result<Plan> {
         let lost: Vec<_> = of.keys().map(ToString::to_string).collect();
         return Err(Cause::corrupt(format!("nobody leads to the processes of {}", lost.join(", "))));
     }
-    Ok(Plan { births: out })
+    Ok(out)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use yendor_image::NsPid;
+    use yendor_image::{NsId, NsPid};
+    use yendor_kinds::process::Level;
 
     fn p(pid: i32, parent: i32, group: i32, session: i32) -> Record {
         let [pid, parent, group, session] = [pid, parent, group, session].map(NsPid);
-        Record { pid, parent, group, session, exit_signal: 17, state: State::Zombie(0) }
+        let state = State::Zombie(0);
+        Record { pid, parent, group, session, namespace: None, levels: Vec::new(), exit_signal: 17, state }
     }
 
     #[test]
     fn a_shell_with_a_job_is_born_in_order() {
-        let plan = plan(&[p(2, 1, 2, 2), p(5, 2, 5, 2)]).expect("plan");
+        let plan = plan(&[p(2, 1, 2, 2), p(5, 2, 5, 2)], &[]).expect("plan");
         let short: Vec<_> = plan.births.iter().map(|b| (b.pid, b.creator, b.leads_session)).collect();
         assert_eq!(short, [(2, 1, true), (5, 2, false)]);
     }
 
     #[test]
     fn an_orphan_is_born_by_its_session_leader() {
-        let plan = plan(&[p(2, 1, 2, 2), p(9, 1, 9, 2)]).expect("plan");
+        let plan = plan(&[p(2, 1, 2, 2), p(9, 1, 9, 2)], &[]).expect("plan");
         assert_eq!((plan.births[1].creator, plan.births[1].sibling), (2, true));
     }
 
     #[test]
     fn a_dead_session_leader_gets_a_stand_in() {
-        let plan = plan(&[p(9, 1, 7, 7)]).expect("plan");
+        let plan = plan(&[p(9, 1, 7, 7)], &[]).expect("plan");
         let short: Vec<_> = plan.births.iter().map(|b| (b.pid, b.creator, b.record)).collect();
         assert_eq!(short, [(7, 1, None), (9, 7, Some(0))]);
     }
@@ -242,7 +311,7 @@ mod tests {
     #[test]
     fn a_session_from_outside_gets_a_stand_in() {
         for (group, session) in [(0, 0), (1, 1), (0, 1)] {
-            let plan = plan(&[p(2, 1, group, session), p(4, 2, 4, session), p(5, 2, 5, 5)]).expect("plan");
+            let plan = plan(&[p(2, 1, group, session), p(4, 2, 4, session), p(5, 2, 5, 5)], &[]).expect("plan");
             let mut short: Vec<_> = plan.births.iter().map(|b| (b.pid, b.creator, b.group, b.record)).collect();
             short.sort_unstable();
             assert_eq!(short, [(2, 3, 3, Some(0)), (3, 1, 3, None), (4, 2, 4, Some(1)), (5, 2, 5, Some(2))]);
@@ -251,14 +320,80 @@ mod tests {
 
     #[test]
     fn a_daemon_child_of_the_old_session_is_born_before_setsid() {
-        let plan = plan(&[p(2, 1, 2, 2), p(3, 2, 3, 3), p(4, 3, 2, 2)]).expect("plan");
+        let plan = plan(&[p(2, 1, 2, 2), p(3, 2, 3, 3), p(4, 3, 2, 2)], &[]).expect("plan");
         assert!(plan.births.iter().any(|b| b.pid == 4 && b.before_setsid));
     }
 
     #[test]
     fn contradictions_are_refused() {
-        assert!(plan(&[p(2, 1, 2, 2), p(2, 1, 2, 2)]).is_err());
-        assert!(plan(&[p(3, 4, 3, 3), p(4, 3, 4, 4)]).is_err());
-        assert!(plan(&[p(-3, 1, 3, 3)]).is_err());
+        assert!(plan(&[p(2, 1, 2, 2), p(2, 1, 2, 2)], &[]).is_err());
+        assert!(plan(&[p(3, 4, 3, 3), p(4, 3, 4, 4)], &[]).is_err());
+        assert!(plan(&[p(-3, 1, 3, 3)], &[]).is_err());
+    }
+
+    /// In a pid namespace: its ids, and those of its group and session there.
+    fn inner(record: Record, namespace: u32, levels: &[[i32; 3]]) -> Record {
+        let level = |[pid, group, session]: &[i32; 3]| {
+            let [pid, group, session] = [*pid, *group, *session].map(NsPid);
+            Level { pid, group, session }
+        };
+        Record { namespace: Some(NsId(namespace)), levels: levels.iter().map(level).collect(), ..record }
+    }
+
+    fn pids(parent: Option<u32>) -> nested::Record {
+        nested::Record { owner: None, content: nested::Content::Pid { parent: parent.map(NsId) } }
+    }
+
+    #[test]
+    fn a_pid_namespace_begins_with_its_pid_1() {
+        // A shell, `unshare -pf`, its pid 1, of which a child has a group, and a second namespace in a third session.
+        let all = [
+            p(2, 1, 2, 2),
+            p(3, 2, 3, 2),
+            inner(p(4, 3, 3, 2), 0, &[[1, 0, 0]]),
+            inner(p(5, 4, 5, 2), 0, &[[2, 2, 0]]),
+            inner(p(9, 4, 8, 2), 0, &[[7, 6, 0]]),
+            inner(p(10, 4, 10, 10), 0, &[[8, 8, 8]]),
+            inner(p(11, 10, 10, 10), 1, &[[9, 8, 8], [1, 0, 0]]),
+        ];
+        let plan = plan(&all, &[pids(None), pids(Some(0))]).expect("plan");
+        let birth = |pid| plan.births.iter().find(|b| b.pid == pid).expect("born").clone();
+        assert_eq!(
+            [3, 4, 5, 11].map(|pid| birth(pid).begins.map(|b| b.group)),
+            [None, Some(Some(3)), None, Some(Some(10))]
+        );
+        assert_eq!((birth(8).creator, birth(8).sibling), (4, false), "a dead leader's stand-in is born in there");
+        assert_eq!(plan.levels.all(11), [1, 9, 11]);
+        assert_eq!(plan.levels.all(8), [6, 8]);
+        assert_eq!([(5, 11), (11, 10), (2, 11), (11, 4)].map(|(from, id)| plan.levels.seen(from, id)), [9, 0, 11, 0]);
+    }
+
+    #[test]
+    fn pid_namespaces_that_cannot_be_are_refused() {
+        let init = || inner(p(3, 2, 2, 2), 0, &[[1, 0, 0]]);
+        let outside = p(2, 1, 2, 2);
+        let refused = |more: &[Record], namespaces: &[nested::Record]| {
+            plan(&[std::slice::from_ref(&outside), more].concat(), namespaces).expect_err("a lie").to_string()
+        };
+        assert!(plan(&[outside.clone(), init()], &[pids(None)]).is_ok());
+        let one = [pids(None)];
+        assert!(refused(&[init()], &[]).contains("no pid namespace"));
+        assert!(refused(&[], &one).contains("without its pid 1"));
+        assert!(refused(&[inner(p(3, 2, 2, 2), 0, &[])], &one).contains("not one id"));
+        assert!(refused(&[inner(p(3, 2, 2, 2), 0, &[[1, 0, 0], [1, 0, 0]])], &one).contains("not one id"));
+        assert!(refused(&[inner(p(3, 2, 2, 2), 0, &[[2, 0, 0]])], &one).contains("without its pid 1"));
+        assert!(refused(&[init(), inner(p(4, 2, 2, 2), 0, &[[1, 0, 0]])], &one).contains("another's"));
+        assert!(refused(&[init(), inner(p(4, 3, 2, 2), 0, &[[0, 0, 0]])], &one).contains("or none"));
+        assert!(refused(&[init(), inner(p(4, 3, 2, 2), 0, &[[5, 7, 0]])], &one).contains("other ids"));
+        assert!(refused(&[init(), inner(p(4, 2, 2, 2), 0, &[[5, 0, 0]])], &one).contains("is not in"));
+        assert!(refused(&[init(), p(4, 3, 2, 2)], &one).contains("below"));
+        assert!(refused(&[init()], &[pids(Some(0))]).contains("below itself"));
+        assert!(refused(&[init()], &[pids(Some(1)), pids(Some(0))]).contains("below itself"));
+        let deep: Vec<_> = (0..33).map(|n: u32| pids(n.checked_sub(1))).collect();
+        let levels = [[1, 0, 0]; 33];
+        assert!(refused(&[inner(p(3, 2, 2, 2), 32, &levels)], &deep).contains("too deep"));
+        let killed = |status| Record { state: State::Zombie(status), ..init() };
+        assert!(plan(&[outside.clone(), killed(9)], &one).is_ok());
+        assert!(refused(&[killed(11)], &one).contains("signal 11"));
     }
 }

@@ -23,7 +23,7 @@ use super::domain::Domains;
 use super::filter::{self, Calls, Chain};
 use super::memory::Memories;
 use super::plan::Plan;
-use super::{Site, Task, late, program};
+use super::{Site, Task, late, owner, program};
 use crate::error::{At, Error, Result, Step, With};
 use crate::label::{self, Set};
 
@@ -145,7 +145,7 @@ fn dismiss(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<(
     for birth in plan.births.iter().filter(|b| b.record.is_none()) {
         die(site, &tasks[&birth.pid], 0).at(Step::Rebuild).task(birth.pid)?;
         let mut script = Script::new();
-        script.call(Nr::WAIT4, args![birth.pid, 0, WALL, 0]);
+        script.call(Nr::WAIT4, args![site.levels.seen(birth.parent, birth.pid), 0, WALL, 0]);
         let parent = tasks.get(&birth.parent).unwrap_or(init);
         site.run(parent, &script).at(Step::Rebuild).task(birth.parent)?;
     }
@@ -202,7 +202,7 @@ impl Building<'_, '_> {
         self.late = late::fetch(site, self.task, &alive.descriptors).at(Step::Rebuild)?;
         let mut script = Script::new();
         if let Some((terminal, fd)) = alive.terminal.and_then(|t| Some((t, site.files.get(&t.file)?))) {
-            terminal.bring_forward(*fd, &mut script);
+            terminal.bring_forward(*fd, |id| site.levels.seen(self.pid, id.0), &mut script);
         }
         self.label_leader(Set::wants_door)?;
         directory::rebuild(&alive.directory, &gone_place(&alive.directory), &mut script);
@@ -225,6 +225,9 @@ impl Building<'_, '_> {
         }
         // Before the descriptors of rulesets go with all others.
         self.threads = birth::threads(site, self.task, (self.pid, alive), tasks, domains, slot)?;
+        if let Some(namespace) = alive.children {
+            site.late.bear_into(site, self.task, namespace).at(Step::Rebuild)?;
+        }
         self.proc_files().at(Step::Rebuild)?;
         for (i, (task, thread)) in self.each().enumerate() {
             let mut script = Script::new();
@@ -291,7 +294,7 @@ impl Building<'_, '_> {
         for _ in 0..64 {
             script.call_wanting(Nr::RT_SIGTIMEDWAIT, args![bytes([0xffu8; 8]), 0, bytes([0u8; 16]), 8], Want::Anything);
         }
-        posix_timer::rebuild(&alive.posix_timers, &mut script);
+        posix_timer::rebuild(&alive.posix_timers, |tid| site.levels.own(tid), &mut script);
         site.begin(self.task, script).at(Step::Rebuild)
     }
 
@@ -302,9 +305,10 @@ impl Building<'_, '_> {
         self.expire_timers().at(Step::Rebuild)?;
         for (i, (task, thread)) in self.each().enumerate() {
             let mut script = Script::new();
-            thread.signals.pending.rebuild(self.pid, Some(thread.tid.0), &mut script).at(Step::Rebuild)?;
+            let [pid, tid] = [self.pid, thread.tid.0].map(|id| site.levels.own(id));
+            thread.signals.pending.rebuild(pid, Some(tid), &mut script).at(Step::Rebuild)?;
             if i == 0 {
-                alive.pending.rebuild(self.pid, None, &mut script).at(Step::Rebuild)?;
+                alive.pending.rebuild(pid, None, &mut script).at(Step::Rebuild)?;
             }
             let users = site.places.users(thread).at(Step::Confine)?;
             let mut credentials = site.confine.credentials(&thread.credentials, users.is_some())?;
@@ -338,25 +342,10 @@ impl Building<'_, '_> {
         control::last(&alive.controls, &alive.memory.areas, &mut script);
         future::rebuild(alive.future, &mut script);
         vma::seal(&alive.memory.areas, &mut script);
-        self.own_files(&mut script);
+        owner::own_files(site, self.pid, &mut script).at(Step::Confine)?;
         posix_timer::arm(&alive.posix_timers, &mut script);
         itimer::rebuild(&alive.itimers, &mut script);
         site.begin(self.task, script).at(Step::Confine)
-    }
-
-    /// Who gets the signals of files: set by the first process that holds each.
-    fn own_files(&self, script: &mut Script) {
-        let snapshot = self.site.snapshot;
-        for entry in snapshot.files.iter().filter(|e| e.signals()) {
-            let holds = |state: &State| match state {
-                State::Alive(alive) => alive.descriptors.iter().find(|d| d.file == entry.id).map(|d| d.number),
-                _ => None,
-            };
-            let first = snapshot.processes.iter().find_map(|p| Some((p.pid, holds(&p.state)?)));
-            if let Some((_, number)) = first.filter(|(pid, _)| pid.0 == self.pid) {
-                entry.own(number, script);
-            }
-        }
     }
 
     /// Timers that had expired do so again.
@@ -457,7 +446,8 @@ impl Building<'_, '_> {
             const P_PID: u32 = 1;
             const WNOHANG_WSTOPPED: u32 = 1 | 2;
             let mut script = Script::new();
-            script.call(Nr::WAITID, args![P_PID, self.pid, 0, WNOHANG_WSTOPPED, 0]);
+            let own = self.site.levels.seen(self.parent, self.pid);
+            script.call(Nr::WAITID, args![P_PID, own, 0, WNOHANG_WSTOPPED, 0]);
             self.site.run(parent, &script)?;
         }
         Ok(())

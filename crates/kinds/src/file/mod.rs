@@ -146,11 +146,12 @@ impl Entry {
     }
 
     /// A holder, with its own credentials, names the receiver of the signals of its descriptor `number`.
-    pub fn own(&self, number: FdNum, script: &mut Script) {
+    /// `seen`: a process's id as the holder sees it.
+    pub fn own(&self, number: FdNum, seen: impl Fn(NsPid) -> i32, script: &mut Script) {
         if let Some(Owner { kind, id, signal }) = self.owner {
             script.call(Nr::FCNTL, args![number.0, F_SETSIG, signal]);
             if id.0 != 0 {
-                let owner = [kind.to_ne_bytes(), id.0.to_ne_bytes()].concat();
+                let owner = [kind.to_ne_bytes(), seen(id).to_ne_bytes()].concat();
                 script.call(Nr::FCNTL, args![number.0, F_SETOWN_EX, bytes(owner)]);
             }
         }

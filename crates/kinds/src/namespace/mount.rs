@@ -18,6 +18,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, NsId, Writer};
 use yendor_proc::mountinfo::{self, Mount as Line};
+use yendor_sys::Errno;
 use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_task::tree::read_proc;
 
@@ -187,6 +188,8 @@ pub struct Home<'a> {
     pub lines: Vec<Line>,
     /// Its root directory.
     pub root: &'a OwnedFd,
+    /// Pid namespaces by their inodes; none: the container's own.
+    pub pids: Vec<(u64, Option<NsId>)>,
 }
 
 /// The calling thread, which need not find back, joins a mount namespace.
@@ -256,7 +259,7 @@ pub fn collect(
             if let What::New(system) = &mut mount.what {
                 system.content = match system.fs_type {
                     Type::Tmpfs => Some(content(line, &format!("mount-{id}-{number}"), writer)?),
-                    Type::Proc => None,
+                    Type::Proc => own_ids(line, home).map(|()| None)?,
                     Type::Devpts => no_terminals(line).map(|()| None)?,
                 };
             }
@@ -431,6 +434,22 @@ fn content(line: &Line, blob: &str, writer: &Writer) -> Result<layer::Record> {
     let copy = open_tree(open(line)?, c"", flags);
     let copy = copy.named("open_tree", || line.mount_point.escape_ascii().to_string())?;
     layer::collect(&copy, Bytes(line.mount_point.clone()), blob, writer)
+}
+
+/// Refuses a proc that shows another pid namespace than the container's.
+fn own_ids(line: &Line, home: &Home<'_>) -> Result<()> {
+    let shown = || line.mount_point.escape_ascii().to_string();
+    let refuse = |what: &str| {
+        Err(Cause::unsupported(format!("{}: a mount (proc) of a nested mnt namespace of {what}", shown())))
+    };
+    let inode = match rustix::fs::statat(open(line)?, "1/ns/pid", AtFlags::empty()) {
+        Err(Errno::NOENT | Errno::SRCH) => return refuse("a pid namespace whose pid 1 is no more"),
+        stat => stat.named("statat", || format!("{}/1/ns/pid", shown()))?.st_ino,
+    };
+    match home.pids.iter().find(|(other, _)| *other == inode) {
+        Some((_, None)) => Ok(()),
+        _ => refuse("a pid namespace of its own"),
+    }
 }
 
 /// Refuses terminals: each is one of the file system that it was made in.

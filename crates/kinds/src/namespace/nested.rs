@@ -1,7 +1,8 @@
-//! Namespaces that tasks inside a container have made for themselves: user, uts, ipc, net and mnt (unshare(2), clone(2)).
+//! Namespaces that tasks inside a container have made for themselves: user, uts, ipc, net, mnt and pid (unshare(2), clone(2)).
 //! *Read from:* the links in /proc/PID/task/TID/ns; what is in one, by a thread that has joined it.
 //! *Made again by:* a thread, or a child in the user namespace that it belongs to, that enters a new one; another thread fills it. A task
-//! joins it by setns(2) as soon as it is born, a user namespace when it gets its credentials. Mounts: see [`mount`].
+//! joins it by setns(2) as soon as it is born, a user namespace when it gets its credentials. Mounts: see [`mount`]. A pid namespace is made
+//! with its pid 1, by clone3 with all ids that this one has; the others are born there.
 //! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces of other kinds, those that nobody lives in, sockets in a
 //! nested network, and what is in one and in no image: devices and addresses beside those of `lo` or changes of it, rules and filters,
 //! POSIX message queues. Of a network that was made before its users had ids nobody can say which tables of iptables it has: that refuses,
@@ -57,6 +58,11 @@ pub enum Content {
     },
     /// Mounts.
     Mount(mount::Record),
+    /// Ids of processes, which they have themselves.
+    Pid {
+        /// The pid namespace that it was made in, which comes before it in the list; none: the container's.
+        parent: Option<NsId>,
+    },
     /// A network without devices of its own.
     Net {
         /// Whether `lo` is up.
@@ -79,6 +85,8 @@ pub enum Kind {
     Net,
     /// mount_namespaces(7).
     Mount,
+    /// pid_namespaces(7).
+    Pid,
 }
 
 impl Kind {
@@ -94,13 +102,14 @@ impl Kind {
             Kind::Ipc => "ipc",
             Kind::Net => "net",
             Kind::Mount => "mnt",
+            Kind::Pid => "pid",
         }
     }
 
     /// The one whose link is called so, if it is among these.
     #[must_use]
     pub fn named(name: &str) -> Option<Kind> {
-        [Kind::User].into_iter().chain(Kind::ANY_TIME).find(|kind| kind.name() == name)
+        [Kind::User, Kind::Pid].into_iter().chain(Kind::ANY_TIME).find(|kind| kind.name() == name)
     }
 
     fn flag(self) -> Namespaces {
@@ -110,6 +119,7 @@ impl Kind {
             Kind::Ipc => Namespaces::NEWIPC,
             Kind::Net => Namespaces::NEWNET,
             Kind::Mount => Namespaces::NEWNS,
+            Kind::Pid => Namespaces::NEWPID,
         }
     }
 
@@ -144,6 +154,7 @@ impl Record {
             Content::Ipc { .. } => Kind::Ipc,
             Content::Net { .. } => Kind::Net,
             Content::Mount(_) => Kind::Mount,
+            Content::Pid { .. } => Kind::Pid,
         }
     }
 
@@ -190,7 +201,7 @@ impl Record {
                 enter(namespace, kind)?;
                 network(proc)
             }
-            Kind::Mount => Err(Cause::corrupt("mounts are looked at before")),
+            Kind::Mount | Kind::Pid => Err(Cause::corrupt("mounts and ids are looked at before")),
         };
         Ok(Record { owner, content: in_thread(inside)? })
     }
@@ -201,11 +212,17 @@ impl Record {
     /// The kernel's; `Corrupt` for what cannot be in it.
     pub fn rebuild(&self, id: NsId, owner: Option<&OwnedFd>, proc: BorrowedFd<'_>, reader: &Reader) -> Result<OwnedFd> {
         let kind = self.kind();
-        if let Content::User(record) = &self.content {
-            return match owner {
-                None => user::rebuild(record, proc),
-                Some(_) => Err(Cause::corrupt("a user namespace in another that is no container's")),
-            };
+        match &self.content {
+            Content::User(record) => {
+                return match owner {
+                    None => user::rebuild(record, proc),
+                    Some(_) => Err(Cause::corrupt("a user namespace in another that is no container's")),
+                };
+            }
+            Content::Mount(_) | Content::Pid { .. } => {
+                return Err(Cause::corrupt("a namespace that is made when there are processes"));
+            }
+            Content::Uts { .. } | Content::Ipc { .. } | Content::Net { .. } => {}
         }
         let there = match owner {
             None => in_thread(|| {
@@ -225,7 +242,7 @@ impl Record {
     fn fill(&self, id: NsId, proc: BorrowedFd<'_>, reader: &Reader) -> Result<()> {
         let kind = self.kind();
         match &self.content {
-            Content::User(_) | Content::Mount(_) => Ok(()),
+            Content::User(_) | Content::Mount(_) | Content::Pid { .. } => Ok(()),
             Content::Uts { hostname, domainname } => {
                 rustix::system::sethostname(&hostname.0).named("sethostname", || hostname.to_string())?;
                 rustix::system::setdomainname(&domainname.0).named("setdomainname", || domainname.to_string())?;
@@ -283,6 +300,7 @@ fn enter(namespace: &OwnedFd, kind: Kind) -> Result<()> {
         Kind::Ipc => LinkNameSpaceType::InterProcessCommunication,
         Kind::Net => LinkNameSpaceType::Network,
         Kind::Mount => LinkNameSpaceType::Mount,
+        Kind::Pid => LinkNameSpaceType::ProcessID,
     };
     Ok(move_into_link_name_space(namespace.as_fd(), Some(flag)).named("setns", shown)?)
 }

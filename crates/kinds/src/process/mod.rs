@@ -42,11 +42,29 @@ pub struct Record {
     pub group: NsPid,
     /// Its session.
     pub session: NsPid,
+    /// The pid namespace that it lives in, unless that is the container's.
+    #[serde(default)]
+    pub namespace: Option<NsId>,
+    /// The same ids in pid namespaces inside the container's: the outermost that it is seen in first, its own last.
+    #[serde(default)]
+    pub levels: Vec<Level>,
     /// The signal by which its parent is told of its end; 0 for none. A process that has executed a program, or was adopted,
     /// has `SIGCHLD`.
     pub exit_signal: u32,
     /// What it is.
     pub state: State,
+}
+
+/// The ids of a process in a pid namespace (pid_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
+    /// Its own.
+    pub pid: NsPid,
+    /// Its process group; 0 for one whose leader is not seen there.
+    pub group: NsPid,
+    /// Its session; likewise.
+    pub session: NsPid,
 }
 
 /// `SIGCHLD`.
@@ -98,6 +116,9 @@ pub struct Alive {
     pub attributes: attribute::Process,
     /// Of a session leader: the session's terminal.
     pub terminal: Option<Terminal>,
+    /// The pid namespace that its children are born in, unless that is its own (`pid_for_children`).
+    #[serde(default)]
+    pub children: Option<NsId>,
 }
 
 /// A session's controlling terminal.
@@ -118,10 +139,11 @@ impl Terminal {
     }
 
     /// The foreground group becomes what it was, once all groups exist.
-    pub fn bring_forward(&self, fd: i32, script: &mut Script) {
+    /// `seen`: a process's id as the leader sees it.
+    pub fn bring_forward(&self, fd: i32, seen: impl Fn(NsPid) -> i32, script: &mut Script) {
         const TIOCSPGRP: u32 = 0x5410;
         if let Some(group) = self.foreground {
-            let group = yendor_task::script::bytes(group.0.to_ne_bytes());
+            let group = yendor_task::script::bytes(seen(group).to_ne_bytes());
             script.call(Nr::IOCTL, [Arg::from(fd), Arg::from(TIOCSPGRP), group]);
         }
     }
@@ -143,6 +165,9 @@ pub struct Stop {
 pub struct Thread {
     /// Its id inside the container; the leader's is the pid.
     pub tid: Tid,
+    /// The same in pid namespaces inside the container's, as of its process.
+    #[serde(default)]
+    pub levels: Vec<Tid>,
     /// Registers.
     pub regs: regs::Record,
     /// Blocked signals, alternate stack, signals pending for the thread.
@@ -162,7 +187,7 @@ pub struct Thread {
     pub restricted: Restricted,
     /// Its security labels.
     pub labels: Vec<label::Label>,
-    /// Namespaces that it lives in beside the container's.
+    /// Namespaces that it lives in beside the container's, but pid namespaces.
     #[serde(default)]
     pub namespaces: Vec<NsId>,
 }

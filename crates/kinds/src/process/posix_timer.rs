@@ -225,8 +225,8 @@ fn one(timer: &Timer, setting: [u64; 4], inside: &impl Fn(i32) -> Option<i32>) -
 
 const PR_TIMER_CREATE_RESTORE_IDS: u32 = 77;
 
-/// Makes them with their ids, disarmed or armed as they were.
-pub fn rebuild(record: &Record, script: &mut Script) {
+/// Makes them with their ids, disarmed or armed as they were. `own`: a thread's id as its process knows it.
+pub fn rebuild(record: &Record, own: impl Fn(i32) -> i32, script: &mut Script) {
     let Record { timers } = record;
     if timers.is_empty() {
         return;
@@ -235,7 +235,7 @@ pub fn rebuild(record: &Record, script: &mut Script) {
     for One { id, clock, notify, signal, value, thread, .. } in timers {
         // struct sigevent: value, signal, notify, thread.
         let mut event = words(&[*value]);
-        for half in [*signal, *notify, thread.unwrap_or(0)] {
+        for half in [*signal, *notify, thread.map_or(0, &own)] {
             event.extend_from_slice(&half.to_ne_bytes());
         }
         event.resize(64, 0);

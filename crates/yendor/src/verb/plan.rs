@@ -48,7 +48,7 @@ impl Plan {
         let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
         let Opened { reader, snapshot, .. } = look.end(&identities, false)?.opened()?;
-        let births = plan(&snapshot.processes)
+        let births = plan(&snapshot.processes, &snapshot.namespaces)
             .map_err(|e| Failure::from(yendor_engine::Error::new(yendor_engine::error::Step::Rebuild, e)))?;
         let glance = Glance::at(reader.manifest().kind, &snapshot);
         let (root, net) = restore::surroundings(&places, glance, reader.seal()?, &self.options.container)?;

@@ -1,7 +1,7 @@
 //! Who made a connection, as the other end is told (`SO_PEERCRED`).
 //! *Read from:* getsockopt.
 //! *Made again by:* making the connection in a short-lived process with that pid, user and group.
-//! *Lost:* the pid of a process that is no more; which process it is (`SO_PEERPIDFD`), its further groups and label.
+//! *Lost:* the pid of a process that is no more, and in a pid namespace inside the container that of any; which process it is (`SO_PEERPIDFD`), its further groups and label.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
