@@ -81,7 +81,8 @@ pub(super) fn decode(reader: &Reader, plain: Option<Plain>) -> Result<Option<Pla
 /// What an image claims is content is memory here: better to say so than to have the machine look for it.
 fn enough_memory(bytes: u64) -> Result<()> {
     let text = std::fs::read("/proc/meminfo").map_err(|e| SysError::io("read", "/proc/meminfo", &e)).at(Step::Load)?;
-    let available = meminfo::parse(&text).at(Step::Load)?.available;
+    // The file counts in KiB.
+    let available = meminfo::parse(&text).at(Step::Load)?.available.saturating_mul(1024);
     if bytes <= available {
         return Ok(());
     }
@@ -142,5 +143,116 @@ fn find(crew: Vec<Worker>, damage: Damage) -> Error {
             worker.loader.answer::<()>().err().unwrap_or_else(|| whole(damage))
         }
         _ => whole(damage),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek, Write};
+    use std::time::{Duration, Instant, SystemTime};
+    use yendor_image::{Compression, Writer};
+
+    struct Scratch(std::path::PathBuf);
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// An image of two compressed files.
+    fn image(name: &str) -> (Scratch, Reader) {
+        let top = std::env::temp_dir().join(format!("yendor-decode-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&top);
+        std::fs::create_dir(&top).expect("mkdir");
+        let scratch = Scratch(top);
+        let at = scratch.0.join("image");
+        let mut writer = Writer::create(&at).expect("create");
+        writer.compress(Compression::Zstd(1));
+        for name in ["one", "two"] {
+            let mut file = writer.file(name).expect("file");
+            file.write_all(&name.as_bytes().repeat(100_000)).expect("write");
+            file.finish().expect("finish");
+        }
+        writer.records(&()).expect("records");
+        writer.commit(SystemTime::now()).expect("commit");
+        (scratch, Reader::open(&at).expect("open"))
+    }
+
+    fn jobs(reader: &Reader) -> Vec<Job<'_>> {
+        let compressed = reader.manifest().files.iter().filter(|entry| entry.compressed.is_some());
+        let job = |entry| Job {
+            entry,
+            packed: reader.open_stored(entry).expect("open"),
+            content: nameless().expect("memfd"),
+        };
+        compressed.map(job).collect()
+    }
+
+    fn status(pid: i32) -> String {
+        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it waits")
+    }
+
+    #[test]
+    fn what_decodes_has_nothing_but_the_files() {
+        let (_scratch, reader) = image("rights");
+        let jobs = jobs(&reader);
+        let worker = worker(&jobs, (0, 1)).expect("a process");
+        let (pid, begin) = (worker.loader.copy.pid(), Instant::now());
+        // With its filter it is past everything that it gives up.
+        while !status(pid).contains("\nSeccomp:\t2") {
+            assert!(begin.elapsed() < Duration::from_secs(60), "{}", status(pid));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let all = status(pid);
+        for nothing in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert!(all.contains(&format!("\n{nothing}:\t0000000000000000\n")), "{all}");
+        }
+        assert!(all.contains("\nNoNewPrivs:\t1\n") && all.starts_with("Name:\tyendor-load\n"), "{all}");
+        // Who has another user's ids is not to be looked into by everybody.
+        if let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) {
+            let links = open.flatten().map(|fd| std::fs::read_link(fd.path()).expect("a link"));
+            let mut links: Vec<String> = links.map(|link| link.to_string_lossy().into_owned()).collect();
+            links.retain(|link| !link.starts_with("pipe:"));
+            links.sort_unstable();
+            let memory = "/memfd:yendor-image (deleted)".to_owned();
+            let stored = |name: &str| reader_path(&reader, name);
+            assert_eq!(links, [memory.clone(), memory, stored("one.zst"), stored("two.zst")]);
+        }
+        // The second file is never told to be right.
+        worker.tell(DECODE);
+        drop(worker.turn);
+        let error = worker.loader.answer::<()>().expect_err("one is missing");
+        assert_eq!(error.exit_code(), 4, "{error}");
+    }
+
+    fn reader_path(reader: &Reader, name: &str) -> String {
+        use std::os::fd::AsRawFd;
+        let directory = std::fs::read_link(format!("/proc/self/fd/{}", reader.directory().as_raw_fd()));
+        directory.expect("a link").join(name).to_string_lossy().into_owned()
+    }
+
+    #[test]
+    fn all_of_it_is_decoded_and_nobody_can_change_it() {
+        let (_scratch, reader) = image("all");
+        let files = decode(&reader, None).expect("decode").expect("compressed").into_files();
+        for (file, name) in files.iter().zip(["one", "two"]) {
+            let mut file = file.try_clone().expect("dup");
+            let mut content = Vec::new();
+            file.rewind().expect("lseek");
+            file.read_to_end(&mut content).expect("read");
+            assert!(content == name.as_bytes().repeat(100_000), "{name}");
+            file.write_all(b"x").expect_err("it is sealed");
+        }
+        assert_eq!(files.len(), 2);
+    }
+
+    #[test]
+    fn more_than_there_is_memory_is_refused_before_anything_is_decoded() {
+        // What nobody would get who took its KiB for bytes.
+        enough_memory(300 << 20).expect("some memory");
+        let error = enough_memory(1 << 60).expect_err("nobody has so much");
+        assert!(error.exit_code() == 1 && error.to_string().contains("bytes of memory"), "{error}");
     }
 }
