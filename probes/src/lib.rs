@@ -105,6 +105,19 @@ fn wait_for_request() -> bool {
     }
 }
 
+/// Waits until all threads of ours but the caller block in a system call, each where it is going to stay.
+pub fn wait_until_blocked() {
+    let own = tid().to_string();
+    let blocks = |entry: std::fs::DirEntry| {
+        // "running" without a number; -1 blocks elsewhere.
+        let call = std::fs::read_to_string(entry.path().join("syscall")).unwrap_or_default();
+        entry.file_name().to_str() == Some(&own) || call.starts_with(|first: char| first.is_ascii_digit())
+    };
+    wait_until("threads that block", || {
+        std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.flatten().all(blocks))
+    });
+}
+
 /// Waits until something holds; a probe that waits in vain has failed.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();

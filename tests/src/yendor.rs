@@ -59,13 +59,22 @@ pub struct Yendor {
 impl Yendor {
     /// `None`, and said so, when the flavour takes root and we are not.
     pub fn new(flavour: Flavour) -> Option<Self> {
+        Self::in_place(flavour, &std::env::temp_dir())
+    }
+
+    /// The same with all of its files on a disk, when there is one: what `cargo xtask test` chooses is memory.
+    pub fn on_disk(flavour: Flavour) -> Option<Self> {
+        Self::in_place(flavour, Path::new("/var/tmp"))
+    }
+
+    fn in_place(flavour: Flavour, top: &Path) -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let Some(account) = Account::of(&flavour) else {
             skipped(&format!("needs root: {}", std::thread::current().name().unwrap_or("a test")));
             return None;
         };
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
-        let place = std::env::temp_dir().join(format!("yendor-test-{id}"));
+        let place = top.join(format!("yendor-test-{id}"));
         for directory in ["", "home", "run", "data", "state", "tmp"] {
             let path = place.join(directory);
             fs::create_dir(&path).expect("make a directory of our own");

@@ -202,6 +202,13 @@ fn of_another_program(flavour: Flavour) {
     yendor.call(&["rm", "-f", &sleeper]).exits(0);
 }
 
+/// A directory for everybody on another file system than a path's.
+fn other_file_system(path: &Path) -> &'static Path {
+    let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).ok();
+    let places = ["/dev/shm", "/tmp", "/var/tmp"].map(Path::new);
+    places.into_iter().find(|place| device(place) != device(path)).expect("two file systems")
+}
+
 /// A parent that is missing, damaged, locked, elsewhere or open to others is refused by name; the program does not notice.
 fn bad_parents(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -233,7 +240,7 @@ fn bad_parents(flavour: Flavour) {
         fs::write(&pages, content).expect("write");
         refused(text(&bad), 4, &[text(&bad), "pages-0"]);
     }
-    let elsewhere = Path::new("/dev/shm").join(yendor.fresh("parent"));
+    let elsewhere = other_file_system(&image).join(yendor.fresh("parent"));
     copy_image(&image, &elsewhere);
     yendor.give(&elsewhere);
     refused(text(&elsewhere), 3, &["file system", text(&elsewhere)]);

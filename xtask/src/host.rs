@@ -68,6 +68,12 @@ const NO_SERVICES: &str =
 /// # Errors
 /// An installation failed, or the account cannot be made.
 pub fn prepare(session: &mut Session) -> Outcome {
+    let variables = [("TMPDIR", place_in_memory()), ("RUST_TEST_THREADS", Some(threads()))];
+    for (name, value) in variables {
+        if let Some(value) = value.filter(|_| std::env::var_os(name).is_none()) {
+            session.export(name, value);
+        }
+    }
     let root = fs::metadata("/proc/self")?.uid() == 0;
     let missing = missing_packages();
     if !root {
@@ -80,6 +86,21 @@ pub fn prepare(session: &mut Session) -> Outcome {
     let account = make_account_with(session, &missing)?;
     session.export(ACCOUNT_VARIABLE, account);
     Ok(())
+}
+
+/// Where the tests' files are, if there is room: on a disk tests wait for it most of their time. Some use a disk all the same.
+fn place_in_memory() -> Option<String> {
+    const PLACE: &str = "/dev/shm";
+    const ROOM: u64 = 4 << 30;
+    const TMPFS: i64 = 0x0102_1994;
+    let place = rustix::fs::statfs(PLACE).ok()?;
+    let room = place.f_bavail.saturating_mul(u64::try_from(place.f_bsize).ok()?);
+    (place.f_type == TMPFS && room >= ROOM).then(|| PLACE.to_owned())
+}
+
+/// Tests wait more than they work: for the kernel's end of namespaces, for programs to start, for timers.
+fn threads() -> String {
+    (2 * std::thread::available_parallelism().map_or(1, |n| n.get())).to_string()
 }
 
 fn make_account_with(session: &mut Session, missing: &[&Package]) -> Outcome<&'static str> {

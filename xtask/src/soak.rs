@@ -4,6 +4,7 @@
 //! the variable [`SOAK`] is set. This chore sets it and runs the suite again and again.
 
 use crate::stage::{Act, Session, Stage};
+use crate::suite::TESTS;
 use crate::{Outcome, host};
 
 /// Set to `1` when sweeps should take their time.
@@ -18,17 +19,17 @@ pub struct Options {
 }
 
 const STAGES: &[Stage] = &[
-    Stage { name: "host", why: "programs and an account that the tests need", act: Act::Inside(host::prepare) },
+    Stage {
+        name: "host",
+        why: "programs, an account and a place that the tests need",
+        act: Act::Inside(host::prepare),
+    },
     Stage {
         name: "build",
         why: "the command and the probes that the sweeps run",
         act: Act::Cargo(&["build", "--workspace", "--bins"]),
     },
-    Stage {
-        name: "sweeps",
-        why: "every test, its sweeps at full length",
-        act: Act::Cargo(&["test", "--workspace", "--no-fail-fast"]),
-    },
+    Stage { name: "sweeps", why: "every test, its sweeps at full length", act: Act::Cargo(TESTS) },
 ];
 
 /// Runs the sweeps.

@@ -2,7 +2,7 @@
 
 use xtask::docs::records;
 use xtask::tidy::{RULES, Tree};
-use xtask::{Outcome, layers, workspace};
+use xtask::{Outcome, layers, suite, workspace};
 
 #[test]
 fn the_crates_depend_only_downwards() -> Outcome {
@@ -14,6 +14,34 @@ fn the_crates_depend_only_downwards() -> Outcome {
 #[test]
 fn the_tree_is_not_empty() -> Outcome {
     assert!(Tree::read(&workspace::root())?.len() > 30);
+    Ok(())
+}
+
+/// The stage of tests names the programs that have some: `src/bin/NAME.rs`, `src/bin/NAME/`, or `NAME/src/` without a library.
+#[test]
+fn no_tests_of_a_program_are_forgotten() -> Outcome {
+    let (mut seen, mut forgotten) = (0, Vec::new());
+    for directory in ["crates", "fuzz", "probes", "tests", "xtask"] {
+        for path in walk(&workspace::root().join(directory))? {
+            let text = path.to_string_lossy().into_owned();
+            let name = match text.split_once("/src/bin/") {
+                Some((_, name)) => name.split(['/', '.']).next(),
+                None => text.split_once("/src/").and_then(|(above, _)| {
+                    let has = |file: &str| std::path::Path::new(above).join(file).exists();
+                    above.rsplit('/').next().filter(|_| has("src/main.rs") && !has("src/lib.rs"))
+                }),
+            };
+            let Some(name) = name.filter(|_| std::fs::read_to_string(&path).is_ok_and(|text| text.contains("#[test]")))
+            else {
+                continue;
+            };
+            seen += 1;
+            if !suite::TESTS.contains(&name) {
+                forgotten.push(text);
+            }
+        }
+    }
+    assert!(forgotten.is_empty() && seen > 5, "{forgotten:?}");
     Ok(())
 }
 

@@ -191,7 +191,7 @@ fn setup() -> State {
     }));
     let count = threads.len() as u32;
     probe::wait_until("threads", || shared.up.load(SeqCst) == count);
-    probe::sleep_ms(50);
+    probe::wait_until_blocked();
     State { shared, threads, pipes, socket, dir, semaphore, child, child_pipe, alone, tid }
 }
 
