@@ -12,6 +12,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
+/// The variable with the directory that all files of tests are in, when it is not the one for temporary files.
+const PLACE: &str = "YENDOR_TEST_PLACE";
+
 /// For how long a command, or a word in a log, is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -59,7 +62,8 @@ pub struct Yendor {
 impl Yendor {
     /// `None`, and said so, when the flavour takes root and we are not.
     pub fn new(flavour: Flavour) -> Option<Self> {
-        Self::in_place(flavour, &std::env::temp_dir())
+        let place = std::env::var_os(PLACE).map_or_else(std::env::temp_dir, PathBuf::from);
+        Self::in_place(flavour, &place)
     }
 
     /// The same with all of its files on a disk, when there is one: what `cargo xtask test` chooses is memory.

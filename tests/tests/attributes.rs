@@ -41,8 +41,9 @@ say()
 while True: time.sleep(0.05)
 ";
 
+/// On a disk: memory has fewer attributes.
 fn of_files(flavour: Flavour) {
-    let Some(yendor) = Yendor::new(flavour) else { return };
+    let Some(yendor) = Yendor::on_disk(flavour) else { return };
     let (first, second) = (yendor.fresh("noted"), yendor.fresh("restored"));
     yendor.run_detached(&first, &["python3", "-c", PROGRAM]);
     let failed = || yendor.logs(&first).contains("Traceback");

@@ -54,6 +54,8 @@ const PACKAGES: &[Package] = &[
 const ACCOUNT: &str = "yendor-test";
 /// Tells the tests that account.
 const ACCOUNT_VARIABLE: &str = "YENDOR_TEST_USER";
+/// Tells them where their files shall be.
+const PLACE: &str = "YENDOR_TEST_PLACE";
 /// How many subordinate ids it gets: as many as useradd gives.
 const SUBORDINATE_IDS: u32 = 65_536;
 const FIRST_SUBORDINATE_ID: u32 = 100_000;
@@ -68,7 +70,7 @@ const NO_SERVICES: &str =
 /// # Errors
 /// An installation failed, or the account cannot be made.
 pub fn prepare(session: &mut Session) -> Outcome {
-    let variables = [("TMPDIR", place_in_memory()), ("RUST_TEST_THREADS", Some(threads()))];
+    let variables = [(PLACE, place_in_memory()), ("RUST_TEST_THREADS", Some(threads()))];
     for (name, value) in variables {
         if let Some(value) = value.filter(|_| std::env::var_os(name).is_none()) {
             session.export(name, value);
@@ -90,12 +92,12 @@ pub fn prepare(session: &mut Session) -> Outcome {
 
 /// Where the tests' files are, if there is room: on a disk tests wait for it most of their time. Some use a disk all the same.
 fn place_in_memory() -> Option<String> {
-    const PLACE: &str = "/dev/shm";
+    const MEMORY: &str = "/dev/shm";
     const ROOM: u64 = 4 << 30;
     const TMPFS: i64 = 0x0102_1994;
-    let place = rustix::fs::statfs(PLACE).ok()?;
+    let place = rustix::fs::statfs(MEMORY).ok()?;
     let room = place.f_bavail.saturating_mul(u64::try_from(place.f_bsize).ok()?);
-    (place.f_type == TMPFS && room >= ROOM).then(|| PLACE.to_owned())
+    (place.f_type == TMPFS && room >= ROOM).then(|| MEMORY.to_owned())
 }
 
 /// Tests wait more than they work: for the kernel's end of namespaces, for programs to start, for timers.

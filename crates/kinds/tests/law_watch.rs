@@ -78,6 +78,7 @@ fn a_watch_that_no_path_leads_to_is_refused() {
 
 #[test]
 fn pidfds_of_ourselves_and_of_nobody() {
+    let _alone = FORKS.lock();
     let own = pidfd_open(getpid(), PidfdFlags::NONBLOCK).unwrap();
     let made = law(vec![own, yendor_sys::process::ended().unwrap()]);
     assert!(rustix::fs::fcntl_getfl(&made[0]).unwrap().contains(OFlags::NONBLOCK));
@@ -85,8 +86,12 @@ fn pidfds_of_ourselves_and_of_nobody() {
     assert!(refusal(&[parent.as_fd()]).contains("a process outside of the tree"));
 }
 
+/// A process that one test forks has for a while what another closes and binds again.
+static FORKS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[test]
 fn files_of_proc_and_namespaces() {
+    let _alone = FORKS.lock();
     let status = open("/proc/self/status", OFlags::RDONLY);
     read(&status, &mut [0u8; 9][..]).unwrap();
     let made = law(vec![
@@ -106,6 +111,7 @@ fn files_of_proc_and_namespaces() {
 
 #[test]
 fn netlink_sockets() {
+    let _alone = FORKS.lock();
     let new = |kind| socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, None).unwrap();
     let bound = new(SocketType::RAW);
     sock::netlink_bind(bound.as_fd(), 0x7ffe_0000 | u32::try_from(getpid().as_raw_nonzero().get()).unwrap()).unwrap();

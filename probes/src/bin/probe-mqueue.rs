@@ -117,8 +117,10 @@ fn setup() -> State {
     unlink(c"gone");
     send(&open(c"gone", libc::O_RDWR | NEW, 0o600, 1), 6, b"of the third");
     let waited_at = open(c"waited-at", libc::O_RDWR | NEW, 0o600, 1);
-    // Where limits can be written they are too low now for what is there.
-    let _ = std::fs::write(LIMIT, "1");
+    // Where limits can be written they are too low now for what is there. Outside of a container they are the host's.
+    if alone() {
+        let _ = std::fs::write(LIMIT, "1");
+    }
     let board = Board::new();
     let waiting = child(|| {
         board.set(UP, 1);
@@ -172,7 +174,14 @@ fn check(state: State) {
     send(&waited_at, 3, b"at last");
     succeeded("the child", waiting);
     [c"probe", ABANDONED, c"gone", c"waited-at"].into_iter().for_each(unlink);
-    let _ = std::fs::write(LIMIT, "10");
+    if alone() {
+        let _ = std::fs::write(LIMIT, "10");
+    }
+}
+
+/// Whether this is a container: its first task has the second id.
+fn alone() -> bool {
+    std::process::id() == 2
 }
 
 fn main() {
