@@ -102,7 +102,7 @@ fn place_in_memory() -> Option<String> {
 
 /// Tests wait more than they work: for the kernel's end of namespaces, for programs to start, for timers.
 fn threads() -> String {
-    (2 * std::thread::available_parallelism().map_or(1, |n| n.get())).to_string()
+    (1 + std::thread::available_parallelism().map_or(1, |n| n.get())).to_string()
 }
 
 fn make_account_with(session: &mut Session, missing: &[&Package]) -> Outcome<&'static str> {
