@@ -124,7 +124,7 @@ fn mounts_law(fill: impl Fn() + Send + Sync) -> Result<kind::Record, String> {
         }
         let namespace = made(Kind::Mount, alone, &fill);
         let (place, root) = (Place::new(), directory("/"));
-        let pids = rustix::fs::stat("/proc/1/ns/pid").unwrap().st_ino;
+        let pids = rustix::fs::stat("/proc/self/ns/pid").unwrap().st_ino;
         let home = kind::Home { lines: lines(), root: &root, pids: vec![(pids, None)] };
         let collect = |name: &str, namespace: &OwnedFd| {
             let at = place.0.join(name);

@@ -18,7 +18,6 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, NsId, Writer};
 use yendor_proc::mountinfo::{self, Mount as Line};
-use yendor_sys::Errno;
 use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_task::tree::read_proc;
 
@@ -442,14 +441,30 @@ fn own_ids(line: &Line, home: &Home<'_>) -> Result<()> {
     let refuse = |what: &str| {
         Err(Cause::unsupported(format!("{}: a mount (proc) of a nested mnt namespace of {what}", shown())))
     };
-    let inode = match rustix::fs::statat(open(line)?, "1/ns/pid", AtFlags::empty()) {
-        Err(Errno::NOENT | Errno::SRCH) => return refuse("a pid namespace whose pid 1 is no more"),
-        stat => stat.named("statat", || format!("{}/1/ns/pid", shown()))?.st_ino,
-    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::openat(open(line)?, ".", flags, Mode::empty()).named("openat", shown)?;
+    let Some(inode) = pids_of(&top)? else { return refuse("a pid namespace whose pid 1 is no more") };
     match home.pids.iter().find(|(other, _)| *other == inode) {
         Some((_, None)) => Ok(()),
         _ => refuse("a pid namespace of its own"),
     }
+}
+
+/// The inode of the pid namespace that a proc shows: that of a process which is seen there by one id only. Not everybody may look at pid 1.
+fn pids_of(top: &OwnedFd) -> Result<Option<u64>> {
+    for entry in rustix::fs::Dir::read_from(top).named("getdents64", || "a proc".into())? {
+        let name = entry.named("getdents64", || "a proc".into())?.file_name().to_string_lossy().into_owned();
+        if name.parse::<i32>().is_err() {
+            continue;
+        }
+        let Ok(text) = read_proc(top.as_fd(), &format!("{name}/status")) else { continue };
+        let ids = yendor_proc::status::parse(&text)?.ns_pid;
+        let stat = rustix::fs::statat(top, format!("{name}/ns/pid"), AtFlags::empty());
+        if let (Some([_]), Ok(stat)) = (ids.as_deref(), stat) {
+            return Ok(Some(stat.st_ino));
+        }
+    }
+    Ok(None)
 }
 
 /// Refuses terminals: each is one of the file system that it was made in.
