@@ -147,11 +147,6 @@ child(lambda: (unshare(0x50000000), unknown()))",
     ),
     ("a pid namespace for children", "child(lambda: unshare(0x20000000))", "pid namespace of its own for its children"),
     (
-        "a pid namespace of a child's users",
-        "child(lambda: (unshare(0x30000000), os.fork() or forever()))",
-        "a pid namespace of a user namespace of its own",
-    ),
-    (
         "a process that entered a pid namespace",
         "def enter():
     unshare(0x20000000)
@@ -159,15 +154,6 @@ child(lambda: (unshare(0x50000000), unknown()))",
     if os.fork() == 0: forever()
 child(enter)",
         "lives in a pid namespace that process",
-    ),
-    (
-        "a proc of a pid namespace",
-        "def mount():
-    unshare(0x20020000)
-    if os.fork() == 0: call(165, b'proc', b'/mnt', b'proc', 0, 0); forever()
-    while ' /mnt ' not in open('/proc/self/mounts').read(): time.sleep(0.01)
-child(mount)",
-        "/mnt: a mount (proc) of a nested mnt namespace of a pid namespace",
     ),
     ("a time namespace for children", "child(lambda: unshare(0x80))", "time namespace of its own for its children"),
     ("a thread's descriptors", "thread(lambda: unshare(0x400))", "a table of descriptors of its own"),

@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, statat};
 use yendor_image::{NsId, NsPid, Tid};
+use yendor_kinds::file::{self, Entry};
 use yendor_kinds::namespace::nested;
 use yendor_kinds::process::{Level, Record, State};
 use yendor_kinds::{Cause, Named, Result};
@@ -12,6 +13,7 @@ use yendor_task::tree::read_proc;
 
 use super::Facts;
 use super::nested::Nested;
+use crate::rebuild::plan::Plan;
 
 /// How many pid namespaces are around that of a process, as far as this /proc tells.
 ///
@@ -39,6 +41,27 @@ pub fn below(facts: &Facts) -> Vec<Level> {
 /// Those of a thread.
 pub fn of_thread(home: usize, ids: Option<&[i32]>) -> Vec<Tid> {
     ids.and_then(|ids| ids.get(home + 1..)).unwrap_or_default().iter().copied().map(Tid).collect()
+}
+
+/// Refuses files that nobody may fetch who is born in a user namespace inside: pid 1 of a pid namespace that belongs to that.
+///
+/// # Errors
+/// `Unsupported`, naming the kind.
+pub fn fetched(plan: &Plan, processes: &[Record], files: &[Entry]) -> Result<()> {
+    for p in processes.iter().filter(|p| plan.levels.users(p.pid.0).is_some()) {
+        let State::Alive(alive) = &p.state else { continue };
+        let held = files.iter().filter(|file| alive.descriptors.iter().any(|d| d.file == file.id));
+        let late = |file: &&Entry| file.record.is_late() || matches!(file.record, file::Record::Unix(_));
+        if let Some(file) = held.filter(|file| file.mounts.is_none()).find(late) {
+            let kind = file.record.kind();
+            let what = format!(
+                "process {}, pid 1 of a pid namespace of a user namespace inside, has an open {kind} file",
+                p.pid
+            );
+            return Err(Cause::unsupported(what));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a pid namespace whose pid 1 is no more.

@@ -247,7 +247,8 @@ pub fn collect<'w>(
     if namespaces.iter().any(|one| one.kind() == Kind::Pid) {
         levels::begun(&processes, &namespaces).at(Step::Collect)?;
         // Not every family with several of them can be born again.
-        plan::plan(&processes, &namespaces).at(Step::Collect)?;
+        let plan = plan::plan(&processes, &namespaces).at(Step::Collect)?;
+        levels::fetched(&plan, &processes, &gather.entries).at(Step::Collect)?;
     }
     let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
     let snapshot = Snapshot {

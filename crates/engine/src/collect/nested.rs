@@ -97,8 +97,9 @@ impl Nested {
                 None => Some(id(self.add(Kind::Pid, fd, home)?)),
             },
         };
-        if kind == Kind::Pid && owner.is_some() {
-            return Err(Cause::unsupported("a pid namespace of a user namespace of its own (unshare)"));
+        if parent.is_some() && owner.is_some() {
+            let what = "a pid namespace of a user namespace of its own in another pid namespace (unshare)";
+            return Err(Cause::unsupported(what));
         }
         let inode = inode_of(&namespace)?;
         self.found.push(Found { kind, inode, owner, parent, namespace, resident: None });

@@ -130,6 +130,17 @@ fn owned(number: usize, record: &nested::Record, table: &[nested::Record]) -> Re
     }
     if let Content::Mount(record) = &record.content {
         mount::check(record).map_err(|e| Error::new(Step::Load, e))?;
+        let shown = record.mounts.iter().filter_map(|mount| match &mount.what {
+            mount::What::New(system) => system.pids,
+            _ => None,
+        });
+        let is_pid = |id: NsId| {
+            let record = usize::try_from(id.0).ok().and_then(|n| table.get(n));
+            record.is_some_and(|record| record.kind() == nested::Kind::Pid)
+        };
+        if !shown.into_iter().all(is_pid) {
+            return bad("a mount of it shows a pid namespace that is not there");
+        }
     }
     let Some(owner) = record.owner else { return Ok(()) };
     let owner = usize::try_from(owner.0).ok().filter(|owner| *owner < number).and_then(|owner| table.get(owner));

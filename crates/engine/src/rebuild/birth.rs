@@ -17,7 +17,7 @@ use yendor_task::{Arg, Nr, Script, args, gadget};
 use super::domain::{self, Domains};
 use super::memory::Memories;
 use super::plan::{Birth, INIT, Plan};
-use super::{Site, Task, nested};
+use super::{Site, Task, begin, nested};
 use crate::error::{At, Result, Step, With};
 
 /// The child is traced by whoever traces its creator, and stops at birth.
@@ -66,7 +66,8 @@ fn by(
 ) -> Result<()> {
     let own = tasks[&creator].clone();
     let leads = plan.births.iter().any(|b| b.pid == creator && b.leads_session);
-    let mut children: Vec<&Birth> = plan.births.iter().filter(|b| b.creator == creator).collect();
+    let theirs = || plan.births.iter().filter(|b| b.creator == creator);
+    let mut children: Vec<&Birth> = theirs().filter(|b| !b.joins).collect();
     // Who has fewer of its domains is born before it enters more.
     let chain = |b: &Birth| alive(site, b).map(domain::of_leader).unwrap_or_default();
     let own_chain = plan.births.iter().find(|b| b.pid == creator).map(chain).unwrap_or_default();
@@ -106,20 +107,31 @@ fn by(
         be_born(site, b, &mut script);
     }
     site.run(&own, &script).at(Step::Rebuild)?;
-    let wanted: Vec<i32> = children.iter().map(|b| b.pid).chain(threads.iter().copied()).collect();
+    let helper = |b: &Birth| b.begins.and_then(|begins| begins.helper);
+    let wanted: Vec<i32> = children.iter().map(|b| helper(b).unwrap_or(b.pid)).chain(threads.iter().copied()).collect();
     for (inside, tid) in newborn(site, &wanted).at(Step::Rebuild)? {
         let task = Task { tid, slot: tasks.len() };
         take_over(site, tid, task.slot).at(Step::Rebuild)?;
         let is_thread = threads.contains(&inside);
+        let child = children.iter().find(|b| !is_thread && helper(b).unwrap_or(b.pid) == inside);
+        let whose = child.map_or(inside, |b| b.pid);
         if !is_thread {
-            memories.born(inside, creator);
+            memories.born(whose, creator);
         }
-        let own = || match children.iter().find(|b| b.pid == inside) {
-            _ if is_thread => own_record?.threads.iter().find(|t| t.tid.0 == inside),
-            child => alive(site, child?)?.threads.first(),
+        let own = || match child {
+            None => own_record?.threads.iter().find(|t| t.tid.0 == inside),
+            Some(child) => alive(site, child)?.threads.first(),
         };
-        nested::settle(site, &task, (inside, creator), own).at(Step::Rebuild).task(inside)?;
+        nested::settle(site, &task, (whose, creator), own).at(Step::Rebuild).task(whose)?;
         tasks.insert(inside, task);
+    }
+    for (b, helper) in children.iter().filter_map(|b| Some((b, helper(b)?))) {
+        begin::begin(site, b, helper, tasks).task(b.pid)?;
+    }
+    for b in theirs().filter(|b| b.joins) {
+        memories.born(b.pid, creator);
+        domains.born(b.pid, creator);
+        begin::join(site, plan, b, tasks).task(b.pid)?;
     }
     Ok(())
 }
@@ -151,7 +163,7 @@ fn lead(site: &Site<'_>, plan: &Plan, pid: i32, script: &mut Script) {
     }
 }
 
-fn alive<'s>(site: &Site<'s>, birth: &Birth) -> Option<&'s Alive> {
+pub fn alive<'s>(site: &Site<'s>, birth: &Birth) -> Option<&'s Alive> {
     match &site.snapshot.processes.get(birth.record?)?.state {
         State::Alive(alive) => Some(alive),
         _ => None,
@@ -162,10 +174,13 @@ fn inherits(site: &Site<'_>, birth: &Birth) -> bool {
     alive(site, birth).is_some_and(|a| a.memory.inherits.is_some())
 }
 
-fn be_born(site: &Site<'_>, b: &Birth, script: &mut Script) {
+pub fn be_born(site: &Site<'_>, b: &Birth, script: &mut Script) {
     let own = b.record.and_then(|record| site.snapshot.processes.get(record)).map(|record| record.exit_signal);
     // A sibling has its creator's exit signal; naming another is an error. It was adopted, or will be: then it is the usual one.
     let (flags, exit_signal) = if b.sibling { (CLONE_PARENT, 0) } else { (0, own.map_or(SIGCHLD, u64::from)) };
+    if let Some(helper) = b.begins.and_then(|begins| begins.helper) {
+        return clone(site, (helper, b.creator), (flags, exit_signal), script);
+    }
     let flags = if b.begins.is_some() { flags | CLONE_NEWPID } else { flags };
     clone(site, (b.pid, b.creator), (flags, exit_signal), script);
     let group = b.begins.and_then(|begins| begins.group).map_or(0, |group| site.levels.seen(b.creator, group));
@@ -176,20 +191,24 @@ fn be_born(site: &Site<'_>, b: &Birth, script: &mut Script) {
 
 /// A clone call for a task with the id `pid`, and those that it has in nested pid namespaces.
 fn clone(site: &Site<'_>, (pid, creator): (i32, i32), (flags, exit_signal): (u64, u64), script: &mut Script) {
-    let ids = site.levels.all(pid);
+    clone_as(&site.levels.all(pid), site.levels.seen(creator, pid), (flags, exit_signal), script);
+}
+
+/// The same with these ids, innermost first; `seen`: what the creator is told.
+pub fn clone_as(ids: &[i32], seen: i32, (flags, exit_signal): (u64, u64), script: &mut Script) {
     let set_tid_size = ids.len() as u64;
     let args = CloneArgs { flags: flags | CLONE_PTRACE, exit_signal, set_tid_size, ..CloneArgs::default() };
     let bytes = args.to_bytes();
     let len = bytes.len();
-    let ids = Memory { bytes: ids.into_iter().flat_map(i32::to_ne_bytes).collect(), ..Memory::default() };
+    let ids = Memory { bytes: ids.iter().flat_map(|id| id.to_ne_bytes()).collect(), ..Memory::default() };
     // set_tid is the ninth word.
     let args = Memory { bytes, pointers: vec![(64, ids)] };
-    let want = Want::Exactly(u64::from(site.levels.seen(creator, pid).unsigned_abs()));
+    let want = Want::Exactly(u64::from(seen.unsigned_abs()));
     script.call_wanting(Nr::CLONE3, [Arg::from(args), Arg::from(len)], want);
 }
 
 /// Waits for tasks that were just cloned: their id inside and as we see it.
-fn newborn(site: &Site<'_>, wanted: &[i32]) -> std::result::Result<Vec<(i32, i32)>, Cause> {
+pub fn newborn(site: &Site<'_>, wanted: &[i32]) -> std::result::Result<Vec<(i32, i32)>, Cause> {
     let mut out = Vec::with_capacity(wanted.len());
     while out.len() < wanted.len() {
         let Some((tid, what)) = wait::wait(None, true)? else { continue };
@@ -211,7 +230,7 @@ fn newborn(site: &Site<'_>, wanted: &[i32]) -> std::result::Result<Vec<(i32, i32
 }
 
 /// Leads a newborn to its slot, where it waits for scripts.
-fn take_over(site: &Site<'_>, tid: i32, slot: usize) -> std::result::Result<(), Cause> {
+pub fn take_over(site: &Site<'_>, tid: i32, slot: usize) -> std::result::Result<(), Cause> {
     let regs = ptrace::regs(tid)?;
     ptrace::set_regs(tid, &site.arena.entry_regs(&regs, slot, gadget::WAIT, 0))?;
     ptrace::cont(tid, 0)?;

@@ -52,12 +52,17 @@ impl Files {
         }
         let mut files = Files { keeper: -1, above, numbers: BTreeMap::new(), pids: BTreeMap::new() };
         let late = |e: &Entry| e.record.is_late() || matches!(e.record, Record::Unix(_));
-        if snapshot.files.iter().any(late) || bears {
+        if snapshot.files.iter().any(late) || bears || snapshot.namespaces.iter().any(|one| one.kind() == Kind::Pid) {
             let me = rustix::process::getpid();
             let own = rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty());
             files.keeper = lift(own.named("pidfd_open", || "the keeper".into())?, above, held)?;
         }
         Ok(files)
+    }
+
+    /// The number of the keeper's pidfd.
+    pub fn keeper(&self) -> i32 {
+        self.keeper
     }
 
     /// The keeper's numbers of files that are made when pid 1 is there.
@@ -77,9 +82,7 @@ impl Files {
         }
         for (namespace, init) in levels.inits() {
             let Some(task) = tasks.get(&init) else { continue };
-            let path = format!("{}/ns/pid", task.tid);
-            let fd = openat(&workshop.proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-            let fd = fd.named("openat", || format!("/proc/{path}"))?;
+            let fd = pid_namespace(&workshop.proc, task)?;
             self.pids.insert(namespace, lift(&fd, self.above, held)?);
         }
         workshop.tasks = tasks.iter().map(|(inside, task)| (NsPid(*inside), task.tid)).collect();
@@ -102,6 +105,13 @@ impl Files {
         script.call(Nr::CLOSE, args![got]);
         site.run(task, &script).map(drop)
     }
+}
+
+/// The pid namespace of a task.
+pub fn pid_namespace(proc: &OwnedFd, task: &Task) -> Result<OwnedFd, Cause> {
+    let path = format!("{}/ns/pid", task.tid);
+    let fd = openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    Ok(fd.named("openat", || format!("/proc/{path}"))?)
 }
 
 /// The task fetches those that it holds: their numbers there, above all others.

@@ -42,6 +42,8 @@ pub struct Levels {
     places: BTreeMap<i32, Place>,
     /// Who has an id in a namespace.
     taken: BTreeMap<(NsId, i32), i32>,
+    /// The user namespaces inside that some belong to.
+    owners: BTreeMap<NsId, NsId>,
 }
 
 static HOME: Place = Place { chain: Vec::new(), ids: Vec::new() };
@@ -85,6 +87,15 @@ impl Levels {
         }
         levels.add_dead(processes)?;
         processes.iter().try_for_each(|p| levels.agree(p))?;
+        for (number, record) in (0..).zip(namespaces) {
+            if let (Content::Pid { parent }, Some(owner)) = (&record.content, record.owner) {
+                if parent.is_some() {
+                    let what = "a pid namespace of a user namespace of its own in another pid namespace";
+                    return Err(Cause::unsupported(what));
+                }
+                levels.owners.insert(NsId(number), owner);
+            }
+        }
         levels.families(processes, namespaces)?;
         Ok(levels)
     }
@@ -123,6 +134,28 @@ impl Levels {
     /// Pid 1 of each namespace.
     pub fn inits(&self) -> impl Iterator<Item = (NsId, i32)> {
         self.taken.iter().filter(|((_, inner), _)| *inner == INIT).map(|((namespace, _), id)| (*namespace, *id))
+    }
+
+    /// The user namespace that the pid namespace belongs to which begins with a task.
+    #[must_use]
+    pub fn users(&self, id: i32) -> Option<NsId> {
+        let place = self.place(id);
+        place.chain.last().filter(|_| place.is_init()).and_then(|namespace| self.owners.get(namespace).copied())
+    }
+
+    /// A place in a namespace of the container's own, with an id that nobody has there, for one whose id in the container is `id`.
+    ///
+    /// # Errors
+    /// `Corrupt` where there is none.
+    pub fn settle(&mut self, id: i32, namespace: NsId) -> Result<()> {
+        let inner = (INIT + 1..=MOST).find(|inner| !self.taken.contains_key(&(namespace, *inner)));
+        self.add(id, Place { chain: vec![namespace], ids: vec![inner.unwrap_or(MOST)] })
+    }
+
+    /// Those that belong to user namespaces inside, and their pids 1.
+    #[must_use]
+    pub fn owned(&self) -> Vec<(NsId, i32)> {
+        self.owners.keys().filter_map(|namespace| Some((*namespace, self.init(*namespace)?))).collect()
     }
 
     fn add(&mut self, id: i32, place: Place) -> Result<()> {
@@ -192,6 +225,13 @@ impl Levels {
             let others = if self.place(p.pid.0).is_init() { &chain[..chain.len() - 1] } else { chain.as_slice() };
             if matches!(p.state, State::Alive(_)) && others.iter().any(ended) {
                 return Err(Cause::corrupt(format!("process {}: pid 1 of its pid namespace has ended", p.pid)));
+            }
+            if let (State::Alive(alive), Some(users)) = (&p.state, self.users(p.pid.0))
+                && !alive.threads.first().is_some_and(|leader| leader.namespaces.contains(&users))
+            {
+                let what =
+                    format!("process {}: its pid namespace belongs to a user namespace that it is not in", p.pid);
+                return Err(Cause::unsupported(what));
             }
             if let State::Zombie(status) = p.state
                 && self.place(p.pid.0).is_init()

@@ -5,6 +5,7 @@
 //! memory, its descriptors, its threads, its credentials, all by script; at last its registers. It runs at thaw, when all
 //! are ready.
 
+mod begin;
 mod birth;
 mod death;
 mod descriptor;
@@ -28,12 +29,13 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use rustix::fs::{Mode, OFlags};
 use yendor_image::{FileId, Reader, ShmId};
-use yendor_kinds::Cause;
 use yendor_kinds::file::{Entry, Record, Workshop};
 use yendor_kinds::memory::vma::Backing;
 use yendor_kinds::process::{self as processes, Alive, Restricted, State, control, credential, rlimit, sched};
 use yendor_kinds::snapshot::Snapshot;
+use yendor_kinds::{Cause, Named};
 use yendor_sys::mapping::{Mapping, Placed};
 use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError, ptrace};
@@ -121,6 +123,8 @@ struct Site<'a> {
     levels: &'a Levels,
     /// How many pid namespaces are around the container's, as far as the keeper's /proc tells.
     around: usize,
+    /// The number of what sets the container's next id; -1 where nobody needs it.
+    last_pid: i32,
     /// And of each shared object.
     objects: BTreeMap<ShmId, i32>,
     /// And of each pages file.
@@ -251,7 +255,8 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let ark = image.and_then(|image| image.ark);
     let ark = ark.map(|ark| Ok::<_, crate::Error>((ark, lift(ark.descriptor(), above, &mut held).at(Step::Rebuild)?)));
     let ark = ark.transpose()?;
-    let slots = 1 + plan.births.len() + threads(snapshot);
+    let helpers = plan.births.iter().filter(|b| b.begins.is_some_and(|begins| begins.helper.is_some())).count();
+    let slots = 1 + plan.births.len() + helpers + threads(snapshot);
     let len = Arena::size(slots, SLOT).next_multiple_of(PAGE);
     let base = hole(snapshot, len as u64 + PARKING).at(Step::Rebuild)?;
     let memory = Mapping::anonymous(len).at(Step::Rebuild)?;
@@ -265,6 +270,15 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let places = nested::Places::new(snapshot, (&nested.0, &promised), &proc, above, &mut held)
         .at(Step::Rebuild)
         .kind("namespace", "nested")?;
+    let last_pid = match helpers {
+        0 => -1,
+        _ => {
+            let path = "sys/kernel/ns_last_pid";
+            let fd = rustix::fs::openat(&proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+            let fd = fd.named("openat", || format!("/proc/{path}")).at(Step::Rebuild)?;
+            lift(&fd, above, &mut held).at(Step::Rebuild)?
+        }
+    };
     let nobody = lift(init::program(&proc).at(Step::Rebuild)?, above, &mut held).at(Step::Rebuild)?;
     let init = yendor_sys::clone::stub(0).at(Step::Rebuild)?;
     let around = around(&proc, init).inspect_err(|_| kill(init)).at(Step::Rebuild)?;
@@ -281,6 +295,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         places,
         levels: &plan.levels,
         around,
+        last_pid,
         objects,
         pages,
         ark,
@@ -300,7 +315,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         let listener = init::record(&site, &init, &mut notes)?;
         site.confine.allow()?;
         site.confine.everybody(|script| site.run(&init, script).map(drop))?;
-        promised.keep(&mut site, (&init, nested), image, (&mut workshop, labels), above)?;
+        let mounts = promised.keep(&mut site, (&init, nested), image, (&mut workshop, labels), above)?;
         if sockets_later {
             workshop.impersonates = true;
             let unix = |e: &Entry| matches!(e.record, Record::Unix(_));
@@ -311,6 +326,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         let mut memories = Memories::default();
         let mut domains = Domains::default();
         let tasks = birth::all(&site, &plan, &mut memories, &mut domains, &init)?;
+        mounts::finish(&site, &tasks, &mounts)?;
         site.late
             .make(&mut workshop, (&tasks, &plan.levels), &mut site.held)
             .at(Step::Rebuild)

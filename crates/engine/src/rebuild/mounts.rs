@@ -6,14 +6,15 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use yendor_image::{FileId, NsId};
 use yendor_kinds::file::{Entry, Workshop};
-use yendor_kinds::namespace::mount::Made;
-use yendor_kinds::namespace::nested::Kind;
+use yendor_kinds::namespace::mount::{self, Made};
+use yendor_kinds::namespace::nested::{Content, Kind};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_task::{Nr, Script, args};
 
+use super::birth::Tasks;
 use super::inherited::make_files;
-use super::{Image, Site, Task, lift};
+use super::{Image, Site, Task, late, lift};
 use crate::error::{At, Result, Step, With};
 use crate::label::Labels;
 use crate::nested::Nested;
@@ -76,7 +77,7 @@ impl Promised {
         self.files.iter().map(|(id, number)| (*id, *number))
     }
 
-    /// Makes them, and has pid 1 fetch them.
+    /// Makes them, and has pid 1 fetch them. The mount namespaces.
     ///
     /// # Errors
     /// The kernel's.
@@ -87,15 +88,15 @@ impl Promised {
         image: Option<Image<'_>>,
         (workshop, labels): (&mut Workshop<'_>, &Labels),
         above: i32,
-    ) -> Result<()> {
-        let Some(image) = image.filter(|_| self.keeper >= 0) else { return Ok(()) };
+    ) -> Result<BTreeMap<NsId, OwnedFd>> {
+        let Some(image) = image.filter(|_| self.keeper >= 0) else { return Ok(BTreeMap::new()) };
         let made = nested.mounts(site.snapshot, site.proc.as_fd(), image.reader);
         let mut fetch = Vec::new();
-        let mut namespaces = Vec::new();
+        let mut namespaces = BTreeMap::new();
         for (id, Made { namespace, root }) in made.at(Step::Rebuild).kind("namespace", "mnt")? {
             fetch.extend(self.namespace(id).map(|number| (namespace.as_raw_fd(), number)));
             workshop.roots.insert(id, root);
-            namespaces.push(namespace);
+            namespaces.insert(id, namespace);
         }
         let files =
             make_files(workshop, labels, site.snapshot, above, &mut site.held, &mut None, &|entry| is_promised(entry))?;
@@ -109,6 +110,27 @@ impl Promised {
             settle.call(Nr::DUP3, args![got.returned.cast_unsigned(), *number, 0]);
             settle.call(Nr::CLOSE, args![got.returned.cast_unsigned()]);
         }
-        site.run(init, &settle).map(drop).at(Step::Rebuild)
+        site.run(init, &settle).at(Step::Rebuild)?;
+        Ok(namespaces)
     }
+}
+
+/// Mounts what shows pid namespaces, which have begun.
+///
+/// # Errors
+/// The kernel's.
+pub fn finish(site: &Site<'_>, tasks: &Tasks, made: &BTreeMap<NsId, OwnedFd>) -> Result<()> {
+    let mut pids = BTreeMap::new();
+    for (namespace, init) in site.levels.inits() {
+        let Some(task) = tasks.get(&init) else { continue };
+        pids.insert(namespace, late::pid_namespace(&site.proc, task).at(Step::Rebuild)?);
+    }
+    for (id, namespace) in made {
+        let record = usize::try_from(id.0).ok().and_then(|n| site.snapshot.namespaces.get(n));
+        if let Some(Content::Mount(record)) = record.map(|record| &record.content) {
+            let done = mount::finish(record, namespace, &pids, site.proc.as_fd());
+            done.at(Step::Rebuild).kind("namespace", "mnt")?;
+        }
+    }
+    Ok(())
 }

@@ -62,6 +62,14 @@ impl Places {
         self.of_kind(Kind::User, &thread.namespaces)
     }
 
+    /// The number of a namespace in every task.
+    ///
+    /// # Errors
+    /// `Corrupt` for a number of nothing.
+    pub fn number(&self, id: NsId) -> Result<i32, Cause> {
+        self.known(id).map(|(_, number)| number)
+    }
+
     fn known(&self, id: NsId) -> Result<(Kind, i32), Cause> {
         let place = usize::try_from(id.0).ok().and_then(|i| self.nested.get(i));
         place.copied().ok_or_else(|| Cause::corrupt(format!("no namespace has the id {id}")))

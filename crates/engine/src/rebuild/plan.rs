@@ -37,6 +37,8 @@ pub struct Birth {
     pub group: i32,
     /// Of pid 1 of a pid namespace: what begins with it.
     pub begins: Option<Begins>,
+    /// Whether its creator is not in its pid namespace, and it not the first in there.
+    pub joins: bool,
     /// Index of its record; `None` for a stand-in.
     pub record: Option<usize>,
 }
@@ -46,6 +48,8 @@ pub struct Birth {
 pub struct Begins {
     /// The group that those in it are in who do not see it.
     pub group: Option<i32>,
+    /// Where it belongs to a user namespace inside: an id in the container for a sibling, who enters that and bears pid 1.
+    pub helper: Option<i32>,
 }
 
 /// Births, creators before what they create.
@@ -77,7 +81,7 @@ struct Kin {
 /// # Errors
 /// `Corrupt` for ids that contradict each other, `Unsupported` for a family that cannot be made.
 pub fn plan(processes: &[Record], namespaces: &[nested::Record]) -> Result<Plan> {
-    let levels = Levels::new(processes, namespaces)?;
+    let mut levels = Levels::new(processes, namespaces)?;
     let taken = check_ids(processes)?;
     let family: Vec<Kin> = processes.iter().map(|p| kin(p, &taken)).collect();
     let mut by_pid: BTreeMap<i32, &Kin> = BTreeMap::new();
@@ -91,18 +95,73 @@ pub fn plan(processes: &[Record], namespaces: &[nested::Record]) -> Result<Plan>
         births.push(birth(p, index, &by_pid)?);
     }
     stand_ins(&family, &by_pid, &levels, &mut births);
+    join(&mut births, (&by_pid, &taken), &mut levels)?;
     let mut births = order(births)?;
-    begin(&mut births, &levels)?;
+    begin(&mut births, &levels, &taken)?;
     Ok(Plan { births, levels })
 }
 
+/// Pid 1 of a pid namespace that belongs to a user namespace inside is in there from birth on, where nobody may choose ids outside: its children
+/// are born by a stand-in that joins, and left to it.
+fn join(
+    births: &mut Vec<Birth>,
+    (by_pid, taken): (&BTreeMap<i32, &Kin>, &BTreeSet<i32>),
+    levels: &mut Levels,
+) -> Result<()> {
+    for (namespace, init) in levels.owned() {
+        let Some(creator) = births.iter().find(|b| b.pid == init).map(|b| b.creator) else { continue };
+        let session = by_pid.get(&creator).map(|creator| creator.session);
+        let fits =
+            |b: &Birth| b.leads_session || by_pid.get(&b.pid).or(by_pid.get(&init)).map(|b| b.session) == session;
+        let mut children = births.iter().filter(|b| b.creator == init).peekable();
+        if children.peek().is_none() {
+            continue;
+        }
+        if let Some(b) = children.find(|b| b.sibling || !fits(b)) {
+            let what = format!(
+                "process {}: its session began with pid 1 of a pid namespace of a user namespace inside",
+                b.pid
+            );
+            return Err(Cause::unsupported(what));
+        }
+        let pid = free(births, taken);
+        levels.settle(pid, namespace)?;
+        for b in births.iter_mut().filter(|b| b.creator == init) {
+            (b.creator, b.before_setsid) = (pid, false);
+        }
+        births.push(Birth {
+            pid,
+            creator,
+            parent: creator,
+            sibling: false,
+            leads_session: false,
+            before_setsid: false,
+            group: session.unwrap_or(INIT),
+            begins: None,
+            joins: true,
+            record: None,
+        });
+    }
+    Ok(())
+}
+
+/// An id in the container that nobody has.
+fn free(births: &[Birth], taken: &BTreeSet<i32>) -> i32 {
+    let theirs =
+        |id: &i32| births.iter().any(|b| [b.pid, b.group].contains(id) || b.begins.and_then(|b| b.helper) == Some(*id));
+    (INIT + 1..MOST).find(|id| !taken.contains(id) && !theirs(id)).unwrap_or(MOST)
+}
+
 /// Finds who begins a pid namespace, and refuses who would have to be born into one from outside.
-fn begin(births: &mut [Birth], levels: &Levels) -> Result<()> {
+fn begin(births: &mut [Birth], levels: &Levels, taken: &BTreeSet<i32>) -> Result<()> {
     // The groups that those in a namespace do not see, by its pid 1.
     let mut groups: BTreeMap<i32, BTreeSet<i32>> = BTreeMap::new();
     for b in births.iter() {
         let (own, theirs) = (&levels.place(b.pid).chain, &levels.place(b.creator).chain);
         let begins = levels.place(b.pid).is_init();
+        if b.joins {
+            continue;
+        }
         let from = if begins { own.split_last().map(|(_, around)| around) } else { Some(own.as_slice()) };
         if from != Some(theirs.as_slice()) {
             let what = format!(
@@ -121,7 +180,9 @@ fn begin(births: &mut [Birth], levels: &Levels) -> Result<()> {
     let order: BTreeMap<i32, usize> = births.iter().enumerate().map(|(n, b)| (b.pid, n)).collect();
     // Those that one creator bears come one after the other.
     let first: BTreeMap<i32, usize> = births.iter().enumerate().rev().map(|(n, b)| (b.creator, n)).collect();
-    for b in births.iter_mut().filter(|b| levels.place(b.pid).is_init()) {
+    let inits: Vec<usize> = (0..births.len()).filter(|n| levels.place(births[*n].pid).is_init()).collect();
+    for n in inits {
+        let b = &births[n];
         let mut theirs = groups.remove(&b.pid).unwrap_or_default().into_iter();
         let group = theirs.next();
         // It must be there when the namespace begins.
@@ -131,7 +192,8 @@ fn begin(births: &mut [Birth], levels: &Levels) -> Result<()> {
             let what = format!("process {}: those in its pid namespace are in groups that they do not see", b.pid);
             return Err(Cause::unsupported(what));
         }
-        b.begins = Some(Begins { group });
+        let helper = levels.users(b.pid).map(|_| free(births, taken));
+        births[n].begins = Some(Begins { group, helper });
     }
     Ok(())
 }
@@ -180,6 +242,7 @@ fn birth(p: &Kin, index: usize, by_pid: &BTreeMap<i32, &Kin>) -> Result<Birth> {
         before_setsid: false,
         group: p.group,
         begins: None,
+        joins: false,
         record: Some(index),
     };
     let parent = by_pid.get(&p.parent);
@@ -228,6 +291,7 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, b
                 before_setsid: false,
                 group: session,
                 begins: None,
+                joins: false,
                 record: None,
             });
         }
@@ -248,6 +312,7 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, b
                 before_setsid: false,
                 group,
                 begins: None,
+                joins: false,
                 record: None,
             });
         }

@@ -232,7 +232,7 @@ impl Building<'_, '_> {
         for (i, (task, thread)) in self.each().enumerate() {
             let mut script = Script::new();
             if i == 0 {
-                let users = site.places.users(thread).at(Step::Rebuild)?;
+                let users = site.places.users(thread).at(Step::Rebuild)?.filter(|_| !self.is_inside());
                 descriptors(site, &alive.descriptors, &self.late, users, &mut script).at(Step::Rebuild)?;
                 sigaction::rebuild(&alive.actions, &mut script);
                 attribute::rebuild_process(&alive.attributes, &mut script);
@@ -260,6 +260,11 @@ impl Building<'_, '_> {
         label(self.site, self.task, &sets, self.free())?;
         label::remember(&mut self.has, sets);
         Ok(())
+    }
+
+    /// Whether it was born in its user namespace.
+    fn is_inside(&self) -> bool {
+        self.site.levels.users(self.pid).is_some()
     }
 
     fn free(&self) -> i32 {
@@ -318,7 +323,11 @@ impl Building<'_, '_> {
             let sets = site.labels.of_thread(thread, &self.has).at(Step::Confine)?;
             let (first, sets): (Vec<Set>, Vec<Set>) = sets.into_iter().partition(Set::wants_capabilities);
             label(site, task, &first, self.free())?;
-            credential::rebuild_in(&credentials, &site.now.credentials, users, &mut script);
+            if self.is_inside() {
+                credential::inside(&credentials, &mut script);
+            } else {
+                credential::rebuild_in(&credentials, &site.now.credentials, users, &mut script);
+            }
             if !sets.is_empty() {
                 site.run(task, &script).at(Step::Confine)?;
                 script = Script::new();

@@ -1,7 +1,8 @@
 //! A mount namespace inside a container: its mounts, and the file systems that are its own.
 //! *Read from:* mountinfo of a thread that has joined it; the content of a tmpfs through a copy of its mount.
 //! *Made again by:* a child copies the container's mounts in the user namespace that it belongs to, so that they are as locked as they were;
-//! mounts that are missing there go, others come, and where its root is another than the container's it is turned (pivot_root(2)).
+//! mounts that are missing there go, others come, and where its root is another than the container's it is turned (pivot_root(2)). The proc
+//! of a pid namespace inside comes last, mounted by a child that is born there.
 //! *Lost:* numbers of mounts and devices, names of sources, what [`layer`] loses of a tmpfs. Refused: file systems of other types than
 //! tmpfs, proc and devpts that the container does not have itself, or that two nested namespaces share; mounts that receive others (slaves)
 //! or share them among each other; a tmpfs that another mount covers; what is mounted no more or in part only.
@@ -25,7 +26,7 @@ use super::layer;
 use super::nested::in_thread;
 use crate::{Cause, Named, Result};
 
-pub use build::{Made, check, rebuild};
+pub use build::{Made, check, finish, rebuild};
 
 /// The mounts of a namespace, each after the one that it is mounted on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +83,9 @@ pub struct System {
     pub root: Bytes,
     /// What is in that directory, of a tmpfs.
     pub content: Option<layer::Record>,
+    /// The pid namespace that a proc shows, unless that is the container's.
+    #[serde(default)]
+    pub pids: Option<NsId>,
 }
 
 /// The types of file systems that are made again.
@@ -258,14 +262,23 @@ pub fn collect(
             if let What::New(system) = &mut mount.what {
                 system.content = match system.fs_type {
                     Type::Tmpfs => Some(content(line, &format!("mount-{id}-{number}"), writer)?),
-                    Type::Proc => own_ids(line, home).map(|()| None)?,
+                    Type::Proc => {
+                        system.pids = ids_of(line, home)?;
+                        None
+                    }
                     Type::Devpts => no_terminals(line).map(|()| None)?,
                 };
             }
         }
         Ok(())
     })?;
-    Ok(Record { mounts })
+    let record = Record { mounts };
+    let odd = record.late().zip(&record.mounts).find(|(late, mount)| *late && !mount.may_be_late());
+    if let Some((_, mount)) = odd {
+        let what = format!("{}: a mount of a nested mnt namespace on the proc of a pid namespace", mount.point);
+        return Err(Cause::unsupported(what));
+    }
+    Ok(record)
 }
 
 /// What is mounted, each after the one that it is mounted on.
@@ -366,7 +379,7 @@ fn what(
     if fs_type != Type::Tmpfs && !root.0.is_empty() {
         return no("of a part of it");
     }
-    Ok(Ok(What::New(System { fs_type, options, root, content: None })))
+    Ok(Ok(What::New(System { fs_type, options, root, content: None, pids: None })))
 }
 
 /// The path by which the container sees what a mount shows; of several (a device that covers files, too) the one that is most like its own.
@@ -435,36 +448,19 @@ fn content(line: &Line, blob: &str, writer: &Writer) -> Result<layer::Record> {
     layer::collect(&copy, Bytes(line.mount_point.clone()), blob, writer)
 }
 
-/// Refuses a proc that shows another pid namespace than the container's.
-fn own_ids(line: &Line, home: &Home<'_>) -> Result<()> {
+/// The pid namespace that a proc shows; none: the container's.
+fn ids_of(line: &Line, home: &Home<'_>) -> Result<Option<NsId>> {
     let shown = || line.mount_point.escape_ascii().to_string();
     let refuse = |what: &str| {
         Err(Cause::unsupported(format!("{}: a mount (proc) of a nested mnt namespace of {what}", shown())))
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = rustix::fs::openat(open(line)?, ".", flags, Mode::empty()).named("openat", shown)?;
-    let Some(inode) = pids_of(&top)? else { return refuse("a pid namespace whose pid 1 is no more") };
+    let Some(inode) = build::pids_of(&top)? else { return refuse("a pid namespace whose pid 1 is no more") };
     match home.pids.iter().find(|(other, _)| *other == inode) {
-        Some((_, None)) => Ok(()),
-        _ => refuse("a pid namespace of its own"),
+        Some((_, number)) => Ok(*number),
+        None => refuse("a pid namespace that no process of the tree lives in"),
     }
-}
-
-/// The inode of the pid namespace that a proc shows: that of a process which is seen there by one id only. Not everybody may look at pid 1.
-fn pids_of(top: &OwnedFd) -> Result<Option<u64>> {
-    for entry in rustix::fs::Dir::read_from(top).named("getdents64", || "a proc".into())? {
-        let name = entry.named("getdents64", || "a proc".into())?.file_name().to_string_lossy().into_owned();
-        if name.parse::<i32>().is_err() {
-            continue;
-        }
-        let Ok(text) = read_proc(top.as_fd(), &format!("{name}/status")) else { continue };
-        let ids = yendor_proc::status::parse(&text)?.ns_pid;
-        let stat = rustix::fs::statat(top, format!("{name}/ns/pid"), AtFlags::empty());
-        if let (Some([_]), Ok(stat)) = (ids.as_deref(), stat) {
-            return Ok(Some(stat.st_ino));
-        }
-    }
-    Ok(None)
 }
 
 /// Refuses terminals: each is one of the file system that it was made in.

@@ -68,17 +68,44 @@ pub fn rebuild(record: &Record, now: &Record, script: &mut Script) {
 
 /// Likewise, with `users` the task's descriptor of the user namespace that it enters on the way, and closes.
 pub fn rebuild_in(record: &Record, now: &Record, users: Option<i32>, script: &mut Script) {
-    let Record { uids, gids, groups, capabilities, securebits, no_new_privs: _ } = record;
-    let [inheritable, permitted, effective, bounding, ambient] = *capabilities;
+    if let Some(users) = users {
+        enter(record, now, users, script);
+        return inside(record, script);
+    }
+    take_groups(record, now, script);
+    inherit_beyond(record, now.capabilities, script);
+    drop_bounding(record.capabilities[3], now.capabilities[3], script);
+    take_ids(record, script);
+    settle(record, script);
+}
+
+/// Takes the ids, and with them enters a user namespace, `users`, whose descriptor is closed; who enters has all capabilities in there.
+pub fn enter(record: &Record, now: &Record, users: i32, script: &mut Script) {
+    take_groups(record, now, script);
+    take_ids(record, script);
+    script.call(Nr::SETNS, args![users, CLONE_NEWUSER]);
+    script.call(Nr::CLOSE, args![users]);
+}
+
+/// The rest of [`rebuild_in`] for one who is in the user namespace, with all capabilities.
+pub fn inside(record: &Record, script: &mut Script) {
+    let all = (1 << CAPABILITIES) - 1;
+    inherit_beyond(record, [0, all, all, all, 0], script);
+    drop_bounding(record.capabilities[3], all, script);
+    settle(record, script);
+}
+
+fn take_groups(record: &Record, now: &Record, script: &mut Script) {
+    let groups = &record.groups;
     // Where the caller has a single id, setgroups is forbidden for ever: then only "as it is" can be had.
     if *groups != now.groups {
         let list: Vec<u8> = groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
         script.call(Nr::SETGROUPS, args![groups.len(), bytes(list)]);
     }
-    if users.is_none() {
-        inherit_beyond(record, now.capabilities, script);
-        drop_bounding(bounding, now.capabilities[3], script);
-    }
+}
+
+fn take_ids(record: &Record, script: &mut Script) {
+    let Record { uids, gids, .. } = record;
     script.call(Nr::PRCTL, args![PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0]);
     // Ids must not take capabilities with them while they change.
     script.call(Nr::PRCTL, args![PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0]);
@@ -86,14 +113,12 @@ pub fn rebuild_in(record: &Record, now: &Record, users: Option<i32>, script: &mu
     script.call_wanting(Nr::SETFSGID, args![gids[3]], Want::Anything);
     script.call(Nr::SETRESUID, args![uids[0], uids[1], uids[2]]);
     script.call_wanting(Nr::SETFSUID, args![uids[3]], Want::Anything);
-    if let Some(users) = users {
-        // Ids are those of the container, capabilities those in there: whoever enters has all.
-        script.call(Nr::SETNS, args![users, CLONE_NEWUSER]);
-        script.call(Nr::CLOSE, args![users]);
-        let all = (1 << CAPABILITIES) - 1;
-        inherit_beyond(record, [0, all, all, all, 0], script);
-        drop_bounding(bounding, all, script);
-    }
+}
+
+/// Securebits and capabilities, once the bounding set is what it shall be.
+fn settle(record: &Record, script: &mut Script) {
+    let Record { capabilities, securebits, .. } = record;
+    let [inheritable, permitted, effective, _, ambient] = *capabilities;
     script.call(Nr::PRCTL, args![PR_SET_SECUREBITS, *securebits, 0, 0, 0]);
     capset(permitted, permitted | effective, inheritable, script);
     for cap in 0..CAPABILITIES {

@@ -4,6 +4,7 @@
 //! *Lost:* as [`super`] says.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, openat, openat2, statx};
@@ -13,7 +14,7 @@ use rustix::mount::{
 };
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, fchdir, pidfd_getfd, pidfd_open, pivot_root};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use yendor_image::Reader;
+use yendor_image::{NsId, Reader};
 use yendor_proc::mountinfo::{self, Mount as Line};
 use yendor_sys::mount::furnish;
 use yendor_sys::namespace::{Namespaces, unshare};
@@ -33,6 +34,30 @@ pub struct Made {
     pub root: OwnedFd,
 }
 
+impl Mount {
+    /// Whether it is a proc of a pid namespace that is not the container's.
+    pub(super) fn shows_others(&self) -> bool {
+        matches!(&self.what, What::New(System { pids: Some(_), .. }))
+    }
+
+    pub(super) fn may_be_late(&self) -> bool {
+        self.shows_others() || matches!(&self.what, What::Part { .. })
+    }
+}
+
+impl Record {
+    /// Of each mount whether it is made only when pid namespaces have begun: a proc of such a one, its parts, and what is mounted on them.
+    pub(super) fn late(&self) -> impl Iterator<Item = bool> + use<> {
+        let mut late: Vec<bool> = Vec::with_capacity(self.mounts.len());
+        for mount in &self.mounts {
+            let of = if let What::Part { of, .. } = &mount.what { Some(*of) } else { None };
+            let is_late = |n: u32| usize::try_from(n).ok().and_then(|n| late.get(n).copied()).unwrap_or(false);
+            late.push(mount.shows_others() || of.is_some_and(is_late) || mount.on.is_some_and(is_late));
+        }
+        late.into_iter()
+    }
+}
+
 /// Makes one again, in the user namespace `owner`, unless that is the container's. The caller has one thread, and its children are in the
 /// container's pid namespace.
 ///
@@ -48,8 +73,8 @@ pub fn rebuild(record: &Record, owner: Option<&OwnedFd>, proc: BorrowedFd<'_>, r
         }
         unshare(Namespaces::NEWNS)?;
         let systems = record.mounts.iter().map(|mount| match &mount.what {
-            What::New(system) => make(system).map(Some),
-            What::Outside(_) | What::Part { .. } => Ok(None),
+            What::New(system) if !mount.shows_others() => make(system).map(Some),
+            What::New(_) | What::Outside(_) | What::Part { .. } => Ok(None),
         });
         *made.borrow_mut() = systems.collect::<Result<_>>()?;
         Ok(made.borrow().iter().map(|fd| fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)).collect())
@@ -71,7 +96,7 @@ pub fn rebuild(record: &Record, owner: Option<&OwnedFd>, proc: BorrowedFd<'_>, r
     let settle = || {
         let made = std::mem::take(&mut *made.borrow_mut());
         assemble(record, made, proc)?;
-        compare(record, proc)
+        compare(record, false, proc)
     };
     let take = |pid: i32| {
         let open = |name: &str, flags| {
@@ -82,6 +107,100 @@ pub fn rebuild(record: &Record, owner: Option<&OwnedFd>, proc: BorrowedFd<'_>, r
         Ok(Made { namespace, root: open("root", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)? })
     };
     elsewhere((proc, owner.map(AsFd::as_fd)), "mnt", enter, fill, settle, take)
+}
+
+/// Mounts what shows pid namespaces inside, or is a part of that, on what is made already; `pids`: a descriptor of each. The caller has one
+/// thread.
+///
+/// # Errors
+/// The kernel's; `Corrupt` for a pid namespace that is not there.
+pub fn finish(
+    record: &Record,
+    namespace: &OwnedFd,
+    pids: &BTreeMap<NsId, OwnedFd>,
+    proc: BorrowedFd<'_>,
+) -> Result<()> {
+    let late: Vec<usize> = record.late().enumerate().filter(|(_, late)| *late).map(|(number, _)| number).collect();
+    for number in &late {
+        let mount = &record.mounts[*number];
+        let (system, source) = match &mount.what {
+            What::New(system) => (system.pids.map(|_| system), None),
+            What::Part { of, path } => {
+                let of = usize::try_from(*of).ok().and_then(|of| record.mounts.get(of));
+                (
+                    of.and_then(|of| if let What::New(system) = &of.what { Some(system) } else { None }),
+                    of.zip(Some(path)),
+                )
+            }
+            What::Outside(_) => (None, None),
+        };
+        let theirs = system.and_then(|system| pids.get(&system.pids?));
+        let (Some(system), Some(theirs)) = (system, theirs) else {
+            return Err(Cause::corrupt(format!("{}: a mount on the proc of a pid namespace", mount.point)));
+        };
+        let enter = || {
+            // While a proc is to be seen: else nobody may mount another.
+            let made = if source.is_none() { Some(make(system)?) } else { None };
+            super::enter(namespace)?;
+            let root = open_directory("/")?;
+            let at = |path: &[u8]| find(&root, below_root(path));
+            let tree = match (made, source) {
+                (Some(made), _) => made,
+                (None, Some((of, path))) => copy(&at(&join(&of.point.0, &path.0))?, false)?,
+                (None, None) => return Err(Cause::corrupt("a mount of nothing")),
+            };
+            put(&tree, &at(&mount.point.0)?)?;
+            furnish(&tree, MountAttrFlags::from_bits_retain(mount.attributes), propagation(mount))?;
+            if late.last() == Some(number) {
+                compare(record, true, proc)?;
+            }
+            Ok(Vec::new())
+        };
+        born_in(theirs, proc, || {
+            elsewhere((proc, Some(namespace.as_fd())), "mnt", enter, |_, _| Ok(()), || Ok(()), |_| Ok(()))
+        })?;
+    }
+    Ok(())
+}
+
+/// The inode of the pid namespace that a proc shows: that of a process which is seen there by one id only. Not everybody may look at pid 1.
+pub(super) fn pids_of(top: &OwnedFd) -> Result<Option<u64>> {
+    for entry in rustix::fs::Dir::read_from(top).named("getdents64", || "a proc".into())? {
+        let name = entry.named("getdents64", || "a proc".into())?.file_name().to_string_lossy().into_owned();
+        if name.parse::<i32>().is_err() {
+            continue;
+        }
+        let Ok(text) = read_proc(top.as_fd(), &format!("{name}/status")) else { continue };
+        let ids = yendor_proc::status::parse(&text)?.ns_pid;
+        let stat = rustix::fs::statat(top, format!("{name}/ns/pid"), AtFlags::empty());
+        if let (Some([_]), Ok(stat)) = (ids.as_deref(), stat) {
+            return Ok(Some(stat.st_ino));
+        }
+    }
+    Ok(None)
+}
+
+/// The caller's children are born in a pid namespace meanwhile.
+fn born_in<T>(pids: &OwnedFd, proc: BorrowedFd<'_>, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let enter = |fd: &OwnedFd| {
+        let entered = move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::ProcessID));
+        entered.named("setns", || "a pid namespace".into())
+    };
+    let path = "thread-self/ns/pid_for_children";
+    let before = openat(proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let before = before.named("openat", || format!("/proc/{path}"))?;
+    enter(pids)?;
+    let done = body();
+    enter(&before)?;
+    done
+}
+
+fn propagation(mount: &Mount) -> MountPropagationFlags {
+    match (mount.shared, mount.unbindable) {
+        (true, _) => MountPropagationFlags::SHARED,
+        (false, true) => MountPropagationFlags::UNBINDABLE,
+        (false, false) => MountPropagationFlags::PRIVATE,
+    }
 }
 
 /// Refuses what could not have been.
@@ -104,14 +223,21 @@ pub fn check(record: &Record) -> Result<()> {
         let fine = match &mount.what {
             What::Outside(outside) => path(&outside.0),
             What::Part { of, path } => is_part_of(*of, record) && is_plain(Some(&path.0)),
-            What::New(System { fs_type, options, root, content }) => {
+            What::New(System { fs_type, options, root, content, pids }) => {
                 let known = |(name, _): &(String, Option<String>)| fs_type.options().contains(&name.as_str());
-                is_plain(Some(&root.0)) && options.iter().all(known) && content.is_some() == (*fs_type == Type::Tmpfs)
+                (pids.is_none() || *fs_type == Type::Proc && root.0.is_empty())
+                    && is_plain(Some(&root.0))
+                    && options.iter().all(known)
+                    && content.is_some() == (*fs_type == Type::Tmpfs)
             }
         };
         if !fine || MountAttrFlags::from_bits(mount.attributes).is_none() {
             return corrupt("with a mount that cannot be");
         }
+    }
+    let odd = |(number, late): (usize, bool)| late && (number == 0 || !record.mounts[number].may_be_late());
+    if record.late().enumerate().any(odd) {
+        return corrupt("with a mount on the proc of a pid namespace");
     }
     Ok(())
 }
@@ -129,7 +255,7 @@ fn is_plain(path: Option<&[u8]>) -> bool {
 
 /// A new file system, mounted nowhere: what of it is shown.
 fn make(system: &System) -> Result<OwnedFd> {
-    let System { fs_type, options, root, content: _ } = system;
+    let System { fs_type, options, root, content: _, pids: _ } = system;
     let name = fs_type.name();
     let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).named("fsopen", || format!("{name:?}"))?;
     for (key, value) in options {
@@ -209,9 +335,14 @@ fn assemble(record: &Record, mut made: Vec<Option<OwnedFd>>, proc: BorrowedFd<'_
         old.try_clone().map_err(|e| SysError::io("dup", "/", &e))?
     };
     fchdir(&top).named("fchdir", || "the new root".into())?;
-    for (number, mount) in record.mounts.iter().enumerate() {
+    for ((number, mount), late) in record.mounts.iter().enumerate().zip(record.late()) {
+        let root = || top.try_clone().map_err(|e| SysError::io("dup", "/", &e));
+        if late {
+            places.push(root()?);
+            continue;
+        }
         let place = if number == 0 {
-            top.try_clone().map_err(|e| SysError::io("dup", "/", &e))?
+            root()?
         } else if with[number].is_some() {
             find(&top, below_root(&mount.point.0))?
         } else {
@@ -222,12 +353,7 @@ fn assemble(record: &Record, mut made: Vec<Option<OwnedFd>>, proc: BorrowedFd<'_
         if let (None, What::Outside(path)) = (with[number], &mount.what) {
             remove_others(number, (&mount.point.0, &path.0), record, &with, &theirs)?;
         }
-        let propagation = match (mount.shared, mount.unbindable) {
-            (true, _) => MountPropagationFlags::SHARED,
-            (false, true) => MountPropagationFlags::UNBINDABLE,
-            (false, false) => MountPropagationFlags::PRIVATE,
-        };
-        furnish(&place, MountAttrFlags::from_bits_retain(mount.attributes), propagation)?;
+        furnish(&place, MountAttrFlags::from_bits_retain(mount.attributes), propagation(mount))?;
         places.push(place);
     }
     if turned {
@@ -301,12 +427,12 @@ fn remove_others(
     Ok(())
 }
 
-/// Whether the calling process sees the mounts of the record, and no others.
-fn compare(record: &Record, proc: BorrowedFd<'_>) -> Result<()> {
+/// Whether the calling process sees the mounts of the record, and no others; `all`: also those that are made last.
+fn compare(record: &Record, all: bool, proc: BorrowedFd<'_>) -> Result<()> {
     let lines = mountinfo::parse(&read_proc(proc, "thread-self/mountinfo")?)?;
     let mut now: Vec<_> = lines.iter().map(|line| comparable(line, &lines)).collect();
     let parent = |on: u32| usize::try_from(on).ok().and_then(|on| record.mounts.get(on));
-    for mount in &record.mounts {
+    for (mount, _) in record.mounts.iter().zip(record.late()).filter(|(_, late)| all || !late) {
         let on = mount.on.and_then(parent).map(|on| on.point.0.clone());
         let wanted = (mount.point.0.clone(), on, Some(mount.attributes), mount.shared, mount.unbindable);
         match now.iter().position(|one| *one == wanted) {
