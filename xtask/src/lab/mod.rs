@@ -31,6 +31,9 @@ pub struct Options {
     /// Print what the guests say as it is
     #[arg(long)]
     verbose: bool,
+    /// Only the machines of `cargo xtask test`
+    #[arg(long)]
+    daily: bool,
 }
 
 /// One machine.
@@ -41,24 +44,33 @@ struct Config {
     name: &'static str,
     /// The kernel's `lsm=`, and more of its words.
     words: &'static str,
+    /// Whether it is a part of `cargo xtask test`: emulated machines take minutes.
+    daily: bool,
 }
 
 /// Those that take longest first: the last ones fill what is left of two processors.
 const CONFIGS: &[Config] = &[
     APPARMOR,
-    Config { series: "6.12", name: "selinux", words: "lsm=landlock,lockdown,yama,selinux,bpf enforcing=1" },
-    Config { series: OWN, name: "smack", words: "lsm=landlock,yama,smack" },
+    Config {
+        series: "6.12",
+        name: "selinux",
+        words: "lsm=landlock,lockdown,yama,selinux,bpf enforcing=1",
+        daily: false,
+    },
+    Config { series: OWN, name: "smack", words: "lsm=landlock,yama,smack", daily: false },
     Config {
         series: "6.12",
         name: "tomoyo",
         // What asks for a policy, and who would load one: in the guest nobody, it is written before.
         words: "lsm=landlock,lockdown,yama,apparmor,tomoyo,bpf TOMOYO_trigger=/bin/true TOMOYO_loader=/lab/lab-guest",
+        daily: true,
     },
-    Config { series: "6.12", name: "plain", words: "lsm=landlock,yama" },
-    Config { series: "6.1", name: "plain", words: "lsm=landlock,yama" },
+    Config { series: "6.12", name: "plain", words: "lsm=landlock,yama", daily: true },
+    Config { series: "6.1", name: "plain", words: "lsm=landlock,yama", daily: true },
 ];
 
-const APPARMOR: Config = Config { series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf" };
+const APPARMOR: Config =
+    Config { series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf", daily: false };
 
 /// What takes an image under AppArmor for the machine that wants one of another; it is run before that and alone writes to the disk.
 const HANDING: &str = "handed-on";
@@ -100,7 +112,10 @@ pub fn run(options: &Options) -> Outcome {
 /// # Errors
 /// As [`run`].
 pub fn stage(session: &mut Session) -> Outcome {
-    for what in all(&Options { machine: None, test: None, verbose: false })? {
+    for config in CONFIGS.iter().filter(|config| !config.daily) {
+        session.skip(format!("machine {}: `cargo xtask lab` has it", config.full_name()));
+    }
+    for what in all(&Options { machine: None, test: None, verbose: false, daily: true })? {
         session.skip(what);
     }
     Ok(())
@@ -167,7 +182,9 @@ impl Config {
 
     fn is_wanted(&self, options: &Options) -> bool {
         let name = self.full_name();
-        options.machine.as_ref().is_none_or(|wanted| *wanted == name || name.split(' ').any(|word| word == wanted))
+        let machine = options.machine.as_ref();
+        (self.daily || !options.daily)
+            && machine.is_none_or(|wanted| *wanted == name || name.split(' ').any(|word| word == wanted))
     }
 }
 
