@@ -3,8 +3,9 @@
 asked=
 trap 'asked=1' USR1
 echo outer >/tmp/outer
-# Where paths of /proc are covered, nobody may mount another.
-proc=$(unshare --pid --fork --mount-proc echo --proc 2>/dev/null)
+# Where paths of /proc are covered, as they are in containers of real root, nobody may mount another.
+proc=--proc
+! grep -q ' /proc/' /proc/self/mounts || proc=
 coproc INNER {
     exec bwrap --unshare-user --unshare-pid ${proc:---dir} /proc --unshare-uts --hostname sandbox --ro-bind /usr /usr --ro-bind /etc /etc --symlink usr/bin /bin \
         --symlink usr/lib /lib --symlink usr/lib64 /lib64 --tmpfs /tmp --bind /run /srv --dev /dev --dir /job --chdir /job \
