@@ -123,6 +123,7 @@ macro_rules! probes {
 }
 
 probes! {
+    aio "aio";
     amx "amx";
     anon_memory "anon-memory";
     controls "controls";

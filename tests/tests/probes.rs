@@ -45,6 +45,7 @@ probes! {
     labels "labels": root userns user tree_root tree_user three_generations_root three_generations_user;
     seccomp_filter "seccomp-filter": root userns user tree_root three_generations_root three_generations_user;
     landlock "landlock": root userns user three_generations_root three_generations_user;
+    aio "aio": root userns user tree_root tree_user three_generations_root three_generations_user;
     amx "amx": root userns user tree_root tree_user three_generations_root three_generations_user;
     anon_memory "anon-memory": root userns user tree_root tree_user three_generations_root three_generations_user;
     controls "controls": root userns user tree_root tree_user three_generations_root three_generations_user;

@@ -169,7 +169,14 @@ child(enter)",
         "ring = call(425, 4, ctypes.create_string_buffer(120)); call(9, 0, 4096, 3, 0x8001, ring, 0); os.close(ring)",
         "an io_uring: its rings and requests are the kernel's",
     ),
-    ("asynchronous I/O", "call(206, 8, ctypes.byref(ctypes.c_ulong()))", "asynchronous I/O (io_setup)"),
+    (
+        "a request that waits",
+        "context, event = ctypes.c_ulong(), call(290, 0, 0); call(206, 8, ctypes.byref(context))
+request = ctypes.create_string_buffer(struct.pack('=QIIHhIQQqQII', 5, 0, 0, 5, 0, event, 1, 0, 0, 0, 0, 0))
+call(209, context, 1, ctypes.byref(ctypes.c_void_p(ctypes.addressof(request))))
+return request, event",
+        "asynchronous I/O (io_setup) with 1 requests that do not end",
+    ),
     (
         "secret memory that is only mapped",
         "file = call(447, 0); os.ftruncate(file, 4096); call(9, 0, 4096, 3, 1, file, 0); os.close(file)",

@@ -430,11 +430,15 @@ pub fn lay_down(m: &Memory, origin: u64, image: &mut Vec<u8>) -> usize {
     let at = image.len();
     image.extend_from_slice(&m.bytes);
     image.resize(at + m.bytes.len().next_multiple_of(16), 0);
-    for (offset, target) in &m.pointers {
-        let address = origin + lay_down(target, origin, image) as u64;
+    let point = |offset: usize, address: u64, image: &mut Vec<u8>| {
         if let Some(place) = image.get_mut(at + offset..at + offset + 8) {
             place.copy_from_slice(&address.to_ne_bytes());
         }
+    };
+    for (offset, target) in &m.pointers {
+        let address = origin + lay_down(target, origin, image) as u64;
+        point(*offset, address, image);
     }
+    m.inner.iter().for_each(|(offset, to)| point(*offset, origin + (at + to) as u64, image));
     at
 }

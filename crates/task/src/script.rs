@@ -13,6 +13,8 @@ pub struct Memory {
     pub bytes: Vec<u8>,
     /// `(offset, target)`: eight bytes at `offset` become the address of `target`.
     pub pointers: Vec<(usize, Memory)>,
+    /// `(offset, to)`: eight bytes at `offset` become the address of the byte `to` of these bytes.
+    pub inner: Vec<(usize, usize)>,
 }
 
 /// One argument.

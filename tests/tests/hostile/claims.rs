@@ -679,7 +679,37 @@ fn memory() -> Vec<Claim> {
     fn area(f: &mut Forge, field: &str, n: u64) {
         f.set(&m(&format!("areas/0/{field}")), number(n));
     }
+    /// A context of asynchronous I/O: the bounds of its ring, its position, and how many completions wait.
+    fn context(f: &mut Forge, ring: [u64; 2], head: u64, unread: usize) {
+        let mut area = f.at(&m("areas/0")).clone();
+        for (name, value) in area.as_map_mut().expect("an area").iter_mut() {
+            match name.as_text() {
+                Some("start") => *value = number(ring[0]),
+                Some("end") => *value = number(ring[1]),
+                Some("backing") => *value = Value::Text("anonymous".into()),
+                _ => {}
+            }
+        }
+        let event = ["data", "object", "result", "second"].map(|name| (name, number(7)));
+        let unread = Value::Array(vec![map(&event); unread]);
+        f.list(&p("contexts")).push(map(&[("area", area), ("head", number(head)), ("unread", unread)]));
+    }
     vec![
+        lie("a context of asynchronous I/O", May::Contained, |f, _| context(f, [0x2000_0000, 0x2000_1000], 126, 120)),
+        lie("a context beyond its ring", May::Damaged, |f, _| context(f, [0x2000_0000, 0x2000_1000], 127, 0)),
+        lie("a context with more than its ring holds", May::Damaged, |f, _| {
+            context(f, [0x2000_0000, 0x2000_1000], 0, 127);
+        }),
+        lie("a context of half a page", May::Damaged, |f, _| context(f, [0x2000_0000, 0x2000_0800], 0, 0)),
+        lie("a context that ends before it begins", May::Damaged, |f, _| context(f, [0x2000_1000, 0x2000_0000], 0, 0)),
+        lie("a context of 2^46 bytes", May::Fail, |f, _| context(f, [0x2000_0000, 1 << 46], 0, 0)),
+        lie("a context in the kernel", May::Fail, |f, _| {
+            context(f, [0xffff_8000_0000_0000, 0xffff_8000_0000_1000], 0, 0);
+        }),
+        lie("a context where a mapping is", May::Fail, |f, _| {
+            let start = f.at(&m("areas/0/start")).as_integer().and_then(|n| u64::try_from(n).ok()).expect("an address");
+            context(f, [start, start + 4096], 0, 0);
+        }),
         lie("guarded pages outside of their mapping", May::Damaged, |f, _| {
             let guard = Value::Array(vec![number(0x1000), number(0x7fff_ffff_f000)]);
             f.list(&m("areas/0/guards")).push(guard);

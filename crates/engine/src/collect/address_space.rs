@@ -428,7 +428,7 @@ fn guards(source: &Source<'_>, area: &vma::Record) -> Result<Vec<(Addr, Addr)>> 
 
 /// Whether a deleted file is behind a mapping, rather than shared memory of the kernel's naming.
 fn is_file(map: &yendor_proc::maps::Map) -> bool {
-    const KERNEL: [&[u8]; 3] = [b"/memfd:", b"/dev/zero", b"/SYSV"];
+    const KERNEL: [&[u8]; 4] = [b"/memfd:", b"/dev/zero", b"/SYSV", b"/[aio]"];
     map.deleted && map.name.starts_with(b"/") && !KERNEL.iter().any(|k| map.name.starts_with(k))
 }
 

@@ -6,6 +6,7 @@
 
 mod address_space;
 mod ahead;
+mod contexts;
 mod descriptor;
 mod direct;
 mod elsewhere;

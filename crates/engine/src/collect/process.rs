@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_image::{Addr, Bytes, Tid};
-use yendor_kinds::memory::{future, policy};
+use yendor_kinds::memory::{aio, future, policy};
 use yendor_kinds::namespace::mount::Places;
 use yendor_kinds::process::{
     Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, control, credential, directory, half_at,
@@ -23,6 +23,7 @@ use yendor_task::{Nr, RunError, Stopped, args};
 
 use super::Facts;
 use super::ahead::Texts;
+use super::contexts;
 use super::descriptor::{Doubts, Held};
 use super::elsewhere;
 use super::levels;
@@ -126,6 +127,8 @@ struct More {
     waiting: Vec<(i32, u64)>,
     /// The memory policies of mappings.
     policies: Vec<(Addr, policy::Record)>,
+    /// Its contexts of asynchronous I/O.
+    contexts: Vec<aio::Record>,
 }
 
 impl AskedThread {
@@ -182,6 +185,7 @@ impl<'a> Asking<'a> {
         for (asked, restricted) in asked.iter().zip(&restricted) {
             view.watch.permits(restricted, &asked.inquiry.script().calls)?;
         }
+        contexts::permitted(view.watch, &restricted, &texts.smaps)?;
         let queues = threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
         let queued = (signal::Queue::collect(pid, true)?, queues);
         let scratch = (regions, base);
@@ -236,7 +240,7 @@ impl<'a> Asking<'a> {
     /// # Errors
     /// What cannot be captured.
     pub fn answered(mut self, told: Told, unknown_stops: &mut BTreeSet<i32>) -> Result<Answered> {
-        let Told { registers, more: More { waiting, policies } } = told;
+        let Told { registers, more: More { waiting, policies, contexts } } = told;
         let (mut shared_pending, own_pending) = std::mem::take(&mut self.queued);
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
@@ -284,8 +288,9 @@ impl<'a> Asking<'a> {
         let limits = rlimit::collect(&self.texts.limits);
         let directory = self.directory()?;
         let stopped = self.stopped(unknown_stops);
-        let Asking { facts, texts: Texts { smaps, auxv, mounts, children, .. }, held, terminal, .. } = self;
+        let Asking { facts, texts: Texts { mut smaps, auxv, mounts, children, .. }, held, terminal, .. } = self;
         let adopts = attributes.subreaper;
+        smaps.retain(|smap| contexts.iter().all(|context| context.area.start.0 != smap.map.start));
         let complete = Box::new(move |memory| Alive {
             actions,
             itimers,
@@ -293,6 +298,7 @@ impl<'a> Asking<'a> {
             limits,
             directory,
             memory,
+            contexts,
             future,
             stopped,
             pending: shared_pending,
@@ -462,7 +468,9 @@ fn ask_more(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>) -> Result<More> {
     let places = policy::set(&asking.asked[0].inquiry, &asking.about.policies);
     let policies =
         if places.is_empty() { Vec::new() } else { policy::looked(&places, &borrowed.run(0, &policy::look(&places))?) };
-    Ok(More { waiting, policies })
+    let ids = (asking.facts.pid, asking.facts.innermost());
+    let contexts = contexts::look(borrowed, &asking.texts.smaps, ids)?;
+    Ok(More { waiting, policies, contexts })
 }
 
 /// The timers whose signals wait, and how often each has expired since: see [`posix_timer`].

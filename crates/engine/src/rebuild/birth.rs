@@ -202,7 +202,7 @@ pub fn clone_as(ids: &[i32], seen: i32, (flags, exit_signal): (u64, u64), script
     let len = bytes.len();
     let ids = Memory { bytes: ids.iter().flat_map(|id| id.to_ne_bytes()).collect(), ..Memory::default() };
     // set_tid is the ninth word.
-    let args = Memory { bytes, pointers: vec![(64, ids)] };
+    let args = Memory { bytes, pointers: vec![(64, ids)], ..Memory::default() };
     let want = Want::Exactly(u64::from(seen.unsigned_abs()));
     script.call_wanting(Nr::CLONE3, [Arg::from(args), Arg::from(len)], want);
 }

@@ -35,7 +35,7 @@ fn arguments(flags: u32, program: &[u8], cookie: u64) -> [Arg; 6] {
     let len = u16::try_from(program.len() / 8).unwrap_or(u16::MAX);
     header[..2].copy_from_slice(&len.to_ne_bytes());
     let program = Memory { bytes: program.to_vec(), ..Memory::default() };
-    let header = Memory { bytes: header, pointers: vec![(8, program)] };
+    let header = Memory { bytes: header, pointers: vec![(8, program)], ..Memory::default() };
     // The recorder lets calls with the cookie pass.
     [SET_MODE_FILTER.into(), flags.into(), header.into(), 0.into(), 0.into(), cookie.into()]
 }

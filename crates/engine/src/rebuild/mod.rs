@@ -7,6 +7,7 @@
 
 mod begin;
 mod birth;
+mod contexts;
 mod death;
 mod descriptor;
 mod domain;

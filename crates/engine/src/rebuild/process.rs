@@ -17,6 +17,7 @@ use yendor_task::stop::StopError;
 use yendor_task::{Nr, Script, Stopped, args};
 
 use super::birth::{self, Tasks};
+use super::contexts;
 use super::death::die;
 use super::descriptor::descriptors;
 use super::domain::Domains;
@@ -229,6 +230,7 @@ impl Building<'_, '_> {
             site.late.bear_into(site, self.task, namespace).at(Step::Rebuild)?;
         }
         self.proc_files().at(Step::Rebuild)?;
+        contexts::rebuild(site, self.task, &alive.contexts).at(Step::Rebuild)?;
         for (i, (task, thread)) in self.each().enumerate() {
             let mut script = Script::new();
             if i == 0 {

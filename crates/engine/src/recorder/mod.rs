@@ -97,7 +97,7 @@ pub fn install(cookie: u64, killable: bool, script: &mut Script) {
     let mut header = vec![0; 16];
     header[..2].copy_from_slice(&u16::try_from(program.len() / 8).unwrap_or(0).to_ne_bytes());
     let program = Memory { bytes: program, ..Memory::default() };
-    let header = Memory { bytes: header, pointers: vec![(8, program)] };
+    let header = Memory { bytes: header, pointers: vec![(8, program)], ..Memory::default() };
     script.call(Nr::SECCOMP, [Arg::from(SET_MODE_FILTER), flags(killable).into(), header.into()]);
 }
 

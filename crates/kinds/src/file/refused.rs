@@ -78,7 +78,6 @@ pub fn mapping(name: &[u8], deleted: bool) -> Option<&'static str> {
         return Some(what);
     }
     match name {
-        b"/[aio]" if deleted => Some("asynchronous I/O (io_setup)"),
         b"/secretmem" if deleted => Some("secret memory (memfd_secret), which nobody but the program can read"),
         other if other.starts_with(b"anon_inode:") => Some("an object of the kernel that no kind knows"),
         _ => None,

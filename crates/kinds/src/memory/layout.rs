@@ -75,7 +75,7 @@ pub fn rebuild(record: &Record, exe: Option<i32>, script: &mut Script) {
     map.extend_from_slice(&exe.unwrap_or(-1).to_ne_bytes());
     let vector = Memory { bytes: auxv.0.clone(), ..Memory::default() };
     let len = map.len();
-    let map = Memory { bytes: map, pointers: vec![(auxv_at, vector)] };
+    let map = Memory { bytes: map, pointers: vec![(auxv_at, vector)], ..Memory::default() };
     script.call(
         Nr::PRCTL,
         [Arg::from(PR_SET_MM), Arg::from(PR_SET_MM_MAP), Arg::from(map), Arg::from(len), Arg::from(0)],

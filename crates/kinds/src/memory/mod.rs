@@ -7,6 +7,7 @@
 //! A new task starts with nothing but the scratch memory and the vdso. Its script moves the vdso, maps areas, reads pages
 //! from the image into them and sets the protections last.
 
+pub mod aio;
 pub mod early;
 pub mod future;
 pub mod inherit;

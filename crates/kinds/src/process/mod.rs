@@ -90,6 +90,9 @@ pub struct Alive {
     pub threads: Vec<Thread>,
     /// Its address space.
     pub memory: memory::Record,
+    /// Its contexts of asynchronous I/O.
+    #[serde(default)]
+    pub contexts: Vec<memory::aio::Record>,
     /// What it maps later.
     pub future: memory::future::Record,
     /// Its descriptors, by number.
