@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use yendor_image::upgrade::Version;
-use yendor_image::{Compression, Digest, PAGE_BYTES, PageRun, RECORDS_FILE, Reader, Writer, pages_name};
+use yendor_image::{
+    Compression, Digest, PAGE_BYTES, PageRun, RECORDS_FILE, Reader, TREE_ENDING, Writer, is_pages_name, pages_name,
+};
 use yendor_kinds::memory::pages::PAGES;
 use yendor_sys::SysError;
 
@@ -42,7 +44,8 @@ pub fn flatten(
         snapshot.page_runs().try_for_each(|run| pages.copy(run, &mut out))?;
         out.finish().at(Step::Store)?;
     }
-    let is_pages = |name: &str| name.strip_prefix("pages-").is_some_and(|n| n.parse::<u16>().is_ok());
+    // With what they are made of, which the writer says anew.
+    let is_pages = |name: &str| is_pages_name(name.strip_suffix(TREE_ENDING).unwrap_or(name));
     let others = reader.manifest().files.iter().filter(|f| f.name != RECORDS_FILE && !is_pages(&f.name));
     for entry in others {
         let (mut from, _) = reader.open_file(&entry.name).at(Step::Load)?;

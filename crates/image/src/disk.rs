@@ -81,14 +81,14 @@ impl Disk {
         Ok(())
     }
 
-    /// Waits until everything is written: how many bytes, and their digest.
-    pub(crate) fn finish(mut self) -> io::Result<(u64, Digest)> {
+    /// Waits until everything is written: how many bytes, their digest, and the values of its pieces if there are several.
+    pub(crate) fn finish(mut self) -> io::Result<(u64, Digest, Vec<Value>)> {
         let last = u64::try_from(self.filled).map_err(io::Error::other)?;
         let bytes = self.index.saturating_mul(PIECE as u64).saturating_add(last);
         self.piece.truncate(self.filled);
         if self.index == 0 {
             self.file.write_all_at(&self.piece, 0)?;
-            return Ok((bytes, Digest::of(&self.piece)));
+            return Ok((bytes, Digest::of(&self.piece), Vec::new()));
         }
         self.give()?;
         match std::mem::replace(&mut self.side, Side::Lost) {
@@ -96,7 +96,7 @@ impl Disk {
             Side::Crew(crew) => self.values.extend(crew.join()?),
             Side::Lost => return Err(lost()),
         }
-        Ok((bytes, pieces::whole(&self.values)))
+        Ok((bytes, pieces::whole(&self.values), self.values))
     }
 
     /// Gives the piece away.
@@ -233,7 +233,9 @@ mod tests {
         }
         assert!(matches!(disk.side, Side::Crew(_)));
         let bytes = (rounds * chunk + pieces) as u64;
-        assert_eq!(disk.finish().expect("finish"), (bytes, whole.finalize().into()));
+        let (written, digest, values) = disk.finish().expect("finish");
+        assert_eq!((written, digest), (bytes, whole.finalize().into()));
+        assert_eq!(pieces::whole(&values), digest);
         assert_eq!(file.metadata().expect("stat").len(), bytes);
         for round in 0..rounds {
             let mut ends = [0; 2];
@@ -252,7 +254,8 @@ mod tests {
                 let mut disk = Disk::new(file.try_clone().expect("dup"));
                 // Whole pieces are exchanged.
                 content.chunks(step).for_each(|chunk| disk.take(&mut chunk.to_vec()).expect("take"));
-                assert_eq!(disk.finish().expect("finish"), (bytes as u64, Digest::of(&content)), "{bytes}");
+                let (written, digest, _) = disk.finish().expect("finish");
+                assert_eq!((written, digest), (bytes as u64, Digest::of(&content)), "{bytes}");
                 let mut found = vec![0; bytes];
                 file.read_exact_at(&mut found, 0).expect("read");
                 assert!(found == content && file.metadata().expect("stat").len() == bytes as u64, "{bytes}");

@@ -56,6 +56,11 @@ pub fn pages_name(file: u16) -> String {
     format!("pages-{file}")
 }
 
+/// Whether a file is one of pages, by its name.
+pub fn is_pages_name(name: &str) -> bool {
+    name.strip_prefix("pages-").is_some_and(|number| number.parse::<u16>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@
 //! hint only. What is found is compared, byte by byte, so the new image is right whatever the other one claims.
 
 use crate::reader::HASH_BYTES;
+use crate::tree::Tree;
 use crate::{Digest, Error, FileEntry, PAGE_BYTES, PageRun, Reader, Result, Writer, pages_name};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ struct Earlier {
     stored: File,
     /// What is in it.
     content: File,
+    /// What it is made of, where its image says so.
+    tree: Option<Tree>,
 }
 
 impl Earlier {
@@ -48,7 +51,8 @@ impl Earlier {
                 return Err(Error::Encrypted { file: reader.manifest().stored_name(entry) });
             }
             let (content, _) = reader.open_file(&entry.name)?;
-            Ok(Earlier { stored: reader.open_stored(entry)?, content, entry: entry.clone() })
+            let tree = reader.tree(&entry.name)?;
+            Ok(Earlier { stored: reader.open_stored(entry)?, content, entry: entry.clone(), tree })
         })
     }
 }
@@ -167,7 +171,7 @@ impl Parent {
     }
 
     /// Compares a file with its digest, by a thread of its own where there can be one, and has its pages found.
-    fn add(&mut self, number: u16, Earlier { entry, stored, content }: &Earlier) -> Result<()> {
+    fn add(&mut self, number: u16, Earlier { entry, stored, content, .. }: &Earlier) -> Result<()> {
         let damaged = || Error::Digest { file: entry.name.clone(), bytes: entry.bytes };
         let failed = |source: io::Error| match source.kind() {
             // It became shorter.
@@ -246,10 +250,10 @@ impl Parent {
 
     /// Gives the image that is being written one of the files, as its file number `number`.
     pub fn share(&self, file: u16, writer: &Writer, number: u16) -> Result<()> {
-        let Some(Earlier { entry, stored, .. }) = self.files.get(usize::from(file)) else {
+        let Some(Earlier { entry, stored, tree, .. }) = self.files.get(usize::from(file)) else {
             return Err(Error::missing(&pages_name(file)));
         };
-        writer.share(&pages_name(number), &self.directory, (entry, stored))
+        writer.share(&pages_name(number), &self.directory, (entry, stored), tree.as_ref())
     }
 }
 

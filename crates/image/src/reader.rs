@@ -1,6 +1,7 @@
 //! Reading an image that nobody has to trust, from one directory descriptor.
 
 use crate::manifest::stored_name;
+use crate::tree::{Tree, tree_name};
 use crate::upgrade::{self, Version};
 use crate::{
     Digest, Error, FORMAT_FILE, FileEntry, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result, SIGNATURE_FILE,
@@ -176,6 +177,16 @@ impl Reader {
     /// Compares every file's content with its digest.
     pub fn verify_all(&self) -> Result<()> {
         self.manifest.files.iter().try_for_each(|entry| self.verify(&entry.name))
+    }
+
+    /// What a file of pages is made of, by blocks; none of one that is short, encrypted or compressed, or was written without.
+    pub fn tree(&self, name: &str) -> Result<Option<Tree>> {
+        let entry = self.entry(name)?;
+        let tree = self.manifest.file(&tree_name(name));
+        match tree.filter(|tree| !self.manifest.is_wrapped(entry) && !self.manifest.is_wrapped(tree)) {
+            Some(tree) => Tree::read(entry, &self.open_stored(tree)?).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Checks a run of pages: aligned, without overflow, within a pages file of this image.

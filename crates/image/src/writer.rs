@@ -6,7 +6,10 @@ use crate::compress::{Compression, Press};
 use crate::crypt::{Output, Recipients};
 use crate::disk::Disk;
 use crate::manifest::{Codec, Compressed, Encryption, Method, stored_name};
+use crate::page::is_pages_name;
 use crate::partial::{check_vacant, make_partial, remove, sweep};
+use crate::pieces::{self, Value};
+use crate::tree::{self, Tree, tree_name};
 use crate::upgrade::{NEWEST_LINE, Version};
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
 use crate::{cbor, is_file_name};
@@ -164,13 +167,33 @@ impl Writer {
             Some(slot) => slot.file.try_clone().map_err(|source| Error::io(name, "dup", source))?,
             None => return Err(Error::missing(name)),
         };
-        let (bytes, digest) = Digest::of_file(&file, u64::MAX).map_err(|source| Error::io(name, "read", source))?;
-        self.end(name, Done { bytes, digest, encrypted: bytes, content: bytes })
+        let (bytes, digest, values) = pieces::of_file(&file).map_err(|source| Error::io(name, "read", source))?;
+        self.end(name, Done { bytes, digest, encrypted: bytes, content: bytes })?;
+        self.tree(name, bytes, &values)
+    }
+
+    /// Writes what a long file of pages is made of, by blocks.
+    fn tree(&self, name: &str, bytes: u64, values: &[Value]) -> Result<()> {
+        if !is_pages_name(name) || !Tree::is_of(bytes) {
+            return Ok(());
+        }
+        let name = tree_name(name);
+        self.check_name(&name, None)?;
+        let mut writer = self.hashing(&name, None)?;
+        writer.write_all(&tree::encode(values)).map_err(|source| Error::io(&name, "write", source))?;
+        writer.finish()
     }
 
     /// Takes a complete file of another image, which is open, as file `name` of this one: the same file by one more name, or a copy
     /// where that cannot be.
-    pub fn share(&self, name: &str, directory: &OwnedFd, (entry, open): (&FileEntry, &File)) -> Result<()> {
+    /// `tree`: what it is made of, if that is known.
+    pub fn share(
+        &self,
+        name: &str,
+        directory: &OwnedFd,
+        (entry, open): (&FileEntry, &File),
+        tree: Option<&Tree>,
+    ) -> Result<()> {
         let codec = entry.compressed.map(|compressed| compressed.codec);
         self.check_name(name, codec)?;
         if self.recipients.is_some() {
@@ -192,7 +215,8 @@ impl Writer {
         };
         self.slots().insert(name.to_owned(), Slot { codec, file, done: None, syncing: None });
         let (bytes, digest) = (entry.bytes, entry.blake3);
-        self.end(name, Done { bytes, digest, encrypted: bytes, content: entry.content_bytes() })
+        self.end(name, Done { bytes, digest, encrypted: bytes, content: entry.content_bytes() })?;
+        tree.map_or(Ok(()), |tree| self.tree(name, bytes, tree.values()))
     }
 
     /// One more name for a file that is open. None: it cannot have one, or what lies by its name is another one now (on an overlay,
@@ -402,10 +426,12 @@ impl FileWriter<'_> {
     pub fn finish(self) -> Result<()> {
         let FileWriter { writer, name, mut output, press, offset } = self;
         let failed = |source| Error::io(&name, "write", source);
+        let is_plain = press.is_none() && writer.recipients.is_none();
         press.map_or(Ok(()), |press| press.finish(&mut output)).map_err(failed)?;
         let Counted { output, bytes: encrypted } = output;
-        let (bytes, digest) = output.finish().and_then(|watched| watched.disk.finish()).map_err(failed)?;
-        writer.end(&name, Done { bytes, digest, encrypted, content: offset })
+        let (bytes, digest, values) = output.finish().and_then(|watched| watched.disk.finish()).map_err(failed)?;
+        writer.end(&name, Done { bytes, digest, encrypted, content: offset })?;
+        if is_plain { writer.tree(&name, bytes, &values) } else { Ok(()) }
     }
 }
 

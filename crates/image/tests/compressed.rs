@@ -149,7 +149,7 @@ fn files_that_are_compressed_and_files_that_are_not() {
     let open_theirs = Reader::open(&scratch.image()).unwrap().open_stored(entry).unwrap();
     let second = scratch.0.join("second");
     let mut writer = Writer::create(&second).unwrap();
-    writer.share("pages-1", &directory, (entry, &open_theirs)).unwrap();
+    writer.share("pages-1", &directory, (entry, &open_theirs), None).unwrap();
     writer.file("plain").unwrap().finish().unwrap();
     writer.compress(Compression::Lz4);
     writer.raw("raw").unwrap().write_all(&page(1)).unwrap();
