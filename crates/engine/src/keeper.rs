@@ -474,6 +474,7 @@ pub(crate) fn terminal_file() -> Entry {
         owner: None,
         labels: Vec::new(),
         mounts: None,
+        network: None,
         record: Record::Console(console::Record { terminal: None }),
     }
 }
@@ -488,6 +489,7 @@ pub(crate) fn standard_files() -> Vec<Entry> {
         owner: None,
         labels: Vec::new(),
         mounts: None,
+        network: None,
         record: Record::External(record),
     };
     kinds.into_iter().enumerate().map(entry).collect()

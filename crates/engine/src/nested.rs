@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use yendor_image::{NsId, Reader};
 use yendor_kinds::namespace::mount;
-use yendor_kinds::namespace::nested::Content;
+use yendor_kinds::namespace::nested::{Content, Kind};
+use yendor_kinds::namespace::networks::Networks;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Result};
 
@@ -23,7 +24,11 @@ impl Nested {
         for (number, record) in (0..).zip(&snapshot.namespaces) {
             let one = match &record.content {
                 Content::Mount(_) | Content::Pid { .. } => None,
-                _ => Some(record.rebuild(NsId(number), made.owner(record.owner)?, proc, reader)?),
+                _ => {
+                    let above = record.owner.and_then(|id| snapshot.namespaces.get(usize::try_from(id.0).ok()?));
+                    let owner = made.owner(record.owner)?.zip(above);
+                    Some(record.rebuild(NsId(number), owner, proc, reader)?)
+                }
             };
             made.0.push(one);
         }
@@ -54,6 +59,18 @@ impl Nested {
             }
         }
         Ok(made)
+    }
+
+    /// The networks among them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn networks(&self, snapshot: &Snapshot, proc: BorrowedFd<'_>) -> Result<Networks> {
+        let all = (0..).map(NsId).zip(snapshot.namespaces.iter().zip(&self.0));
+        let all: Vec<(NsId, &OwnedFd)> = all
+            .filter_map(|(id, (record, made))| Some((id, made.as_ref()?)).filter(|_| record.kind() == Kind::Net))
+            .collect();
+        Networks::new(all.into_iter(), proc)
     }
 
     /// To be called when all tasks have attached what they had.

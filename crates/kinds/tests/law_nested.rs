@@ -231,8 +231,12 @@ fn a_setting_of_another_kind_is_refused() {
 
 /// Makes it, has a child enter it, and reads it.
 fn users_law(record: &user::Record) -> Result<(), String> {
+    users_law_in(None, record).map(drop)
+}
+
+fn users_law_in(above: Option<(&OwnedFd, &user::Record)>, record: &user::Record) -> Result<OwnedFd, String> {
     let proc = proc();
-    let users = user::rebuild(record, proc.as_fd()).map_err(|e| e.to_string())?;
+    let users = user::rebuild(record, above, proc.as_fd()).map_err(|e| e.to_string())?;
     let (hear, tell) = std::io::pipe().unwrap();
     let child = sandbox::fork(&[users.as_fd(), tell.as_fd()], || {
         let inside = move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User)).is_ok();
@@ -242,12 +246,16 @@ fn users_law(record: &user::Record) -> Result<(), String> {
     })
     .unwrap();
     assert_eq!((rustix::io::read(&hear, &mut [0]), inside(&child)), (Ok(1), true));
-    assert_eq!(user::collect(&users, proc.as_fd(), child.pid()).unwrap(), *record);
+    assert_eq!(user::collect(&users, proc.as_fd(), Some(child.pid())).unwrap(), *record);
+    assert_eq!(user::collect(&users, proc.as_fd(), None).unwrap(), *record, "nobody lives there");
     // What is made below belongs to it.
     let below = user::rebuild_below(&users, proc.as_fd(), ("net", Namespaces::NEWNET)).unwrap();
     let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
     assert_eq!(inode(&yendor_sys::namespace::owner(&below).unwrap()), inode(&users));
-    Ok(())
+    if let Some((above, _)) = above {
+        assert_eq!(inode(&yendor_sys::namespace::owner(&users).unwrap()), inode(above));
+    }
+    Ok(users)
 }
 
 /// It is there as soon as it has said so; what it has said the maps tell.
@@ -290,4 +298,96 @@ fn user_namespaces_come_back() {
     assert!(refused(user::Record { maker: u32::MAX, ..none.clone() }).contains("cannot be"));
     let other = vec![limit("net/ipv4/ip_forward", "1")];
     assert!(refused(user::Record { settings: other, ..none.clone() }).contains("no setting of a user namespace"));
+}
+
+#[test]
+fn users_in_users_come_back() {
+    if !is_root() {
+        return;
+    }
+    let all = |uids: &[(u32, u32, u32)], maker| user::Record {
+        maker,
+        uids: uids.iter().copied().map(range).collect(),
+        gids: vec![range((77, 5, 2))],
+        setgroups: true,
+        settings: Vec::new(),
+    };
+    // As the container sees them: 1000 is 3 and 2000 is 4_000_000_000 in the first, and so on.
+    let first = all(&[(3, 1000, 1), (4_000_000_000, 2000, 1000)], 0);
+    let outer = users_law_in(None, &first).unwrap();
+    let second = all(&[(0, 2500, 100), (500, 1000, 1)], 1000);
+    let inner = users_law_in(Some((&outer, &first)), &second).unwrap();
+    users_law_in(Some((&inner, &second)), &all(&[(9, 1000, 1), (8, 2599, 1)], 2500)).unwrap();
+    let empty = user::Record { uids: Vec::new(), gids: Vec::new(), ..all(&[], 2000) };
+    users_law_in(Some((&outer, &first)), &empty).unwrap();
+    for (bad, maker) in [((0, 1000, 2), 1000), ((0, 999, 1), 1000), ((0, 2999, 2), 1000), ((0, 1000, 1), 0)] {
+        let said = users_law_in(Some((&outer, &first)), &all(&[bad], maker)).unwrap_err();
+        assert!(said.contains("the one around it does not have"), "{bad:?} by {maker}: {said}");
+    }
+}
+
+/// Sockets of two networks, with the same abstract name and port, and one by a path that leads from one into the other.
+#[test]
+fn sockets_come_back_where_they_were() {
+    use std::net::TcpListener;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+    use yendor_kinds::file::{Gather, Workshop, external::Filled};
+    use yendor_kinds::namespace::networks::Networks;
+    if !is_root() {
+        return;
+    }
+    let network = || made(Kind::Net, Namespaces::NEWNET, || loopback_up().unwrap());
+    let (home, there, place) = (network(), network(), Place::new());
+    let inside = || {
+        let net = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(home.as_fd(), net).unwrap();
+        let networks = |other: &OwnedFd| Networks::new([(NsId(7), other)].into_iter(), proc().as_fd()).unwrap();
+        let path = place.0.join("socket");
+        let name = SocketAddr::from_abstract_name(b"na\xff\0me").unwrap();
+        let door = UnixListener::bind(&path).unwrap();
+        let (port, local) =
+            (TcpListener::bind("127.0.0.1:0").unwrap(), UnixListener::bind_addr(&name).map(OwnedFd::from).unwrap());
+        let at = port.local_addr().unwrap();
+        let theirs = networks(&there).within(Some(NsId(7)), || {
+            let fds: [OwnedFd; 3] = [
+                TcpListener::bind(at).unwrap().into(),
+                UnixListener::bind_addr(&name).unwrap().into(),
+                UnixStream::connect(&path).unwrap().into(),
+            ];
+            Ok(fds)
+        });
+        let mut fds = vec![port.into(), local];
+        fds.push(door.accept().unwrap().0.into());
+        fds.extend(theirs.unwrap());
+        fds.push(door.into());
+        let collect = |name: &str, fds: &[OwnedFd], there: &OwnedFd| {
+            let writer = Writer::create(&place.0.join(name)).unwrap();
+            let mut gather = Gather::new(&writer, proc(), directory("/"));
+            gather.networks = networks(there);
+            gather.network = Some(yendor_sys::sock::namespace_cookie(fds[0].as_fd()).unwrap());
+            for fd in fds {
+                gather.own(law::twin(fd)).unwrap();
+            }
+            gather.finish().unwrap();
+            std::mem::take(&mut gather.entries)
+        };
+        let first = collect("first", &fds, &there);
+        let are_there: Vec<_> = first.iter().map(|entry| entry.network.is_some()).collect();
+        assert_eq!(are_there, [false, false, true, true, true, true, false]);
+        drop(fds);
+        let rebuild = |other: &OwnedFd| {
+            let mut workshop = Workshop::new(None, directory("/"), proc(), Filled::default(), &first).unwrap();
+            workshop.networks = networks(other);
+            let made = first.iter().map(|entry| workshop.fd(entry.id).map(law::twin)).collect::<Result<Vec<_>, _>>()?;
+            workshop.finish()?;
+            Ok::<_, yendor_kinds::Cause>(made)
+        };
+        let (again, here) = (network(), own(proc().as_fd(), Kind::Net).unwrap());
+        let made = rebuild(&again).unwrap();
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+        assert_eq!(inode(&own(proc().as_fd(), Kind::Net).unwrap()), inode(&here), "back at home");
+        assert_eq!(collect("second", &made, &again), first);
+    };
+    std::thread::scope(|s| s.spawn(inside).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

@@ -1,18 +1,23 @@
 //! Namespaces inside the container that tasks, and a thread, have made for themselves: names, System V objects with the ids and keys of the
-//! container's own, a network with and one without its loopback; descriptors of them; a task that has gone back.
+//! container's own, a network with and one without its loopback, and with sockets of names that the container has, too; descriptors of them; a task that has gone back.
 #![allow(unsafe_code)]
 
-use probe::{Board, block_all, child, expect, expect_that, ok, own, read_file, succeeded};
+use probe::{Board, Dir, block_all, child, expect, expect_that, ok, own, read_file, succeeded};
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::Path;
 use std::ptr::null;
+use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 const UP: usize = 0;
 const GO: usize = 1;
-const KEY: i32 = 0x7eed_0001;
 const SIZE: usize = 3 * 4096 - 5;
 const KINDS: [&str; 3] = ["ipc", "net", "uts"];
 
@@ -45,6 +50,12 @@ fn leave(kinds: i32) {
     ok("unshare", unsafe { libc::unshare(kinds) });
 }
 
+/// The key of all objects: that of the probe, whose relatives and threads have it, too. Where namespaces cannot be had they are the host's.
+fn key() -> i32 {
+    static KEY: OnceLock<i32> = OnceLock::new();
+    *KEY.get_or_init(|| (0x7eed_0000 + std::process::id()) as i32)
+}
+
 #[derive(Debug, PartialEq)]
 struct Names(Vec<u8>, Vec<u8>);
 
@@ -74,13 +85,13 @@ struct Objects {
 fn make_objects(byte: u8) -> (Objects, usize) {
     let mode = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
     unsafe {
-        let segment = ok("shmget", libc::shmget(KEY, SIZE, mode));
+        let segment = ok("shmget", libc::shmget(key(), SIZE, mode));
         let at = libc::shmat(segment, null(), 0);
         expect_that("shmat", at != libc::MAP_FAILED, at);
         at.cast::<u8>().add(4097).write_volatile(byte);
-        let semaphore = ok("semget", libc::semget(KEY, 1, mode));
+        let semaphore = ok("semget", libc::semget(key(), 1, mode));
         ok("semctl", libc::semctl(semaphore, 0, libc::SETVAL, i32::from(byte)));
-        let queue = ok("msgget", libc::msgget(KEY, mode));
+        let queue = ok("msgget", libc::msgget(key(), mode));
         let mut message = [0_u8; 13];
         message[..8].copy_from_slice(&i64::MAX.to_ne_bytes());
         message[8..].fill(byte);
@@ -92,7 +103,7 @@ fn make_objects(byte: u8) -> (Objects, usize) {
 /// What the key leads to; the message is sent again.
 fn objects(at: usize) -> Objects {
     unsafe {
-        let segment = ok("shmget", libc::shmget(KEY, 0, 0));
+        let segment = ok("shmget", libc::shmget(key(), 0, 0));
         let attached = libc::shmat(segment, null(), libc::SHM_RDONLY);
         expect_that("shmat", attached != libc::MAP_FAILED, attached);
         let byte = attached.cast::<u8>().add(4097).read_volatile();
@@ -101,8 +112,8 @@ fn objects(at: usize) -> Objects {
         word.write_volatile(byte ^ 0x55);
         expect("the same segment", attached.cast::<u8>().add(4098).read_volatile(), byte ^ 0x55);
         ok("shmdt", libc::shmdt(attached));
-        let semaphore = ok("semctl", libc::semctl(ok("semget", libc::semget(KEY, 1, 0)), 0, libc::GETVAL));
-        let queue = ok("msgget", libc::msgget(KEY, 0));
+        let semaphore = ok("semctl", libc::semctl(ok("semget", libc::semget(key(), 1, 0)), 0, libc::GETVAL));
+        let queue = ok("msgget", libc::msgget(key(), 0));
         let mut message = [0_u8; 40];
         let got = ok("msgrcv", libc::msgrcv(queue, message.as_mut_ptr().cast(), 32, 0, libc::IPC_NOWAIT));
         expect("type of the message", i64::from_ne_bytes(message[..8].try_into().unwrap_or_default()), i64::MAX);
@@ -113,9 +124,9 @@ fn objects(at: usize) -> Objects {
 
 fn remove_objects() {
     unsafe {
-        ok("shmctl", libc::shmctl(ok("shmget", libc::shmget(KEY, 0, 0)), libc::IPC_RMID, std::ptr::null_mut()));
-        ok("semctl", libc::semctl(ok("semget", libc::semget(KEY, 1, 0)), 0, libc::IPC_RMID));
-        ok("msgctl", libc::msgctl(ok("msgget", libc::msgget(KEY, 0)), libc::IPC_RMID, std::ptr::null_mut()));
+        ok("shmctl", libc::shmctl(ok("shmget", libc::shmget(key(), 0, 0)), libc::IPC_RMID, std::ptr::null_mut()));
+        ok("semctl", libc::semctl(ok("semget", libc::semget(key(), 1, 0)), 0, libc::IPC_RMID));
+        ok("msgctl", libc::msgctl(ok("msgget", libc::msgget(key(), 0)), libc::IPC_RMID, std::ptr::null_mut()));
     }
 }
 
@@ -177,12 +188,85 @@ fn first(board: Board, home: [u64; 3], home_names: &OwnedFd) {
     remove_objects();
 }
 
+/// Sockets at work in a network: an abstract name and a port that the container's network has, too.
+struct Sockets {
+    listener: TcpListener,
+    pair: (TcpStream, TcpStream),
+    datagrams: (UdpSocket, UdpSocket),
+    named: UnixListener,
+    accepted: (UnixStream, UnixStream),
+    news: OwnedFd,
+}
+
+/// The same name whoever asks.
+fn address() -> SocketAddr {
+    let name = format!("probe-namespaces-{}", key());
+    SocketAddr::from_abstract_name(name).unwrap_or_else(|e| probe::fail(&format!("a name: {e}")))
+}
+
+fn done<T>(what: &str, result: std::io::Result<T>) -> T {
+    result.unwrap_or_else(|e| probe::fail(&format!("{what}: {e}")))
+}
+
+fn open_sockets(port: u16) -> Sockets {
+    let listener = done("bind", TcpListener::bind(("127.0.0.1", port)));
+    let client = done("connect", TcpStream::connect(("127.0.0.1", port)));
+    let server = done("accept", listener.accept()).0;
+    let (one, two) = (done("bind", UdpSocket::bind("[::1]:0")), done("bind", UdpSocket::bind("[::1]:0")));
+    done("send", one.send_to(b"a datagram", done("name", two.local_addr())));
+    done("write", (&client).write_all(&[7; 70_000]));
+    done("write", (&server).write_all(b"back"));
+    let named = done("bind", UnixListener::bind_addr(&address()));
+    let their = done("connect", UnixStream::connect_addr(&address()));
+    let accepted = done("accept", named.accept()).0;
+    done("write", (&their).write_all(b"an abstract name"));
+    let news = own("socket", unsafe {
+        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_NONBLOCK, libc::NETLINK_ROUTE)
+    });
+    Sockets { listener, pair: (client, server), datagrams: (one, two), named, accepted: (their, accepted), news }
+}
+
+fn check_sockets(sockets: Sockets, port: u16) {
+    let Sockets { listener, pair: (client, server), datagrams: (one, two), named, accepted, news } = sockets;
+    let mut bytes = vec![0; 70_000];
+    done("read", (&server).read_exact(&mut bytes));
+    expect("what was sent", bytes, vec![7; 70_000]);
+    let mut back = [0; 4];
+    done("read", (&client).read_exact(&mut back));
+    expect("what was sent back", &back, b"back");
+    let mut room = [0; 32];
+    let (count, from) = done("recv", two.recv_from(&mut room));
+    expect("the datagram", (&room[..count], from), (&b"a datagram"[..], done("name", one.local_addr())));
+    let mut room = [0; 16];
+    done("read", (&accepted.1).read_exact(&mut room));
+    expect("by an abstract name", &room, b"an abstract name");
+    // Both names lead to who is here.
+    let again = done("connect", UnixStream::connect_addr(&address()));
+    done("write", (&done("accept", named.accept()).0).write_all(b"x"));
+    done("read", (&again).read_exact(&mut room[..1]));
+    let again = done("connect", TcpStream::connect(("127.0.0.1", port)));
+    let other = done("accept", listener.accept()).1;
+    expect("who was accepted", other, done("name", again.local_addr()));
+    // A question that the network answers: its devices, of which lo is the first.
+    let mut question = [0_u8; 32];
+    question[0] = 32;
+    question[4..8].copy_from_slice(&[18, 0, 1, 0]);
+    question[20] = 1;
+    probe::transfer(&news, &question);
+    let answer = probe::read_at_once(&news, 4096).unwrap_or_default();
+    expect_that("lo", answer.windows(3).any(|name| name == b"lo\0"), answer.len());
+}
+
 /// Of a network.
-fn second(board: Board, home: [u64; 3]) {
+fn second(board: Board, home: [u64; 3], port: u16, path: &Path) {
     leave(libc::CLONE_NEWNET);
     expect("lo", loopback(true), true);
     setting(TTL, "77");
     let (ttl, namespace) = (read_file(TTL), descriptor("net"));
+    let sockets = open_sockets(port);
+    // A path leads into another network; what is accepted there is in this one.
+    let beyond = done("connect", UnixStream::connect(path));
+    done("write", (&beyond).write_all(b"from within"));
     let then = inodes();
     expect_that("another network", then[0] == home[0] && then[1] != home[1] && then[2] == home[2], (then, home));
     board.add(UP, 1);
@@ -190,8 +274,8 @@ fn second(board: Board, home: [u64; 3]) {
     expect("lo", loopback(false), true);
     expect("time to live", read_file(TTL), ttl);
     expect("a descriptor of it", leads_to(&namespace), inodes()[1]);
-    let listener = std::net::TcpListener::bind("[::1]:0").and_then(|l| std::net::TcpStream::connect(l.local_addr()?));
-    expect_that("a connection", listener.is_ok(), listener);
+    check_sockets(sockets, port);
+    done("write", (&beyond).write_all(b", later"));
 }
 
 /// What the thread sees: namespaces, names, whether `lo` is up.
@@ -207,19 +291,30 @@ struct State {
     names: Names,
     ttl: String,
     messages: String,
+    listener: TcpListener,
+    named: UnixListener,
+    beyond: (UnixListener, UnixStream),
+    _dir: Dir,
 }
 
 fn setup() -> State {
     let (board, home, names, home_names) = (Board::new(), inodes(), names(), descriptor("uts"));
     let (objects, at) = make_objects(9);
+    let (listener, named) =
+        (done("bind", TcpListener::bind("0.0.0.0:0")), done("bind", UnixListener::bind_addr(&address())));
+    let port = done("name", listener.local_addr()).port();
+    let dir = Dir::new();
+    let path = dir.at("socket");
+    let doors = done("bind", UnixListener::bind(&path));
     // They hold what they do not use, too.
     let children = [
         child(|| {
             ok("shmdt", unsafe { libc::shmdt(at as *const _) });
             first(board, home, &home_names);
         }),
-        child(|| second(board, home)),
+        child(|| second(board, home, port, &path)),
     ];
+    let beyond = done("accept", doors.accept()).0;
     board.wait(UP, 4);
     let (ask, asked) = channel();
     let (up, is_up) = channel();
@@ -243,11 +338,16 @@ fn setup() -> State {
         names,
         ttl: read_file(TTL),
         messages: read_file(MESSAGES),
+        listener,
+        named,
+        beyond: (doors, beyond),
+        _dir: dir,
     }
 }
 
 fn check(state: State) {
-    let State { board, children, thread: (ask, thread), objects: before, at, home, names: own, ttl, messages } = state;
+    let State { board, children, thread: (ask, thread), objects: before, at, home, names: own, ttl, .. } = state;
+    let State { messages, listener, named, beyond: (doors, beyond), _dir, .. } = state;
     expect("names", names(), own);
     expect("objects", objects(at), before);
     expect("time to live", read_file(TTL), ttl);
@@ -263,9 +363,21 @@ fn check(state: State) {
         }
         Err(_) => probe::fail("the thread has failed"),
     }
+    for silent in [listener.as_raw_fd(), named.as_raw_fd()] {
+        let mut poll = libc::pollfd { fd: silent, events: libc::POLLIN, revents: 0 };
+        expect("connections from another network", unsafe { libc::poll(&mut poll, 1, 0) }, 0);
+    }
     board.set(GO, 1);
     succeeded("names and objects", children[0]);
     succeeded("network", children[1]);
+    let mut text = String::new();
+    done("read", (&beyond).read_to_string(&mut text));
+    expect("from another network", text.as_str(), "from within, later");
+    expect(
+        "where it was accepted",
+        done("name", beyond.local_addr()).as_pathname(),
+        done("name", doors.local_addr()).as_pathname(),
+    );
     remove_objects();
     ok("shmdt", unsafe { libc::shmdt(at as *const _) });
 }

@@ -402,6 +402,27 @@ fn namespaces() -> Vec<Claim> {
         let setting = map(&[("name", bytes(setting)), ("value", bytes("1"))]);
         namespace(Value::Null, "net", &[("loopback", Value::Bool(true)), ("settings", Value::Array(vec![setting]))])
     }
+    /// A unix socket in a network.
+    fn socket(f: &mut Forge, network: u64) {
+        let times = Value::Array(vec![number(0), number(0)]);
+        let options = [
+            ("linger", Value::Null),
+            ("numbers", Value::Array(Vec::new())),
+            ("timeouts", Value::Array(vec![times; 2])),
+        ];
+        let path = file(f, "regular").replace("/regular", "");
+        let record = map(&[
+            ("kind", Value::Text("stream".into())),
+            ("name", Value::Null),
+            ("state", Value::Text("plain".into())),
+            ("shutdown", number(0)),
+            ("queue", Value::Array(Vec::new())),
+            ("options", map(&options)),
+            ("peer", Value::Null),
+        ]);
+        f.set(&path, map(&[("unix", record)]));
+        f.set(&path.replace("record", "network"), number(network));
+    }
     /// What is outside at `root`, and on it, at `point`, what is outside at `path`.
     fn mounts(root: &str, point: &str, path: &str) -> Value {
         let one = |on: Value, point: &str, path: &str| {
@@ -462,8 +483,27 @@ fn namespaces() -> Vec<Claim> {
         lie("namespaces that own each other", May::Damaged, |f, _| {
             inside(f, &[users(number(1), 0, [0, 0, 1]), users(number(0), 0, [0, 0, 1])], &[0]);
         }),
-        lie("users in users", May::Damaged, |f, _| {
-            inside(f, &[users(Value::Null, 0, [0, 0, 1]), users(number(0), 0, [0, 0, 1])], &[1]);
+        lie("users in users", May::Contained, |f, _| {
+            inside(f, &[users(Value::Null, 0, [5, 0, 1]), users(number(0), 0, [0, 0, 1])], &[1]);
+        }),
+        lie("users in users that do not have them", May::Damaged, |f, _| {
+            inside(f, &[users(Value::Null, 0, [5, 0, 1]), users(number(0), 0, [0, 0, 2])], &[1]);
+        }),
+        lie("users in users made by one who is not there", May::Damaged, |f, _| {
+            inside(f, &[users(Value::Null, 0, [5, 0, 1]), users(number(0), 1, [0, 0, 1])], &[1]);
+        }),
+        lie("users in names", May::Damaged, |f, _| inside(f, &[uts(b"x"), users(number(0), 0, [0, 0, 1])], &[1])),
+        lie("a socket in a network that is not there", May::Damaged, |f, _| {
+            socket(f, 7);
+        }),
+        lie("a socket in names", May::Damaged, |f, _| {
+            inside(f, &[uts(b"x")], &[]);
+            socket(f, 0);
+        }),
+        lie("a file in a network", May::Damaged, |f, _| {
+            inside(f, &[net("net/ipv4/ip_default_ttl")], &[]);
+            let path = file(f, "regular").replace("record/regular", "network");
+            f.set(&path, number(0));
         }),
         lie("names that belong to names", May::Damaged, |f, _| inside(f, &[uts(b"x"), uts_of(number(0), b"y")], &[0])),
         lie("names that belong to users", May::Contained, |f, _| {

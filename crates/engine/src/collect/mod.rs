@@ -147,6 +147,8 @@ pub fn collect<'w>(
     let mut nested = Nested::new(of.map(|_| &home));
     let alive: Vec<i32> = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
     if of.is_some() {
+        let networks = nested.networks(proc.as_fd(), &home, &alive);
+        gather.networks = networks.at(Step::Collect).kind("namespace", "nested")?;
         gather.places = nested.places(proc.as_fd(), &home, &alive).at(Step::Collect).kind("namespace", "nested")?;
     }
     let ahead = Ahead::start(own, living).at(Step::Collect)?;

@@ -98,11 +98,24 @@ impl Namespaces {
     /// # Errors
     /// What readlinkat says.
     pub fn other_mounts(&self, proc: BorrowedFd<'_>, pid: i32) -> Result<Option<u64>> {
-        let path = format!("{pid}/ns/{}", NAMES[0]);
+        self.other(proc, pid, 0)
+    }
+
+    /// The network of a process, if it is another than this.
+    ///
+    /// # Errors
+    /// What readlinkat says.
+    pub fn other_network(&self, proc: BorrowedFd<'_>, pid: i32) -> Result<Option<u64>> {
+        self.other(proc, pid, 1)
+    }
+
+    /// By the place in [`NAMES`].
+    fn other(&self, proc: BorrowedFd<'_>, pid: i32, place: usize) -> Result<Option<u64>> {
+        let path = format!("{pid}/ns/{}", NAMES[place]);
         let mut room = [MaybeUninit::uninit(); 64];
         let link = readlinkat_raw(proc, path.as_str(), &mut room).named("readlinkat", || format!("/proc/{path}"))?.0;
         let theirs = number_in(link);
-        Ok(theirs.filter(|_| theirs != self.0[0]))
+        Ok(theirs.filter(|_| theirs != self.0[place]))
     }
 
     /// Whether a process, by its first thread, lives in another user namespace.

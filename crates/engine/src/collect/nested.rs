@@ -1,5 +1,6 @@
 //! Namespaces beside the container's that its tasks live in: found task by task, looked into when all are known.
 
+use std::collections::BTreeSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -7,6 +8,7 @@ use yendor_image::NsId;
 use yendor_kinds::file::Gather;
 use yendor_kinds::namespace::mount::{Home, Place, Places};
 use yendor_kinds::namespace::nested::{Content, Kind, Record, tables_are_hidden};
+use yendor_kinds::namespace::networks::Networks;
 use yendor_kinds::process::{self, State};
 use yendor_kinds::{Cause, Named, Result};
 use yendor_sys::namespace::{owner, parent};
@@ -45,7 +47,7 @@ impl Nested {
     /// The number of a namespace that a thread lives in; none for one that cannot be in an image.
     ///
     /// # Errors
-    /// `Unsupported` for one that belongs to a user namespace which is nested in another.
+    /// `Unsupported` for a pid namespace that belongs to a user namespace inside and is in another.
     pub fn number(
         &mut self,
         proc: BorrowedFd<'_>,
@@ -80,9 +82,6 @@ impl Nested {
         let theirs = owner(&namespace)?;
         let owner = match inode_of(&theirs)? {
             inode if inode == users => None,
-            _ if kind == Kind::User => {
-                return Err(Cause::unsupported("a user namespace in a user namespace of its own (unshare)"));
-            }
             inode => match self.known(Kind::User, inode) {
                 Some(number) => Some(id(number)),
                 None => Some(id(self.add(Kind::User, theirs, home)?)),
@@ -121,6 +120,20 @@ impl Nested {
             }
         }
         Ok(Places(places.into()))
+    }
+
+    /// The networks among the namespaces of `processes`, which are not the container's, `home`: sockets may be in them.
+    ///
+    /// # Errors
+    /// As [`Self::number`]; the kernel's.
+    pub fn networks(&mut self, proc: BorrowedFd<'_>, home: &Namespaces, processes: &[i32]) -> Result<Networks> {
+        let mut networks = BTreeSet::new();
+        for pid in processes {
+            let Some(inode) = home.other_network(proc, *pid)? else { continue };
+            networks.extend(self.number(proc, (*pid, *pid), Kind::Net.name(), inode)?);
+        }
+        let found = |id: &NsId| Some((*id, &self.found.get(usize::try_from(id.0).ok()?)?.namespace));
+        Networks::new(networks.iter().filter_map(found), proc)
     }
 
     /// Whether one of these is a mount namespace.

@@ -105,6 +105,7 @@ mod tests {
             owner: None,
             labels,
             mounts: None,
+            network: None,
             record: Record::External(external::Record::Stdin),
         }
     }

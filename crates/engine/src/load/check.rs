@@ -122,7 +122,7 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// The owner of a namespace is a user namespace that comes before it; user namespaces are the container's own.
+/// The owner of a namespace is a user namespace that comes before it.
 fn owned(number: usize, record: &nested::Record, table: &[nested::Record]) -> Result<()> {
     let bad = |what| Err(wrong("namespace", number.to_string(), what));
     if let Content::User(record) = &record.content {
@@ -145,8 +145,7 @@ fn owned(number: usize, record: &nested::Record, table: &[nested::Record]) -> Re
     let Some(owner) = record.owner else { return Ok(()) };
     let owner = usize::try_from(owner.0).ok().filter(|owner| *owner < number).and_then(|owner| table.get(owner));
     match owner.map(nested::Record::kind) {
-        Some(nested::Kind::User) if record.kind() != nested::Kind::User => Ok(()),
-        Some(nested::Kind::User) => bad("a user namespace in another that is no container's"),
+        Some(nested::Kind::User) => Ok(()),
         _ => bad("it belongs to no user namespace before it"),
     }
 }

@@ -226,6 +226,11 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let Materials { snapshot, image, request, labels, mut workshop, proc, mut contained, nested } = materials;
     let reader = image.map(|i| i.reader);
     let plan = plan::plan(&snapshot.processes, &snapshot.namespaces).at(Step::Load)?;
+    if request.policy.enforce == Enforce::Early && snapshot.files.iter().any(|entry| entry.network.is_some()) {
+        let what = "--enforce early for an image with sockets in a net namespace inside";
+        return Err(Cause::unsupported(what)).at(Step::Confine);
+    }
+    workshop.networks = nested.networks(snapshot, proc.as_fd()).at(Step::Rebuild).kind("namespace", "nested")?;
     let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
     let above = highest(snapshot) + 1;
     let mut held = Vec::new();

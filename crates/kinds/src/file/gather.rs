@@ -15,6 +15,7 @@ use yendor_task::live::SCRATCH;
 
 use super::{Entry, Owner, Record, Seen};
 use crate::namespace::mount::Places;
+use crate::namespace::networks::Networks;
 use crate::process::label;
 use crate::{Cause, Named, Result};
 
@@ -62,6 +63,8 @@ pub struct Gather<'a> {
     pub(super) epolls: BTreeMap<FileId, Vec<EpollTarget>>,
     /// Whether POSIX message queues are the container's own.
     pub queues: bool,
+    /// Networks inside the container.
+    pub networks: Networks,
     /// The network that all sockets must be in; none until the first, unless the caller knows.
     pub network: Option<u64>,
     /// The first description of each object behind several (a pipe has two ends), by (kind, device, inode).
@@ -98,6 +101,7 @@ impl<'a> Gather<'a> {
             holders: BTreeMap::new(),
             epolls: BTreeMap::new(),
             queues: false,
+            networks: Networks::default(),
             network: None,
             firsts: BTreeMap::new(),
             ours: BTreeMap::new(),
@@ -170,32 +174,38 @@ impl<'a> Gather<'a> {
         let flags = seen.info.flags & !OFlags::CLOEXEC.bits();
         let record = Record::External(super::external::Record::Stdin);
         let mounts = self.places.of_mount(info.mnt_id);
-        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), mounts, record });
+        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), mounts, network: None, record });
         let twin = rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
         self.ours.insert(id, twin);
         self.held.entry(key).or_default().insert(place, id);
         let is_socket = FileType::from_raw_mode(seen.stat.st_mode) == FileType::Socket;
         let labels = if is_socket { label::of_socket(&seen.fd, &self.modules)? } else { Vec::new() };
-        let own = if is_socket { self.in_network(&seen)? } else { true };
+        let network = if is_socket { self.network_of(&seen)? } else { Some(None) };
         let external = match holder {
             Some((pid, number)) => super::external::Record::of(self, pid, number.0)?,
             None => None,
         };
-        if !own && external.is_none() {
+        if network.is_none() && external.is_none() {
             return Err(Cause::unsupported(format!(
-                "{}: a socket of another net namespace than the container's",
+                "{}: a socket of another net namespace than the container's, in which no process of the tree lives",
                 seen.link
             )));
         }
         // The owner of what belongs to the caller is the caller's business.
         let (record, owner, labels) = match external {
             Some(external) => (Record::External(external), None, Vec::new()),
-            None => (self.record(&seen, mounts)?, owner_of(&seen, &self.pids)?, labels),
+            None => {
+                let networks = self.networks.clone();
+                let record = networks.within(network.flatten(), || self.record(&seen, mounts))?;
+                (record, owner_of(&seen, &self.pids)?, labels)
+            }
         };
+        let network = network.flatten().filter(|_| !matches!(record, Record::External(_)));
         if let Some(entry) = self.entries.get_mut(id.0 as usize) {
             entry.record = record;
             entry.owner = owner;
             entry.labels = labels;
+            entry.network = network;
         }
         Ok(id)
     }
@@ -215,12 +225,15 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Whether a socket is in the same network as all others.
-    fn in_network(&mut self, seen: &Seen) -> Result<bool> {
+    /// The nested network that a socket is in, if that is not the container's own; none for any other.
+    fn network_of(&mut self, seen: &Seen) -> Result<Option<Option<NsId>>> {
         match yendor_sys::sock::namespace_cookie(seen.fd.as_fd()) {
-            Ok(cookie) => Ok(*self.network.get_or_insert(cookie) == cookie),
+            Ok(cookie) => Ok(match self.networks.with_cookie(cookie) {
+                None if *self.network.get_or_insert(cookie) == cookie => Some(None),
+                nested => nested.map(Some),
+            }),
             // O_PATH, or a kernel that does not tell.
-            Err(e) if matches!(e.errno, Errno::BADF | Errno::NOPROTOOPT) => Ok(true),
+            Err(e) if matches!(e.errno, Errno::BADF | Errno::NOPROTOOPT) => Ok(Some(None)),
             Err(e) => Err(e.into()),
         }
     }
@@ -284,7 +297,7 @@ impl<'a> Gather<'a> {
     pub fn reserve(&mut self, flags: u32) -> Result<FileId> {
         let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
         let record = Record::External(super::external::Record::Stdin);
-        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), mounts: None, record });
+        self.entries.push(Entry { id, flags, owner: None, labels: Vec::new(), mounts: None, network: None, record });
         Ok(id)
     }
 

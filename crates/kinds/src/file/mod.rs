@@ -81,6 +81,9 @@ pub struct Entry {
     /// The mount namespace that it was opened in, unless that is the container's.
     #[serde(default)]
     pub mounts: Option<NsId>,
+    /// Of a socket: the network that it is in, unless that is the container's.
+    #[serde(default)]
+    pub network: Option<NsId>,
     /// The label of a socket, where a security module gives it one.
     pub labels: Vec<Label>,
     /// What it is.

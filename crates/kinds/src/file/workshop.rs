@@ -7,8 +7,9 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use yendor_image::{FileId, NsId, NsPid, Reader};
 use yendor_sys::{Errno, SysError};
 
-use super::Entry;
 use super::external::Filled;
+use super::{Entry, Record};
+use crate::namespace::networks::Networks;
 use crate::{Cause, Named, Result};
 
 /// Descriptions made so far, and what they are made from.
@@ -19,7 +20,9 @@ pub struct Workshop<'a> {
     pub root: OwnedFd,
     /// Root directories of mount namespaces inside it.
     pub roots: BTreeMap<NsId, OwnedFd>,
-    /// The one of them that paths lead through; none: the container's.
+    /// Networks inside it.
+    pub networks: Networks,
+    /// The one of the mount namespaces that paths lead through; none: the container's.
     here: Option<NsId>,
     /// A /proc that shows this process.
     pub proc: OwnedFd,
@@ -67,6 +70,7 @@ impl<'a> Workshop<'a> {
             reader,
             root,
             roots: BTreeMap::new(),
+            networks: Networks::default(),
             here: None,
             proc,
             filled,
@@ -100,7 +104,13 @@ impl<'a> Workshop<'a> {
                 return Err(Cause::corrupt(format!("file {id} needs itself")));
             }
             let before = std::mem::replace(&mut self.here, entry.mounts);
-            let made = entry.record.rebuild(entry, self);
+            let made = match (&entry.network, &entry.record) {
+                (None, _) | (_, Record::Unix(_) | Record::Inet(_) | Record::Netlink(_)) => {
+                    let networks = self.networks.clone();
+                    networks.within(entry.network, || entry.record.rebuild(entry, self))
+                }
+                (Some(_), _) => Err(Cause::corrupt(format!("file {id}, which is no socket, has a network"))),
+            };
             self.here = before;
             self.making.remove(&id);
             let fd = made?;
@@ -116,6 +126,14 @@ impl<'a> Workshop<'a> {
     /// All entries, by id.
     pub fn entries(&self) -> impl Iterator<Item = &'a Entry> + use<'a, '_> {
         self.entries.values().copied()
+    }
+
+    /// Does something in the network of a socket.
+    ///
+    /// # Errors
+    /// `body`'s own; what setns says.
+    pub(super) fn within<T>(&self, id: FileId, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.networks.within(self.entry(id)?.network, body)
     }
 
     /// A description that exists.

@@ -5,6 +5,7 @@ pub mod layer;
 pub mod mount;
 pub mod nested;
 pub mod network;
+pub mod networks;
 pub mod sysctl;
 pub mod traffic;
 pub mod user;

@@ -3,8 +3,8 @@
 //! *Made again by:* a thread, or a child in the user namespace that it belongs to, that enters a new one; another thread fills it. A task
 //! joins it by setns(2) as soon as it is born, a user namespace when it gets its credentials. Mounts: see [`mount`]. A pid namespace is made
 //! with its pid 1, by clone3 with all ids that this one has; the others are born there.
-//! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces of other kinds, those that nobody lives in, sockets in a
-//! nested network, and what is in one and in no image: devices and addresses beside those of `lo` or changes of it, rules and filters,
+//! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces of other kinds, those that nobody lives in, sockets of a
+//! network that no process's first thread lives in, and what is in one and in no image: devices and addresses beside those of `lo` or changes of it, rules and filters,
 //! POSIX message queues. Of a network that was made before its users had ids nobody can say which tables of iptables it has: that refuses,
 //! unless `--allow-lost iptables` accepts the loss.
 
@@ -63,7 +63,7 @@ pub enum Content {
         /// The pid namespace that it was made in, which comes before it in the list; none: the container's.
         parent: Option<NsId>,
     },
-    /// A network without devices of its own.
+    /// A network without devices of its own. Which sockets are in it they say themselves.
     Net {
         /// Whether `lo` is up.
         loopback: bool,
@@ -177,10 +177,7 @@ impl Record {
             return Ok(Record { owner, content });
         }
         let inside = || match kind {
-            Kind::User => {
-                let resident = resident.ok_or_else(|| Cause::unsupported("a user namespace that nobody lives in"))?;
-                Ok(Content::User(user::collect(namespace, proc, resident)?))
-            }
+            Kind::User => Ok(Content::User(user::collect(namespace, proc, resident)?)),
             Kind::Uts => {
                 enter(namespace, kind)?;
                 let names = rustix::system::uname();
@@ -206,18 +203,27 @@ impl Record {
         Ok(Record { owner, content: in_thread(inside)? })
     }
 
-    /// Makes it again; `owner`: the user namespace that it belongs to, unless that is the container's. The caller has one thread.
+    /// Makes it again; `owner`: the user namespace that it belongs to, with its record, unless that is the container's. The caller has one
+    /// thread.
     ///
     /// # Errors
     /// The kernel's; `Corrupt` for what cannot be in it.
-    pub fn rebuild(&self, id: NsId, owner: Option<&OwnedFd>, proc: BorrowedFd<'_>, reader: &Reader) -> Result<OwnedFd> {
+    pub fn rebuild(
+        &self,
+        id: NsId,
+        owner: Option<(&OwnedFd, &Record)>,
+        proc: BorrowedFd<'_>,
+        reader: &Reader,
+    ) -> Result<OwnedFd> {
         let kind = self.kind();
         match &self.content {
             Content::User(record) => {
-                return match owner {
-                    None => user::rebuild(record, proc),
-                    Some(_) => Err(Cause::corrupt("a user namespace in another that is no container's")),
+                let above = match owner {
+                    None => None,
+                    Some((there, Record { content: Content::User(above), .. })) => Some((there, above)),
+                    Some(_) => return Err(Cause::corrupt("a user namespace in what is none")),
                 };
+                return user::rebuild(record, above, proc);
             }
             Content::Mount(_) | Content::Pid { .. } => {
                 return Err(Cause::corrupt("a namespace that is made when there are processes"));
@@ -229,7 +235,7 @@ impl Record {
                 unshare(kind.flag())?;
                 own(proc, kind)
             })?,
-            Some(owner) => user::rebuild_below(owner, proc, (kind.name(), kind.flag()))?,
+            Some((owner, _)) => user::rebuild_below(owner, proc, (kind.name(), kind.flag()))?,
         };
         in_thread(|| {
             enter(&there, kind)?;
@@ -292,7 +298,7 @@ pub(super) fn in_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Res
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn enter(namespace: &OwnedFd, kind: Kind) -> Result<()> {
+pub(super) fn enter(namespace: &OwnedFd, kind: Kind) -> Result<()> {
     let shown = || format!("a nested {} namespace", kind.name());
     let flag = match kind {
         Kind::User => LinkNameSpaceType::User,

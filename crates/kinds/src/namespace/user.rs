@@ -1,11 +1,11 @@
 //! A user namespace inside a container: which ids exist in it, and how much may be made in it.
-//! *Read from:* /proc/PID/{uid_map,gid_map,setgroups} of a task that lives in it; `NS_GET_OWNER_UID` (ioctl_nsfs(2)); /proc/sys/user by a
+//! *Read from:* /proc/PID/{uid_map,gid_map,setgroups} of a process that lives in it, or enters it for that; `NS_GET_OWNER_UID` (ioctl_nsfs(2)); /proc/sys/user by a
 //! process that enters it for that.
-//! *Made again by:* a process with its maker's user id enters a new one; the container's root writes the maps; a task takes its ids outside,
+//! *Made again by:* a process with its maker's user id enters a new one, in the user namespace around it; the maps are written by root there,
+//! with ids that mean the same there; a task takes its ids outside,
 //! enters with all capabilities, and gives up those that it has not.
 //! *Lost:* its maker's group; that the memory of a program which was executed in it belongs to it: who is root only there does not trace
-//! such a task any more while it is not dumpable. Refused: one in another nested one, a task with threads in one, project ids, one that
-//! nobody lives in.
+//! such a task any more while it is not dumpable. Refused: a task with threads in one, project ids.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -57,11 +57,25 @@ const OWN: Own = Own { network: false, ipc: false, users: true };
 /// `UID_GID_MAP_MAX_EXTENTS` of the kernel.
 const MOST_RANGES: usize = 340;
 
-/// Reads one that the task `resident` of `proc` lives in.
+/// Reads one that the task `resident` of `proc` lives in, or nobody.
 ///
 /// # Errors
 /// The kernel's; `Unsupported` for ids that cannot be mapped again.
-pub fn collect(users: &OwnedFd, proc: BorrowedFd<'_>, resident: i32) -> Result<Record> {
+pub fn collect(users: &OwnedFd, proc: BorrowedFd<'_>, resident: Option<i32>) -> Result<Record> {
+    if let Some(resident) = resident {
+        return collect_of(users, proc, resident);
+    }
+    let mut record = None;
+    let meanwhile = |pid: i32, _: &[i32]| {
+        record = Some(collect_of(users, proc, pid)?);
+        Ok(())
+    };
+    let go = || enter(users).map(|()| Vec::new());
+    elsewhere((proc, Some(users.as_fd())), "user", go, meanwhile, || Ok(()), |_| Ok(()))?;
+    record.ok_or_else(|| Cause::corrupt("a user namespace that nobody has looked at"))
+}
+
+fn collect_of(users: &OwnedFd, proc: BorrowedFd<'_>, resident: i32) -> Result<Record> {
     let read = |name: &str| read_proc(proc, &format!("{resident}/{name}"));
     if !id_map::parse(&read("projid_map")?)?.is_empty() {
         return Err(Cause::unsupported(format!("/proc/{resident}/projid_map: project ids of a user namespace")));
@@ -93,15 +107,24 @@ pub fn check(record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Makes it again, below the caller's own. The caller has one thread.
+/// Makes it again, below the caller's own or in the one that is `above`, with its record. The caller has one thread.
 ///
 /// # Errors
-/// The kernel's: `EPERM` for ids that the container does not have.
-pub fn rebuild(record: &Record, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
+/// The kernel's: `EPERM` for ids that the container does not have; `Corrupt` for those that the one above does not have.
+pub fn rebuild(record: &Record, above: Option<(&OwnedFd, &Record)>, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
     check(record)?;
     let Record { maker, uids, gids, setgroups, settings } = record;
+    let around = above.map(|(_, record)| record);
+    let [maker] = in_terms_of(around.map(|a| &a.uids), [Range { inside: 0, outside: *maker, count: 1 }])?;
+    let (uids, gids) =
+        (in_terms_of(around.map(|a| &a.uids), uids.clone())?, in_terms_of(around.map(|a| &a.gids), gids.clone())?);
+    let group = around.map(|around| around.gids.first().map_or(0, |range| range.inside));
     let enter = || {
-        let (uid, gid) = (Uid::from_raw(*maker), rustix::process::getegid());
+        if let Some((there, _)) = above {
+            enter(there)?;
+        }
+        let uid = Uid::from_raw(maker.outside);
+        let gid = group.map_or_else(rustix::process::getegid, Gid::from_raw);
         let no_groups: &[Gid] = &[];
         match set_thread_groups(no_groups) {
             // With a single id they are kept for ever.
@@ -109,7 +132,7 @@ pub fn rebuild(record: &Record, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
             other => other.named("setgroups", || "[]".into())?,
         }
         set_thread_res_gid(gid, gid, gid).named("setresgid", || gid.as_raw().to_string())?;
-        set_thread_res_uid(uid, uid, uid).named("setresuid", || maker.to_string())?;
+        set_thread_res_uid(uid, uid, uid).named("setresuid", || uid.as_raw().to_string())?;
         unshare(Namespaces::NEWUSER)?;
         Ok(Vec::new())
     };
@@ -122,10 +145,45 @@ pub fn rebuild(record: &Record, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
             put(proc, pid, "setgroups", "deny")?;
         }
         // Empty ones may be written later, by whom it concerns.
-        let maps = [("gid_map", gids), ("uid_map", uids)];
-        maps.iter().filter(|(_, map)| !map.is_empty()).try_for_each(|(name, map)| put(proc, pid, name, &lines(map)))
+        let maps = [("gid_map", &gids), ("uid_map", &uids)];
+        let write = || {
+            let mut maps = maps.iter().filter(|(_, map)| !map.is_empty());
+            maps.try_for_each(|(name, map)| put(proc, pid, name, &lines(map)))
+        };
+        let Some((there, _)) = above else { return write() };
+        // Only who is there may, and names ids as they are there.
+        let go = || {
+            self::enter(there)?;
+            write().map(|()| Vec::new())
+        };
+        elsewhere((proc, Some(there.as_fd())), "user", go, |_, _| Ok(()), || Ok(()), |_| Ok(()))
     };
-    elsewhere((proc, None), "user", enter, write_maps, settle, |pid| its(proc, pid, "user"))
+    elsewhere((proc, above.map(|(there, _)| there.as_fd())), "user", enter, write_maps, settle, |pid| {
+        its(proc, pid, "user")
+    })
+}
+
+/// Ranges whose ids outside are the container's, with those that they are in the user namespace around.
+fn in_terms_of<R: AsMut<[Range]>>(around: Option<&Vec<Range>>, mut ranges: R) -> Result<R> {
+    let Some(around) = around else { return Ok(ranges) };
+    for range in ranges.as_mut() {
+        let holds = |r: &&Range| {
+            let (first, end) = (u64::from(r.outside), u64::from(r.outside) + u64::from(r.count));
+            let (from, to) = (u64::from(range.outside), u64::from(range.outside) + u64::from(range.count));
+            first <= from && to <= end
+        };
+        let there = around.iter().find(holds);
+        let there =
+            there.ok_or_else(|| Cause::corrupt("a user namespace with ids that the one around it does not have"))?;
+        range.outside = there.inside.saturating_add(range.outside - there.outside);
+    }
+    Ok(ranges)
+}
+
+fn enter(users: &OwnedFd) -> Result<()> {
+    move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
+        .named("setns", || "a nested user namespace".into())?;
+    Ok(())
 }
 
 /// A namespace of another kind that belongs to the user namespace `owner`. The caller has one thread.
@@ -134,8 +192,7 @@ pub fn rebuild(record: &Record, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
 /// The kernel's.
 pub fn rebuild_below(owner: &OwnedFd, proc: BorrowedFd<'_>, (name, flag): (&str, Namespaces)) -> Result<OwnedFd> {
     let enter = || {
-        move_into_link_name_space(owner.as_fd(), Some(LinkNameSpaceType::User))
-            .named("setns", || "a nested user namespace".into())?;
+        enter(owner)?;
         unshare(flag)?;
         Ok(Vec::new())
     };

@@ -189,7 +189,7 @@ pub fn finish_all(workshop: &Workshop<'_>) -> Result<()> {
     };
     for (id, record) in all() {
         if let (State::Udp(udp), Some(local)) = (&record.state, record.local) {
-            udp::fill(workshop.existing(id)?, record.family, local, udp)?;
+            workshop.within(id, || udp::fill(workshop.existing(id)?, record.family, local, udp))?;
         }
     }
     let mut connections = Vec::new();
@@ -198,7 +198,7 @@ pub fn finish_all(workshop: &Workshop<'_>) -> Result<()> {
         if let (State::TcpConnected(connection), Some(local)) = (&record.state, record.local) {
             connections.push(repair::Living { fd: workshop.existing(id)?, local, connection });
             if connection.peer_is_closed {
-                others.push(other_end(record.family, local, connection)?);
+                others.push(workshop.within(id, || other_end(record.family, local, connection))?);
             }
         }
     }

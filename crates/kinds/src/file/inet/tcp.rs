@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::net::{RecvFlags, Shutdown, bind as bind_plain, listen as listen_plain, recv, shutdown, sockopt};
 use serde::{Deserialize, Serialize};
-use yendor_image::{Bytes, FileId};
+use yendor_image::{Bytes, FileId, NsId};
 use yendor_sys::inet;
 
 use super::{Family, State, departed, events, options, peer, repair};
@@ -229,6 +229,7 @@ pub(super) fn waiting(fd: BorrowedFd<'_>) -> Result<Bytes> {
 /// An end of a connection in the tree.
 struct End {
     id: FileId,
+    network: Option<NsId>,
     local: SocketAddr,
     peer: SocketAddr,
 }
@@ -242,12 +243,14 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
     for entry in &gather.entries {
         let AnyRecord::Inet(record) = &entry.record else { continue };
         let (State::TcpConnected(connection), Some(local)) = (&record.state, record.local) else { continue };
-        ends.push(End { id: entry.id, local: canonical(local), peer: canonical(connection.peer) });
+        let network = entry.network;
+        ends.push(End { id: entry.id, network, local: canonical(local), peer: canonical(connection.peer) });
     }
-    let by_address: BTreeMap<_, _> = ends.iter().map(|e| ((e.local, e.peer), e.id)).collect();
-    for End { id, local, peer } in &ends {
-        let Some(other) = by_address.get(&(*peer, *local)) else {
-            if departed::is_so(*local, *peer)? {
+    let by_address: BTreeMap<_, _> = ends.iter().map(|e| ((e.network, e.local, e.peer), e.id)).collect();
+    let networks = gather.networks.clone();
+    for End { id, network, local, peer } in &ends {
+        let Some(other) = by_address.get(&(*network, *peer, *local)) else {
+            if networks.within(*network, || departed::is_so(*local, *peer))? {
                 let connection = repair::read_alone(gather.ours(*id)?)?;
                 set(gather, *id, Connection { peer_is_closed: true, ..connection });
             } else {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, accept_with, listen, shutdown, socketpair};
-use yendor_image::{Bytes, FileId};
+use yendor_image::{Bytes, FileId, NsId};
 use yendor_sys::{Errno, SysError, sock};
 
 use super::{Entry, Kind, Record, State, Workshop, backlog, name, option, peer};
@@ -22,8 +22,8 @@ pub struct Bench {
     pairs: BTreeMap<FileId, FileId>,
     /// The peers of those whose peers have gone: they send what waits, and go.
     partners: BTreeMap<FileId, OwnedFd>,
-    /// Listening sockets that lend their name to accepted ones, by address.
-    lenders: BTreeMap<Bytes, OwnedFd>,
+    /// Listening sockets that lend their name to accepted ones, by network and address.
+    lenders: BTreeMap<(Option<NsId>, Bytes), OwnedFd>,
     /// Paths that must not be left.
     unlink: Vec<name::Record>,
 }
@@ -42,6 +42,13 @@ fn sockets<'a>(workshop: &Workshop<'a>) -> Vec<(FileId, &'a Record)> {
         _ => None,
     };
     workshop.entries().filter_map(unix).collect()
+}
+
+/// Those that an address can lead to from the network that the bench is in now: a path leads out of it.
+fn within_reach<'a>(address: &Bytes, workshop: &Workshop<'a>) -> Vec<(FileId, &'a Record)> {
+    let (here, path) = (workshop.networks.here(), address.0.first().is_some_and(|first| *first != 0));
+    let reached = |id: FileId| path || workshop.entry(id).is_ok_and(|entry| entry.network == here);
+    sockets(workshop).into_iter().filter(|(id, _)| reached(*id)).collect()
 }
 
 /// The socket, with its name; connections of streams, too.
@@ -80,8 +87,13 @@ fn connected(record: &Record, id: FileId, peer: FileId, workshop: &mut Workshop<
         return Err(Cause::corrupt(format!("sockets {id} and {peer} cannot be connected")));
     }
     // A datagram socket can connect to any name later; one without a name has been its pair from the beginning.
-    if record.kind == Kind::Dgram && !mutual && other.name.is_some() {
+    // So does one of another network; of a connection both ends are in that of the client.
+    let apart = workshop.entry(peer)?.network != workshop.networks.here();
+    if record.kind == Kind::Dgram && (!mutual || apart) && other.name.is_some() {
         return single(record, workshop);
+    }
+    if apart {
+        return Err(Cause::corrupt(format!("sockets {id} and {peer} of two networks cannot be connected")));
     }
     if workshop.exists(peer) {
         return Err(Cause::corrupt(format!("socket {peer}, which has another peer than {id}")));
@@ -141,7 +153,7 @@ fn connection(a: &Record, b: Option<&Record>, workshop: &mut Workshop<'_>) -> Re
 
 fn is_shared(name: &name::Record, workshop: &Workshop<'_>) -> bool {
     let same = |r: &Record| r.name.as_ref().is_some_and(|n| n.address == name.address);
-    sockets(workshop).iter().filter(|(_, r)| same(r)).count() > 1
+    within_reach(&name.address, workshop).iter().filter(|(_, r)| same(r)).count() > 1
 }
 
 /// A client and the socket that was accepted for it under the name `lent`; and whom each is told as the other.
@@ -157,7 +169,7 @@ fn accepted(
     let listens = |r: &Record| {
         matches!(r.state, State::Listening { .. }) && r.name.as_ref().is_some_and(|n| n.address == lent.address)
     };
-    let listener = sockets(workshop).into_iter().find(|(_, r)| listens(r)).map(|(id, _)| id);
+    let listener = within_reach(&lent.address, workshop).into_iter().find(|(_, r)| listens(r)).map(|(id, _)| id);
     let listener = match listener {
         Some(id) => workshop.fd(id)?.try_clone_to_owned().map_err(|e| SysError::io("dup", id.to_string(), &e))?,
         None => lender(kind, lent, of_client, workshop)?,
@@ -176,14 +188,15 @@ fn accepted(
 
 /// A listening socket with a name whose owner has gone.
 fn lender(kind: Kind, lent: &name::Record, who: Option<peer::Record>, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
-    if !workshop.unix.lenders.contains_key(&lent.address) {
+    let key = (workshop.networks.here(), lent.address.clone());
+    if !workshop.unix.lenders.contains_key(&key) {
         let fd = kind.new_socket()?;
         bind(fd.as_fd(), kind, Some(lent), workshop)?;
         let listens = || listen(&fd, 1).named("listen", || "1".into()).map(|()| Vec::new());
         peer::make_as(who, workshop, listens)?;
-        workshop.unix.lenders.insert(lent.address.clone(), fd);
+        workshop.unix.lenders.insert(key.clone(), fd);
     }
-    let fd = &workshop.unix.lenders[&lent.address];
+    let fd = &workshop.unix.lenders[&key];
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?)
 }
 
@@ -194,12 +207,12 @@ fn lender(kind: Kind, lent: &name::Record, who: Option<peer::Record>, workshop: 
 pub fn finish(workshop: &mut Workshop<'_>) -> Result<()> {
     let all = sockets(workshop);
     for (id, record) in &all {
-        send_queue(*id, record, workshop)?;
+        workshop.within(*id, || send_queue(*id, record, workshop))?;
     }
     connect_datagrams(&all, workshop)?;
     for (id, record) in &all {
         if let State::Listening { backlog: _, waiting } = &record.state {
-            backlog::rebuild(*id, record, waiting, workshop)?;
+            workshop.within(*id, || backlog::rebuild(*id, record, waiting, workshop))?;
         }
     }
     for (id, record) in &all {
@@ -269,7 +282,7 @@ fn send_datagram(
         return Err(Cause::corrupt("a message for a socket without a name, from somebody who cannot reach it"));
     };
     let is_sender = |r: &Record| r.kind == Kind::Dgram && r.name.as_ref().is_some_and(|n| n.address == *from);
-    let living = sockets(workshop).into_iter().find(|(_, r)| is_sender(r));
+    let living = within_reach(from, workshop).into_iter().find(|(_, r)| is_sender(r));
     if let Some((id, _)) = living {
         let sender = workshop.existing(id)?;
         option::make_room(sender)?;

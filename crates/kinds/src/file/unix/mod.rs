@@ -141,17 +141,21 @@ type Tables = BTreeMap<u64, BTreeMap<u32, Info>>;
 /// `Unsupported` for a peer outside of the tree.
 pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
     let mut tables = Tables::new();
+    for Entry { id, .. } in gather.entries.iter().filter(|entry| matches!(entry.record, super::Record::Unix(_))) {
+        table(&mut tables, gather.ours(*id)?)?;
+    }
     for i in 0..gather.entries.len() {
         let Some(Entry { id, record: super::Record::Unix(record), .. }) = gather.entries.get(i) else { continue };
         let (id, mut record) = (*id, record.clone());
         let ours = gather.ours(id)?;
         let stat = rustix::fs::fstat(ours).named("fstat", || format!("file {id}"))?;
-        let table = table(&mut tables, ours)?;
+        let own = table(&mut tables, ours)?;
+        let table = tables.get(&own).ok_or_else(|| Cause::unsupported("a network namespace that has gone"))?;
         let inode = u32::try_from(stat.st_ino).unwrap_or(0);
         let info = table.get(&inode);
         let info = info.ok_or_else(|| Cause::unsupported(format!("socket:[{inode}]: it lives in another network")))?;
         let known = |peer: u32| gather.with_inode(stat.st_dev, u64::from(peer)).first().copied();
-        record.state = state(inode, info, table, record.kind, &known, ours)?;
+        record.state = state(inode, info, &tables, record.kind, &known, ours)?;
         if let State::Listening { waiting, .. } = &mut record.state {
             for client in waiting {
                 client.who = client.socket.and_then(|id| peer::of_holder(*gather.holders.get(&id)?, gather));
@@ -174,7 +178,8 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
     Ok(())
 }
 
-fn table<'t>(tables: &'t mut Tables, fd: BorrowedFd<'_>) -> Result<&'t BTreeMap<u32, Info>> {
+/// Reads the table of a socket's network; its key.
+fn table(tables: &mut Tables, fd: BorrowedFd<'_>) -> Result<u64> {
     // Who may not ask for the namespace cannot enter it either; then it can only be our own.
     let namespace = sock::namespace(fd).ok();
     let key = match &namespace {
@@ -184,13 +189,13 @@ fn table<'t>(tables: &'t mut Tables, fd: BorrowedFd<'_>) -> Result<&'t BTreeMap<
     if let std::collections::btree_map::Entry::Vacant(place) = tables.entry(key) {
         place.insert(diag::dump(namespace)?);
     }
-    tables.get(&key).ok_or_else(|| Cause::unsupported("a network namespace that has gone"))
+    Ok(key)
 }
 
 fn state(
     inode: u32,
     info: &Info,
-    table: &BTreeMap<u32, Info>,
+    tables: &Tables,
     kind: Kind,
     known: &dyn Fn(u32) -> Option<FileId>,
     ours: BorrowedFd<'_>,
@@ -214,7 +219,7 @@ fn state(
         },
         None if kind == Kind::Dgram || info.state != diag::CONNECTED => Ok(State::Plain),
         _ if kind == Kind::Dgram => Ok(State::Widowed { reset: false }),
-        _ => match table.iter().find(|(_, other)| other.waiting.contains(&inode)) {
+        _ => match tables.values().flatten().find(|(_, other)| other.waiting.contains(&inode)) {
             Some((listener, _)) if known(*listener).is_some() => Ok(State::Waiting),
             Some((listener, _)) => refuse(format!("it waits to be accepted by socket:[{listener}], outside")),
             None => Ok(State::Widowed { reset: queue::ready(ours)?.contains(PollFlags::ERR) }),
