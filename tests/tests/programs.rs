@@ -191,6 +191,7 @@ programs! {
     rootless "/usr/bin/unshare" "unshare.sh" []: userns user;
     sandbox "/usr/bin/bwrap" "sandbox.sh" []: userns user;
     make "/usr/bin/make" "make.py" []: userns user;
+    network "/usr/sbin/ip" "network.sh" []: userns user;
 }
 
 /// What a debugger holds cannot be had; both go on.

@@ -75,11 +75,9 @@ const CASES: &[Case] = &[
         "a socket of another net namespace than the container's, in which no process of the tree lives",
     ),
     (
-        "an address in a child's network",
-        "address = bytes([10, 9, 8, 7])
-child(lambda: (unshare(0x40000000), netlink(20, 0x605,
-    struct.pack('=BBBBI', 2, 32, 0, 0, 1) + struct.pack('=HH4sHH4s', 8, 2, address, 8, 1, address))))",
-        "10.9.8.7/32: an IPv4 address that the container has made itself",
+        "a bridge in a child's network",
+        "child(lambda: (unshare(0x40000000), netlink(16, 0x605, struct.pack('=16xHH4sHHHH8s', 8, 3, b'br9', 16, 18, 11, 1, b'bridge'))))",
+        "br9: a network device that the container has made itself",
     ),
     (
         "larger packets in a child's network",
@@ -245,10 +243,9 @@ return l, c, l.accept()",
         "a network device that the container has made itself (lo, of 1500 bytes)",
     ),
     (
-        "an address of the container's own",
-        "address = bytes([10, 9, 8, 7])
-netlink(20, 0x605, struct.pack('=BBBBI', 2, 32, 0, 0, 1) + struct.pack('=HH4sHH4s', 8, 2, address, 8, 1, address))",
-        "10.9.8.7/32: an IPv4 address that the container has made",
+        "a bridge of the container's own",
+        "netlink(16, 0x605, struct.pack('=16xHH4sHHHH8s', 8, 3, b'br9', 16, 18, 11, 1, b'bridge'))",
+        "a network device that the container has made itself (br9",
     ),
 ];
 

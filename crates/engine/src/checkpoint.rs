@@ -454,10 +454,6 @@ fn gather<'w>(
         let lines = tree::read_proc(proc.as_fd(), &format!("{}/mountinfo", state.init)).at(Step::Collect)?;
         gather.lines = yendor_proc::mountinfo::parse(&lines).at(Step::Collect)?;
         namespace::queues(&now, &mut gather).at(Step::Collect).kind("mqueue", "queues")?;
-        if let Some(then) = &state.network {
-            let now = Network::of(proc.as_fd(), state.init).at(Step::Collect)?;
-            then.unchanged(&now).at(Step::Collect)?;
-        }
     }
     let settings = match target {
         Target::Container(state, _) => Some(Looking::begin(proc, setting::own(&state.request)).at(Step::Collect)?),
@@ -477,9 +473,18 @@ fn gather<'w>(
         Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
     };
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
-    let settings = settings.zip(usual).map(|(now, usual)| now.end(&usual, proc));
+    let settings = settings.zip(usual.as_ref()).map(|(now, usual)| now.end(usual, proc));
     let settings = settings.transpose().at(Step::Collect).kind("namespace", "settings")?;
-    snapshot.container.settings = settings.unwrap_or_default();
+    (snapshot.container.settings, snapshot.container.links) = settings.unwrap_or_default();
+    if let Target::Container(state, _) = target
+        && let Some(then) = state.network.as_ref().filter(|_| snapshot.container.links.is_empty())
+    {
+        let now = Network::of(proc.as_fd(), state.init).at(Step::Collect)?;
+        let is_new = usual.as_ref().and_then(Usual::network).is_some_and(|new| new.unchanged(&now).is_ok());
+        if !is_new {
+            then.unchanged(&now).at(Step::Collect)?;
+        }
+    }
     let untold = crate::collect::untold_labels(&here, proc, &snapshot).at(Step::Collect)?;
     snapshot.lost.extend(untold);
     let touched = unix::look_at_backlogs(&mut gather, &mut snapshot.files)

@@ -91,6 +91,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
                 Wanted::Dir(_) => Root::Dir,
                 Wanted::Caller => Root::Caller,
             },
+            links: yendor_kinds::namespace::links::Record::default(),
             own_network: request.net != crate::request::Net::Host,
             layers: Vec::new(),
             ipc: None,

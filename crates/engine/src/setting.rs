@@ -6,16 +6,27 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 
 use yendor_kinds::Result;
-use yendor_kinds::namespace::network;
+use yendor_kinds::namespace::links;
+use yendor_kinds::namespace::network::{Network, loopback_up};
 use yendor_kinds::namespace::sysctl::{self, Own, Record, Values};
 use yendor_kinds::namespace::traffic::Traffic;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_sys::SysError;
+use yendor_sys::namespace::{Namespaces, unshare};
 
 use crate::request::{Net, Request, Userns};
 
-/// What there is in namespaces: of the network beside settings, its devices, settings.
-type Seen = (Traffic, Traffic, Values);
+/// What there is in namespaces.
+#[derive(Debug)]
+struct Seen {
+    /// What the network does with packets.
+    traffic: Traffic,
+    /// Its devices and their addresses.
+    devices: Traffic,
+    /// All of it, what of it can be made again, and whether its loopback is up.
+    network: Option<(Network, links::Record, bool)>,
+    settings: Values,
+}
 
 /// What new namespaces have.
 #[derive(Debug)]
@@ -36,9 +47,9 @@ pub fn usual(proc: &OwnedFd, own: Own) -> Result<Usual> {
         let traffic = traffic(proc, own)?;
         if own.network {
             // As a container's.
-            network::loopback_up()?;
+            loopback_up()?;
         }
-        Ok((traffic, devices(own)?, settings))
+        Ok(Seen { traffic, devices: devices(own)?, network: network(proc, own)?, settings })
     })?;
     Looking::begin(proc, own)?.join()?;
     new.join().map(Usual)
@@ -50,7 +61,10 @@ impl Looking {
     /// # Errors
     /// No thread can be had.
     pub fn begin(proc: &OwnedFd, own: Own) -> Result<Looking> {
-        Looking::at(proc, move |proc| Ok((traffic(proc, own)?, devices(own)?, sysctl::look(proc, own)?)))
+        Looking::at(proc, move |proc| {
+            let (traffic, devices, network) = (traffic(proc, own)?, devices(own)?, network(proc, own)?);
+            Ok(Seen { traffic, devices, network, settings: sysctl::look(proc, own)? })
+        })
     }
 
     fn at(proc: &OwnedFd, look: impl FnOnce(BorrowedFd<'_>) -> Result<Seen> + Send + 'static) -> Result<Looking> {
@@ -63,16 +77,43 @@ impl Looking {
         self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// The settings that are not as in new namespaces.
+    /// The settings that are not as in new namespaces, and what the network has beside a new one's.
     ///
     /// # Errors
     /// What cannot be captured, by name.
-    pub fn end(self, usual: &Usual, proc: &OwnedFd) -> Result<Vec<Record>> {
-        let ((now, own, settings), Usual((new, devices, values))) = (self.join()?, usual);
-        now.as_new(new)?;
-        own.as_new(devices)?;
-        sysctl::changed(settings, values, proc.as_fd())
+    pub fn end(self, usual: &Usual, proc: &OwnedFd) -> Result<(Vec<Record>, links::Record)> {
+        let (now, Usual(new)) = (self.join()?, usual);
+        now.traffic.as_new(&new.traffic)?;
+        let links = match now.network {
+            Some((network, links, up)) if !links.is_empty() => {
+                let again = || {
+                    unshare(Namespaces::NEWNET)?;
+                    links::again(&links, up, proc.as_fd(), (&network, &now.devices))
+                };
+                let done = std::thread::scope(|scope| scope.spawn(again).join());
+                done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                links
+            }
+            _ => {
+                now.devices.as_new(&new.devices)?;
+                links::Record::default()
+            }
+        };
+        Ok((sysctl::changed(now.settings, &new.settings, proc.as_fd())?, links))
     }
+}
+
+impl Usual {
+    /// A new network, with its loopback up.
+    #[must_use]
+    pub fn network(&self) -> Option<&Network> {
+        self.0.network.as_ref().map(|(network, ..)| network)
+    }
+}
+
+fn network(proc: BorrowedFd<'_>, own: Own) -> Result<Option<(Network, links::Record, bool)>> {
+    let look = || Ok((Network::here(proc)?, links::look()?, links::loopback_is_up()?));
+    own.network.then(look).transpose()
 }
 
 fn traffic(proc: BorrowedFd<'_>, own: Own) -> Result<Traffic> {
@@ -96,9 +137,17 @@ pub fn own(request: &Request) -> Own {
 pub fn set(snapshot: &Snapshot, request: &Request, proc: &OwnedFd) -> Result<Option<String>> {
     let layout = request.layout.iter().flat_map(|layout| &layout.sysctls);
     let given: BTreeSet<String> = layout.map(|(name, _)| name.replace('.', "/")).collect();
-    let left = sysctl::rebuild(&snapshot.container.settings, proc.as_fd(), own(request), |name| {
+    let (own, links) = (own(request), &snapshot.container.links);
+    if own.network {
+        // Their settings come after them.
+        links::rebuild(links)?;
+    }
+    let left = sysctl::rebuild(&snapshot.container.settings, proc.as_fd(), own, |name| {
         given.contains(&name.replace('.', "/"))
     })?;
-    let Some(first) = left.first() else { return Ok(None) };
+    let Some(first) = left.first() else {
+        let what = "devices, addresses and routes of a network that is not the container's own now";
+        return Ok((!own.network && !links.is_empty()).then(|| what.to_owned()));
+    };
     Ok(Some(format!("{} settings of namespaces that are not the container's own now: {first} ...", left.len())))
 }

@@ -95,6 +95,9 @@ pub struct Container {
     pub layers: Vec<crate::namespace::layer::Record>,
     /// System V IPC; none for a tree that used none.
     pub ipc: Option<crate::namespace::ipc::Record>,
+    /// Devices, addresses and routes of its network, where that was its own.
+    #[serde(default)]
+    pub links: crate::namespace::links::Record,
     /// Settings of its namespaces that are not as in new ones.
     pub settings: Vec<crate::namespace::sysctl::Record>,
     /// Host paths that its tasks saw; whoever restores says by name what they are now.

@@ -17,7 +17,7 @@ use yendor_kinds::namespace::ipc::Mapped;
 use yendor_kinds::namespace::mount as kind;
 use yendor_kinds::namespace::nested::{Content, Kind, Record, own};
 use yendor_kinds::namespace::network::loopback_up;
-use yendor_kinds::namespace::{sysctl, user};
+use yendor_kinds::namespace::{links, sysctl, user};
 use yendor_sys::ipc as sys;
 use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_sys::sandbox;
@@ -59,13 +59,18 @@ fn collect(place: &Place, name: &str, kind: Kind, namespace: &OwnedFd) -> Result
 /// collect(rebuild(collect(x))) == collect(x).
 fn law(kind: Kind, namespace: &OwnedFd) -> Content {
     let place = Place::new();
-    let (first, reader) = collect(&place, "first", kind, namespace).unwrap();
+    let (first, reader) = collect(&place, "first", kind, namespace).unwrap_or_else(|e| panic!("first: {e}"));
     assert_eq!(first.kind(), kind);
     let again = first.rebuild(NsId(3), None, proc().as_fd(), &reader).unwrap_or_else(|e| panic!("rebuild: {e}"));
     let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
     assert_ne!(inode(&again), inode(namespace));
+    if matches!(&first.content, Content::Net { links, .. } if !links.is_empty()) {
+        let there = move_into_link_name_space;
+        let rest = || there(again.as_fd(), Some(LinkNameSpaceType::Network)).map(|()| at_rest()).unwrap();
+        std::thread::scope(|s| s.spawn(rest).join()).unwrap();
+    }
     first.finish(&again, proc().as_fd()).unwrap();
-    let (second, _) = collect(&place, "second", kind, &again).unwrap();
+    let (second, _) = collect(&place, "second", kind, &again).unwrap_or_else(|e| panic!("second: {e}"));
     assert_eq!(second, first);
     first.content
 }
@@ -207,10 +212,14 @@ fn networks_come_back() {
         set("ipv4/ip_default_ttl", "255");
         set("ipv4/conf/lo/rp_filter", "2");
     });
-    let Content::Net { loopback, settings } = law(Kind::Net, &namespace) else { panic!("another kind") };
-    assert!(loopback && settings.iter().any(|one| one.name.0 == b"net/ipv4/ip_default_ttl"), "{settings:?}");
+    let Content::Net { loopback, links, settings } = law(Kind::Net, &namespace) else { panic!("another kind") };
+    assert!(
+        loopback && links.is_empty() && settings.iter().any(|one| one.name.0 == b"net/ipv4/ip_default_ttl"),
+        "{settings:?}"
+    );
     let namespace = made(Kind::Net, Namespaces::NEWNET, || {});
-    assert_eq!(law(Kind::Net, &namespace), Content::Net { loopback: false, settings: Vec::new() });
+    let empty = Content::Net { loopback: false, links: links::Record::default(), settings: Vec::new() };
+    assert_eq!(law(Kind::Net, &namespace), empty);
 }
 
 #[test]
@@ -223,10 +232,132 @@ fn a_setting_of_another_kind_is_refused() {
     let (_, reader) = collect(&place, "any", Kind::Uts, &namespace).unwrap();
     for name in ["user/max_user_namespaces", "fs/mqueue/msg_max", "kernel/core_pattern"] {
         let setting = sysctl::Record { name: Bytes(name.as_bytes().to_vec()), value: Bytes(b"1".to_vec()) };
-        let record = Record { owner: None, content: Content::Net { loopback: false, settings: vec![setting] } };
+        let content = Content::Net { loopback: false, links: links::Record::default(), settings: vec![setting] };
+        let record = Record { owner: None, content };
         let said = record.rebuild(NsId(0), None, proc().as_fd(), &reader).unwrap_err().to_string();
         assert!(said.contains("no setting"), "{said}");
     }
+}
+
+/// Waits for what the kernel gives devices later: until no IPv6 address is tentative, and nothing has changed for two seconds.
+fn at_rest() {
+    let (begun, pause) = (std::time::Instant::now(), std::time::Duration::from_millis(100));
+    let is_tentative = |line: &str| {
+        let flags = line.split_whitespace().nth(4).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        flags.is_some_and(|flags| flags & 0x40 != 0)
+    };
+    // A name need not be UTF-8.
+    let read = |name| std::fs::read(format!("/proc/thread-self/net/{name}")).unwrap();
+    let look = || ["if_inet6", "ipv6_route"].map(|name| String::from_utf8_lossy(&read(name)).into_owned());
+    let (mut seen, mut quiet) = (look(), 0);
+    while quiet < 20 {
+        assert!(begun.elapsed().as_secs() < 60, "{seen:?}");
+        std::thread::sleep(pause);
+        let now = look();
+        let names = |text: &[String; 2]| text.iter().map(|text| text.lines().count()).collect::<Vec<_>>();
+        let same = names(&now) == names(&seen) && !now[0].lines().any(is_tentative);
+        (seen, quiet) = (now, if same { quiet + 1 } else { 0 });
+    }
+}
+
+#[test]
+fn devices_addresses_and_routes_come_back() {
+    use links::{Kind as Is, Link, Message};
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, recv, send, socket};
+    if !is_root() {
+        return;
+    }
+    let link = |index, name: &[u8], kind, last: u8, flags| Link {
+        index,
+        name: Bytes(name.to_vec()),
+        kind,
+        address: Bytes(vec![2, 0xff, 0, 0, 0, last]),
+        mtu: 1400 + u32::from(last),
+        queue: 500 + u32::from(last),
+        flags,
+    };
+    let message = |header: &[u8], attributes: &[(u16, &[u8])]| Message {
+        header: Bytes(header.to_vec()),
+        attributes: attributes.iter().map(|(number, value)| (*number, Bytes(value.to_vec()))).collect(),
+    };
+    // Family, prefix, flags, scope, index.
+    let address = |index: u32, prefix, own: &[u8]| {
+        let family = if own.len() == 4 { 2 } else { 10 };
+        let both = if family == 2 { vec![(1, own), (2, own)] } else { vec![(1, own)] };
+        message(&[&[family, prefix, 0, 0][..], &index.to_ne_bytes()].concat(), &both)
+    };
+    let six = |last: u8| [&[0xfd, 0xff][..], &[0; 13], &[last]].concat();
+    let route = |to: &[u8], prefix, attributes: &[(u16, &[u8])]| {
+        let family = if to.len() == 4 { 2 } else { 10 };
+        message(&[family, prefix, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0], &[&[(1, to)][..], attributes].concat())
+    };
+    let number = |n: u32| n.to_ne_bytes();
+    let mut record = links::Record {
+        links: vec![
+            link(77, b"d\xff.0", Is::Veth(78), 9, 1 | 0x1000),
+            link(78, b"end", Is::Veth(77), 9, 1 | 0x80 | 0x200),
+            link(6, b"down", Is::Veth(5), 2, 0x1000),
+            link(5, b"up", Is::Veth(6), 7, 1),
+            link(9, b"left", Is::Veth(8), 3, 1 | 0x1000),
+            link(8, b"right", Is::Veth(9), 4, 1 | 0x1000),
+            link(21, b"above", Is::Macvlan { on: 77, mode: 4 }, 6, 1 | 0x1000),
+        ],
+        addresses: vec![
+            address(1, 32, &[10, 9, 8, 7]),
+            address(1, 128, &six(9)),
+            address(77, 24, &[192, 0, 2, 1]),
+            address(77, 24, &[192, 0, 2, 2]),
+            address(9, 64, &six(1)),
+        ],
+        routes: vec![
+            route(&[198, 51, 100, 0], 24, &[(5, &[192, 0, 2, 254]), (6, &number(7)), (7, &[192, 0, 2, 2])]),
+            route(&[203, 0, 113, 0], 24, &[(4, &number(77))]),
+            route(&six(0), 120, &[(4, &number(9)), (6, &number(3))]),
+        ],
+    };
+    // Not every kernel has these.
+    let left = record.links[4].clone();
+    let more = [
+        link(30, b"dummy", Is::Dummy, 11, 1 | 0x80),
+        link(20, b"left.4094", Is::Vlan { on: 9, id: 4094, protocol: 0x0081 }, 2, 1 | 0x1000),
+    ];
+    for one in more {
+        let right = record.links[5].clone();
+        let alone = links::Record { links: vec![left.clone(), right, one.clone()], ..links::Record::default() };
+        made(Kind::Net, Namespaces::NEWNET, || {
+            if links::rebuild(&alone).is_ok() {
+                record.links.push(one);
+            } else {
+                eprintln!("skipped: this kernel has no {:?}", one.kind);
+            }
+        });
+    }
+    let namespace = made(Kind::Net, Namespaces::NEWNET, || {
+        loopback_up().unwrap();
+        links::rebuild(&record).unwrap_or_else(|e| panic!("{e}"));
+        std::fs::write("/proc/sys/net/ipv4/conf/left/rp_filter", "2").unwrap();
+        at_rest();
+    });
+    let Content::Net { links: found, settings, .. } = law(Kind::Net, &namespace) else { panic!("another kind") };
+    let names = |links: &[Link]| {
+        let mut names: Vec<_> = links.iter().map(|link| (link.index, link.kind, link.mtu, link.flags & 1)).collect();
+        names.sort_by_key(|link| link.0);
+        names
+    };
+    assert_eq!(names(&found.links), names(&record.links));
+    assert_eq!(found.routes.len(), 3, "{:?}", found.routes);
+    assert!(found.addresses.len() >= 5, "{:?}", found.addresses);
+    assert!(settings.iter().any(|one| one.name.0 == b"net/ipv4/conf/left/rp_filter"), "{settings:?}");
+    // What it does not know keeps its name.
+    let namespace = made(Kind::Net, Namespaces::NEWNET, || {
+        let kind = [&[16, 0, 18, 0, 11, 0, 1, 0][..], b"bridge\0\0"].concat();
+        let request = [&[56, 0, 0, 0, 16, 0, 5, 6][..], &[0; 24], &[8, 0, 3, 0], b"br9\0", &kind].concat();
+        let socket = socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
+        send(&socket, &request, SendFlags::empty()).unwrap();
+        recv(&socket, &mut [0; 512], RecvFlags::empty()).unwrap();
+    });
+    let said = collect(&Place::new(), "bridge", Kind::Net, &namespace).unwrap_err();
+    assert!(said.contains("br9: a network device that the container has made itself"), "{said}");
 }
 
 /// Makes it, has a child enter it, and reads it.

@@ -505,6 +505,27 @@ fn namespaces() -> Vec<Claim> {
             let path = file(f, "regular").replace("record/regular", "network");
             f.set(&path, number(0));
         }),
+        lie("a device without its other end", May::Damaged, |f, _| {
+            let link = map(&[
+                ("index", number(5)),
+                ("name", bytes("x")),
+                ("kind", map(&[("veth", number(9))])),
+                ("address", Value::Bytes(vec![2; 6])),
+                ("mtu", number(1500)),
+                ("queue", number(9)),
+                ("flags", number(1)),
+            ]);
+            f.list("container/links/links").push(link);
+        }),
+        lie("an address with what is none of it", May::Damaged, |f, _| {
+            let attribute = Value::Array(vec![number(77), Value::Bytes(vec![0; 4])]);
+            let address = [("header", Value::Bytes(vec![0; 8])), ("attributes", Value::Array(vec![attribute]))];
+            f.list("container/links/addresses").push(map(&address));
+        }),
+        lie("a route that is cut off", May::Damaged, |f, _| {
+            let route = [("header", Value::Bytes(vec![2; 4])), ("attributes", Value::Array(Vec::new()))];
+            f.list("container/links/routes").push(map(&route));
+        }),
         lie("names that belong to names", May::Damaged, |f, _| inside(f, &[uts(b"x"), uts_of(number(0), b"y")], &[0])),
         lie("names that belong to users", May::Contained, |f, _| {
             inside(f, &[users(Value::Null, 0, [0, 0, 1]), uts_of(number(0), b"y")], &[0, 1]);

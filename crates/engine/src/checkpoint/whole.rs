@@ -62,6 +62,7 @@ pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container
             now(rustix::time::ClockId::Boottime, offsets.boottime),
         ),
         root: view,
+        links: yendor_kinds::namespace::links::Record::default(),
         own_network,
         layers: Vec::new(),
         ipc: None,

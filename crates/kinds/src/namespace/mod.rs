@@ -2,6 +2,7 @@
 
 pub mod ipc;
 pub mod layer;
+pub mod links;
 pub mod mount;
 pub mod nested;
 pub mod network;

@@ -4,7 +4,7 @@
 //! joins it by setns(2) as soon as it is born, a user namespace when it gets its credentials. Mounts: see [`mount`]. A pid namespace is made
 //! with its pid 1, by clone3 with all ids that this one has; the others are born there.
 //! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces of other kinds, those that nobody lives in, sockets of a
-//! network that no process's first thread lives in, and what is in one and in no image: devices and addresses beside those of `lo` or changes of it, rules and filters,
+//! network that no process's first thread lives in, and what is in one and in no image: devices that `links` does not know, changes of `lo` itself, rules and filters,
 //! POSIX message queues. Of a network that was made before its users had ids nobody can say which tables of iptables it has: that refuses,
 //! unless `--allow-lost iptables` accepts the loss.
 
@@ -18,6 +18,7 @@ use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_task::{Nr, Script, args};
 
 use super::ipc::{self, Mapped, Scope};
+use super::links;
 use super::mount;
 use super::network::{Network, loopback_up};
 use super::sysctl::{self, Own};
@@ -63,10 +64,13 @@ pub enum Content {
         /// The pid namespace that it was made in, which comes before it in the list; none: the container's.
         parent: Option<NsId>,
     },
-    /// A network without devices of its own. Which sockets are in it they say themselves.
+    /// A network. Which sockets are in it they say themselves.
     Net {
         /// Whether `lo` is up.
         loopback: bool,
+        /// What it has beside.
+        #[serde(default)]
+        links: links::Record,
         /// Its settings that are not as in a new one: names below `net`.
         settings: Vec<sysctl::Record>,
     },
@@ -258,10 +262,11 @@ impl Record {
                 set(settings, proc, kind)?;
                 ipc::rebuild_of(objects, proc, (reader, Some(id)))
             }
-            Content::Net { loopback, settings } => {
+            Content::Net { loopback, links, settings } => {
                 if *loopback {
                     loopback_up()?;
                 }
+                links::rebuild(links)?;
                 set(settings, proc, kind)
             }
         }
@@ -322,19 +327,12 @@ fn set(settings: &[sysctl::Record], proc: BorrowedFd<'_>, kind: Kind) -> Result<
 fn network(proc: BorrowedFd<'_>) -> Result<Content> {
     let own = Kind::Net.own();
     let (now, devices, traffic) = (Network::here(proc)?, Traffic::devices()?, Traffic::look(proc)?);
+    let (links, loopback) = (links::look()?, links::loopback_is_up()?);
     let settings = sysctl::look(proc, own)?;
     let usual = sysctl::look_at_new(proc, own)?;
-    let (down, no_device, new) = (Network::here(proc)?, Traffic::devices()?, Traffic::look(proc)?);
-    traffic.as_new(&new)?;
-    let loopback = now != down;
-    if loopback {
-        loopback_up()?;
-        Network::here(proc)?.unchanged(&now)?;
-        devices.as_new(&Traffic::devices()?)?;
-    } else {
-        devices.as_new(&no_device)?;
-    }
-    Ok(Content::Net { loopback, settings: sysctl::changed(settings, &usual, proc)? })
+    traffic.as_new(&Traffic::look(proc)?)?;
+    links::again(&links, loopback, proc, (&now, &devices))?;
+    Ok(Content::Net { loopback, links, settings: sysctl::changed(settings, &usual, proc)? })
 }
 
 /// Refuses POSIX message queues in the calling thread's ipc namespace.

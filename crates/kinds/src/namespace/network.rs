@@ -1,7 +1,7 @@
 //! Devices, addresses and routes of a network, and whether its loopback is up.
 //! *Read from:* /proc/PID/net.
 //! *Made again by:* setting `lo` up by netlink (rtnetlink(7)); the kernel gives it its addresses and routes.
-//! *Lost:* the size of packets and the queue of `lo`. What a network has beside it is in no image and refuses the checkpoint.
+//! *Lost:* nothing. What a network has beside it: see `links`. A change of `lo` itself refuses the checkpoint.
 
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
@@ -79,38 +79,46 @@ impl Network {
 /// # Errors
 /// The kernel's.
 pub fn loopback_up() -> Result<()> {
+    const RTM_NEWLINK: u16 = 16;
+    const LO: i32 = 1;
+    const IFF_UP: u32 = 1;
+    // struct ifinfomsg: family and type 0, index, flags, mask.
+    let mut body = [0; 16];
+    body[4..8].copy_from_slice(&LO.to_ne_bytes());
+    body[8..12].copy_from_slice(&IFF_UP.to_ne_bytes());
+    body[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
+    tell(RTM_NEWLINK, 0, &body, "RTM_NEWLINK lo up")
+}
+
+/// Has the network that the calling thread is in do something (rtnetlink(7)).
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn tell(kind: u16, flags: u16, body: &[u8], what: &str) -> Result<()> {
+    const REQUEST_ACK: u16 = 1 | 4;
+    const HEAD: usize = 16;
     let socket =
         // Protocol 0 is NETLINK_ROUTE.
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
             .named("socket", || "AF_NETLINK, SOCK_RAW, NETLINK_ROUTE".into())?;
-    let shown = || "netlink, RTM_NEWLINK lo up".to_owned();
-    send(&socket, &request(), SendFlags::empty()).named("sendto", shown)?;
-    let mut answer = [0_u8; 256];
+    let shown = || format!("netlink, {what}");
+    // struct nlmsghdr: length, type, flags, sequence, port.
+    let mut request = Vec::with_capacity(HEAD + body.len());
+    request.extend_from_slice(&u32::try_from(HEAD + body.len()).unwrap_or(0).to_ne_bytes());
+    request.extend_from_slice(&kind.to_ne_bytes());
+    request.extend_from_slice(&(REQUEST_ACK | flags).to_ne_bytes());
+    request.extend_from_slice(&[0; 8]);
+    request.extend_from_slice(body);
+    send(&socket, &request, SendFlags::empty()).named("sendto", shown)?;
+    let mut answer = [0_u8; 4096];
     let (length, _) = recv(&socket, &mut answer, RecvFlags::empty()).named("recvfrom", shown)?;
-    // struct nlmsghdr (16 bytes), then struct nlmsgerr, whose first word is the negative errno.
+    // struct nlmsghdr, then struct nlmsgerr, whose first word is the negative errno.
     let errno = answer.get(16..length.min(20)).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
     match errno {
         Some(0) => Ok(()),
         Some(e) => Err(SysError::said("sendto", shown(), e.saturating_neg()).into()),
         None => Err(SysError::new("recvfrom", shown(), Errno::BADMSG).into()),
     }
-}
-
-fn request() -> [u8; 32] {
-    const RTM_NEWLINK: u16 = 16;
-    const REQUEST_ACK: u16 = 1 | 4;
-    const LO: i32 = 1;
-    const IFF_UP: u32 = 1;
-    let mut out = [0; 32];
-    // struct nlmsghdr: length, type, flags, sequence, port; struct ifinfomsg: family and type 0, index, flags, mask.
-    out[0..4].copy_from_slice(&32_u32.to_ne_bytes());
-    out[4..6].copy_from_slice(&RTM_NEWLINK.to_ne_bytes());
-    out[6..8].copy_from_slice(&REQUEST_ACK.to_ne_bytes());
-    out[8..12].copy_from_slice(&1_u32.to_ne_bytes());
-    out[20..24].copy_from_slice(&LO.to_ne_bytes());
-    out[24..28].copy_from_slice(&IFF_UP.to_ne_bytes());
-    out[28..32].copy_from_slice(&IFF_UP.to_ne_bytes());
-    out
 }
 
 #[cfg(test)]

@@ -102,7 +102,9 @@ pub fn limits(users: BorrowedFd<'_>, proc: BorrowedFd<'_>) -> Result<Vec<Record>
 pub fn changed(now: Values, new: &Values, proc: BorrowedFd<'_>) -> Result<Vec<Record>> {
     let mut out = Vec::new();
     for (name, value) in now {
-        if new.get(&name) == Some(&value) || !is_writable(proc, &name)? {
+        // A device that a new network does not have has what it has for new ones.
+        let usual = new.get(&name).or_else(|| new.get(&of_new_devices(&name)?));
+        if usual == Some(&value) || !is_writable(proc, &name)? {
             continue;
         }
         match value {
@@ -111,6 +113,15 @@ pub fn changed(now: Values, new: &Values, proc: BorrowedFd<'_>) -> Result<Vec<Re
         }
     }
     Ok(out)
+}
+
+/// The setting of devices to come, where this is that of a device; of its neighbours that of `lo`, as a network has none for those to come.
+fn of_new_devices(name: &str) -> Option<String> {
+    const PARTS: [&str; 4] = ["net/ipv4/conf/", "net/ipv6/conf/", "net/ipv4/neigh/", "net/ipv6/neigh/"];
+    let part = PARTS.iter().find(|part| name.starts_with(**part))?;
+    let (_, setting) = name.rsplit_once('/')?;
+    let other = if part.ends_with("neigh/") { "lo" } else { "default" };
+    Some(format!("{part}{other}/{setting}"))
 }
 
 /// All files of a directory in /proc/sys; none for one that nobody may read now.

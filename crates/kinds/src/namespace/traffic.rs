@@ -22,16 +22,16 @@ use crate::{Cause, Named, Result};
 pub struct Traffic(BTreeMap<(&'static str, Vec<u8>), String>);
 
 /// An object in a dump: what tells it from others, and its name; none for one that the kernel has made.
-type Take = fn(&[u8]) -> Option<(Vec<u8>, String)>;
+pub(super) type Take = fn(&[u8]) -> Option<(Vec<u8>, String)>;
 
 /// A question to the kernel: the netlink protocol, the type of the message, its body; what the answers' type is, what they are.
-struct Dump {
-    what: &'static str,
-    protocol: Option<Protocol>,
-    request: u16,
-    body: &'static [u8],
-    answer: u16,
-    take: Take,
+pub(super) struct Dump {
+    pub(super) what: &'static str,
+    pub(super) protocol: Option<Protocol>,
+    pub(super) request: u16,
+    pub(super) body: &'static [u8],
+    pub(super) answer: u16,
+    pub(super) take: Take,
 }
 
 const NFT: u16 = 10 << 8;
@@ -171,7 +171,7 @@ impl Traffic {
 }
 
 /// The bodies of all answers.
-fn dump(what: &Dump) -> Result<Vec<Vec<u8>>> {
+pub(super) fn dump(what: &Dump) -> Result<Vec<Vec<u8>>> {
     const HEAD: usize = 16;
     const REQUEST_DUMP: u16 = 0x301;
     let flags = SocketFlags::CLOEXEC;
@@ -234,7 +234,7 @@ fn answers(mut rest: &[u8], wanted: u16) -> std::result::Result<(Vec<Vec<u8>>, b
 }
 
 /// The first attribute of this sort after a header.
-fn attribute(message: &[u8], header: usize, wanted: u16) -> Option<&[u8]> {
+pub(super) fn attribute(message: &[u8], header: usize, wanted: u16) -> Option<&[u8]> {
     let mut rest = message.get(header..)?;
     while let Some(length) = half(rest, 0).map(usize::from) {
         let value = rest.get(4..length)?;
@@ -248,20 +248,29 @@ fn attribute(message: &[u8], header: usize, wanted: u16) -> Option<&[u8]> {
 
 /// struct ifaddrmsg, without the times at which it was made and changed.
 fn device_address(body: &[u8]) -> Option<(Vec<u8>, String)> {
-    // Beside these: label, broadcast address, flags.
+    // Beside these: label, broadcast address, priority; flags but for those of a look for others that have it.
     const ADDRESS: u16 = 1;
     const LOCAL: u16 = 2;
-    let (key, index) = (parts(body, 8, &[ADDRESS, LOCAL, 3, 4, 8])?, word(body, 4)?);
+    const FLAGS: u16 = 8;
+    const LOOKING: u32 = 0x40 | 4 | 2;
+    let (mut key, index) = (parts(body, 8, &[ADDRESS, LOCAL, 3, 4, 9])?, word(body, 4)?);
+    key[2] &= !LOOKING.to_ne_bytes()[0];
+    let flags = attribute(body, 8, FLAGS).and_then(|flags| word(flags, 0)).unwrap_or(0);
+    key.extend_from_slice(&(flags & !LOOKING).to_ne_bytes());
     let shown = address(attribute(body, 8, LOCAL).or_else(|| attribute(body, 8, ADDRESS)).unwrap_or_default());
     Some((key, format!("{shown}/{} of device {index}", body.get(1)?)))
 }
 
 /// struct ifinfomsg, and what can be set of any device.
 fn device(body: &[u8]) -> Option<(Vec<u8>, String)> {
-    // Beside these: address, length of its queue, alias, group, promiscuity.
+    // Beside these: address, length of its queue, alias, group, promiscuity, what it is, lies on, belongs to; another network that it leads to.
     const NAME: u16 = 3;
     const MTU: u16 = 4;
-    let key = parts(body, 16, &[NAME, MTU, 1, 13, 20, 27, 30])?;
+    /// `IFF_RUNNING`, `LOWER_UP`, `DORMANT`: the kernel's, and perhaps a little later.
+    const STATE: u32 = 0x40 | 0x1_0000 | 0x2_0000;
+    let mut key = parts(body, 16, &[NAME, MTU, 1, 13, 20, 27, 30, 18, 5, 10, 37])?;
+    let flags = word(body, 8)? & !STATE;
+    key[8..12].copy_from_slice(&flags.to_ne_bytes());
     let name = attribute(body, 16, NAME)?;
     let (name, mtu) = (name.strip_suffix(&[0]).unwrap_or(name), attribute(body, 16, MTU).and_then(|mtu| word(mtu, 0)));
     Some((key, format!("{}, of {} bytes", name.escape_ascii(), mtu.unwrap_or(0))))
@@ -367,11 +376,11 @@ fn address(bytes: &[u8]) -> String {
     four().or_else(six).map_or_else(|| format!("{bytes:?}"), |address| address.to_string())
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn half(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
