@@ -32,6 +32,7 @@ use crate::collect::rounds::{Plan, Rounds};
 use crate::collect::watch::Watch;
 use crate::collect::{Done, Rest, Spared, Twins, Why, collect, ipc, namespace};
 use crate::error::{At, Error, Result, Step, With};
+use crate::pager;
 use crate::setting::{self, Looking, Usual};
 use crate::shadow::Shadow;
 use crate::sign::Signer;
@@ -140,6 +141,10 @@ fn attempts(target: &Target, output: &Path, options: &Options) -> Result<Summary
     let proc = open_directory("/proc").at(Step::Freeze)?;
     refuse_old_kernel(&proc).at(Step::Freeze)?;
     raise_descriptor_limit();
+    if let Target::Container(_, directory) = target {
+        // What is missing must not be taken for zeros, nor what tells of it for the program's own.
+        pager::wait(directory, || options.watcher.tell(0));
+    }
     let reading = Instant::now();
     let mut before = Before::look(target, &proc, options, output)?;
     let read = us(reading);

@@ -12,6 +12,7 @@ use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
 use crate::exec;
+use crate::pager::{self, Filling};
 use crate::recorder::Recorder;
 use crate::shadow;
 
@@ -88,16 +89,21 @@ impl Door {
     }
 
     /// Serves until `end` can be read: lends the terminal, and writes to `log` what nobody else reads.
-    /// `recorder` answers tasks that restrict themselves.
+    /// `recorder` answers tasks that restrict themselves; memory may be on its way to them.
     pub fn serve(
         mut self,
         end: BorrowedFd<'_>,
-        console: Option<&Console>,
-        log: Option<&OwnedFd>,
+        (console, log): (Option<&Console>, Option<&OwnedFd>),
         mut recorder: Option<&mut Recorder>,
+        mut filling: Option<&mut Filling>,
     ) {
+        if let Some((recorder, filling)) = recorder.as_deref_mut().zip(filling.as_deref()) {
+            recorder.forks().filling(filling.pids());
+        }
+        filling.iter().for_each(|filling| filling.run());
         loop {
-            let ready = match self.wait(end, console.filter(|_| self.guests.is_empty()), recorder.as_deref()) {
+            let lent = console.filter(|_| self.guests.is_empty());
+            let ready = match self.wait(end, lent, recorder.as_deref(), filling.as_deref()) {
                 Ok(ready) => ready,
                 // Only our own arguments could be wrong: then nobody can attach, but the container goes on.
                 Err(_) => return,
@@ -105,14 +111,19 @@ impl Door {
             if ready.output {
                 drain(console, log);
             }
+            let filled = filling.as_deref_mut().filter(|_| ready.pager).and_then(Filling::hear);
             if let Some(recorder) = recorder.as_deref_mut() {
                 for index in &ready.calls {
                     recorder.serve(*index);
                 }
+                filled.into_iter().for_each(|pid| recorder.forks().filled(pid));
+                if let Some(filling) = filling.as_deref().filter(|_| !ready.calls.is_empty()) {
+                    recorder.forks().wanted().for_each(|pid| filling.first(pid));
+                }
                 recorder.hung_up(|index| ready.hung_up.contains(&index));
             }
             if ready.guest {
-                self.admit(console, recorder.as_deref_mut());
+                self.admit(console, recorder.as_deref_mut(), filling.as_deref());
             }
             self.guests.retain(is_open);
             if ready.end {
@@ -128,6 +139,7 @@ impl Door {
         end: BorrowedFd<'_>,
         console: Option<&Console>,
         recorder: Option<&Recorder>,
+        filling: Option<&Filling>,
     ) -> rustix::io::Result<Ready> {
         let mut fds = vec![
             PollFd::from_borrowed_fd(end, PollFlags::IN),
@@ -137,6 +149,9 @@ impl Door {
         let output = console.map(|c| PollFd::from_borrowed_fd(c.master.as_fd(), PollFlags::IN));
         let output_at = output.as_ref().map(|_| fds.len());
         fds.extend(output);
+        let pager = filling.and_then(Filling::socket).map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN));
+        let pager_at = pager.as_ref().map(|_| fds.len());
+        fds.extend(pager);
         let listeners_at = fds.len();
         fds.extend(recorder.iter().flat_map(|r| r.listeners()).map(|l| PollFd::from_borrowed_fd(l, PollFlags::IN)));
         loop {
@@ -155,13 +170,14 @@ impl Door {
             end: hit(&fds[0]),
             guest: hit(&fds[1]),
             output: output_at.is_some_and(|at| hit(&fds[at])),
+            pager: pager_at.is_some_and(|at| hit(&fds[at])),
             calls: listeners(PollFlags::IN),
             hung_up: listeners(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL),
         })
     }
 
     /// Lends the master to one who asks; whoever asks for something else, or for what is not there, gets nothing.
-    fn admit(&mut self, console: Option<&Console>, recorder: Option<&mut Recorder>) {
+    fn admit(&mut self, console: Option<&Console>, recorder: Option<&mut Recorder>, filling: Option<&Filling>) {
         let Ok((stream, _)) = self.listener.accept() else { return };
         // The directory is closed to others, and nobody may keep the keeper waiting.
         let limit = Some(Duration::from_millis(500));
@@ -185,6 +201,10 @@ impl Door {
                     self.held = shadow::receive(&stream);
                     let _ = (&stream).write_all(b"\n");
                 }
+                return;
+            }
+            (pager::FILLED, _) => {
+                let _ = writeln!(&stream, "{}", pager::answer(filling));
                 return;
             }
             (shadow::RELEASE, _) => {
@@ -216,6 +236,8 @@ struct Ready {
     end: bool,
     guest: bool,
     output: bool,
+    /// Who brings memory has something to say.
+    pager: bool,
     /// Listeners of the recorder with a call, and those that nobody can call any more.
     calls: Vec<usize>,
     hung_up: Vec<usize>,
@@ -271,7 +293,7 @@ mod tests {
         rustix::io::write(&console.slave, b"last words").expect("a line");
         let (end, ended) = rustix::pipe::pipe().expect("a pipe");
         rustix::io::write(&ended, b"x").expect("the end");
-        Door { listener, guests, held: Vec::new() }.serve(end.as_fd(), Some(&console), Some(&log.into()), None);
+        Door { listener, guests, held: Vec::new() }.serve(end.as_fd(), (Some(&console), Some(&log.into())), None, None);
         let text = std::fs::read(directory.join("log")).expect("the log");
         std::fs::remove_dir_all(&directory).expect("gone");
         (text, console)

@@ -118,7 +118,7 @@ pub fn confine(request: &Request, keeper: Option<Keeper>) -> Result<()> {
 
 /// Installs the recorder's filter and hands its listener to the keeper.
 fn listen(keeper: &Keeper, cookie: u64) -> std::result::Result<(), Cause> {
-    let program = recorder::filter(cookie);
+    let program = recorder::filter(cookie, false);
     let installed = seccomp::install_listener(recorder::flags(true), &program);
     let listener: OwnedFd = installed.or_else(|_| seccomp::install_listener(recorder::flags(false), &program))?;
     let fds = [listener.as_fd()];

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use yendor_image::{Digest, Watcher};
@@ -23,7 +24,7 @@ use crate::request::Request;
 use crate::sign::Trust;
 use crate::state::{self, Places, Status};
 use crate::who::Surroundings;
-pub use crate::wire::{Cloning, Memory, Spec, Startup, Stdio};
+pub use crate::wire::{Cloning, Lazy, Memory, Spec, Startup, Stdio};
 use crate::wire::{More, Report};
 
 /// A container to start.
@@ -47,6 +48,8 @@ pub struct Launch {
     pub watcher: Watcher,
     /// Whether it is one of several from one image.
     pub cloning: Option<Cloning>,
+    /// What lets memory of an image come later ([`crate::pager::device`]); none: all of it is there before anything runs.
+    pub lazy: Option<(Arc<OwnedFd>, Lazy)>,
 }
 
 /// What runs in a container.
@@ -80,11 +83,12 @@ impl Started {
     /// Waits for the end of the root task: its wait status.
     ///
     /// # Errors
-    /// The keeper died.
+    /// The keeper died; its memory could not be had.
     pub fn wait(self) -> Result<i32> {
         loop {
             match self.control.receive::<Report>().at(Step::Thaw)? {
                 Some((Report::Ended(status), _)) => return Ok(status),
+                Some((Report::Failed(failure), _)) => return Err(failure.into()),
                 Some(_) => {}
                 None => return Err(keeper_gone(Step::Thaw)),
             }
@@ -195,9 +199,11 @@ fn hand_over(
             None
         }
     };
+    let lazy = what.lazy.as_ref().map(|(device, _)| device.as_fd());
     let given = Given::new(handed, directory)?;
     let mut all: Vec<BorrowedFd<'_>> = claim.descriptors().into();
     all.extend(descriptors.iter().map(AsFd::as_fd));
+    all.extend(lazy);
     all.extend(given.descriptors());
     // Where the caller has set no limit, the host's holds.
     let request = Request { memory: granted.memory, pids: granted.pids, ..what.request.clone() };
@@ -212,6 +218,7 @@ fn hand_over(
         seal: if let Source::Image(_, seal) = what.source { seal } else { None },
         remove: what.remove,
         cloning: what.cloning,
+        lazy: what.lazy.as_ref().map(|(_, how)| *how),
         plain: plain.as_ref().map(|plain| (plain.descriptors().len(), plain.index())),
         window: window(),
     };

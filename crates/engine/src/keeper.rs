@@ -1,11 +1,14 @@
 //! The keeper: one small process per container, in its user namespace, parent of its pid 1. It makes the container, loads
 //! and rebuilds what runs in it, then waits and remembers how it ended.
 
+mod continued;
+mod received;
+
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
-use yendor_image::{Digest, FileId, Reader};
+use yendor_image::FileId;
 use yendor_kinds::file::external::Filled;
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Entry, Record, Workshop};
@@ -27,16 +30,20 @@ use crate::error::{At, Error, Result, Step, With};
 use crate::hole;
 use crate::label::Labels;
 use crate::layers;
-use crate::load::{Hashing, Loader, Plain};
+use crate::load::{Hashing, Loader};
 use crate::nested::Nested;
 pub use crate::outer::{Inherited, inherit};
-use crate::rebuild::{Image, Materials, Rebuilt, Running, rebuild};
+use crate::pager::{Filling, Waiting};
+use crate::rebuild::{Image, Later, Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
 use crate::request::{Net, Request, Root};
 use crate::setting;
 use crate::state::{self, Standard, State, Status};
 use crate::who::Surroundings;
-use crate::wire::{Failure, Memory, More, Report, Started, Startup, Stdio};
+use crate::wire::{Failure, Memory, Report, Started, Startup, Stdio};
+
+use continued::{check_seal, continue_clocks, set_names};
+use received::{receive_plain, receive_shared};
 
 /// Phases and how long they took.
 struct Clock {
@@ -109,6 +116,8 @@ struct Kept {
     remove: bool,
     /// Memory for others to share, until the front has it.
     shared: Option<OwnedFd>,
+    /// Memory that is on its way.
+    filling: Option<Filling>,
     /// Kept open: checkpoints compare with them, and reach the container's layer through them.
     _open: Vec<OwnedFd>,
 }
@@ -138,6 +147,7 @@ fn start(
     };
     let stdio = [next().at(Step::Contain)?, next().at(Step::Contain)?, next().at(Step::Contain)?];
     let image = if startup.spec.is_none() { Some(next().at(Step::Load)?) } else { None };
+    let device = startup.lazy.map(|_| next()).transpose().at(Step::Load)?;
     let mut labels = Labels::look(&startup.request, image.as_ref())?;
     let given = Given::received(&startup.request, &mut descriptors)?;
     // Now: later children are born into the container's pid namespace. It reads nothing before there is a container.
@@ -146,8 +156,14 @@ fn start(
     let given_memory = (memory == Some(Memory::Given)).then(|| receive_shared(control)).transpose().at(Step::Load)?;
     let start = |image: &OwnedFd| Loader::start(image.as_fd(), plain.as_ref(), &startup.trust);
     let loader = image.as_ref().map(start).transpose()?;
+    let waiting = match (&image, &device) {
+        (Some(image), Some(_)) if plain.is_none() => Some(Waiting::start(image.as_fd())?),
+        _ => None,
+    };
     let hashing = match &image {
-        Some(image) if plain.is_none() && memory != Some(Memory::Given) => Hashing::start(image.as_fd())?,
+        Some(image) if plain.is_none() && waiting.is_none() && memory != Some(Memory::Given) => {
+            Hashing::start(image.as_fd())?
+        }
         _ => None,
     };
     let mut contained = contain::prepare(&startup.request, &given, usher, cgroup)?;
@@ -215,8 +231,25 @@ fn start(
         (Some(Memory::Given), _, Some(fd)) => Some(Ark::given(fd, &snapshot).at(Step::Load)?),
         _ => None,
     };
-    let image = reader.as_ref().map(|reader| Image { reader, hashing: hashing.as_ref(), ark: ark.as_ref() });
-    let mut rebuilt = build(&snapshot, image, &startup.request, &mut labels, contained, &nested, (clocks, &outside))?;
+    // Outlives the tasks, also where this fails.
+    let later = match (device.zip(waiting), &reader) {
+        (Some((device, waiting)), Some(reader)) => {
+            Later::new(reader, device, waiting, startup.lazy.unwrap_or_default())?
+        }
+        _ => None,
+    };
+    let image = reader.as_ref().map(|reader| {
+        let (hashing, ark, later) = (hashing.as_ref(), ark.as_ref(), later.as_ref());
+        Image { reader, hashing, ark, later }
+    });
+    let built = build(&snapshot, image, &startup.request, &mut labels, contained, &nested, (clocks, &outside));
+    let mut rebuilt = built.map_err(|e| later.as_ref().and_then(Later::failure).unwrap_or(e))?;
+    if let Some((later, reader)) = later.as_ref().zip(reader.as_ref()) {
+        later.compare(&snapshot, reader)?;
+    }
+    if startup.lazy.is_some() && !later.as_ref().is_some_and(Later::is_filling) {
+        rebuilt.notes.push(Later::WHY_NOT.into());
+    }
     if let Some((hashing, reader)) = hashing.zip(reader.as_ref()) {
         // Tasks have read what must be right before they run.
         hashing.compare(reader.manifest())?;
@@ -265,28 +298,11 @@ fn start(
             log,
             remove: startup.remove,
             shared: ark.filter(|_| memory == Some(Memory::Made)).map(Ark::into_descriptor),
+            filling: later.and_then(Later::into_filling),
             _open: open,
         },
         started,
     ))
-}
-
-/// What is in the files of an encrypted or compressed image, from the front.
-fn receive_plain(control: &Control, (count, records): (usize, Option<usize>)) -> std::result::Result<Plain, Cause> {
-    let mut files = Vec::new();
-    while files.len() < count {
-        match control.receive::<More>()? {
-            Some((More, more)) if !more.is_empty() => files.extend(more),
-            _ => break,
-        }
-    }
-    Plain::received(files, records)
-}
-
-/// Memory that another keeper has made.
-fn receive_shared(control: &Control) -> std::result::Result<OwnedFd, Cause> {
-    let more = control.receive::<More>()?.and_then(|(More, more)| more.into_iter().next());
-    more.ok_or_else(|| SysError::new("recvmsg", "a descriptor is missing", rustix::io::Errno::BADMSG).into())
 }
 
 fn tell(pid: i32, signal: i32) -> std::result::Result<(), SysError> {
@@ -347,41 +363,6 @@ fn build(
     Ok(rebuilt)
 }
 
-/// The caller chose the container's surroundings for an image that it looked at: it must be that one still.
-fn check_seal(reader: &Reader, wanted: Option<Digest>) -> std::result::Result<(), Cause> {
-    let Some(wanted) = wanted else { return Ok(()) };
-    if reader.seal()? == wanted { Ok(()) } else { Err(Cause::corrupt("it was changed while it was being restored")) }
-}
-
-/// The names that the image's tasks knew, unless the caller wants another.
-fn set_names(startup: &Startup, snapshot: &Snapshot) -> std::result::Result<(), Cause> {
-    let container = &snapshot.container;
-    if startup.request.hostname.is_none() {
-        let name = &container.hostname;
-        rustix::system::sethostname(&name.0).named("sethostname", || name.to_string())?;
-    }
-    let name = &container.domainname;
-    rustix::system::setdomainname(&name.0).named("setdomainname", || name.to_string())?;
-    Ok(())
-}
-
-/// The container's clocks go on from where they stood.
-fn continue_clocks(contained: &mut Contained, (monotonic, boottime): (u64, u64)) -> Clocks {
-    use rustix::time::{ClockId, Timespec, clock_gettime};
-    let distance = |saved: u64, clock| -> i128 {
-        let now = clock_gettime(clock);
-        i128::from(saved) - (i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec))
-    };
-    let time = |ns: i128| Timespec {
-        tv_sec: i64::try_from(ns.div_euclid(1_000_000_000)).unwrap_or(0),
-        tv_nsec: i64::try_from(ns.rem_euclid(1_000_000_000)).unwrap_or(0),
-    };
-    let (monotonic, boottime) = (distance(monotonic, ClockId::Monotonic), distance(boottime, ClockId::Boottime));
-    contained.set_time_offsets(time(monotonic), time(boottime));
-    let ahead = |ns: i128| i64::try_from(ns).unwrap_or(0);
-    Clocks { monotonic: ahead(monotonic), boottime: ahead(boottime) }
-}
-
 /// Start time of this process, as /proc shows it.
 fn own_start(contained: &Contained) -> std::result::Result<u64, Cause> {
     use std::os::fd::AsFd as _;
@@ -410,6 +391,7 @@ fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generati
         mounts: Vec::new(),
         network: None,
         filters: 0,
+        failure: None,
         generation,
         cgroups: Vec::new(),
     }
@@ -436,9 +418,16 @@ impl Kept {
         let init = rustix::process::Pid::from_raw(self.running.init);
         let end = init.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()).ok());
         if let (Some(door), Some(end)) = (self.door.take(), end) {
-            door.serve(end.as_fd(), self.console.as_ref(), Some(&self.log), self.recorder.as_mut());
+            let terminal = (self.console.as_ref(), Some(&self.log));
+            door.serve(end.as_fd(), terminal, self.recorder.as_mut(), self.filling.as_mut());
         }
-        let status = self.running.wait().ok().flatten().unwrap_or(SIGKILL);
+        let mut status = self.running.wait().ok().flatten().unwrap_or(SIGKILL);
+        let failure = self.filling.as_mut().and_then(Filling::failure);
+        if let Some(failure) = &failure {
+            // As an exit code.
+            status = i32::from(Error::from(failure.clone()).exit_code()) << 8;
+        }
+        self.state.failure.clone_from(&failure);
         self.state.status = if self.is_checkpointed() { Status::Checkpointed } else { Status::Exited(status) };
         // Empty now.
         drop(self.running.cgroup.take());
@@ -449,7 +438,7 @@ impl Kept {
             // What cannot be removed stays to be seen by `ps -a`, and `rm` says why.
             let _ = crate::state::remove_open(&self.directory, &self.state.name);
         }
-        let _ = control.send(&Report::Ended(status), &[]);
+        let _ = control.send(&failure.map_or(Report::Ended(status), Report::Failed), &[]);
     }
 
     /// Whether somebody holds the lock that says so; what one has left who died before does not count.

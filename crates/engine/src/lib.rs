@@ -23,6 +23,7 @@ mod layers;
 pub mod load;
 mod nested;
 mod outer;
+pub mod pager;
 pub mod rebuild;
 mod recorder;
 pub mod request;

@@ -214,7 +214,11 @@ pub fn window(at: u64, end: u64) -> u64 {
     ((at / WINDOW + 1) * WINDOW).min(end)
 }
 
-fn ask(container: &Path, verb: &str) -> Result<UnixStream, Cause> {
+/// A word to the keeper of a container.
+///
+/// # Errors
+/// It is gone.
+pub(crate) fn ask(container: &Path, verb: &str) -> Result<UnixStream, Cause> {
     let failed = |call: &'static str| move |e: std::io::Error| SysError::io(call, "control.sock", &e);
     let mut stream = UnixStream::connect(container.join("control.sock")).map_err(failed("connect"))?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(failed("setsockopt"))?;

@@ -20,6 +20,7 @@ use yendor_sys::SysError;
 use crate::collect::namespace::Mount;
 use crate::error::{At, Error, Step};
 use crate::request::Request;
+pub use crate::wire::Failure;
 
 /// The file of a container's directory that holds its [`State`].
 pub const FILE: &str = "state.json";
@@ -80,6 +81,9 @@ pub struct State {
     pub filters: u32,
     /// How many checkpoints lie behind it: 0 for a new one, else the image's.
     pub generation: u64,
+    /// Why it was ended by what runs it, if it was.
+    #[serde(default)]
+    pub failure: Option<Failure>,
     /// The cgroups that were made for it. Its keeper removes them; who removes a container that has lost its keeper does.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,

@@ -37,6 +37,15 @@ pub struct Startup {
     pub remove: bool,
     /// Whether it is one of several from one image.
     pub cloning: Option<Cloning>,
+    /// Whether memory may come later; the device for that follows the image's directory.
+    pub lazy: Option<Lazy>,
+}
+
+/// How memory comes later.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lazy {
+    /// How many bytes of it come in a second without being touched, as long as nobody waits for all; none: as many as can.
+    pub rate: Option<u64>,
 }
 
 /// One of several containers from one image.

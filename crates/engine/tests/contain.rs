@@ -232,6 +232,7 @@ fn startup(request: Request, words: [&str; 3]) -> Startup {
         window: None,
         remove: false,
         cloning: None,
+        lazy: None,
     }
 }
 

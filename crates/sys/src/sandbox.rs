@@ -7,6 +7,7 @@ use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::namespace::{self, Namespaces};
+use crate::userfault::missing;
 use crate::wait::{self, Event};
 use crate::{Errno, Result, SysError};
 
@@ -106,6 +107,28 @@ pub fn give_up_everything(user_namespace: bool) -> Result<()> {
         // Where it is refused there is nothing more to give up.
         let _ = namespace::unshare(Namespaces::NEWUSER);
     }
+    give_up_capabilities()?;
+    let nothing = Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(Resource::Nofile, nothing).map_err(|e| SysError::new("setrlimit", "0", e))?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| SysError::new("prctl", "PR_SET_PDEATHSIG", e))?;
+    filter(&program(&[]))
+}
+
+/// The same for one that serves missing pages ([`crate::userfault::missing`]) when it has received what it needs for that. It keeps
+/// its ids, by which it may end the process of a pidfd, and it lives on when its parent dies: who waits for pages must not go on
+/// without them.
+///
+/// # Errors
+/// What was refused; the caller must then end.
+pub fn give_up_all_but_paging() -> Result<()> {
+    rustix::thread::set_name(c"yendor-pager").map_err(|e| SysError::new("prctl", "PR_SET_NAME", e))?;
+    give_up_capabilities()?;
+    filter(&program(&PAGING))
+}
+
+/// And the right to gain any.
+fn give_up_capabilities() -> Result<()> {
     let number = |n: u32| CapabilitySet::from_bits_retain(1_u64 << n);
     for capability in (0..64).map(number) {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -119,13 +142,10 @@ pub fn give_up_everything(user_namespace: bool) -> Result<()> {
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
     rustix::thread::set_capabilities(None, sets).map_err(|e| SysError::new("capset", "no capability", e))?;
     let nothing = Rlimit { current: Some(0), maximum: Some(0) };
-    for resource in [Resource::Core, Resource::Nofile, Resource::Nproc] {
+    for resource in [Resource::Core, Resource::Nproc] {
         rustix::process::setrlimit(resource, nothing).map_err(|e| SysError::new("setrlimit", "0", e))?;
     }
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|e| SysError::new("prctl", "PR_SET_PDEATHSIG", e))?;
-    rustix::thread::set_no_new_privs(true).map_err(|e| SysError::new("prctl", "PR_SET_NO_NEW_PRIVS", e))?;
-    filter()
+    rustix::thread::set_no_new_privs(true).map_err(|e| SysError::new("prctl", "PR_SET_NO_NEW_PRIVS", e))
 }
 
 /// Where the ids exist and may be taken; where not, the process stays who it is.
@@ -171,6 +191,17 @@ const ALLOWED: [i64; 21] = [
     libc::SYS_exit_group,
 ];
 
+/// What a pager needs beside them.
+const PAGING: [i64; 7] = [
+    libc::SYS_recvmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_pidfd_send_signal,
+];
+
 fn statement(code: u32, k: u32) -> libc::sock_filter {
     libc::sock_filter { code: u16::try_from(code).unwrap_or(0), jt: 0, jf: 0, k }
 }
@@ -180,21 +211,42 @@ fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 }
 
 /// The program (seccomp(2); `struct seccomp_data`: nr at 0, arch at 4, arguments from 16, eight bytes each).
-fn program() -> Vec<libc::sock_filter> {
+fn program(also: &[i64]) -> Vec<libc::sock_filter> {
     const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     const ANY: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
     const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
     const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
     const PROT_EXEC: u32 = 4;
+    const ARGUMENT_1: u32 = 16 + 8;
+    const F_GETFD: u64 = 1;
     const ARGUMENT_2: u32 = 16 + 2 * 8;
     const ARGUMENT_4: u32 = 16 + 4 * 8;
     let number = |call: i64| u32::try_from(call).unwrap_or(u32::MAX);
     let (allow, kill) =
         (|| statement(RETURN, libc::SECCOMP_RET_ALLOW), || statement(RETURN, libc::SECCOMP_RET_KILL_PROCESS));
     let mut out = vec![statement(LOAD, 4), jump(EQUAL, AUDIT_ARCH_X86_64, 1, 0), kill(), statement(LOAD, 0)];
-    for call in ALLOWED {
-        out.extend([jump(EQUAL, number(call), 0, 1), allow()]);
+    for call in ALLOWED.iter().chain(also) {
+        out.extend([jump(EQUAL, number(*call), 0, 1), allow()]);
+    }
+    if !also.is_empty() {
+        // Pages may be put in their place; nothing else is asked of a device.
+        let request = |request: u64| u32::try_from(request).unwrap_or(0);
+        out.extend([
+            jump(EQUAL, number(libc::SYS_ioctl), 0, 6),
+            statement(LOAD, ARGUMENT_1),
+            jump(EQUAL, request(missing::UFFDIO_COPY), 2, 0),
+            jump(EQUAL, request(missing::UFFDIO_ZEROPAGE), 1, 0),
+            jump(EQUAL, request(missing::UFFDIO_WAKE), 0, 1),
+            allow(),
+            kill(),
+            // What the standard library asks before it closes a descriptor, where it checks itself: is it open?
+            jump(EQUAL, number(libc::SYS_fcntl), 0, 4),
+            statement(LOAD, ARGUMENT_1),
+            jump(EQUAL, request(F_GETFD), 0, 1),
+            allow(),
+            kill(),
+        ]);
     }
     // Memory, but none that can be executed.
     out.extend([
@@ -217,8 +269,8 @@ fn program() -> Vec<libc::sock_filter> {
     out
 }
 
-fn filter() -> Result<()> {
-    let mut program = program();
+fn filter(program: &[libc::sock_filter]) -> Result<()> {
+    let mut program = program.to_vec();
     let length = u16::try_from(program.len()).map_err(|_| SysError::new("seccomp", "program", Errno::TOOBIG))?;
     let description = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
     // SAFETY: the description and the program outlive the call; the kernel copies them.
@@ -241,6 +293,29 @@ mod tests {
             body()
         });
         copy.unwrap().wait().unwrap()
+    }
+
+    #[test]
+    fn a_pager_puts_pages_and_nothing_else() {
+        let ends = |body: fn() -> i32| {
+            let (_keep, write) = rustix::pipe::pipe().unwrap();
+            let copy = fork(&[write.as_fd()], || if give_up_all_but_paging().is_err() { 99 } else { body() });
+            copy.unwrap().wait().unwrap()
+        };
+        assert_eq!(ends(|| 7), Event::Exited(7));
+        fn allowed() -> i32 {
+            let requests = [missing::UFFDIO_COPY, missing::UFFDIO_ZEROPAGE, missing::UFFDIO_WAKE];
+            requests.iter().map(|r| i32::from(raw(libc::SYS_ioctl, [-1, r.cast_signed(), 0, 0, 0, 0]) < 0)).sum()
+        }
+        assert_eq!(ends(allowed), Event::Exited(3));
+        fn register() -> i32 {
+            i32::from(raw(libc::SYS_ioctl, [-1, 0xc020_aa00, 0, 0, 0, 0]) < 0)
+        }
+        assert_eq!(ends(register), Event::Killed(libc::SIGSYS));
+        fn open() -> i32 {
+            i32::from(raw(libc::SYS_openat, [0; 6]) < 0)
+        }
+        assert_eq!(ends(open), Event::Killed(libc::SIGSYS));
     }
 
     fn raw(number: i64, arguments: [i64; 6]) -> i64 {

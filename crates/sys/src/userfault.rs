@@ -1,5 +1,7 @@
-//! userfaultfd(2), for nothing but asynchronous write protection (Documentation/admin-guide/mm/userfaultfd.rst, Linux 6.7): a
-//! write to a protected page clears a mark that [`crate::pagemap`] sees, and goes on. No fault ever waits for anybody.
+//! userfaultfd(2), for asynchronous write protection (Documentation/admin-guide/mm/userfaultfd.rst, Linux 6.7): a
+//! write to a protected page clears a mark that [`crate::pagemap`] sees, and goes on. No fault waits for anybody; those that do are in [`missing`].
+
+pub mod missing;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 

@@ -108,6 +108,9 @@ const TAKE_IMAGE: Step = Step::Do(yendor(&["checkpoint", "{name}", "-o", "{dir}/
 const CHECKPOINT: Run = yendor(&["checkpoint", "{name}", "-o", "{dir}/image", "--leave-running", "--json"]);
 const RESTORE: Run = yendor(&["restore", "{dir}/image", "--name", "{name}", "-d", "--json"]);
 
+/// It is let go on before its restore ends: all that it waits for from then on is memory that it touches.
+const LAZY: Run = yendor(&["restore", "{dir}/image", "--name", "{name}", "-d", "--lazy", "--json"]);
+
 const TREE: &str = "i=1; while [ $i -lt 1000 ]; do sleep 1000000 & i=$((i+1)); done; echo ready; wait";
 const SMALL: Step =
     Step::Do(yendor(&["run", "-d", "--name", "{name}", "--", "sh", "-c", "echo ready; sleep 1000000; :"]));
@@ -452,6 +455,17 @@ pub(super) const ROWS: &[Row] = &[
         after: &[REMOVE],
         yardstick: POPULATE_READ,
         teardown: &[DROP_IMAGE, Step::Remove("{dir}/yardstick")],
+        rounds: 5,
+        cpus: Cpus::All,
+    },
+    Row {
+        name: "lazy restore: first instruction of a 4 GiB task",
+        setup: &[FOUR_GIBIBYTES, READY, TAKE_IMAGE, REMOVE],
+        before: &[],
+        subject: Sample { run: LAZY, readings: &[at_most("it runs", TOTAL, 30)] },
+        after: &[REMOVE],
+        yardstick: UNSHARE,
+        teardown: &[REMOVE, DROP_IMAGE],
         rounds: 5,
         cpus: Cpus::All,
     },

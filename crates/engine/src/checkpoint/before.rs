@@ -89,8 +89,10 @@ pub(super) fn leave(
             others.extend(pages);
             continue;
         };
-        let (own, other): (Vec<PageRun>, Vec<PageRun>) = pages.iter().partition(|run| lies_in(run, &ranges));
-        others.extend(other);
+        let (own, other): (Vec<_>, Vec<_>) =
+            pages.iter().flat_map(|run| parts(*run, &ranges)).partition(|(own, _)| *own);
+        let own = own.into_iter().map(|(_, run)| run).collect();
+        others.extend(other.into_iter().map(|(_, run)| run));
         let identity = tracked.identity;
         processes.push((Process { pid, identity, ranges, runs: own }, tracked.into_fault()));
     }
@@ -105,10 +107,42 @@ pub(super) fn leave(
     Ok(many)
 }
 
-/// Whether a run lies in one of these ranges, all of it. No run crosses from one area into the next.
-fn lies_in(run: &PageRun, ranges: &[(u64, u64)]) -> bool {
+/// The parts of a run, in order, and whether each lies in one of these ranges. A run can be of two mappings that are one area of the
+/// image, of which only one was tracked.
+fn parts(run: PageRun, ranges: &[(u64, u64)]) -> Vec<(bool, PageRun)> {
     let Addr(start) = run.addr;
     let end = start.saturating_add(run.pages.saturating_mul(PAGE_BYTES));
-    let at = ranges.partition_point(|(_, to)| *to <= start);
-    ranges.get(at).is_some_and(|(from, to)| *from <= start && end <= *to)
+    let (mut at, mut out) = (start, Vec::new());
+    while at < end {
+        let range = ranges.get(ranges.partition_point(|(_, to)| *to <= at));
+        let (inside, to) = match range {
+            Some((from, to)) if *from <= at => (true, *to),
+            Some((from, _)) => (false, *from),
+            None => (false, end),
+        };
+        let to = to.min(end);
+        let offset = run.offset.saturating_add(at - start);
+        out.push((inside, PageRun { addr: Addr(at), pages: (to - at) / PAGE_BYTES, offset, ..run }));
+        at = to;
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_cut_where_what_was_tracked_ends() {
+        const P: u64 = PAGE_BYTES;
+        let run = |addr, pages, offset| PageRun { addr: Addr(addr * P), pages, file: 3, offset: offset * P };
+        let ranges = [(10 * P, 20 * P), (20 * P, 22 * P), (30 * P, 40 * P)];
+        let all = parts(run(5, 30, 100), &ranges);
+        let wanted =
+            [(false, 5, 5, 100), (true, 10, 10, 105), (true, 20, 2, 115), (false, 22, 8, 117), (true, 30, 5, 125)];
+        assert_eq!(all, wanted.map(|(inside, addr, pages, offset)| (inside, run(addr, pages, offset))));
+        assert_eq!(parts(run(12, 3, 0), &ranges), [(true, run(12, 3, 0))]);
+        assert_eq!(parts(run(50, 3, 0), &ranges), [(false, run(50, 3, 0))]);
+        assert_eq!(parts(run(50, 3, 0), &[]), [(false, run(50, 3, 0))]);
+    }
 }

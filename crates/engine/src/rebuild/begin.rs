@@ -38,7 +38,7 @@ pub fn begin(site: &Site<'_>, b: &Birth, helper: i32, tasks: &mut Tasks) -> Resu
     script.call_wanting(Nr::PWRITE64, args![site.last_pid, bytes(before.as_bytes()), before.len(), 0], want);
     site.run(&tasks[&INIT], &script).at(Step::Rebuild)?;
     let mut script = Script::new();
-    birth::clone_as(&[INIT], b.pid, (CLONE_PARENT_NEWPID, 0), &mut script);
+    birth::clone_as(site, &[INIT], b.pid, (CLONE_PARENT_NEWPID, 0), &mut script);
     site.run(&own, &script).at(Step::Rebuild)?;
     settle(site, b.pid, tasks)?;
     let group = b.begins.and_then(|begins| begins.group).map_or(0, |group| site.levels.seen(b.creator, group));

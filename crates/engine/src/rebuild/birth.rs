@@ -75,7 +75,7 @@ fn by(
     let own_record = plan.births.iter().find(|b| b.pid == creator).and_then(|b| alive(site, b));
     if let Some(own_record) = own_record.filter(|_| children.iter().any(|b| inherits(site, b))) {
         // Children that still share its memory are born when it has it.
-        memories.fill(site, &own, creator, own_record).at(Step::Rebuild)?;
+        memories.fill(site, &own, (creator, own_record), false).at(Step::Rebuild)?;
     }
     // So are threads; those that need not wait for later.
     let others = own_record.and_then(|a| a.threads.get(1..)).unwrap_or_default().iter();
@@ -191,11 +191,11 @@ pub fn be_born(site: &Site<'_>, b: &Birth, script: &mut Script) {
 
 /// A clone call for a task with the id `pid`, and those that it has in nested pid namespaces.
 fn clone(site: &Site<'_>, (pid, creator): (i32, i32), (flags, exit_signal): (u64, u64), script: &mut Script) {
-    clone_as(&site.levels.all(pid), site.levels.seen(creator, pid), (flags, exit_signal), script);
+    clone_as(site, &site.levels.all(pid), site.levels.seen(creator, pid), (flags, exit_signal), script);
 }
 
 /// The same with these ids, innermost first; `seen`: what the creator is told.
-pub fn clone_as(ids: &[i32], seen: i32, (flags, exit_signal): (u64, u64), script: &mut Script) {
+pub fn clone_as(site: &Site<'_>, ids: &[i32], seen: i32, (flags, exit_signal): (u64, u64), script: &mut Script) {
     let set_tid_size = ids.len() as u64;
     let args = CloneArgs { flags: flags | CLONE_PTRACE, exit_signal, set_tid_size, ..CloneArgs::default() };
     let bytes = args.to_bytes();
@@ -204,7 +204,10 @@ pub fn clone_as(ids: &[i32], seen: i32, (flags, exit_signal): (u64, u64), script
     // set_tid is the ninth word.
     let args = Memory { bytes, pointers: vec![(64, ids)], ..Memory::default() };
     let want = Want::Exactly(u64::from(seen.unsigned_abs()));
-    script.call_wanting(Nr::CLONE3, [Arg::from(args), Arg::from(len)], want);
+    // The filter lets ours pass.
+    let cookie = Arg::from(site.confine.cookie);
+    let none = || Arg::from(0);
+    script.call_wanting(Nr::CLONE3, [Arg::from(args), Arg::from(len), none(), none(), none(), cookie], want);
 }
 
 /// Waits for tasks that were just cloned: their id inside and as we see it.

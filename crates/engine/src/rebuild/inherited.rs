@@ -85,7 +85,7 @@ pub fn open_pages(
     held: &mut Vec<OwnedFd>,
 ) -> Result<BTreeMap<u16, i32>> {
     let mut out = BTreeMap::new();
-    let Some(Image { reader, hashing, ark }) = image else { return Ok(out) };
+    let Some(Image { reader, hashing, ark, later }) = image else { return Ok(out) };
     // Who has made shared memory of these files has compared them, too; only objects are still read from there.
     if ark.is_some_and(Ark::is_given) && snapshot.objects.iter().all(|object| object.pages.is_empty()) {
         return Ok(out);
@@ -95,7 +95,7 @@ pub fn open_pages(
         if !reader.has(&name) {
             break;
         }
-        if !hashing.is_some_and(|h| h.covers(&name)) {
+        if !hashing.is_some_and(|h| h.covers(&name)) && !later.is_some_and(|l| l.covers(number)) {
             reader.verify(&name).at(Step::Load)?;
         }
         let (file, _) = reader.open_file(&name).at(Step::Load)?;

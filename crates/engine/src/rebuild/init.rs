@@ -91,7 +91,7 @@ fn forget_program(site: &Site<'_>, script: &mut Script) -> Result<()> {
 pub fn record(site: &Site<'_>, init: &Task, notes: &mut Vec<String>) -> Result<Option<OwnedFd>> {
     let listening = |killable| {
         let mut script = Script::new();
-        recorder::install(site.confine.cookie, killable, &mut script);
+        recorder::install((site.confine.cookie, site.later.is_some()), killable, &mut script);
         let number = site.run(init, &script)?.first().map_or(-1, |d| d.returned);
         let fd = descriptor_of(init.tid, i32::try_from(number).unwrap_or(-1))?;
         let mut script = Script::new();

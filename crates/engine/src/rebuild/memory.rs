@@ -9,7 +9,10 @@ use yendor_kinds::{Cause, Result};
 use yendor_task::script::Want;
 use yendor_task::{Nr, Script, args};
 
+use super::birth::{self, Tasks};
+use super::plan::Plan;
 use super::{PARKING, Site, Task};
+use crate::error::{At, Step, With};
 
 /// Which tasks have their memory, and whose memory those have that do not.
 #[derive(Debug, Default)]
@@ -31,11 +34,32 @@ impl Memories {
         }
     }
 
-    /// Gives a task its memory, once; the next script of the task finds it there.
+    /// Gives all tasks the memory that they have not, side by side: copying it is most of what they do themselves.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    pub fn fill_all(&mut self, site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> crate::Result<()> {
+        for birth in &plan.births {
+            if let Some(alive) = birth::alive(site, birth) {
+                let filled = self.fill(site, &tasks[&birth.pid], (birth.pid, alive), true);
+                filled.at(Step::Rebuild).task(birth.pid)?;
+            }
+        }
+        site.later.map_or(Ok(()), |later| later.arm(site, tasks, init))
+    }
+
+    /// Gives a task its memory, once; the next script of the task finds it there, and what comes later is missing until the task
+    /// is watched. `may_be_later`: nobody is born as a copy of it.
     ///
     /// # Errors
     /// The kernel's, or `Corrupt` for areas that contradict each other.
-    pub fn fill(&mut self, site: &Site<'_>, task: &Task, pid: i32, alive: &Alive) -> Result<()> {
+    pub fn fill(
+        &mut self,
+        site: &Site<'_>,
+        task: &Task,
+        (pid, alive): (i32, &Alive),
+        may_be_later: bool,
+    ) -> Result<()> {
         if !self.filled.insert(pid) {
             return Ok(());
         }
@@ -64,7 +88,8 @@ impl Memories {
         if memory.inherits.is_none() {
             place_vdso(site, memory, &mut script)?;
         }
-        fill_areas(site, (pid, memory), &kept, &mut script)?;
+        let later = site.later.filter(|_| may_be_later).map(|later| later.choose(pid, memory)).unwrap_or_default();
+        fill_areas(site, (pid, memory), (&kept, &later), &mut script)?;
         let inherited_exe = memory.inherits.is_some() && origin.is_some_and(|o| o.layout.exe == memory.layout.exe);
         let exe = match memory.layout.exe.filter(|_| !inherited_exe) {
             Some(id) => Some(*site.files.get(&id).ok_or_else(|| Cause::corrupt(format!("no file {id}")))?),
@@ -95,10 +120,15 @@ fn check(site: &Site<'_>, memory: &Record) -> Result<()> {
     memory.pages.iter().try_for_each(|run| check_run(memory, run))
 }
 
-fn check_run(memory: &Record, run: &PageRun) -> Result<()> {
+/// The area that a run begins in.
+pub(super) fn area_of<'m>(memory: &'m Record, run: &PageRun) -> Option<&'m vma::Record> {
     let after = memory.areas.partition_point(|a| a.start.0 <= run.addr.0);
-    let area = after.checked_sub(1).and_then(|i| memory.areas.get(i));
-    let inside = area.is_some_and(|a| run.end().is_some_and(|end| end <= a.end) && !a.shared && !a.is_kernel());
+    memory.areas.get(after.checked_sub(1)?)
+}
+
+fn check_run(memory: &Record, run: &PageRun) -> Result<()> {
+    let inside =
+        area_of(memory, run).is_some_and(|a| run.end().is_some_and(|end| end <= a.end) && !a.shared && !a.is_kernel());
     if inside { Ok(()) } else { Err(Cause::corrupt(format!("pages at {} outside private memory", run.addr))) }
 }
 
@@ -129,12 +159,18 @@ fn forget(site: &Site<'_>, origin: &Record, script: &mut Script) {
     }
 }
 
-/// Maps, fills, protects. `kept`: areas that are there already, with their protection.
-fn fill_areas(site: &Site<'_>, (pid, memory): (i32, &Record), kept: &[(u64, u32)], script: &mut Script) -> Result<()> {
+/// Maps, fills, protects. `kept`: areas that are there already, with their protection; `later`: those that are filled later.
+fn fill_areas(
+    site: &Site<'_>,
+    (pid, memory): (i32, &Record),
+    (kept, later): (&[(u64, u32)], &BTreeSet<u64>),
+    script: &mut Script,
+) -> Result<()> {
+    let is_written = |area: &vma::Record| is_written(memory, area) && !later.contains(&area.start.0);
     let shared = |area: &vma::Record| site.ark.and_then(|(ark, fd)| Some((ark.area(pid, area)?, fd)));
     let there = |area: &vma::Record| kept.iter().find(|(start, _)| *start == area.start.0).map(|(_, p)| *p);
     for area in memory.areas.iter().filter(|a| !a.is_kernel()) {
-        let written = is_written(memory, area);
+        let written = is_written(area);
         match there(area) {
             Some(protection) if written && protection & PROT_READ_WRITE != PROT_READ_WRITE => {
                 script.call(Nr::MPROTECT, args![area.start.0, area.len(), protection | PROT_READ_WRITE]);
@@ -159,14 +195,18 @@ fn fill_areas(site: &Site<'_>, (pid, memory): (i32, &Record), kept: &[(u64, u32)
             }
             continue;
         }
+        if area_of(memory, run).is_some_and(|area| later.contains(&area.start.0)) {
+            continue;
+        }
+        site.later.into_iter().for_each(|later| later.reads(run));
         let fd = *site.pages.get(&run.file).ok_or_else(|| Cause::corrupt(format!("no pages file {}", run.file)))?;
         pages::rebuild(run, fd, script);
     }
     for area in memory.areas.iter().filter(|a| !a.is_kernel()) {
         match there(area) {
-            None => area.protect(is_written(memory, area), script),
+            None => area.protect(is_written(area), script),
             Some(protection) => {
-                if protection != area.protection || is_written(memory, area) {
+                if protection != area.protection || is_written(area) {
                     script.call(Nr::MPROTECT, args![area.start.0, area.len(), area.protection]);
                 }
                 area.guard(script);

@@ -15,6 +15,7 @@ mod filter;
 mod inherited;
 mod init;
 mod late;
+mod later;
 mod levels;
 mod memory;
 mod mounts;
@@ -45,6 +46,7 @@ use yendor_task::{Arena, Script};
 
 use self::domain::Domains;
 use self::inherited::{finish, lift, make_files, make_objects, open_pages, own_places};
+pub use self::later::Later;
 use self::levels::Levels;
 use self::memory::Memories;
 use self::mounts::Promised;
@@ -93,6 +95,8 @@ pub struct Image<'a> {
     pub hashing: Option<&'a Hashing>,
     /// Memory of processes that several containers share.
     pub ark: Option<&'a Ark>,
+    /// Memory of processes that comes later.
+    pub later: Option<&'a Later>,
 }
 
 /// A stub that became, or becomes, a task of the image.
@@ -132,6 +136,8 @@ struct Site<'a> {
     pages: BTreeMap<u16, i32>,
     /// And of memory that is shared instead.
     ark: Option<(&'a Ark, i32)>,
+    /// Memory that comes later.
+    later: Option<&'a Later>,
     /// Where the vdso waits: kind of area and address.
     parked: Vec<(Backing, u64, u64)>,
     /// What a stub has of each: not set again.
@@ -261,6 +267,8 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let ark = image.and_then(|image| image.ark);
     let ark = ark.map(|ark| Ok::<_, crate::Error>((ark, lift(ark.descriptor(), above, &mut held).at(Step::Rebuild)?)));
     let ark = ark.transpose()?;
+    let later = image.and_then(|image| image.later);
+    later.map_or(Ok(()), |later| later.lift(above, &mut held))?;
     let helpers = plan.births.iter().filter(|b| b.begins.is_some_and(|begins| begins.helper.is_some())).count();
     let slots = 1 + plan.births.len() + helpers + threads(snapshot);
     let len = Arena::size(slots, SLOT).next_multiple_of(PAGE);
@@ -305,6 +313,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         objects,
         pages,
         ark,
+        later,
         parked: Vec::new(),
         now,
         confine,
@@ -319,6 +328,10 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         contained.finish()?;
         let init = init::start(&mut site, init)?;
         let listener = init::record(&site, &init, &mut notes)?;
+        if listener.is_none() {
+            // Nobody would hear of copies.
+            later.into_iter().for_each(Later::forgo);
+        }
         site.confine.allow()?;
         site.confine.everybody(|script| site.run(&init, script).map(drop))?;
         let mounts = promised.keep(&mut site, (&init, nested), image, (&mut workshop, labels), above)?;

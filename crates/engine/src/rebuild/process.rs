@@ -54,14 +54,7 @@ pub fn all(
     let mut living = Vec::new();
     let mut building = Vec::new();
     dismiss(site, plan, tasks, init)?;
-    // Side by side: copying memory is most of what tasks do themselves.
-    for birth in &plan.births {
-        let Some(record) = birth.record.and_then(|i| site.snapshot.processes.get(i)) else { continue };
-        if let State::Alive(alive) = &record.state {
-            let filled = memories.fill(site, &tasks[&birth.pid], birth.pid, alive);
-            filled.at(Step::Rebuild).task(birth.pid)?;
-        }
-    }
+    memories.fill_all(site, plan, tasks, init)?;
     for birth in &plan.births {
         let Some(record) = birth.record.and_then(|i| site.snapshot.processes.get(i)) else { continue };
         let task = &tasks[&birth.pid];

@@ -11,6 +11,7 @@
 //!
 //! The container ends with its keeper, so nobody waits for an answer that cannot come.
 
+mod forks;
 pub mod log;
 mod rulesets;
 
@@ -32,6 +33,7 @@ use yendor_task::{Arg, Memory, Nr, Script, args};
 use crate::collect::watch::identity;
 use crate::rebuild::{Ready, Rebuilt};
 
+pub use self::forks::Forks;
 use self::log::{Event, Line, Log, What};
 use self::rulesets::Rulesets;
 
@@ -59,12 +61,13 @@ mod nr {
     pub const RESTRICT_SELF: u32 = 446;
 }
 
-/// The filter that leaves the calls to a listener.
+/// The filter that leaves the calls to a listener. `forks`: those that copy a process's memory, too.
 #[must_use]
-pub fn filter(cookie: u64) -> Vec<u8> {
+pub fn filter(cookie: u64, forks: bool) -> Vec<u8> {
     let i = |code, jt, jf, k| Instruction { code, jt, jf, k };
     let half = |v: u64| u32::try_from(v & 0xffff_ffff).unwrap_or(0);
-    to_bytes(&[
+    let mut program = if forks { forks::filter(cookie) } else { Vec::new() };
+    program.extend(to_bytes(&[
         i(op::LD_ABS, 0, 0, 4),
         i(op::JEQ, 0, 11, ARCH),
         i(op::LD_ABS, 0, 0, 0),
@@ -88,12 +91,13 @@ pub fn filter(cookie: u64) -> Vec<u8> {
         i(op::RET, 0, 0, action::ERRNO | 38),
         i(op::RET, 0, 0, action::USER_NOTIF),
         i(op::RET, 0, 0, action::ALLOW),
-    ])
+    ]));
+    program
 }
 
 /// The call that installs it; returns the listener.
-pub fn install(cookie: u64, killable: bool, script: &mut Script) {
-    let program = filter(cookie);
+pub fn install((cookie, forks): (u64, bool), killable: bool, script: &mut Script) {
+    let program = filter(cookie, forks);
     let mut header = vec![0; 16];
     header[..2].copy_from_slice(&u16::try_from(program.len() / 8).unwrap_or(0).to_ne_bytes());
     let program = Memory { bytes: program, ..Memory::default() };
@@ -122,6 +126,7 @@ pub struct Recorder {
     next_domain: u32,
     /// Threads with something in the log that were alive when we last looked: id, birth, process.
     alive: Vec<(i32, u64, i32)>,
+    forks: Forks,
 }
 
 /// More than so many threads are not looked for at every event, but for those of the caller's process.
@@ -140,7 +145,12 @@ impl Recorder {
     /// Listens and writes into the log. `domains`: ids that are taken; `alive`: threads that are in the log.
     pub fn new(listener: OwnedFd, proc: OwnedFd, log: Log, domains: u32, alive: Vec<(i32, u64, i32)>) -> Recorder {
         let (listeners, rulesets) = (vec![listener], Rulesets::default());
-        Recorder { listeners, proc, log, rulesets, next_domain: domains, alive }
+        Recorder { listeners, proc, log, rulesets, next_domain: domains, alive, forks: Forks::default() }
+    }
+
+    /// Who must not be copied yet, and who waits for that.
+    pub fn forks(&mut self) -> &mut Forks {
+        &mut self.forks
     }
 
     /// One more listener.
@@ -169,6 +179,10 @@ impl Recorder {
         // An answer that does not arrive: the caller is gone.
         let _ = match self.judge(&notice) {
             Ok(Reply::Say(say)) => answer(&listener, notice.id, say),
+            Ok(Reply::Wait(pid)) => {
+                self.forks.wait(pid, listener, notice.id);
+                Ok(())
+            }
             Ok(Reply::Give(index)) => match self.rulesets.fd(index) {
                 Some(fd) => answer_with(&listener, notice.id, fd)
                     .or_else(|e| answer(&listener, notice.id, Answer::Error(e.errno))),
@@ -183,6 +197,13 @@ impl Recorder {
         let [a, b, c, d, ..] = notice.args;
         let low = |v: u64| v & 0xffff_ffff;
         match notice.nr {
+            nr if forks::is_fork(nr) => {
+                if forks::shares_memory(notice) {
+                    return Ok(Reply::Say(Answer::Continue));
+                }
+                let pid = self.caller(notice.tid).map_or(0, |caller| caller.pid);
+                Ok(if self.forks.must_wait(pid) { Reply::Wait(pid) } else { Reply::Say(Answer::Continue) })
+            }
             nr::SECCOMP if low(a) == SET_MODE_FILTER => self.filter(notice, low(b), c),
             nr::PRCTL if b == MODE_FILTER => self.filter(notice, 0, c),
             nr::CREATE_RULESET if low(c) == 0 => self.create(notice, a, b),
@@ -351,6 +372,8 @@ enum Reply {
     Say(Answer),
     /// This ruleset is its result.
     Give(usize),
+    /// Not before this process has all of its memory.
+    Wait(i32),
 }
 
 /// A descriptor in a register.
@@ -424,7 +447,7 @@ mod tests {
     #[test]
     fn the_filter_takes_exactly_the_calls_that_are_recorded() {
         let cookie = 0x1234_5678_9abc_def0;
-        let filter = program(&filter(cookie)).unwrap();
+        let filter = program(&filter(cookie, false)).unwrap();
         let ask = |arch, nr, first: u64, sixth: u64| {
             let args = [Some(first), None, None, None, None, Some(sixth)];
             verdict([filter.as_slice()], &Call { nr, arch, ip: None, args }).unwrap()

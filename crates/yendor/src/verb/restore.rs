@@ -2,14 +2,16 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use yendor_engine::admit;
 use yendor_engine::ark;
 use yendor_engine::bundle::Bundle;
 use yendor_engine::claim;
-use yendor_engine::front::{Cloning, Memory, Source};
+use yendor_engine::front::{Cloning, Lazy, Memory, Source};
 use yendor_engine::load::{self, Glance, Seen};
+use yendor_engine::pager;
 use yendor_engine::request::{Net, Root};
 use yendor_engine::sign::{Trust, key_line};
 use yendor_engine::state::Places;
@@ -23,14 +25,14 @@ use crate::reference::{self, Image, Reference};
 use crate::verb::clone::Clones;
 use crate::verb::guard::GuardOptions;
 use crate::verb::start::{self, Start};
-use crate::{name, print};
+use crate::{name, parse, print};
 
 /// Let an image run on in a new container
 ///
 /// Without -d it stays in the foreground, forwards signals, and exits with the container's status.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  yendor restore web -d\n  yendor restore ./web.image --name web2 --pidfile web2.pid -d\n  yendor restore web -d --count 20 --on-resume 'reseed'\n  yendor restore web -d --identity ~/.config/age/key.txt"
+    after_help = "Example:\n  yendor restore web -d\n  yendor restore ./web.image --name web2 --pidfile web2.pid -d\n  yendor restore web -d --count 20 --on-resume 'reseed'\n  yendor restore web -d --identity ~/.config/age/key.txt\n  yendor restore web -d --lazy"
 )]
 pub struct Restore {
     /// A path with a '/', or NAME or NAME@N of the store
@@ -50,6 +52,12 @@ pub struct Restore {
     verify: Vec<String>,
     #[command(flatten)]
     identities: Identities,
+    /// Let it run at once: memory comes when it is touched, and all of it soon
+    #[arg(long, conflicts_with = "count")]
+    lazy: bool,
+    /// With --lazy: how much comes in a second without being touched (64M); 0: nothing before it is waited for
+    #[arg(long, value_name = "BYTES", value_parser = parse::size_or_none, requires = "lazy")]
+    lazy_rate: Option<u64>,
     #[command(flatten)]
     clones: Clones,
     /// Print the summary as JSON (to standard error in the foreground: standard output is the container's)
@@ -60,6 +68,12 @@ pub struct Restore {
 impl Restore {
     /// Runs it.
     pub fn run(self) -> Outcome {
+        // With the caller's own rights, before there is anything else.
+        let lazy = self.lazy.then(pager::device).transpose().unwrap_or_else(|why| {
+            print::note(&format!("note: --lazy: all memory is filled before anything runs: {why}"));
+            None
+        });
+        let lazy = lazy.map(|device| (Arc::new(device), Lazy { rate: self.lazy_rate }));
         let places = Places::from_environment()?;
         let image = reference::resolve(&places, &self.image)?;
         let keys: Vec<String> = self.verify.iter().map(|key| public_key(key)).collect::<Result<_, _>>()?;
@@ -98,6 +112,7 @@ impl Restore {
                     done: "restored",
                     cloning: Some(*cloning),
                     shared,
+                    lazy: None,
                 })
             };
             let filtered = self.options.request(own.clone(), bundle.as_ref(), root.clone(), net)?.policy.seccomp;
@@ -120,6 +135,7 @@ impl Restore {
             done: "restored",
             cloning: None,
             shared: None,
+            lazy,
         }
         .go(places);
         aside.settle();

@@ -101,6 +101,7 @@ impl Run {
             done: "started",
             cloning: None,
             shared: None,
+            lazy: None,
         }
         .go(places)
     }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -9,7 +10,7 @@ use rustix::io::Errno;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use serde_json::{Value, json};
 use yendor_engine::claim;
-use yendor_engine::front::{Cloning, Launch, Source, Started, Stdio, launch};
+use yendor_engine::front::{Cloning, Launch, Lazy, Source, Started, Stdio, launch};
 use yendor_engine::load::Plain;
 use yendor_engine::request::Request;
 use yendor_engine::state::Places;
@@ -50,6 +51,8 @@ pub struct Start {
     pub cloning: Option<Cloning>,
     /// The memory that it is given then.
     pub shared: Option<OwnedFd>,
+    /// What lets its memory come later.
+    pub lazy: Option<(Arc<OwnedFd>, Lazy)>,
 }
 
 impl Start {
@@ -77,6 +80,7 @@ impl Start {
             remove: self.remove && self.detach,
             watcher: progress::watcher(&format!("starting {name}"), false),
             cloning: self.cloning,
+            lazy: self.lazy,
         };
         let hidden = if self.detach { Some(Hidden::hide()?) } else { None };
         let launched = launch(&what, self.plain, self.shared.as_ref());

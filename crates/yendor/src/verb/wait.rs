@@ -30,6 +30,9 @@ pub fn status(places: &Places, name: &str) -> Outcome {
         }
         found = container::find(places, name)?;
     }
+    if let Some(failure) = found.state.failure {
+        return Err(yendor_engine::Error::from(failure).into());
+    }
     match found.now() {
         Now::Exited(status) => Ok(container::exit_code(status)),
         Now::Checkpointed => Err(Failure::Failed(format!("container {name} was checkpointed: it has no status"))),

@@ -1,0 +1,44 @@
+//! What goes on in a restored container from where the image has it: that it is that image, its names, its clocks.
+
+use yendor_image::{Digest, Reader};
+use yendor_kinds::file::timerfd::Clocks;
+use yendor_kinds::snapshot::Snapshot;
+use yendor_kinds::{Cause, Named};
+
+use crate::contain::Contained;
+use crate::wire::Startup;
+
+/// The caller chose the container's surroundings for an image that it looked at: it must be that one still.
+pub(super) fn check_seal(reader: &Reader, wanted: Option<Digest>) -> std::result::Result<(), Cause> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    if reader.seal()? == wanted { Ok(()) } else { Err(Cause::corrupt("it was changed while it was being restored")) }
+}
+
+/// The names that the image's tasks knew, unless the caller wants another.
+pub(super) fn set_names(startup: &Startup, snapshot: &Snapshot) -> std::result::Result<(), Cause> {
+    let container = &snapshot.container;
+    if startup.request.hostname.is_none() {
+        let name = &container.hostname;
+        rustix::system::sethostname(&name.0).named("sethostname", || name.to_string())?;
+    }
+    let name = &container.domainname;
+    rustix::system::setdomainname(&name.0).named("setdomainname", || name.to_string())?;
+    Ok(())
+}
+
+/// The container's clocks go on from where they stood.
+pub(super) fn continue_clocks(contained: &mut Contained, (monotonic, boottime): (u64, u64)) -> Clocks {
+    use rustix::time::{ClockId, Timespec, clock_gettime};
+    let distance = |saved: u64, clock| -> i128 {
+        let now = clock_gettime(clock);
+        i128::from(saved) - (i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec))
+    };
+    let time = |ns: i128| Timespec {
+        tv_sec: i64::try_from(ns.div_euclid(1_000_000_000)).unwrap_or(0),
+        tv_nsec: i64::try_from(ns.rem_euclid(1_000_000_000)).unwrap_or(0),
+    };
+    let (monotonic, boottime) = (distance(monotonic, ClockId::Monotonic), distance(boottime, ClockId::Boottime));
+    contained.set_time_offsets(time(monotonic), time(boottime));
+    let ahead = |ns: i128| i64::try_from(ns).unwrap_or(0);
+    Clocks { monotonic: ahead(monotonic), boottime: ahead(boottime) }
+}

@@ -1,0 +1,147 @@
+//! Processes whose memory is on its way are not copied before it is there: the kernel tells nobody but the host's root of a copy
+//! whose memory misses what its origin's does (`UFFD_FEATURE_EVENT_FORK`; docs/adr/0018).
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+
+use yendor_policy::seccomp::bpf::op;
+use yendor_policy::seccomp::{ARCH, Instruction, action, to_bytes};
+use yendor_sys::seccomp::{Answer, Notice, answer};
+use yendor_sys::vm;
+
+use super::X32;
+
+const CLONE_VM: u32 = 0x100;
+
+const CLONE: u32 = 56;
+const FORK: u32 = 57;
+const CLONE3: u32 = 435;
+/// Of i386; clone3 is the same.
+const FORK_386: u32 = 2;
+const CLONE_386: u32 = 120;
+
+/// Whether a call that came to the listener is one of these.
+pub(super) fn is_fork(nr: u32) -> bool {
+    [CLONE, FORK, CLONE3, FORK_386, CLONE_386].contains(&(nr & !X32))
+}
+
+/// Whether it makes a thread, or another task with the same memory. A program whose other thread changes what clone3 is told after that
+/// deceives itself.
+pub(super) fn shares_memory(notice: &Notice) -> bool {
+    let [first, ..] = notice.args;
+    let flags = match notice.nr & !X32 {
+        CLONE3 => {
+            let mut word = [0; 8];
+            vm::read_exact(notice.tid, first, &mut word).map_or(0, |()| u64::from_ne_bytes(word))
+        }
+        CLONE | CLONE_386 => first,
+        _ => 0,
+    };
+    flags & u64::from(CLONE_VM) != 0
+}
+
+/// What comes before the rest of the filter. A copy that shares the memory (vfork, threads by clone) is none; what clone3 makes is in
+/// memory, where a filter does not look.
+pub(super) fn filter(cookie: u64) -> Vec<u8> {
+    let i = |code, jt, jf, k| Instruction { code, jt, jf, k };
+    let half = |v: u64| u32::try_from(v & 0xffff_ffff).unwrap_or(0);
+    to_bytes(&[
+        i(op::LD_ABS, 0, 0, 4),
+        i(op::JEQ, 0, 8, ARCH),
+        i(op::LD_ABS, 0, 0, 0),
+        i(op::AND, 0, 0, !X32),
+        i(op::JEQ, 9, 0, CLONE3),
+        i(op::JEQ, 8, 0, FORK),
+        i(op::JEQ, 0, 13, CLONE),
+        i(op::LD_ABS, 0, 0, 16),
+        i(op::AND, 0, 0, CLONE_VM),
+        i(op::JEQ, 4, 10, 0),
+        // 10: i386.
+        i(op::LD_ABS, 0, 0, 0),
+        i(op::JEQ, 6, 0, FORK_386),
+        i(op::JEQ, 5, 0, CLONE_386),
+        i(op::JEQ, 4, 6, CLONE3),
+        // 14: ours?
+        i(op::LD_ABS, 0, 0, 56),
+        i(op::JEQ, 0, 2, half(cookie)),
+        i(op::LD_ABS, 0, 0, 60),
+        i(op::JEQ, 1, 0, half(cookie >> 32)),
+        i(op::RET, 0, 0, action::USER_NOTIF),
+        i(op::RET, 0, 0, action::ALLOW),
+    ])
+}
+
+/// Who must wait, and who does.
+#[derive(Debug, Default)]
+pub struct Forks {
+    filling: BTreeSet<i32>,
+    waiting: Vec<(i32, OwnedFd, u64)>,
+}
+
+impl Forks {
+    /// Memory of these processes is on its way.
+    pub fn filling(&mut self, pids: impl Iterator<Item = i32>) {
+        self.filling = pids.collect();
+    }
+
+    pub(super) fn must_wait(&self, pid: i32) -> bool {
+        self.filling.contains(&pid)
+    }
+
+    pub(super) fn wait(&mut self, pid: i32, listener: OwnedFd, id: u64) {
+        self.waiting.push((pid, listener, id));
+    }
+
+    /// Processes of which somebody waits for a copy.
+    pub fn wanted(&self) -> impl Iterator<Item = i32> {
+        self.waiting.iter().map(|(pid, ..)| *pid)
+    }
+
+    /// All memory of a process is there.
+    pub fn filled(&mut self, pid: i32) {
+        self.filling.remove(&pid);
+        let (ready, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|(whose, ..)| *whose == pid);
+        self.waiting = waiting;
+        let ready: Vec<(i32, OwnedFd, u64)> = ready;
+        for (_, listener, id) in ready {
+            // An answer that does not arrive: the caller is gone.
+            let _ = answer(&listener, id, Answer::Continue);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use yendor_policy::seccomp::{Call, program, verdict};
+
+    #[test]
+    fn exactly_what_copies_memory_is_told_of_and_the_rest_is_as_without() {
+        const I386: u32 = 0x4000_0003;
+        let cookie = 0x1234_5678_9abc_def0;
+        let [with, without] = [true, false].map(|forks| program(&super::super::filter(cookie, forks)).unwrap());
+        let ask = |filter: &[_], arch, nr, first: u64, sixth: u64| {
+            let args = [Some(first), None, None, None, None, Some(sixth)];
+            verdict([filter], &Call { nr, arch, ip: None, args }).unwrap()
+        };
+        for (arch, bit) in [(ARCH, 0), (ARCH, X32), (I386, 0)] {
+            for call in 0..600 {
+                for first in [0, 17, 22, 0x100, 0x3d_0f00] {
+                    let nr = call | bit;
+                    let copies = match arch {
+                        I386 => [2, 120, 435].contains(&call),
+                        _ => [57, 435].contains(&call) || call == 56 && first & 0x100 == 0,
+                    };
+                    let wanted = if copies { action::USER_NOTIF } else { ask(&without, arch, nr, first, 0) };
+                    assert_eq!(ask(&with, arch, nr, first, 0), wanted, "{arch:x} {nr:x} {first:x}");
+                    assert!(!copies || is_fork(nr));
+                    if arch == ARCH {
+                        assert_eq!(ask(&with, arch, nr, first, cookie), ask(&without, arch, nr, first, cookie));
+                    }
+                }
+            }
+        }
+        assert_eq!(ask(&with, ARCH, 57, 0, cookie & 0xffff_ffff), action::USER_NOTIF);
+        assert_eq!(ask(&with, ARCH, 57, 0, cookie >> 32 << 32), action::USER_NOTIF);
+    }
+}
