@@ -73,3 +73,23 @@ pub fn write_all(pid: i32, addr: u64, buf: &[u8]) -> Result<()> {
     }
     Ok(())
 }
+
+/// Writes `buf` to several ranges, each an address and a length, one after the other with one call. At most [`RANGES`] of them, of as
+/// many bytes as `buf` has.
+///
+/// # Errors
+/// As [`write_all`]; a short write is `EFAULT`.
+pub fn write_ranges(pid: i32, ranges: &[(u64, usize)], buf: &[u8]) -> Result<()> {
+    let remote: Vec<libc::iovec> =
+        ranges.iter().map(|(at, len)| libc::iovec { iov_base: *at as *mut libc::c_void, iov_len: *len }).collect();
+    let local = libc::iovec { iov_base: buf.as_ptr().cast_mut().cast(), iov_len: buf.len() };
+    // SAFETY: `local` describes `buf`, which is only read; `remote` belongs to another task.
+    let n =
+        unsafe { libc::process_vm_writev(pid, &raw const local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0) };
+    let what = || format!("{pid}, {} ranges", ranges.len());
+    match usize::try_from(n) {
+        Err(_) => Err(SysError::last("process_vm_writev", what())),
+        Ok(n) if n < buf.len() => Err(SysError::new("process_vm_writev", what(), rustix::io::Errno::FAULT)),
+        Ok(_) => Ok(()),
+    }
+}

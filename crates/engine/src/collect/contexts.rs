@@ -66,15 +66,21 @@ fn one(
 ) -> Result<Option<Record>> {
     let (at, len) = (smap.map.start, smap.map.len());
     loop {
+        // What another Yendor may have left when it was killed would be taken for requests of this attempt.
+        aio::mend(tid, at, len)?;
         let ring = Ring::read(tid, at, len)?;
         let unread = ring.events(tid)?;
         let counted = borrowed.run(0, &ring.count(&unread, asked, cpus, own));
-        let ours = aio::mend(tid, at, len)?;
+        let mended = aio::mend(tid, at, len)?;
         match counted {
-            Ok(_) => return Record::collect(smap, &ring, unread),
+            Ok(_) => return Record::collect(smap, &ring, mended.unread),
+            // What was in flight has ended since.
+            Err(RunError::Call { .. }) if mended.in_flight(&ring, cpus) == 0 => {
+                return Record::collect(smap, &ring, mended.unread);
+            }
             Err(RunError::Call { .. }) if Instant::now() < until => std::thread::sleep(PAUSE),
             Err(RunError::Call { .. }) => {
-                let count = aio::in_flight(&ring, cpus, ours);
+                let count = mended.in_flight(&ring, cpus);
                 let what = format!("asynchronous I/O (io_setup) with {count} requests that do not end");
                 return Err(Cause::unsupported(format!("mapping {at:x}-{:x}: {what}", smap.map.end)));
             }

@@ -1,5 +1,5 @@
 //! eventfd(2).
-//! *Read from:* fdinfo.
+//! *Read from:* fdinfo, once more when all tasks have been asked.
 //! *Made again by:* eventfd2, then a write of the counter.
 //! *Lost:* nothing.
 
@@ -9,7 +9,7 @@ use rustix::event::EventfdFlags;
 use serde::{Deserialize, Serialize};
 use yendor_proc::fdinfo::Detail;
 
-use super::{Entry, FileKind, Gather, Seen, Workshop};
+use super::{Entry, FileId, FileKind, Gather, Seen, Workshop};
 use crate::{Cause, Named, Result};
 
 /// An eventfd.
@@ -30,18 +30,7 @@ impl FileKind for Record {
     }
 
     fn collect(seen: &Seen, _gather: &mut Gather<'_>) -> Result<Self> {
-        let Detail::Eventfd(info) = &seen.info.detail else {
-            return Err(Cause::unsupported(format!("{}: no eventfd", seen.link)));
-        };
-        let Some(semaphore) = info.semaphore else {
-            return Err(Cause::unsupported(
-                "an eventfd of a kernel that does not tell about EFD_SEMAPHORE (before 6.5)",
-            ));
-        };
-        if info.count == u64::MAX {
-            return Err(Cause::unsupported("an eventfd that overflowed"));
-        }
-        Ok(Record { count: info.count, semaphore })
+        Record::read(&seen.info.detail)
     }
 
     fn rebuild(&self, _entry: &Entry, _workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
@@ -54,4 +43,35 @@ impl FileKind for Record {
         }
         Ok(fd)
     }
+}
+
+impl Record {
+    fn read(detail: &Detail) -> Result<Record> {
+        let Detail::Eventfd(info) = detail else {
+            return Err(Cause::unsupported("an eventfd that is none"));
+        };
+        let Some(semaphore) = info.semaphore else {
+            return Err(Cause::unsupported(
+                "an eventfd of a kernel that does not tell about EFD_SEMAPHORE (before 6.5)",
+            ));
+        };
+        if info.count == u64::MAX {
+            return Err(Cause::unsupported("an eventfd that overflowed"));
+        }
+        Ok(Record { count: info.count, semaphore })
+    }
+}
+
+/// Reads the counters again: a request of asynchronous I/O may have told one of its end since, before its task was asked.
+///
+/// # Errors
+/// The kernel's.
+pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
+    let is_one = |entry: &&Entry| matches!(entry.record, super::Record::Eventfd(_));
+    let all: Vec<FileId> = gather.entries.iter().filter(is_one).map(|entry| entry.id).collect();
+    for id in all {
+        let record = Record::read(&gather.info_of(gather.ours(id)?)?.detail)?;
+        gather.fill(id, super::Record::Eventfd(record));
+    }
+    Ok(())
 }

@@ -281,6 +281,7 @@ impl<'a> Gather<'a> {
     /// # Errors
     /// What cannot be captured: an other end outside of the tree, above all.
     pub fn finish(&mut self) -> Result<()> {
+        super::eventfd::finish(self)?;
         super::pipe::finish(self)?;
         super::unix::finish(self)?;
         super::inet::finish(self)?;

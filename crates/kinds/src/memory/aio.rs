@@ -1,11 +1,14 @@
 //! Contexts of asynchronous I/O (io_setup(2)) in which nothing is in flight, with the completions that nobody has read.
 //! *Read from:* the ring, which is mapped. Whether a request is not done yet by having the task submit as many empty ones as there
-//! is room for, on every processor, and take them back in the same script.
+//! is room for, on every processor. The script takes them back if it finds nothing else where they must be; else we do, from outside.
 //! *Made again by:* io_setup with as many requests as make a ring of that size, mremap to its address, as many empty requests as bring
 //! it to the same position; what nobody has read is written over the last of them.
-//! *Lost:* with how many requests io_setup was asked, as the kernel rounds up and shows only the ring (/proc/sys/fs/aio-nr); if Yendor is
-//! killed while the task looks, and while a request ends in that very moment, an empty completion may stay. Requests that
-//! do not end within seconds refuse the checkpoint.
+//! *Lost:* with how many requests io_setup was asked, as the kernel rounds up and shows only the ring (/proc/sys/fs/aio-nr); in the
+//! program that goes on, that nobody had chosen the thread's processors: sched_setaffinity puts its mask back as one that was chosen, and a
+//! cpuset that grows later does not widen it. If Yendor is killed while the task submits, or before it has taken back from outside
+//! (requests in flight, more than 256 completions unread, room for more than 4096), up to a ring of empty completions
+//! stays in it, whose data is 0x79656e646f72a10a, and the thread may stay on one processor. Requests that do not end
+//! within seconds refuse the checkpoint.
 
 use serde::{Deserialize, Serialize};
 use yendor_proc::smaps::Smap;
@@ -44,13 +47,14 @@ pub struct Event {
 }
 
 /// What a task must be able to call to be asked.
-pub const CALLS: [Nr; 8] = [
+pub const CALLS: [Nr; 9] = [
     Nr::SCHED_GETAFFINITY,
     Nr::SCHED_SETAFFINITY,
     Nr::MEMFD_CREATE,
     Nr::IO_GETEVENTS,
     Nr::IO_SUBMIT,
     Nr::FUTEX,
+    Nr::FUTEX_WAITV,
     Nr::PROCESS_VM_WRITEV,
     Nr::CLOSE,
 ];
@@ -64,8 +68,13 @@ const TAIL_AT: u64 = 12;
 const MAGIC: u32 = 0xa10a_10a1;
 /// What our own requests carry: "yendor" and a number that nobody else has thought of.
 const MARK: u64 = u64::from_be_bytes(*b"yendor\xa1\x0a");
-/// How many completions a script can put back.
+/// A ring of more bytes is none: the kernel takes no more than 2^24 requests, and no system allows near as many.
+const MOST_BYTES: u64 = 1 << 28;
+/// How many completions a script can put back, and how many of ours it can look at.
 const MOST_IN_SCRIPT: usize = 256;
+const MOST_LOOKED_AT: u32 = 4096;
+/// How many slots of two words the task looks at with one call (`FUTEX_WAITV_MAX` is 128).
+const LOOK: u32 = 64;
 /// How many requests of ours are made with one call.
 const CHUNK: u32 = 32;
 const MASK: usize = 128;
@@ -97,7 +106,8 @@ impl Ring {
         let mut header = [0; HEADER];
         vm::read_exact(tid, at, &mut header)?;
         let [slots, head, tail, magic] = [4, 8, 12, 16].map(|offset| half_at(&header, offset));
-        let whole = len.is_multiple_of(PAGE) && u64::from(slots).checked_add(1) == Some(len / SLOT);
+        let whole =
+            len.is_multiple_of(PAGE) && len <= MOST_BYTES && u64::from(slots).checked_add(1) == Some(len / SLOT);
         if !whole || magic != MAGIC || half_at(&header, 20) != 1 || half_at(&header, 24) != 0 || slots < 2 {
             let what = "asynchronous I/O (io_setup) with a ring that is not as the kernel made it";
             return Err(Cause::unsupported(format!("mapping {at:x}-{:x}: {what}", at.saturating_add(len))));
@@ -146,8 +156,15 @@ impl Ring {
         (self.tail + count) % self.slots
     }
 
-    /// The task submits as many requests as there is room for. If all of it is there, it takes them back at once, and the script ends
-    /// well. If not, it ends at a call that fails: then, and where there is much to be put back, [`mend`] takes them back.
+    /// Where the slots lie that the requests of ours fill if no other is in flight, in parts that one call can look at.
+    fn ours(&self, room: u32) -> impl Iterator<Item = Vec<u64>> {
+        let slot = move |i: u32| self.at + SLOT + SLOT * u64::from(self.after(i));
+        (0..room.div_ceil(LOOK)).map(move |part| (part * LOOK..room.min((part + 1) * LOOK)).map(slot).collect())
+    }
+
+    /// The task submits as many requests as there is room for. If nothing but those has ended since the ring was read, it takes them
+    /// back at once, and the script ends well. If not, it ends at a call that fails: then, and where there is much to be put
+    /// back, [`mend`] takes them back. Both leave the ring to be read for what is unread.
     #[must_use]
     pub fn count(&self, unread: &[Event], asked: &Asked, cpus: &Cpus, pid: i32) -> Script {
         const FUTEX_WAIT_PRIVATE: u32 = 128;
@@ -166,11 +183,19 @@ impl Ring {
         }
         script.call(Nr::SCHED_SETAFFINITY, args![0, asked.affinity.len(), bytes(&asked.affinity[..])]);
         // The one call that tells by its result whether a word is what it must be.
-        let tail = self.after(self.room(cpus.possible));
+        let room = self.room(cpus.possible);
+        let tail = self.after(room);
         let all_there = Want::Exactly(ETIMEDOUT.cast_unsigned());
         let at_once = bytes(words(&[0, 0]));
         script.call_wanting(Nr::FUTEX, args![self.at + TAIL_AT, FUTEX_WAIT_PRIVATE, tail, at_once], all_there);
-        if unread.len() <= MOST_IN_SCRIPT {
+        if unread.len() <= MOST_IN_SCRIPT && room <= MOST_LOOKED_AT {
+            // The tail is there too if requests were in flight and have ended meanwhile: their completions are in other slots than ours.
+            for slots in self.ours(room) {
+                let waiters = waiters(&slots);
+                let count = slots.len() * 2;
+                let at_once = bytes(words(&[0, 0]));
+                script.call_wanting(Nr::FUTEX_WAITV, args![bytes(waiters), count, 0, at_once, 0], all_there);
+            }
             let (data, pieces) = Ring { tail, ..*self }.put_back(unread);
             let local = Memory {
                 bytes: words(&[0, data.len() as u64]),
@@ -199,34 +224,45 @@ impl Ring {
 
     fn write(&self, tid: i32, unread: &[Event]) -> Result<()> {
         let (data, pieces) = self.put_back(unread);
-        let mut rest = &data[..];
-        for (at, len) in pieces {
-            let (piece, after) = rest.split_at(len.min(rest.len()));
-            vm::write_all(tid, at, piece)?;
-            rest = after;
-        }
-        Ok(())
+        Ok(vm::write_ranges(tid, &pieces, &data)?)
     }
 }
 
-/// Takes back what [`Ring::count`] has left in the ring of a mapping; how many requests of ours those were.
+/// What is in a ring once no request of ours is in it any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mended {
+    /// The completions that nobody has read.
+    pub unread: Vec<Event>,
+    /// How many requests of ours were among them.
+    ours: usize,
+}
+
+impl Mended {
+    fn new(all: &[Event]) -> Mended {
+        let unread: Vec<Event> = all.iter().filter(|event| !event.is_ours()).copied().collect();
+        Mended { ours: all.len() - unread.len(), unread }
+    }
+
+    /// How many requests are in flight, if the script had ended at a call that failed. `ring`: as it was before; what has ended since
+    /// had taken room from ours.
+    #[must_use]
+    pub fn in_flight(&self, ring: &Ring, cpus: &Cpus) -> u32 {
+        let ended = self.unread.len().saturating_sub(ring.unread() as usize);
+        ring.room(cpus.possible).saturating_sub(u32::try_from(self.ours + ended).unwrap_or(u32::MAX))
+    }
+}
+
+/// Takes back what [`Ring::count`] has left in the ring of a mapping, and reads what else is there.
 ///
 /// # Errors
 /// The kernel's.
-pub fn mend(tid: i32, at: u64, len: u64) -> Result<u32> {
+pub fn mend(tid: i32, at: u64, len: u64) -> Result<Mended> {
     let ring = Ring::read(tid, at, len)?;
-    let all = ring.events(tid)?;
-    let own: Vec<Event> = all.iter().filter(|event| !event.is_ours()).copied().collect();
-    if own.len() < all.len() {
-        ring.write(tid, &own)?;
+    let mended = Mended::new(&ring.events(tid)?);
+    if mended.ours > 0 {
+        ring.write(tid, &mended.unread)?;
     }
-    Ok(u32::try_from(all.len() - own.len()).unwrap_or(u32::MAX))
-}
-
-/// How many requests are in flight if [`mend`] has found so many of ours.
-#[must_use]
-pub fn in_flight(ring: &Ring, cpus: &Cpus, ours: u32) -> u32 {
-    ring.room(cpus.possible).saturating_sub(ours)
+    Ok(mended)
 }
 
 impl Event {
@@ -329,6 +365,15 @@ impl Asked {
 /// `total` in parts of `most`.
 fn chunks(total: u32, most: u32) -> impl Iterator<Item = u32> {
     (0..total.div_ceil(most)).map(move |i| most.min(total - i * most))
+}
+
+/// What futex_waitv(2) takes to look whether each of these slots is of a request of ours (struct `futex_waitv`): 32 bits at a time.
+fn waiters(slots: &[u64]) -> Vec<u8> {
+    /// `FUTEX2_SIZE_U32`, `FUTEX2_PRIVATE`.
+    const WORD: u64 = 2 | 128;
+    let half = |at: u64, value: u64| [value & u64::from(u32::MAX), at, WORD];
+    let both = |at: &u64| [half(*at, MARK), half(*at + 4, MARK >> 32)];
+    words(slots.iter().flat_map(both).collect::<Vec<_>>().as_flattened())
 }
 
 /// Requests to read nothing from a file, `count` times the same: each is done when the call returns (struct `iocb`).
@@ -444,7 +489,7 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cpus, Event, Ring, chunks};
+    use super::{Cpus, Event, MARK, Mended, Ring, chunks, waiters};
 
     const RING: Ring = Ring { at: 0x1000, slots: 127, head: 120, tail: 3 };
 
@@ -469,6 +514,37 @@ mod tests {
         assert_eq!(RING.room(2), 110);
         assert_eq!(Ring { head: 3, ..RING }.room(1000), 126);
         assert_eq!(Ring { head: 4, ..RING }.room(2), 0, "a full ring");
+    }
+
+    #[test]
+    fn what_ends_while_it_is_counted_is_kept() {
+        let event = |data| Event { data, object: 1, result: 0, second: 0 };
+        let before = [event(5), event(6)];
+        let ring = Ring { head: 1, ..RING };
+        let cpus = Cpus::parse("0-1").expect("processors");
+        let ours = |count: usize| vec![event(MARK); count];
+        // Room for 118: three were in flight, and end before, among and after ours.
+        let all = [&before[..], &[event(7)], &ours(60), &[event(8)], &ours(55), &[event(9)]].concat();
+        let mended = Mended::new(&all);
+        assert_eq!(mended.unread.iter().map(|event| event.data).collect::<Vec<_>>(), [5, 6, 7, 8, 9]);
+        assert_eq!(mended.in_flight(&ring, &cpus), 0);
+        let some = Mended::new(&[&before[..], &ours(60), &[event(8)], &ours(55)].concat());
+        assert_eq!(some.in_flight(&ring, &cpus), 2);
+        // One that carries the same, and has read something, is not ours.
+        assert_eq!(Mended::new(&[Event { result: 1, ..event(MARK) }]).unread.len(), 1);
+    }
+
+    #[test]
+    fn every_slot_of_ours_is_looked_at() {
+        let parts: Vec<_> = RING.ours(126).collect();
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [64, 62]);
+        let all = parts.concat();
+        assert_eq!((all[0], all[123], all[124]), (0x1000 + 32 * 4, 0x1000 + 32 * 127, 0x1000 + 32));
+        assert_eq!(RING.ours(0).count(), 0);
+        let waiters = waiters(&[0x1020]);
+        let words: Vec<_> =
+            waiters.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("a word"))).collect();
+        assert_eq!(words, [MARK & 0xffff_ffff, 0x1020, 130, MARK >> 32, 0x1024, 130]);
     }
 
     #[test]
