@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 
-use yendor_kinds::Result;
 use yendor_kinds::namespace::links;
 use yendor_kinds::namespace::network::{Network, loopback_up};
 use yendor_kinds::namespace::sysctl::{self, Own, Record, Values};
 use yendor_kinds::namespace::traffic::Traffic;
 use yendor_kinds::snapshot::Snapshot;
+use yendor_kinds::{Cause, Result};
 use yendor_sys::SysError;
 use yendor_sys::namespace::{Namespaces, unshare};
 
@@ -85,6 +85,11 @@ impl Looking {
         let (now, Usual(new)) = (self.join()?, usual);
         now.traffic.as_new(&new.traffic)?;
         let links = match now.network {
+            Some((_, links, false)) if !links.is_empty() => {
+                let what =
+                    "a network whose loopback (lo) is down, with devices, addresses or routes of its own; bring it up";
+                return Err(Cause::unsupported(what));
+            }
             Some((network, links, up)) if !links.is_empty() => {
                 let again = || {
                     unshare(Namespaces::NEWNET)?;

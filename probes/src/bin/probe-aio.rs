@@ -1,5 +1,6 @@
 //! Asynchronous I/O: completions that nobody has read, in a ring that has come round and in one that takes no more; a context
-//! that was destroyed between them; an eventfd that tells; a child with a ring and no context; a request at work afterwards.
+//! that was destroyed between them; an eventfd that tells; a child with a ring and no context; a request at work afterwards; requests
+//! that end one after the other while all this is looked at.
 #![allow(unsafe_code)]
 
 use probe::{Board, Dir, child, expect, expect_that, ok, own, read_at_once, succeeded, transfer};
@@ -8,6 +9,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 const PREAD: u16 = 0;
 const POLL: u16 = 5;
 const RESFD: u32 = 1;
+/// Requests that end one after the other, and the time between two.
+const LATE: usize = 60;
+const APART: i64 = 6_000_000;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -76,6 +80,51 @@ impl Context {
     }
 }
 
+/// Requests that wait for timers.
+struct Late {
+    context: Context,
+    told: OwnedFd,
+    _requests: Vec<Request>,
+    _timers: Vec<OwnedFd>,
+}
+
+impl Late {
+    fn new() -> Late {
+        let told = own("eventfd", unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) });
+        let context = Context::new(LATE as u32);
+        let timer = || own("timerfd_create", unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, 0) });
+        let timers: Vec<OwnedFd> = (0..LATE).map(|_| timer()).collect();
+        let base =
+            Request { opcode: POLL, buffer: 1, flags: RESFD, tells: told.as_raw_fd() as u32, ..Request::default() };
+        let request =
+            |(n, timer): (usize, &OwnedFd)| Request { data: n as u64, file: timer.as_raw_fd() as u32, ..base };
+        let mut requests: Vec<Request> = timers.iter().enumerate().map(request).collect();
+        for (n, timer) in timers.iter().enumerate() {
+            expect("room", context.submit(&mut requests[n]), true);
+            let never = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            let time = libc::timespec { tv_sec: 0, tv_nsec: APART * (n as i64 + 1) };
+            let once = libc::itimerspec { it_interval: never, it_value: time };
+            let set = unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &once, std::ptr::null_mut()) };
+            ok("timerfd_settime", set);
+        }
+        Late { context, told, _requests: requests, _timers: timers }
+    }
+
+    fn check(&self) {
+        let mut ended = Vec::new();
+        probe::wait_until("what ended late", || {
+            ended.extend(self.context.read(2 * LATE).into_iter().map(|event| (event.data as usize, event.result)));
+            ended.len() >= LATE
+        });
+        ended.sort_unstable();
+        expect("what ended late", ended, (0..LATE).map(|n| (n, 1)).collect());
+        expect("no more of it", self.context.read(9).len(), 0);
+        let count = (LATE as u64).to_ne_bytes().to_vec();
+        expect("how often it told", read_at_once(&self.told, 8), Some(count));
+        self.context.destroy();
+    }
+}
+
 struct State {
     turning: Context,
     full: Context,
@@ -89,6 +138,7 @@ struct State {
     request: Box<Request>,
     board: Board,
     heir: libc::pid_t,
+    late: Late,
     _dir: Dir,
 }
 
@@ -159,6 +209,7 @@ fn setup() -> State {
         request,
         board,
         heir,
+        late: Late::new(),
         _dir: dir,
     }
 }
@@ -170,6 +221,7 @@ fn check(mut state: State) {
     let slots = full.header()[0] as usize;
     let count = (state.unread[0].len() as u64).to_ne_bytes().to_vec();
     expect("the eventfd", read_at_once(&state.told, 8), Some(count));
+    state.late.check();
     // As many as do not fit once round, in two pieces.
     let first = turning.read(3);
     expect("completions", [first, turning.read(1000)].concat(), state.unread[0].clone());

@@ -1,7 +1,7 @@
 //! What a network has beside its loopback: devices (dummy, veth with both ends in it, vlan, macvlan), addresses, main routes.
 //! *Read from:* dumps over netlink(7) (rtnetlink(7)).
 //! *Made again by:* `RTM_NEWLINK` with the same numbers, `RTM_NEWADDR`, `RTM_NEWROUTE`. A checkpoint tries it in a new network: what does not
-//! come out the same there refuses by name.
+//! come out the same there refuses by name, and so does a container's own network with any of this whose loopback is down.
 //! *Lost:* counters; IPv6 addresses do not look again for others that have them (`nodad`).
 
 use std::os::fd::BorrowedFd;
