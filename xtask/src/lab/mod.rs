@@ -44,7 +44,7 @@ struct Config {
     name: &'static str,
     /// The kernel's `lsm=`, and more of its words.
     words: &'static str,
-    /// Whether it is a part of `cargo xtask test`: emulated machines take minutes.
+    /// Whether it is a part of `cargo xtask test`: its kernel can be had without building it.
     daily: bool,
 }
 
