@@ -116,7 +116,7 @@ impl Door {
                 for index in &ready.calls {
                     recorder.serve(*index);
                 }
-                filled.into_iter().for_each(|pid| recorder.forks().filled(pid));
+                filled.into_iter().for_each(|pid| recorder.filled(pid));
                 if let Some(filling) = filling.as_deref().filter(|_| !ready.calls.is_empty()) {
                     recorder.forks().wanted().for_each(|pid| filling.first(pid));
                 }

@@ -209,7 +209,9 @@ fn receive<'f>(
         pager: Some(missing::Pager::again(fd)),
         left: Left::new(&runs),
         told: false,
-        stuck: None,
+        stuck: false,
+        nowhere: None,
+        touched: Vec::new(),
     };
     Ok(Some((init, pagers.into_iter().zip(runs).map(space).collect(), trees, begin.how)))
 }

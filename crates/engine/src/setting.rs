@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 
-use yendor_kinds::namespace::links;
+use yendor_kinds::namespace::links::{self, State};
 use yendor_kinds::namespace::network::{Network, loopback_up};
 use yendor_kinds::namespace::sysctl::{self, Own, Record, Values};
 use yendor_kinds::namespace::traffic::Traffic;
@@ -24,7 +24,7 @@ struct Seen {
     /// Its devices and their addresses.
     devices: Traffic,
     /// All of it, what of it can be made again, and whether its loopback is up.
-    network: Option<(Network, links::Record, bool)>,
+    network: Option<(Network, links::Record, State)>,
     settings: Values,
 }
 
@@ -85,15 +85,15 @@ impl Looking {
         let (now, Usual(new)) = (self.join()?, usual);
         now.traffic.as_new(&new.traffic)?;
         let links = match now.network {
-            Some((_, links, false)) if !links.is_empty() => {
+            Some((_, links, State { loopback: false, .. })) if !links.is_empty() => {
                 let what =
                     "a network whose loopback (lo) is down, with devices, addresses or routes of its own; bring it up";
                 return Err(Cause::unsupported(what));
             }
-            Some((network, links, up)) if !links.is_empty() => {
+            Some((network, links, state)) if !links.is_empty() => {
                 let again = || {
                     unshare(Namespaces::NEWNET)?;
-                    links::again(&links, up, proc.as_fd(), (&network, &now.devices))
+                    links::again(&links, state, proc.as_fd(), (&network, &now.devices))
                 };
                 let done = std::thread::scope(|scope| scope.spawn(again).join());
                 done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -116,8 +116,8 @@ impl Usual {
     }
 }
 
-fn network(proc: BorrowedFd<'_>, own: Own) -> Result<Option<(Network, links::Record, bool)>> {
-    let look = || Ok((Network::here(proc)?, links::look()?, links::loopback_is_up()?));
+fn network(proc: BorrowedFd<'_>, own: Own) -> Result<Option<(Network, links::Record, State)>> {
+    let look = || Ok((Network::here(proc)?, links::look()?, links::state()?));
     own.network.then(look).transpose()
 }
 

@@ -34,14 +34,20 @@ impl Before {
             Target::Tree(_) => None,
         };
         let Some(mut held) = held else { return Before::whole(options, output, None) };
-        if options.no_parent || options.encrypt_to.is_some() {
+        if options.no_parent {
             held.end();
             return Ok(Before::default());
         }
-        if options.compress.is_some() {
-            // What is read before the stop is written by places, which a compressed file has not.
+        // What is encrypted has no parent, and what is read before the stop is written by places, which a compressed file has not.
+        let other = match (&options.encrypt_to, options.compress) {
+            (Some(_), _) => Some("an encrypted image"),
+            (None, Some(_)) => Some("a compressed image"),
+            (None, None) => None,
+        };
+        if let Some(what) = other {
             held.end();
-            return Before::whole(options, output, None);
+            let note = options.leave_running.then(|| format!("memory is not tracked any longer: {what} ends that"));
+            return Before::whole(options, output, note);
         }
         let (top, _) = top(target, proc)?;
         rounds::still_tracked(&mut held, proc, top).at(Step::Freeze)?;

@@ -22,14 +22,22 @@ use crate::wire::{Failure, Lazy};
 /// For how long what should pass by itself is waited for: memory that the kernel has none of, a mapping on its way.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// So many messages are read at a time.
+const MESSAGES: usize = 1024;
+
 /// A process whose memory comes.
 pub(super) struct Space {
     pub pager: Option<Pager>,
     pub left: Left,
     /// Whether the keeper knows that nothing is left.
     pub told: bool,
-    /// Since when nothing of it could be put anywhere.
-    pub stuck: Option<Instant>,
+    /// Nothing could be put there just now: others come first.
+    pub stuck: bool,
+    /// The page that has no mapping, as long as that is so, and since when.
+    pub nowhere: Option<(u64, Instant)>,
+    /// Faults that were read while something else was looked for. Whoever waits is not woken for that: it would be back before
+    /// what is told of changes could be read, which the kernel tells after all faults.
+    pub touched: Vec<u64>,
 }
 
 /// All that it has.
@@ -54,8 +62,10 @@ pub(super) struct Server<'c> {
 /// What became of an attempt to put pages somewhere.
 enum Put {
     Done,
-    /// Messages come first.
+    /// The memory is being changed: messages come first.
     Again,
+    /// There is no mapping at this address that something could be put in.
+    Nowhere(u64),
 }
 
 impl<'c> Server<'c> {
@@ -94,7 +104,8 @@ impl<'c> Server<'c> {
 
     /// Waits for messages where there is nothing else to do, and answers those that are there.
     fn listen(&mut self, idle: bool) -> Result<(), Cause> {
-        let stuck = self.spaces.iter().any(|space| space.stuck.is_some());
+        let stuck = self.spaces.iter().any(|space| space.stuck);
+        let idle = idle && self.spaces.iter().all(|space| space.touched.is_empty());
         let left = self.spaces.iter().any(|space| !space.left.is_empty());
         let paced = left && self.running && self.how.rate.is_some_and(|rate| rate > 0);
         let limit = match (idle, stuck || paced) {
@@ -112,8 +123,11 @@ impl<'c> Server<'c> {
         rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())).map_err(|e| SysError::new("poll", "", e))?;
         let hit: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
-        for (index, _) in open.iter().zip(&hit).filter(|(_, hit)| **hit) {
-            self.messages(*index)?;
+        for (index, hit) in open.iter().zip(&hit) {
+            if *hit {
+                self.read(*index)?;
+            }
+            self.touched(*index)?;
         }
         if self.kept && hit.last() == Some(&true) {
             self.word()?;
@@ -124,7 +138,8 @@ impl<'c> Server<'c> {
     /// What the keeper wants.
     fn word(&mut self) -> Result<(), Cause> {
         match self.control.receive::<Word>() {
-            Ok(Some((Word::First(index), _))) => self.first.push(index),
+            Ok(Some((Word::First(index), _))) if !self.first.contains(&index) => self.first.push(index),
+            Ok(Some((Word::First(_), _))) => {}
             Ok(Some((Word::Run, _))) => self.running = true,
             Ok(Some((Word::Hurry, _))) => self.how.rate = None,
             Ok(Some((Word::Close(index), _))) => {
@@ -142,17 +157,31 @@ impl<'c> Server<'c> {
         Ok(())
     }
 
-    /// Reads and answers all messages of a process.
-    fn messages(&mut self, index: usize) -> Result<(), Cause> {
-        loop {
-            let Some(Space { pager: Some(pager), left, .. }) = self.spaces.get_mut(index) else { return Ok(()) };
+    /// Reads what a process is told of; of faults, who waits is remembered. Whether its memory has changed.
+    fn read(&mut self, index: usize) -> Result<bool, Cause> {
+        let mut changed = false;
+        for _ in 0..MESSAGES {
+            let Some(Space { pager: Some(pager), left, touched, nowhere, .. }) = self.spaces.get_mut(index) else {
+                break;
+            };
             match pager.next()? {
-                None => return Ok(()),
+                None => break,
                 Some(Message::Moved { from, to, len }) => left.moved(from, to, len),
                 Some(Message::Dropped(start, end)) => left.cut(start, end),
-                Some(Message::Fault(address)) => self.answer(index, address & !(PAGE_BYTES - 1))?,
+                Some(Message::Fault(address)) => {
+                    touched.push(address & !(PAGE_BYTES - 1));
+                    continue;
+                }
             }
+            (changed, *nowhere) = (true, None);
         }
+        Ok(changed)
+    }
+
+    /// Answers those of a process who wait.
+    fn touched(&mut self, index: usize) -> Result<(), Cause> {
+        let touched = self.spaces.get_mut(index).map(|space| std::mem::take(&mut space.touched)).unwrap_or_default();
+        touched.into_iter().try_for_each(|address| self.answer(index, address))
     }
 
     /// Somebody waits for the page at this address.
@@ -176,8 +205,8 @@ impl<'c> Server<'c> {
             };
             match done {
                 Put::Done => return Ok(()),
-                Put::Again => self.changes(index)?,
-            }
+                Put::Again | Put::Nowhere(_) => self.changes(index)?,
+            };
             if begin.elapsed() > PATIENCE {
                 // It is still waited for, and will be told of again if it is still to come.
                 let Some(Space { pager: Some(pager), .. }) = self.spaces.get(index) else { return Ok(()) };
@@ -187,27 +216,17 @@ impl<'c> Server<'c> {
         }
     }
 
-    /// Memory is being changed: what is told of it is to be known before anything else is put there. Faults are answered on the way.
-    fn changes(&mut self, index: usize) -> Result<(), Cause> {
-        let Some(Space { pager: Some(pager), .. }) = self.spaces.get(index) else { return Ok(()) };
+    /// Memory is being changed: what is told of it is to be known before anything else is put there. Whether it was told of.
+    fn changes(&mut self, index: usize) -> Result<bool, Cause> {
+        let Some(Space { pager: Some(pager), .. }) = self.spaces.get(index) else { return Ok(false) };
         // Who was told already may not have gone on yet.
         let moment = Timespec { tv_sec: 0, tv_nsec: 200_000 };
         let mut fds = [PollFd::new(pager, PollFlags::IN)];
         let ready = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&moment)));
         if ready.map_err(|e| SysError::new("poll", "", e))? == 0 {
-            return Ok(());
+            return Ok(false);
         }
-        let Some(Space { pager: Some(pager), left, .. }) = self.spaces.get_mut(index) else { return Ok(()) };
-        match pager.next()? {
-            Some(Message::Moved { from, to, len }) => left.moved(from, to, len),
-            Some(Message::Dropped(start, end)) => left.cut(start, end),
-            Some(Message::Fault(address)) => {
-                // Woken, it asks again.
-                let _ = pager.wake(address & !(PAGE_BYTES - 1), PAGE_BYTES);
-            }
-            None => {}
-        }
-        Ok(())
+        self.read(index)
     }
 
     /// Puts what comes next somewhere; false: nothing can be put anywhere now.
@@ -219,7 +238,7 @@ impl<'c> Server<'c> {
         {
             return self.tell().map(|()| false);
         }
-        let any = spaces.iter().position(|space| !space.left.is_empty() && space.stuck.is_none());
+        let any = spaces.iter().position(|space| !space.left.is_empty() && !space.stuck);
         let stuck = || spaces.iter().position(|space| !space.left.is_empty());
         let Some(index) = first.first().copied().or(any).or_else(stuck) else {
             return self.tell().map(|()| false);
@@ -229,7 +248,7 @@ impl<'c> Server<'c> {
         match self.put(index, &piece, piece.at)? {
             Put::Done => {
                 if let Some(space) = self.spaces.get_mut(index) {
-                    space.stuck = None;
+                    (space.stuck, space.nowhere) = (false, None);
                 }
                 if let Some(rate) = self.how.rate.filter(|rate| *rate > 0) {
                     self.due = now + Duration::from_nanos(TREE_BYTES.saturating_mul(1_000_000_000) / rate);
@@ -239,12 +258,22 @@ impl<'c> Server<'c> {
             }
             Put::Again => {
                 self.changes(index)?;
+                if let Some(space) = self.spaces.get_mut(index) {
+                    (space.stuck, space.nowhere) = (true, None);
+                }
+                Ok(false)
+            }
+            Put::Nowhere(address) => {
+                let changed = self.changes(index)?;
                 let Some(space) = self.spaces.get_mut(index) else { return Ok(false) };
-                let since = *space.stuck.get_or_insert_with(Instant::now);
-                if since.elapsed() > PATIENCE {
-                    // No mapping of ours has been there for so long: nobody can touch what was to come there.
-                    space.left.cut(piece.at, piece.at + PAGE_BYTES);
-                    space.stuck = None;
+                space.stuck = true;
+                let (page, since) = *space.nowhere.get_or_insert_with(|| (address, Instant::now()));
+                if changed || page != address {
+                    space.nowhere = None;
+                } else if since.elapsed() > PATIENCE {
+                    // Whenever it was tried no mapping of ours was there, and no change was told of: nobody can touch what was to come.
+                    space.left.cut(address, address + PAGE_BYTES);
+                    (space.stuck, space.nowhere) = (false, None);
                 }
                 Ok(false)
             }
@@ -281,8 +310,9 @@ impl<'c> Server<'c> {
         // First what is waited for.
         for (start, end) in [(address, u64::MAX), (0, address)] {
             let Some(some) = part.within(start, end) else { continue };
-            if let Put::Again = self.place(index, &some)? {
-                return Ok(Put::Again);
+            let put = self.place(index, &some)?;
+            if !matches!(put, Put::Done) {
+                return Ok(put);
             }
         }
         Ok(Put::Done)
@@ -318,7 +348,8 @@ impl<'c> Server<'c> {
                     most = usize::try_from(PAGE_BYTES).unwrap_or(most);
                     continue;
                 }
-                Some(Errno::NOENT | Errno::AGAIN) => return Ok(Put::Again),
+                Some(Errno::AGAIN) => return Ok(Put::Again),
+                Some(Errno::NOENT) => return Ok(Put::Nowhere(at)),
                 Some(Errno::NOMEM) if patience.elapsed() < PATIENCE => {
                     let moment = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
                     let _ = poll(&mut [PollFd::new(init, PollFlags::IN)], Some(&moment));

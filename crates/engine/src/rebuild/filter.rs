@@ -227,14 +227,18 @@ fn errno(returned: i64) -> Errno {
     number.map_or(Errno::PROTO, Errno::from_raw_os_error)
 }
 
-/// Anonymous memory that can be written: the far end of a stack, else the largest area.
-fn room(alive: &Alive) -> Option<(u64, u64)> {
-    use yendor_kinds::memory::vma::Flag;
-    const READ_WRITE: u32 = 3;
+/// Whether it is a stack in whose far end there is room for a filter.
+pub(super) fn is_roomy_stack(area: &Record) -> bool {
     /// Twice the longest filter.
     const ENOUGH: u64 = 64 * 1024;
+    area.flags.contains(&yendor_kinds::memory::vma::Flag::GrowsDown) && area.len() >= ENOUGH
+}
+
+/// Anonymous memory that can be written: the far end of a stack, else the largest area.
+fn room(alive: &Alive) -> Option<(u64, u64)> {
+    const READ_WRITE: u32 = 3;
     let fits =
         |a: &&Record| !a.shared && a.protection & READ_WRITE == READ_WRITE && matches!(a.backing, Backing::Anonymous);
-    let rank = |a: &&Record| (a.flags.contains(&Flag::GrowsDown) && a.len() >= ENOUGH, a.len());
+    let rank = |a: &&Record| (is_roomy_stack(a), a.len());
     alive.memory.areas.iter().filter(fits).max_by_key(rank).map(|a| (a.start.0, a.end.0))
 }

@@ -14,6 +14,7 @@ use yendor_sys::userfault::missing;
 use yendor_task::{Nr, Script, args};
 
 use super::birth::Tasks;
+use super::filter;
 use super::inherited::lift;
 use super::memory::area_of;
 use super::{Site, Task};
@@ -96,6 +97,10 @@ impl Later {
     pub(super) fn choose(&self, pid: i32, memory: &Record) -> BTreeSet<u64> {
         let mut spaces = self.spaces.borrow_mut();
         if self.number.get().is_none() || spaces.len() >= MOST || memory.inherits.is_some() {
+            return BTreeSet::new();
+        }
+        // Else filters are handed over where memory may be that never comes.
+        if !memory.areas.iter().any(filter::is_roomy_stack) {
             return BTreeSet::new();
         }
         let mut found: BTreeMap<u64, (bool, Vec<PageRun>)> = BTreeMap::new();

@@ -1,15 +1,21 @@
 //! Processes whose memory is on its way are not copied before it is there: the kernel tells nobody but the host's root of a copy
 //! whose memory misses what its origin's does (`UFFD_FEATURE_EVENT_FORK`; docs/adr/0018).
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
 use yendor_policy::seccomp::bpf::op;
 use yendor_policy::seccomp::{ARCH, Instruction, action, to_bytes};
-use yendor_sys::seccomp::{Answer, Notice, answer};
-use yendor_sys::vm;
+use yendor_sys::kcmp::{What, compare};
+use yendor_sys::seccomp::{Answer, Notice};
+use yendor_sys::{Errno, vm};
 
-use super::X32;
+use super::{Reply, X32};
 
 const CLONE_VM: u32 = 0x100;
 
@@ -26,13 +32,15 @@ pub(super) fn is_fork(nr: u32) -> bool {
 }
 
 /// Whether it makes a thread, or another task with the same memory. A program whose other thread changes what clone3 is told after that
-/// deceives itself.
-pub(super) fn shares_memory(notice: &Notice) -> bool {
+/// deceives itself. `memory` opens the caller's: read so, a page that is still to come is an error, which counts as a copy, and nobody
+/// waits for whoever brings it.
+pub(super) fn shares_memory(notice: &Notice, memory: impl FnOnce() -> Option<File>) -> bool {
     let [first, ..] = notice.args;
     let flags = match notice.nr & !X32 {
         CLONE3 => {
             let mut word = [0; 8];
-            vm::read_exact(notice.tid, first, &mut word).map_or(0, |()| u64::from_ne_bytes(word))
+            let read = memory().is_some_and(|memory| memory.read_exact_at(&mut word, first).is_ok());
+            if read { u64::from_ne_bytes(word) } else { 0 }
         }
         CLONE | CLONE_386 => first,
         _ => 0,
@@ -71,11 +79,17 @@ pub(super) fn filter(cookie: u64) -> Vec<u8> {
     ])
 }
 
+/// The memory of a task, for reading.
+pub(super) fn memory_of(proc: &OwnedFd, tid: i32) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(proc, format!("{tid}/mem"), flags, Mode::empty()).ok().map(File::from)
+}
+
 /// Who must wait, and who does.
 #[derive(Debug, Default)]
 pub struct Forks {
     filling: BTreeSet<i32>,
-    waiting: Vec<(i32, OwnedFd, u64)>,
+    waiting: Vec<(i32, Arc<OwnedFd>, Notice)>,
 }
 
 impl Forks {
@@ -84,12 +98,41 @@ impl Forks {
         self.filling = pids.collect();
     }
 
-    pub(super) fn must_wait(&self, pid: i32) -> bool {
-        self.filling.contains(&pid)
+    /// Whether memory of any is.
+    pub(super) fn any(&self) -> bool {
+        !self.filling.is_empty()
     }
 
-    pub(super) fn wait(&mut self, pid: i32, listener: OwnedFd, id: u64) {
-        self.waiting.push((pid, listener, id));
+    /// The process whose memory is to be there before this one is copied: itself, or one that it shares its memory with (vfork(2), clone(2)
+    /// with `CLONE_VM`). Where that cannot be told, it is.
+    pub(super) fn origin(&self, pid: i32) -> Option<i32> {
+        let other_memory = |other: &&i32| compare(pid, **other, What::Vm).is_ok_and(Ordering::is_ne);
+        self.filling.get(&pid).or_else(|| self.filling.iter().find(|other| !other_memory(other))).copied()
+    }
+
+    /// Reads what a call was told, of a thread and its process. Not so: what becomes of the call. Memory that is on its way is not waited
+    /// for here: with whoever brings it the container could not be ended any more.
+    pub(super) fn look(
+        &self,
+        proc: &OwnedFd,
+        (tid, pid): (i32, i32),
+        address: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), Reply> {
+        // The kernel will say so itself.
+        let wrong = Reply::Say(Answer::Continue);
+        if !self.any() {
+            return vm::read_exact(tid, address, bytes).map_err(|_| wrong);
+        }
+        let Some(memory) = memory_of(proc, tid) else { return Err(wrong) };
+        let missing = |e: std::io::Error| e.raw_os_error() == Some(Errno::IO.raw_os_error());
+        memory
+            .read_exact_at(bytes, address)
+            .map_err(|e| if missing(e) { self.origin(pid).map_or(wrong, Reply::Wait) } else { wrong })
+    }
+
+    pub(super) fn wait(&mut self, pid: i32, listener: Arc<OwnedFd>, notice: Notice) {
+        self.waiting.push((pid, listener, notice));
     }
 
     /// Processes of which somebody waits for a copy.
@@ -97,16 +140,13 @@ impl Forks {
         self.waiting.iter().map(|(pid, ..)| *pid)
     }
 
-    /// All memory of a process is there.
-    pub fn filled(&mut self, pid: i32) {
+    /// All memory of a process is there: the calls that waited for that.
+    pub(super) fn filled(&mut self, pid: i32) -> Vec<(Arc<OwnedFd>, Notice)> {
         self.filling.remove(&pid);
         let (ready, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|(whose, ..)| *whose == pid);
         self.waiting = waiting;
-        let ready: Vec<(i32, OwnedFd, u64)> = ready;
-        for (_, listener, id) in ready {
-            // An answer that does not arrive: the caller is gone.
-            let _ = answer(&listener, id, Answer::Continue);
-        }
+        let ready: Vec<(i32, Arc<OwnedFd>, Notice)> = ready;
+        ready.into_iter().map(|(_, listener, notice)| (listener, notice)).collect()
     }
 }
 

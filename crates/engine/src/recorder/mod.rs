@@ -16,6 +16,7 @@ pub mod log;
 mod rulesets;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use yendor_kinds::process::Restricted;
 use yendor_kinds::process::landlock::{Layer, Rule};
@@ -26,7 +27,7 @@ use yendor_policy::seccomp::bpf::op;
 use yendor_policy::seccomp::{ARCH, Instruction, MAX_INSTRUCTIONS, action, to_bytes};
 use yendor_proc::{stat, status};
 use yendor_sys::seccomp::{Answer, Notice, answer, answer_with, descriptor_of, receive};
-use yendor_sys::{Errno, SysError, landlock, vm};
+use yendor_sys::{Errno, SysError, landlock};
 use yendor_task::tree::read_proc;
 use yendor_task::{Arg, Memory, Nr, Script, args};
 
@@ -119,7 +120,7 @@ pub fn close(listener: i64, script: &mut Script) {
 /// Who listens.
 #[derive(Debug)]
 pub struct Recorder {
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<Arc<OwnedFd>>,
     proc: OwnedFd,
     log: Log,
     rulesets: Rulesets,
@@ -144,7 +145,7 @@ struct Caller {
 impl Recorder {
     /// Listens and writes into the log. `domains`: ids that are taken; `alive`: threads that are in the log.
     pub fn new(listener: OwnedFd, proc: OwnedFd, log: Log, domains: u32, alive: Vec<(i32, u64, i32)>) -> Recorder {
-        let (listeners, rulesets) = (vec![listener], Rulesets::default());
+        let (listeners, rulesets) = (vec![Arc::new(listener)], Rulesets::default());
         Recorder { listeners, proc, log, rulesets, next_domain: domains, alive, forks: Forks::default() }
     }
 
@@ -155,12 +156,12 @@ impl Recorder {
 
     /// One more listener.
     pub fn add(&mut self, listener: OwnedFd) {
-        self.listeners.push(listener);
+        self.listeners.push(Arc::new(listener));
     }
 
     /// What to wait for.
     pub fn listeners(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.listeners.iter().map(AsFd::as_fd)
+        self.listeners.iter().map(|listener| listener.as_fd())
     }
 
     /// Listeners whose last task has ended go.
@@ -174,13 +175,24 @@ impl Recorder {
 
     /// Answers the next call of a listener that is ready.
     pub fn serve(&mut self, index: usize) {
-        let Some(listener) = self.listeners.get(index).and_then(|l| l.try_clone().ok()) else { return };
+        let Some(listener) = self.listeners.get(index).map(Arc::clone) else { return };
         let Ok(Some(notice)) = receive(&listener) else { return };
+        self.reply(listener, notice);
+    }
+
+    /// All memory of a process is there: what waited for that is looked at again.
+    pub fn filled(&mut self, pid: i32) {
+        for (listener, notice) in self.forks.filled(pid) {
+            self.reply(listener, notice);
+        }
+    }
+
+    fn reply(&mut self, listener: Arc<OwnedFd>, notice: Notice) {
         // An answer that does not arrive: the caller is gone.
         let _ = match self.judge(&notice) {
             Ok(Reply::Say(say)) => answer(&listener, notice.id, say),
             Ok(Reply::Wait(pid)) => {
-                self.forks.wait(pid, listener, notice.id);
+                self.forks.wait(pid, listener, notice);
                 Ok(())
             }
             Ok(Reply::Give(index)) => match self.rulesets.fd(index) {
@@ -198,11 +210,11 @@ impl Recorder {
         let low = |v: u64| v & 0xffff_ffff;
         match notice.nr {
             nr if forks::is_fork(nr) => {
-                if forks::shares_memory(notice) {
+                if !self.forks.any() || forks::shares_memory(notice, || forks::memory_of(&self.proc, notice.tid)) {
                     return Ok(Reply::Say(Answer::Continue));
                 }
-                let pid = self.caller(notice.tid).map_or(0, |caller| caller.pid);
-                Ok(if self.forks.must_wait(pid) { Reply::Wait(pid) } else { Reply::Say(Answer::Continue) })
+                let origin = self.forks.origin(self.caller(notice.tid)?.pid);
+                Ok(origin.map_or(Reply::Say(Answer::Continue), Reply::Wait))
             }
             nr::SECCOMP if low(a) == SET_MODE_FILTER => self.filter(notice, low(b), c),
             nr::PRCTL if b == MODE_FILTER => self.filter(notice, 0, c),
@@ -269,15 +281,19 @@ impl Recorder {
             return go_on;
         }
         let mut words = [0u8; 16];
-        if vm::read_exact(caller.pid, header, &mut words).is_err() {
-            return go_on;
+        let whose = (notice.tid, caller.pid);
+        if let Err(reply) = self.forks.look(&self.proc, whose, header, &mut words) {
+            return Ok(reply);
         }
         let [l0, l1, .., p0, p1, p2, p3, p4, p5, p6, p7] = words;
         let length = usize::from(u16::from_ne_bytes([l0, l1]));
         let mut program = vec![0; length * 8];
         let from = u64::from_ne_bytes([p0, p1, p2, p3, p4, p5, p6, p7]);
-        if length == 0 || length > MAX_INSTRUCTIONS || vm::read_exact(caller.pid, from, &mut program).is_err() {
+        if length == 0 || length > MAX_INSTRUCTIONS {
             return go_on;
+        }
+        if let Err(reply) = self.forks.look(&self.proc, whose, from, &mut program) {
+            return Ok(reply);
         }
         let kept = u32::try_from(flags & FLAGS_KNOWN & !FLAG_TSYNC).unwrap_or(0);
         let what = match flags & !FLAGS_KNOWN & !u64::from(FLAG_WAIT_KILLABLE) {
@@ -299,8 +315,9 @@ impl Recorder {
             return Ok(Reply::Say(Answer::Continue));
         };
         let mut bytes = vec![0; size];
-        if vm::read_exact(notice.tid, attr, &mut bytes).is_err() {
-            return Ok(Reply::Say(Answer::Continue));
+        let whose = (notice.tid, self.caller(notice.tid)?.pid);
+        if let Err(reply) = self.forks.look(&self.proc, whose, attr, &mut bytes) {
+            return Ok(reply);
         }
         match landlock::create_ruleset_from(&bytes) {
             Ok(fd) => Ok(Reply::Give(self.rulesets.add(fd, &bytes))),
@@ -323,8 +340,8 @@ impl Recorder {
                 return go_on;
             }
         };
-        if vm::read_exact(notice.tid, attr, &mut bytes[..length]).is_err() {
-            return go_on;
+        if let Err(reply) = self.forks.look(&self.proc, (notice.tid, pid), attr, &mut bytes[..length]) {
+            return Ok(reply);
         }
         let [a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, ..] = bytes;
         let access = u64::from_ne_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);

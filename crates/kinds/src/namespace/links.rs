@@ -135,21 +135,34 @@ pub fn look() -> Result<Record> {
     Ok(Record { links, addresses, routes })
 }
 
-/// Whether the loopback of the network that the calling thread is in is up.
+/// What a network is like beside what is recorded.
+#[derive(Debug, Clone, Copy)]
+pub struct State {
+    /// Whether its loopback is up.
+    pub loopback: bool,
+    /// Whether the kernel still looks for others that have an address of its own: its routes come after that.
+    pub settles: bool,
+}
+
+/// That of the network that the calling thread is in.
 ///
 /// # Errors
 /// The kernel's.
-pub fn loopback_is_up() -> Result<bool> {
+pub fn state() -> Result<State> {
+    const TENTATIVE: u32 = 0x40;
     let is_up = |body: &Vec<u8>| word(body, 4) == Some(1) && word(body, 8).is_some_and(|flags| flags & 1 == 1);
-    Ok(dump(&LINKS)?.iter().any(is_up))
+    let is_tentative = |body: &Vec<u8>| {
+        attribute(body, IFADDR, IFA_FLAGS).and_then(|value| word(value, 0)).is_some_and(|flags| flags & TENTATIVE != 0)
+    };
+    Ok(State { loopback: dump(&LINKS)?.iter().any(is_up), settles: dump(&ADDRESSES)?.iter().any(is_tentative) })
 }
 
 /// Tries it in a new network, which the calling thread is in afterwards. `now`: what there must be then.
 ///
 /// # Errors
-/// `Unsupported`, by name, for what is not the same there.
-pub fn again(record: &Record, loopback: bool, proc: BorrowedFd<'_>, now: (&Network, &Traffic)) -> Result<()> {
-    if loopback {
+/// `Unsupported`, by name, for what is not the same there; `Passing` while the network that it is of settles.
+pub fn again(record: &Record, state: State, proc: BorrowedFd<'_>, now: (&Network, &Traffic)) -> Result<()> {
+    if state.loopback {
         loopback_up()?;
     }
     let made = rebuild(record);
@@ -158,6 +171,7 @@ pub fn again(record: &Record, loopback: bool, proc: BorrowedFd<'_>, now: (&Netwo
         let same = Network::here(proc)?.unchanged(now.0).and_then(|()| now.1.as_new(&Traffic::devices()?));
         match same {
             Ok(()) => return made,
+            Err(e) if state.settles => return Err(Cause::passing(format!("{e}, while an IPv6 address is tentative"))),
             // The kernel gives devices what belongs to them a little later.
             Err(_) if made.is_ok() && !record.links.is_empty() && Instant::now() < until => std::thread::sleep(PAUSE),
             Err(e) => return Err(e),

@@ -327,12 +327,12 @@ fn set(settings: &[sysctl::Record], proc: BorrowedFd<'_>, kind: Kind) -> Result<
 fn network(proc: BorrowedFd<'_>) -> Result<Content> {
     let own = Kind::Net.own();
     let (now, devices, traffic) = (Network::here(proc)?, Traffic::devices()?, Traffic::look(proc)?);
-    let (links, loopback) = (links::look()?, links::loopback_is_up()?);
+    let (links, state) = (links::look()?, links::state()?);
     let settings = sysctl::look(proc, own)?;
     let usual = sysctl::look_at_new(proc, own)?;
     traffic.as_new(&Traffic::look(proc)?)?;
-    links::again(&links, loopback, proc, (&now, &devices))?;
-    Ok(Content::Net { loopback, links, settings: sysctl::changed(settings, &usual, proc)? })
+    links::again(&links, state, proc, (&now, &devices))?;
+    Ok(Content::Net { loopback: state.loopback, links, settings: sysctl::changed(settings, &usual, proc)? })
 }
 
 /// Refuses POSIX message queues in the calling thread's ipc namespace.
