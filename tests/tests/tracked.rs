@@ -310,7 +310,8 @@ fn killed_at_any_instant(flavour: Flavour) {
         checkpoint(&yendor, &container, &image, VERIFY);
         lives(&yendor, &image, &expected, 1);
     }
-    checkpoint(&yendor, &container, &yendor.path("plain"), &["--leave-running"]);
+    let json = checkpoint(&yendor, &container, &yendor.path("compressed"), &["--leave-running", "--compress", "lz4"]);
+    assert_eq!(notes(&json), "memory is not tracked any longer: a compressed image ends that");
     assert_eq!(tracked(&yendor), 0);
 }
 

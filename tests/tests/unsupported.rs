@@ -222,6 +222,16 @@ return l, c, l.accept()",
         "a table of routes that the container has made itself (IPv4, table 7)",
     ),
     (
+        "a route with a realm",
+        "netlink(24, 0x605, struct.pack('=8BIHH4sHHIHHI', 2, 32, 0, 0, 254, 3, 0, 1, 0, 8, 1, bytes([203, 0, 113, 9]), 8, 4, 1, 8, 11, 5))",
+        "a route that the container has made itself (IPv4, 203.0.113.9/32, table 254)",
+    ),
+    (
+        "a local route that nobody has the address of",
+        "netlink(24, 0x605, struct.pack('=8BIHH4sHHI', 2, 32, 0, 0, 255, 3, 254, 2, 0, 8, 1, bytes([203, 0, 113, 9]), 8, 4, 1))",
+        "a route that the container has made itself (IPv4, 203.0.113.9/32, table 255)",
+    ),
+    (
         "a neighbour",
         "netlink(28, 0x605, struct.pack('=BxHIHBBHH4sHH6sxx', 2, 0, 1, 0x80, 0, 1, 8, 1, bytes([127, 0, 0, 9]), 10, 2, b'abcdef'))",
         "a fixed neighbour that the container has made itself",

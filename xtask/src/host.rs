@@ -39,12 +39,12 @@ const PACKAGES: &[Package] = &[
     Package { names: &["s6"], why: "an init with services" },
     Package { names: &["gdb"], why: "tasks that somebody traces already" },
     Package { names: &["uidmap"], why: "newuidmap and newgidmap, for subordinate ids" },
-    Package { names: &["busybox-static"], why: "a root file system of one program" },
+    Package { names: &["busybox-static"], why: "a root file system of one program, and the lab's programs" },
+    Package { names: &["iproute2"], why: "devices, addresses and routes inside containers" },
     Package { names: &["bubblewrap"], why: "containers that Yendor did not start" },
     Package { names: &["strace"], why: "tasks that somebody traces already" },
     Package { names: &["procps"], why: "ps and friends inside containers" },
     Package { names: &["qemu-system-x86"], why: "machines with the security modules that this kernel lacks" },
-    Package { names: &["busybox-static"], why: "the programs of those machines" },
     Package { names: &["apparmor"], why: "compiles policies for them" },
     Package { names: &["checkpolicy"], why: "likewise, for SELinux" },
     Package { names: &["util-linux"], why: "unshare, runuser, taskset" },
@@ -75,6 +75,14 @@ pub fn prepare(session: &mut Session) -> Outcome {
         if let Some(value) = value.filter(|_| std::env::var_os(name).is_none()) {
             session.export(name, value);
         }
+    }
+    let target = crate::workspace::target_directory()?;
+    if target.starts_with("/tmp") {
+        let target = target.display();
+        return Err(format!(
+            "{target}: containers have a /tmp of their own, where the tests' programs are not: clone elsewhere, or set CARGO_TARGET_DIR"
+        )
+        .into());
     }
     let root = fs::metadata("/proc/self")?.uid() == 0;
     let missing = missing_packages();

@@ -150,9 +150,8 @@ pub fn set(snapshot: &Snapshot, request: &Request, proc: &OwnedFd) -> Result<Opt
     let left = sysctl::rebuild(&snapshot.container.settings, proc.as_fd(), own, |name| {
         given.contains(&name.replace('.', "/"))
     })?;
-    let Some(first) = left.first() else {
-        let what = "devices, addresses and routes of a network that is not the container's own now";
-        return Ok((!own.network && !links.is_empty()).then(|| what.to_owned()));
-    };
-    Ok(Some(format!("{} settings of namespaces that are not the container's own now: {first} ...", left.len())))
+    let gone = (!own.network && !links.is_empty()).then(|| "devices, addresses and routes".to_owned());
+    let left = left.first().map(|first| format!("{} settings ({first} ...)", left.len()));
+    let what: Vec<String> = gone.into_iter().chain(left).collect();
+    Ok((!what.is_empty()).then(|| format!("{} of namespaces that are not the container's own now", what.join(", "))))
 }

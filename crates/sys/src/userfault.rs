@@ -40,6 +40,27 @@ struct Register {
     ioctls: u64,
 }
 
+/// Agrees with the kernel on what is told of; `shown`: for an error.
+fn agree(fd: &OwnedFd, features: u64, shown: &'static str) -> Result<()> {
+    let mut api = Api { api: 0xaa, features, ioctls: 0 };
+    // SAFETY: `api` has the kernel's layout and outlives the call.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) } < 0 {
+        return Err(SysError::last("ioctl", shown));
+    }
+    Ok(())
+}
+
+/// Has mappings told of from now on, in this way.
+fn register(fd: &OwnedFd, (start, end): (u64, u64), mode: u64) -> Result<()> {
+    let range = Range { start, len: end.saturating_sub(start) };
+    let mut register = Register { range, mode, ioctls: 0 };
+    // SAFETY: `register` has the kernel's layout and outlives the call, which changes nothing of ours but it.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) } < 0 {
+        return Err(SysError::last("ioctl", format!("UFFDIO_REGISTER, {start:#x}..{end:#x}")));
+    }
+    Ok(())
+}
+
 /// Who is told of writes to the memory of the process that made it. When its last descriptor is closed, nothing of it is left
 /// there.
 #[derive(Debug)]
@@ -51,11 +72,7 @@ impl Userfault {
     /// # Errors
     /// `EINVAL` on a kernel without asynchronous write protection.
     pub fn begin(fd: OwnedFd) -> Result<Userfault> {
-        let mut api = Api { api: 0xaa, features: FEATURES, ioctls: 0 };
-        // SAFETY: `api` has the kernel's layout and outlives the call.
-        if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) } < 0 {
-            return Err(SysError::last("ioctl", "UFFDIO_API, UFFD_FEATURE_WP_ASYNC"));
-        }
+        agree(&fd, FEATURES, "UFFDIO_API, UFFD_FEATURE_WP_ASYNC")?;
         Ok(Userfault(fd))
     }
 
@@ -71,13 +88,7 @@ impl Userfault {
     /// `EBUSY` where somebody else's is, `EINVAL` or `EPERM` for memory that cannot be; where all of it is gone, see
     /// [`Userfault::is_gone`].
     pub fn register(&self, start: u64, end: u64) -> Result<()> {
-        let range = Range { start, len: end.saturating_sub(start) };
-        let mut register = Register { range, mode: MODE_WP, ioctls: 0 };
-        // SAFETY: `register` has the kernel's layout and outlives the call, which changes nothing of ours but it.
-        if unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) } < 0 {
-            return Err(SysError::last("ioctl", format!("UFFDIO_REGISTER, {start:#x}..{end:#x}")));
-        }
-        Ok(())
+        register(&self.0, (start, end), MODE_WP)
     }
 
     /// Whether an error says that the memory is gone: the process has ended, or executed another program (`ENOMEM` in

@@ -2,7 +2,9 @@
 //! *Read from:* dumps over netlink(7) (rtnetlink(7)).
 //! *Made again by:* `RTM_NEWLINK` with the same numbers, `RTM_NEWADDR`, `RTM_NEWROUTE`. A checkpoint tries it in a new network: what does not
 //! come out the same there refuses by name, and so does a container's own network with any of this whose loopback is down.
-//! *Lost:* counters; IPv6 addresses do not look again for others that have them (`nodad`).
+//! *Lost:* counters; IPv6 addresses do not look again for others that have them (`nodad`); of a device further names, programs of XDP, numbers of queues,
+//! sizes of offloads, what ethtool(8) sets, multicast addresses that somebody has added; of its settings those that are not what the kernel gave
+//! it, but what it gives a network without devices.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};

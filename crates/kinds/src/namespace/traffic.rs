@@ -88,7 +88,8 @@ const DUMPS: [Dump; 10] = [
 ];
 
 /// What belongs to devices, compared where `lo` has been set up or not.
-const DEVICES: [Dump; 2] = [
+const DEVICES: [Dump; 3] = [
+    Dump { what: "a route", protocol: None, request: 26, body: &[0; 12], answer: 24, take: usual_route },
     Dump { what: "an address", protocol: None, request: 22, body: &[0; 8], answer: 20, take: device_address },
     Dump { what: "a network device", protocol: None, request: 18, body: &[0; 16], answer: 16, take: device },
 ];
@@ -141,7 +142,7 @@ impl Traffic {
         Ok(false)
     }
 
-    /// Devices and their addresses, of the network that the calling thread is in.
+    /// Devices, their addresses, and main and local routes, of the network that the calling thread is in.
     ///
     /// # Errors
     /// The kernel's.
@@ -235,15 +236,18 @@ fn answers(mut rest: &[u8], wanted: u16) -> std::result::Result<(Vec<Vec<u8>>, b
 
 /// The first attribute of this sort after a header.
 pub(super) fn attribute(message: &[u8], header: usize, wanted: u16) -> Option<&[u8]> {
-    let mut rest = message.get(header..)?;
-    while let Some(length) = half(rest, 0).map(usize::from) {
-        let value = rest.get(4..length)?;
-        if half(rest, 2)? == wanted {
-            return Some(value);
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-    None
+    attributes(message, header).find(|(number, _)| *number == wanted).map(|(_, value)| value)
+}
+
+/// The attributes after a header.
+fn attributes(message: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = message.get(header..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let length = usize::from(half(rest, 0)?);
+        let found = (half(rest, 2)?, rest.get(4..length)?);
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(found)
+    })
 }
 
 /// struct ifaddrmsg, without the times at which it was made and changed.
@@ -293,17 +297,46 @@ fn rule(body: &[u8]) -> Option<(Vec<u8>, String)> {
     Some((body.to_vec(), format!("{}, priority {priority}", family(body))))
 }
 
-/// struct rtmsg. The main routes and the local ones are known elsewhere.
-fn table(body: &[u8]) -> Option<(Vec<u8>, String)> {
+/// The tables that belong to addresses: main and local.
+const MAIN_AND_LOCAL: [u32; 2] = [254, 255];
+
+/// The number of a route's table; of struct rtmsg.
+fn table_of(body: &[u8]) -> Option<u32> {
     const TABLE: u16 = 15;
-    const MAIN_AND_LOCAL: [u32; 2] = [254, 255];
     let short = body.get(4).copied().map(u32::from)?;
-    let number = attribute(body, 12, TABLE).and_then(|value| word(value, 0)).unwrap_or(short);
-    if MAIN_AND_LOCAL.contains(&number) {
-        return None;
-    }
+    Some(attribute(body, 12, TABLE).and_then(|value| word(value, 0)).unwrap_or(short))
+}
+
+/// struct rtmsg.
+fn table(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    let number = table_of(body).filter(|number| !MAIN_AND_LOCAL.contains(number))?;
     let name = format!("{}, table {number}", family(body));
     Some((name.clone().into_bytes(), name))
+}
+
+/// struct rtmsg, of the other tables, with everything that is said of it but for what the kernel counts.
+fn usual_route(body: &[u8]) -> Option<(Vec<u8>, String)> {
+    const DESTINATION: u16 = 1;
+    const CACHE: u16 = 12;
+    const CLONED: u32 = 0x200;
+    const ONLINK: u32 = 4;
+    let (table, flags) = (table_of(body)?, word(body, 8)?);
+    if !MAIN_AND_LOCAL.contains(&table) || flags & CLONED != 0 {
+        return None;
+    }
+    let mut key = body.get(..8)?.to_vec();
+    key.extend_from_slice(&(flags & ONLINK).to_ne_bytes());
+    for (number, value) in attributes(body, 12) {
+        key.extend_from_slice(&number.to_ne_bytes());
+        if number == CACHE {
+            // Of struct rta_cacheinfo: whether it ends.
+            key.push(u8::from(word(value, 8).is_some_and(|expires| expires != 0)));
+        } else {
+            key.extend_from_slice(value);
+        }
+    }
+    let to = address(attribute(body, 12, DESTINATION).unwrap_or_default());
+    Some((key, format!("{}, {to}/{}, table {table}", family(body), body.get(1)?)))
 }
 
 /// struct nhmsg.

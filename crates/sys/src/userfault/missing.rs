@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use super::{Api, Range, Register, UFFDIO_API, UFFDIO_REGISTER};
+use super::Range;
 use crate::{Errno, Result, SysError};
 
 /// The device that gives one to whoever may open it (`USERFAULTFD_IOC_NEW`), and for whose memory: its caller's.
@@ -79,11 +79,7 @@ impl Pager {
     /// # Errors
     /// `EINVAL` from a kernel that does not tell of memory that changes.
     pub fn begin(fd: OwnedFd) -> Result<Pager> {
-        let mut api = Api { api: 0xaa, features: FEATURES, ioctls: 0 };
-        // SAFETY: `api` has the kernel's layout and outlives the call.
-        if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) } < 0 {
-            return Err(SysError::last("ioctl", "UFFDIO_API, UFFD_FEATURE_EVENT_UNMAP"));
-        }
+        super::agree(&fd, FEATURES, "UFFDIO_API, UFFD_FEATURE_EVENT_UNMAP")?;
         Ok(Pager(fd))
     }
 
@@ -98,13 +94,7 @@ impl Pager {
     /// # Errors
     /// `EBUSY` where somebody else's is, `EINVAL` for memory that cannot be.
     pub fn register(&self, start: u64, end: u64) -> Result<()> {
-        let range = Range { start, len: end.saturating_sub(start) };
-        let mut register = Register { range, mode: MODE_MISSING, ioctls: 0 };
-        // SAFETY: `register` has the kernel's layout and outlives the call, which changes nothing of ours but it.
-        if unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) } < 0 {
-            return Err(SysError::last("ioctl", format!("UFFDIO_REGISTER, {start:#x}..{end:#x}")));
-        }
-        Ok(())
+        super::register(&self.0, (start, end), MODE_MISSING)
     }
 
     /// The next message; none: there is none now. Whoever waits for it goes on, but of a fault: no other is to be read before
