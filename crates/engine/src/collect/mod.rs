@@ -160,7 +160,11 @@ pub fn collect<'w>(
         of.map_or_else(|| Watch::tree(tree, &order, &proc), |(state, directory)| Watch::container(state, directory));
     let mut watch = watch.at(Step::Collect)?;
     let allowed = gather.allow_lost.contains(peer::KIND);
-    let peers = if of.is_none() { Peers::new(&proc, allowed).at(Step::Collect)? } else { None };
+    let peers = match of {
+        None => Peers::new(&proc, allowed).at(Step::Collect)?,
+        // A listener cannot be had everywhere (inside another container, say).
+        Some(_) => (!watch.is_recorded()).then(|| Peers::first(level, allowed)).flatten(),
+    };
     watch.look(tree, &order, &proc).at(Step::Collect)?;
     let mut held = BTreeMap::new();
     for facts in order.iter().filter(|f| tree.processes.contains_key(&f.pid)) {

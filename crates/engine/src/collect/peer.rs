@@ -1,8 +1,9 @@
-//! Landlock domains that nobody recorded, of a tree that Yendor did not start.
+//! Landlock domains that nobody recorded, of a tree that Yendor did not start, and of a container without a recorder.
 //!
 //! No file shows which domain a task is in. But a task may only look at processes of its own domain and of those inside it
 //! (landlock(7)): so each task asks for the robust list of a process that is in no domain but ours, and whose credentials
-//! would let it look. Where it may, there is nothing to lose.
+//! would let it look. Where it may, there is nothing to lose. In a container that process is pid 1, which is in the domain
+//! of the container's policy and in no other; nobody of ours is let in there to be looked at.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -36,6 +37,8 @@ pub struct Peers {
     own: Option<(i32, Status)>,
     /// Others, by user and group.
     others: RefCell<BTreeMap<(u32, u32), Child>>,
+    /// Of a container: how many pid namespaces are around its own.
+    around: Option<usize>,
     allowed: bool,
 }
 
@@ -51,17 +54,24 @@ impl Peers {
         let id = rustix::process::getpid().as_raw_nonzero().get();
         let status = status::parse(&read_proc(proc.as_fd(), &format!("{id}/status"))?)?;
         let open = rustix::process::dumpable_behavior().is_ok_and(|d| d == DumpableBehavior::Dumpable);
-        Ok(Some(Peers { own: open.then_some((id, status)), others: RefCell::default(), allowed }))
+        Ok(Some(Peers { own: open.then_some((id, status)), others: RefCell::default(), around: None, allowed }))
+    }
+
+    /// For a container in which nobody recorded: its pid 1. `around`: how many pid namespaces are around its own.
+    pub fn first(around: usize, allowed: bool) -> Option<Peers> {
+        let landlock = yendor_sys::landlock::abi() != 0;
+        landlock.then(|| Peers { own: None, others: RefCell::default(), around: Some(around), allowed })
     }
 
     /// Has a thread look.
     pub fn ask(&self, task: &Status, inquiry: &mut Inquiry) -> Look {
         // Its numbers are not ours.
-        if task.ns_pid.as_ref().is_some_and(|ids| ids.len() > 1) {
+        if task.ns_pid.as_ref().is_some_and(|ids| ids.len() > self.around.unwrap_or(0) + 1) {
             let what = "it is in a pid namespace of its own";
             return Err(SysError::new("get_robust_list", what, yendor_sys::Errno::SRCH));
         }
         let peer = match &self.own {
+            _ if self.around.is_some() => Ok(1),
             Some((id, own)) if may_look(task, own) => Ok(*id),
             _ => self.other((task.uid[0], task.gid[0])),
         };

@@ -49,6 +49,8 @@ pub struct Watch {
     policy: Option<Vec<Instruction>>,
     /// What was recorded, until it is read with the tree in sight.
     lines: Vec<Line>,
+    /// Whether somebody recorded.
+    recorded: bool,
     /// What it says; none: nobody restricted itself.
     record: Option<Restrictions>,
     /// Of a tree that nobody watched: what the kernel says.
@@ -66,7 +68,14 @@ impl Watch {
         let policy = state.request.policy.seccomp.as_ref();
         let base = state.filters + u32::from(policy.is_some());
         let policy = policy.and_then(|p| seccomp::program(&p.program.0));
-        Ok(Watch { base, policy, lines: log::read(directory)?, record: None, first: state.main, told: Told::default() })
+        let lines = log::read(directory)?;
+        let (recorded, lines) = (lines.is_some(), lines.unwrap_or_default());
+        Ok(Watch { base, policy, lines, recorded, record: None, first: state.main, told: Told::default() })
+    }
+
+    /// Whether Landlock domains were recorded when tasks entered them: they can be known in no other way.
+    pub fn is_recorded(&self) -> bool {
+        self.recorded
     }
 
     /// A tree's that nobody watched: the kernel is asked which filters its threads have. By its tracer.

@@ -104,7 +104,9 @@ pub fn record(site: &Site<'_>, init: &Task, notes: &mut Vec<String>) -> Result<O
     match listening(true).or_else(|e| if no_filter(&e) { listening(false) } else { Err(e) }) {
         Ok(fd) => Ok(Some(fd)),
         Err(e) if no_filter(&e) => {
-            notes.push(format!("restrictions that tasks put on themselves are not recorded here: {e}"));
+            notes.push(format!(
+                "restrictions that tasks put on themselves are not recorded here: a checkpoint is refused where there may be some: {e}"
+            ));
             Ok(None)
         }
         Err(e) => Err(e).at(Step::Confine).task(1),

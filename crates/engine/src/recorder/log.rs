@@ -122,14 +122,14 @@ impl Log {
     }
 }
 
-/// Reads a container's log; no file is an empty one.
+/// Reads a container's log; none where nobody records.
 ///
 /// # Errors
 /// What read says, `EBADMSG` for a line that is none.
-pub fn read(container: &Path) -> Result<Vec<Line>, SysError> {
+pub fn read(container: &Path) -> Result<Option<Vec<Line>>, SysError> {
     let file = match std::fs::File::open(container.join(NAME)) {
         Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(SysError::io("open", NAME, &e)),
     };
     let mut out = Vec::new();
@@ -138,5 +138,5 @@ pub fn read(container: &Path) -> Result<Vec<Line>, SysError> {
         let bad = |e: serde_json::Error| SysError::new("read", format!("{NAME}: {e}"), Errno::BADMSG);
         out.push(serde_json::from_slice(&line).map_err(bad)?);
     }
-    Ok(out)
+    Ok(Some(out))
 }

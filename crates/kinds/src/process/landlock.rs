@@ -1,5 +1,5 @@
 //! Landlock domains of a thread: what it, or a process it comes from, has forbidden itself.
-//! *Read from:* nothing; the kernel does not tell. Recorded when they are made, in containers that Yendor starts.
+//! *Read from:* nothing; the kernel does not tell. Recorded when they are made, in containers that Yendor starts; where nobody records (a container in a container), and of other trees, a task that may be in one refuses the checkpoint.
 //! *Made again by:* landlock_create_ruleset and landlock_add_rule in the keeper, landlock_restrict_self in the task.
 //! *Lost:* logging flags of kernels that do not know them any more are refused, not lost; nothing else.
 
