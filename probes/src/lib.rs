@@ -36,15 +36,17 @@ extern "C" fn asked(signal: libc::c_int) {
 /// The life of a probe. `setup` must be able to run again after `check` has consumed what it made.
 pub fn run<S>(setup: impl Fn() -> S, check: impl Fn(S)) -> ! {
     listen();
+    let program = program();
     let mut state = setup();
     say("ready\n");
     loop {
-        if wait_for_request() {
-            check(state);
+        let last = wait_for_request();
+        expect("program", self::program(), program.clone());
+        check(state);
+        if last {
             say("ok\n");
             std::process::exit(0);
         }
-        check(state);
         state = setup();
         say("ok\n");
     }
@@ -53,11 +55,13 @@ pub fn run<S>(setup: impl Fn() -> S, check: impl Fn(S)) -> ! {
 /// Like [`run`] for a probe that works all the time: `step` is called between the looks for a request.
 pub fn run_working<S>(mut state: S, mut step: impl FnMut(&mut S), check: impl Fn(&mut S)) -> ! {
     listen();
+    let program = program();
     say("ready\n");
     loop {
         step(&mut state);
         let finish = taken(&FINISH);
         if finish || taken(&AGAIN) {
+            expect("program", self::program(), program.clone());
             check(&mut state);
             say("ok\n");
         }
@@ -65,6 +69,11 @@ pub fn run_working<S>(mut state: S, mut step: impl FnMut(&mut S), check: impl Fn
             std::process::exit(0);
         }
     }
+}
+
+/// Where the file is that we run.
+fn program() -> Option<std::path::PathBuf> {
+    std::fs::read_link("/proc/self/exe").ok()
 }
 
 fn listen() {

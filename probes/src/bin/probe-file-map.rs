@@ -1,11 +1,14 @@
-//! Mappings of files: private with changed pages, shared, of a deleted file, with an offset, beyond the end.
+//! Mappings of files: private with changed pages, shared, of a deleted file, with an offset, beyond the end; programs whose
+//! file was deleted, was replaced, or never had a name.
 #![allow(unsafe_code)]
 
 use probe::{Dir, PAGE, Region, check_pattern, expect, fill_pattern, ok, word};
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const LEN: usize = 20 * PAGE;
@@ -24,8 +27,88 @@ fn view(file: &File, protection: i32, flags: i32, len: usize, offset: usize) -> 
     Region::adopt(address, len)
 }
 
+/// What the programs without a name are copies of.
+const PROGRAM: &str = "/bin/sleep";
+
+/// A child that runs a program that no name leads to.
+struct Nameless {
+    what: &'static str,
+    child: Child,
+    /// Of a memfd: its first description, which does not count as one that writes.
+    memfd: Option<OwnedFd>,
+    exe: PathBuf,
+}
+
+impl Nameless {
+    fn new(what: &'static str, program: &Path, memfd: Option<OwnedFd>) -> Nameless {
+        // Of a program that is many, the name tells which.
+        let child = Command::new(program).arg0("sleep").arg("1000").spawn();
+        let child = child.unwrap_or_else(|error| probe::fail(&format!("{what}: {error}")));
+        Nameless { what, child, memfd, exe: PathBuf::new() }
+    }
+
+    fn exe(&self) -> PathBuf {
+        let link = std::fs::read_link(format!("/proc/{}/exe", self.child.id()));
+        link.unwrap_or_else(|error| probe::fail(&format!("{}: {error}", self.what)))
+    }
+}
+
+fn nameless(dir: &Dir) -> Vec<Nameless> {
+    let copy = |name| {
+        let path = dir.at(name);
+        expect("copy", std::fs::copy(PROGRAM, &path).is_ok(), true);
+        path
+    };
+    let (gone, upgraded) = (copy("program"), copy("upgraded"));
+    let memfd = |flags| {
+        let fd = probe::own("memfd_create", unsafe { libc::memfd_create(c"program".as_ptr(), flags) });
+        let program = std::fs::read(PROGRAM).unwrap_or_default();
+        expect("write", File::from(fd.try_clone().unwrap()).write_all_at(&program, 0).is_ok(), true);
+        fd
+    };
+    let of = |fd: &OwnedFd| PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()));
+    let (closed, held) = (memfd(libc::MFD_CLOEXEC), memfd(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING));
+    let closed_path = of(&closed);
+    let seals = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK;
+    ok("F_ADD_SEALS", unsafe { libc::fcntl(held.as_raw_fd(), libc::F_ADD_SEALS, seals) });
+    let held_path = of(&held);
+    let mut all = vec![
+        Nameless::new("deleted", &gone, None),
+        Nameless::new("replaced", &upgraded, None),
+        Nameless::new("closed memfd", &closed_path, None),
+        Nameless::new("held memfd", &held_path, Some(held)),
+    ];
+    drop(closed);
+    expect("unlink", std::fs::remove_file(gone).is_ok(), true);
+    expect("rename", std::fs::rename(copy("new"), upgraded).is_ok(), true);
+    for one in &mut all {
+        one.exe = one.exe();
+    }
+    all
+}
+
+fn check_nameless(all: Vec<Nameless>) {
+    for mut one in all {
+        // One that was replaced has lost its name, like any file that was.
+        match one.what {
+            "replaced" => probe::expect_that(one.what, one.exe().to_string_lossy().ends_with(" (deleted)"), "deleted"),
+            what => expect(what, one.exe(), one.exe.clone()),
+        }
+        let program = std::fs::read(format!("/proc/{}/exe", one.child.id())).ok();
+        probe::expect_that(one.what, program == std::fs::read(PROGRAM).ok(), "the same program");
+        expect(one.what, one.child.try_wait().ok().flatten(), None);
+        if let Some(memfd) = one.memfd {
+            let again = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+            let code = Command::new(again).arg0("sleep").arg("0").status().ok().and_then(|status| status.code());
+            expect("executed again", code, Some(0));
+        }
+        expect("kill", one.child.kill().is_ok() && one.child.wait().is_ok(), true);
+    }
+}
+
 struct State {
     dir: Dir,
+    nameless: Vec<Nameless>,
     private: Region,
     guarded: Region,
     shared: Region,
@@ -68,7 +151,8 @@ fn setup() -> State {
     // Its third and fourth page are beyond the end: nobody may touch them, but they are mapped.
     let last = view(&short, RW, libc::MAP_PRIVATE, 4 * PAGE, 0);
     let maps = maps(&dir);
-    State { dir, private, guarded, shared, constant, deleted, far, last, maps }
+    let nameless = nameless(&dir);
+    State { dir, nameless, private, guarded, shared, constant, deleted, far, last, maps }
 }
 
 /// Pages of a file with the pattern of `seed` from the start on, other than the pages of `not`.
@@ -111,6 +195,7 @@ fn check(state: State) {
     unsafe { state.shared.at(0).cast::<u64>().write_volatile(4711) };
     expect("read", at("shared", 0, &mut read), true);
     expect("shared is still shared", u64::from_ne_bytes(read), 4711);
+    check_nameless(state.nameless);
 }
 
 fn main() {

@@ -1,6 +1,7 @@
 //! memfd_create(2).
 //! *Read from:* the link, `F_GET_SEALS`, and the data extents through a description opened anew.
-//! *Made again by:* memfd_create; every description is opened anew; seals last, when all mappings exist.
+//! *Made again by:* memfd_create; every description but the first one that writes is opened anew; seals last, when all mappings
+//! exist.
 //! *Lost:* the inode number, timestamps.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +15,10 @@ use super::{Entry, FileKind, Gather, Seen, Workshop, regular};
 use crate::{Cause, Named, Result};
 
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+/// What fdinfo shows of it on x86_64.
+const LARGEFILE: u32 = 0o100_000;
+/// Among the workshop's objects: the first description of a memfd is somebody's.
+const FIRST: &str = "first description of a memfd";
 
 /// A memfd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,9 +91,14 @@ impl FileKind for Record {
             let made = self.make(workshop)?;
             workshop.objects.insert(key, vec![made]);
         }
-        let [made] = workshop.object(key)? else { return Err(Cause::corrupt("an object that is no memfd")) };
         let flags = regular::reopen_flags(entry.flags);
-        let fd = regular::reopen(&workshop.proc, made.as_fd(), flags)?;
+        let takes_first = may_be_first(flags) && workshop.objects.insert((FIRST, key.1), Vec::new()).is_none();
+        let [made] = workshop.object(key)? else { return Err(Cause::corrupt("an object that is no memfd")) };
+        let fd = if takes_first {
+            rustix::io::fcntl_dupfd_cloexec(made, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?
+        } else {
+            regular::reopen(&workshop.proc, made.as_fd(), flags)?
+        };
         if self.position != 0 && !flags.contains(OFlags::PATH) {
             let to = SeekFrom::Start(self.position);
             rustix::fs::seek(&fd, to).named("lseek", || format!("{}, {}", self.name, self.position))?;
@@ -100,7 +110,8 @@ impl FileKind for Record {
 impl Record {
     fn make(&self, workshop: &Workshop<'_>) -> Result<OwnedFd> {
         let Record { memfd: _, name, mode, owner, seals, size, position: _, blob, extents } = self;
-        let fd = create(name, SealFlags::from_bits_retain(*seals))?;
+        // One that was sealed while it could be executed gets that seal like the others.
+        let fd = create(name, SealFlags::from_bits_retain(*seals).contains(SealFlags::EXEC) && mode & 0o111 == 0)?;
         rustix::fs::ftruncate(&fd, *size).named("ftruncate", || format!("{name}, {size}"))?;
         if let (Some(blob), Some(reader)) = (blob, workshop.reader) {
             regular::copy_blob(reader, blob, extents, *size, &fd)?;
@@ -118,10 +129,16 @@ fn name(link: &[u8]) -> Option<&[u8]> {
     link.strip_prefix(b"/memfd:")?.strip_suffix(b" (deleted)")
 }
 
+/// Whether a description has the flags of memfd_create's own, but for those that fcntl can change. That one does not count as one
+/// that writes: who has it can execute the file all the same. Nobody's program has another one that writes.
+fn may_be_first(flags: OFlags) -> bool {
+    let changed = OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::DIRECT | OFlags::NOCTTY;
+    flags & !changed == OFlags::RDWR | OFlags::from_bits_retain(LARGEFILE)
+}
+
 /// Only what is sealed so may be made so; a mode without execute bits alone comes by fchmod.
-fn create(name: &Bytes, seals: SealFlags) -> Result<OwnedFd> {
+fn create(name: &Bytes, sealed: bool) -> Result<OwnedFd> {
     let base = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let sealed = seals.contains(SealFlags::EXEC);
     let flags = base | if sealed { MemfdFlags::NOEXEC_SEAL } else { MemfdFlags::EXEC };
     match rustix::fs::memfd_create(&*name.0, flags) {
         // A kernel before 6.3: executable is a matter of the mode alone.

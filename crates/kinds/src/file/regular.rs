@@ -196,10 +196,11 @@ impl Ghost {
         let key = ("ghost", self.inode);
         if !workshop.objects.contains_key(&key) {
             let made = self.make(file, nameless, workshop)?;
-            let twin = rustix::io::fcntl_dupfd_cloexec(&made, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
-            workshop.objects.insert(key, vec![made]);
+            // One that can write would keep the file from being anybody's program (ETXTBSY), in every stub that inherits it.
+            let original = reopen(&workshop.proc, made.as_fd(), OFlags::PATH)?;
+            workshop.objects.insert(key, vec![original]);
             if nameless {
-                return Ok(twin);
+                return Ok(made);
             }
         }
         let original = &workshop.objects[&key][0];
