@@ -1,4 +1,5 @@
-//! Shared memory: anonymous, memfd with seals, POSIX, SysV attached twice; parent and child both write.
+//! Shared memory: anonymous, memfd with seals, POSIX, SysV attached twice; parent and child both write; the parts of one
+//! mapping out of order, and some that only the child has.
 #![allow(unsafe_code)]
 
 use probe::{Board, PAGE, Region, check_pattern, child, expect, fill_pattern, map, ok, own, succeeded};
@@ -21,6 +22,10 @@ struct State {
     board: Board,
     child: i32,
     anonymous: Region,
+    /// Its first page is behind its second.
+    moved: Region,
+    /// What is left here of pages that the child has all of.
+    parts: Region,
     memfd: OwnedFd,
     views: [Region; 2],
     posix: (CString, OwnedFd, Region),
@@ -47,6 +52,19 @@ fn sysv() -> (i32, usize, usize, i32) {
     }
 }
 
+/// Two pages of an object, of which the first comes later in the address space.
+fn moved() -> Region {
+    let room = map(4 * PAGE, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    let placed = unsafe { libc::mmap(room.at(0).cast(), 2 * PAGE, RW, flags, -1, 0) };
+    expect("mmap", placed, room.at(0).cast());
+    fill_pattern(room.at(0), 2 * PAGE, 6);
+    let (fixed, to) = (libc::MREMAP_FIXED | libc::MREMAP_MAYMOVE, room.at(3 * PAGE));
+    let placed = unsafe { libc::mremap(room.at(0).cast(), PAGE, PAGE, fixed, to) };
+    expect("mremap", placed, to.cast());
+    room
+}
+
 fn setup() -> State {
     let (board, pid) = (Board::new(), std::process::id());
     let anonymous = map(LEN, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
@@ -61,6 +79,8 @@ fn setup() -> State {
     let unlinked = posix(&name("unlinked"));
     ok("shm_unlink", unsafe { libc::shm_unlink(name("unlinked").as_ptr()) });
     let sysv = sysv();
+    let (moved, parts) = (moved(), map(6 * PAGE, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS));
+    fill_pattern(parts.at(0), 6 * PAGE, 7);
     fill_pattern(anonymous.at(0), LEN, 1);
     fill_pattern(views[0].at(0), LEN, 2);
     fill_pattern(region.at(0), LEN, 3);
@@ -79,9 +99,13 @@ fn setup() -> State {
         board.set(UP, 1);
         board.wait(GO, 1);
         all.iter().for_each(|&at| unsafe { at.write_volatile(at.read_volatile() ^ 1) });
+        check_pattern("parts, in the child", parts.at(0), 6 * PAGE, 7);
     });
     board.wait(UP, 1);
-    State { board, child, anonymous, memfd, views, posix: (name("named"), fd, region), unlinked, sysv }
+    for page in [0, 3] {
+        ok("munmap", unsafe { libc::munmap(parts.at(page * PAGE).cast(), PAGE) });
+    }
+    State { board, child, anonymous, moved, parts, memfd, views, posix: (name("named"), fd, region), unlinked, sysv }
 }
 
 fn check_memfd(state: &State) {
@@ -125,6 +149,16 @@ fn check(state: State) {
     state.board.set(GO, 1);
     succeeded("child that writes", state.child);
     check_pattern("anonymous", state.anonymous.at(0), LEN, 1);
+    let halves = [state.moved.at(3 * PAGE), state.moved.at(PAGE)];
+    for (page, at) in halves.into_iter().enumerate() {
+        let words = (0..PAGE).step_by(8).map(|offset| unsafe { at.add(offset).cast::<u64>().read_volatile() });
+        let want = (0..PAGE).step_by(8).map(|offset| probe::word(6 ^ (page * PAGE + offset) as u64));
+        probe::expect_that("a page that was moved", words.eq(want), page);
+    }
+    for page in [1, 2, 4, 5] {
+        let got = unsafe { state.parts.at(page * PAGE).cast::<u64>().read_volatile() };
+        expect("parts", got, probe::word(7 ^ (page * PAGE) as u64));
+    }
     check_pattern("memfd", state.views[0].at(0), LEN, 2);
     check_memfd(&state);
     let (name, fd, region) = &state.posix;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
-use yendor_image::{Addr, Bytes, Digest, FileId, PAGE_BYTES, PageRun, Parent, ShmId, Writer, pages_name};
+use yendor_image::{Addr, Digest, FileId, PAGE_BYTES, PageRun, Parent, Writer, pages_name};
 use yendor_kinds::file::{Gather, refused};
 use yendor_kinds::memory::early::{Early, Task};
 use yendor_kinds::memory::pages::{self, EARLY, Piece, Sink, Zeros};
@@ -17,9 +17,9 @@ use yendor_proc::maps::Label;
 use yendor_proc::smaps::{Smap, VmFlag};
 use yendor_task::live::SCRATCH;
 
-use super::Objects;
 use super::ghost::Ghosts;
 use super::late::{Late, Seams, Shadowed, Spared, without_tracking};
+use super::object::Objects;
 use super::rounds::{Rounds, Tracked};
 use crate::shadow::MOST;
 
@@ -88,7 +88,7 @@ impl<'s, 'p> Private<'s, 'p> {
 pub struct Memory<'w> {
     out: Sink<'w, yendor_image::FileWriter<'w>>,
     parent: Option<&'w Parent>,
-    objects: BTreeMap<(u64, u64), shared::Record>,
+    objects: Objects,
     /// Files opened for mappings, by device, inode and whether they can be written.
     files: BTreeMap<(u64, u64, bool), FileId>,
     /// The same by device and inode as /proc shows them of a mapping, with the path that led there.
@@ -124,7 +124,7 @@ impl<'w> Memory<'w> {
         Ok(Memory {
             out,
             parent,
-            objects: BTreeMap::new(),
+            objects: Objects::default(),
             files: BTreeMap::new(),
             named: BTreeMap::new(),
             vdso: None,
@@ -160,10 +160,10 @@ impl<'w> Memory<'w> {
     ///
     /// # Errors
     /// The image cannot be written.
-    pub fn shared(&mut self, gather: &mut Gather<'_>) -> Result<(Objects, Option<Digest>)> {
+    pub fn shared(&mut self, gather: &mut Gather<'_>) -> Result<(Vec<shared::Record>, Option<Digest>)> {
         std::mem::take(&mut self.ghosts).finish(gather)?;
         let vdso = self.vdso.take().map(|code| Digest::of(&code));
-        Ok((std::mem::take(&mut self.objects).into_values().collect(), vdso))
+        Ok((std::mem::take(&mut self.objects).finish(), vdso))
     }
 
     /// All pages of a snapshot are written: how many bytes of them a parent has, and need not be; what is tracked still; and what
@@ -366,7 +366,7 @@ impl<'w> Memory<'w> {
             // A private mapping of shared memory without a name: its bytes become the area's own.
             return Ok(Backing::Anonymous);
         }
-        self.object(smap, source)
+        self.objects.mapped(map, source, &mut self.out)
     }
 
     /// The id of a file that was opened for a mapping; one description serves all mappings of a file.
@@ -385,34 +385,6 @@ impl<'w> Memory<'w> {
         let id = gather.own(fd)?;
         self.files.insert(key, id);
         Ok(id)
-    }
-
-    /// A shared object without a name: its pages are read through whoever has them mapped.
-    fn object(&mut self, smap: &Smap, source: &Source<'_>) -> Result<Backing> {
-        let map = &smap.map;
-        let key = (map.dev.st_dev(), map.inode);
-        let next = ShmId(u32::try_from(self.objects.len()).unwrap_or(u32::MAX));
-        let object = self.objects.entry(key).or_insert_with(|| shared::Record {
-            id: next,
-            name: Bytes(map.name.clone()),
-            size: 0,
-            pages: Vec::new(),
-        });
-        let id = object.id;
-        let end = map.offset + map.len();
-        // Pages that an earlier mapping brought are not brought again.
-        let from = map.offset.max(object.size);
-        if from < end {
-            let start = map.start + (from - map.offset);
-            let all = [(start, map.end)];
-            let mut runs = self.out.copy(source, Piece::of(&all, Zeros::Leave))?;
-            for run in &mut runs {
-                run.addr.0 = run.addr.0 - map.start + map.offset;
-            }
-            object.pages.extend(runs);
-            object.size = end;
-        }
-        Ok(Backing::Object(id, map.offset))
     }
 }
 

@@ -17,6 +17,7 @@ mod late;
 mod levels;
 pub mod namespace;
 mod nested;
+mod object;
 mod oom;
 pub mod peer;
 mod process;
@@ -477,6 +478,3 @@ fn in_order(tree: &FrozenTree, proc: &OwnedFd, home: usize) -> Result<Vec<Facts>
     }
     Ok(out)
 }
-
-/// Objects that no descriptor leads to.
-pub(crate) type Objects = Vec<memory::shared::Record>;
