@@ -1,7 +1,8 @@
-//! Regular files and directories: offsets, flags, sharing by dup and fork, O_PATH, deleted files, lost permission.
+//! Regular files and directories: offsets, flags, sharing by dup and fork, O_PATH, deleted files, also of one inode number
+//! in two file systems, lost permission.
 #![allow(unsafe_code)]
 
-use probe::{Board, Dir, child, expect, expect_that, fdinfo, ok, own, read_at_once, succeeded, transfer};
+use probe::{Board, Dir, PAGE, Region, child, expect, expect_that, fdinfo, ok, own, read_at_once, succeeded, transfer};
 use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -27,8 +28,68 @@ fn flags_of(fd: &OwnedFd) -> (i32, i32) {
     unsafe { (libc::fcntl(fd.as_raw_fd(), libc::F_GETFL), libc::fcntl(fd.as_raw_fd(), libc::F_GETFD)) }
 }
 
+/// Two deleted files, in two file systems, as far as there are two, that have the same inode number if that can be had soon.
+fn alike(dir: &Dir, text: [&[u8]; 2]) -> [OwnedFd; 2] {
+    let create = libc::O_CREAT | libc::O_RDWR | libc::O_EXCL;
+    let shared = Path::new("/dev/shm").join(format!("probe-regular-{}", std::process::id()));
+    let new = |path: &Path| {
+        let fd = open(path, create);
+        fs::remove_file(path).unwrap();
+        fd
+    };
+    let inode = |fd: &OwnedFd| {
+        let data = fs::File::from(fd.try_clone().unwrap()).metadata();
+        data.map(|data| std::os::unix::fs::MetadataExt::ino(&data)).unwrap_or(0)
+    };
+    let places = [dir.at("alike"), shared];
+    let mut pair = [new(&places[0]), new(&places[1])];
+    for _ in 0..2000 {
+        let (one, other) = (inode(&pair[0]), inode(&pair[1]));
+        if one == other {
+            break;
+        }
+        // Both count upwards.
+        let less = usize::from(other < one);
+        pair[less] = new(&places[less]);
+    }
+    pair.iter().zip(text).for_each(|(fd, text)| transfer(fd, text));
+    pair
+}
+
+/// The same, mapped and closed.
+fn alike_mapped(dir: &Dir, text: [&[u8]; 2]) -> [Region; 2] {
+    alike(dir, text).map(|fd| {
+        ok("ftruncate", unsafe { libc::ftruncate(fd.as_raw_fd(), PAGE as i64) });
+        view(&fd)
+    })
+}
+
+/// A deleted file that is mapped for writing, and can only be read by the descriptor that is left.
+fn read_only(path: &Path) -> (OwnedFd, Region) {
+    let writes = open(path, libc::O_CREAT | libc::O_EXCL | libc::O_RDWR);
+    transfer(&writes, &[1; PAGE]);
+    let reads = open(path, libc::O_RDONLY);
+    fs::remove_file(path).unwrap();
+    (reads, view(&writes))
+}
+
+fn memfd() -> (OwnedFd, Region) {
+    let writes = own("memfd_create", unsafe { libc::memfd_create(c"read only".as_ptr(), libc::MFD_CLOEXEC) });
+    transfer(&writes, &[1; PAGE]);
+    let reads = open(Path::new(&format!("/proc/self/fd/{}", writes.as_raw_fd())), libc::O_RDONLY);
+    (reads, view(&writes))
+}
+
+fn view(fd: &OwnedFd) -> Region {
+    let (rw, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, rw, shared, fd.as_raw_fd(), 0) };
+    Region::adopt(at, PAGE)
+}
+
 struct State {
     dir: Dir,
+    mapped: [Region; 2],
+    read_only: [(OwnedFd, Region); 3],
     board: Board,
     child: i32,
     files: Vec<(&'static str, OwnedFd)>,
@@ -80,7 +141,14 @@ fn setup() -> State {
         seek(&shared, 7, libc::SEEK_SET);
     });
     board.wait(UP, 1);
+    let [here, there] = alike(&dir, [b"here", b"there"]);
+    let mapped = alike_mapped(&dir, [b"mapped here", b"mapped there"]);
+    // In a container that one is in the overlay of its root.
+    let overlay = Path::new("/var/tmp").join(format!("probe-regular-{}", std::process::id()));
+    let read_only = [read_only(&dir.at("read only")), read_only(&overlay), memfd()];
     let files = vec![
+        ("here", here),
+        ("there", there),
         ("far", far),
         ("append", append),
         ("shared", shared),
@@ -95,7 +163,7 @@ fn setup() -> State {
         ("sync", sync),
     ];
     let before = seen(&files);
-    State { dir, board, child, files, before }
+    State { dir, mapped, read_only, board, child, files, before }
 }
 
 fn reads(state: &State, name: &str, offset: i64, want: &[u8]) {
@@ -135,6 +203,17 @@ fn check(state: State) {
     expect("appended", fs::read(state.dir.at("append")).ok(), Some(b"0123456789x".to_vec()));
     reads(&state, "gone", 0, b"content of a file without a name");
     reads(&state, "temporary", 0, b"never named");
+    reads(&state, "here", 0, b"here");
+    reads(&state, "there", 0, b"there");
+    for (region, want) in state.mapped.iter().zip([&b"mapped here\0"[..], b"mapped there"]) {
+        let got = unsafe { std::slice::from_raw_parts(region.at(0), want.len()) };
+        expect("a mapping of a deleted file", got, want);
+    }
+    for (fd, region) in &state.read_only {
+        unsafe { region.at(0).write_volatile(77) };
+        seek(fd, 0, libc::SEEK_SET);
+        expect("what was written through a mapping", read_at_once(fd, 2), Some(vec![77, 1]));
+    }
     reads(&state, "secret", 0, b"secret");
     let links = |name| {
         fs::File::from(get(&state, name).try_clone().unwrap())

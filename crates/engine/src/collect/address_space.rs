@@ -323,8 +323,16 @@ impl<'w> Memory<'w> {
             return Err(Cause::unsupported(format!("mapping {:x}-{:x}: {what}", map.start, map.end)));
         }
         let writes = map.perms.shared && smap.vm_flags.has(VmFlag::MayWrite);
-        if let Some(id) = gather.holding(map.dev.st_dev(), map.inode, writes) {
+        let dev = gather.device_of(map);
+        if let Some(id) = gather.holding(dev, map.inode, writes) {
             return Ok(Backing::File(id, map.offset));
+        }
+        // Only a description tells that a deleted file is the one that is mapped here, too.
+        let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
+        if map.deleted
+            && let Some(fd) = gather.again(dev, map.inode, flags)?
+        {
+            return Ok(Backing::File(self.mapped_file(fd, writes, gather)?, map.offset));
         }
         let named = matches!(map.label(), Label::File(path) if path.starts_with(b"/")) && !map.deleted;
         if named {
@@ -332,7 +340,6 @@ impl<'w> Memory<'w> {
             if let Some((_, id)) = self.named.get(&key).filter(|(name, _)| *name == map.name) {
                 return Ok(Backing::File(*id, map.offset));
             }
-            let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
             let open = |gather: &Gather<'_>| -> Result<_> {
                 let fd = gather.open_inside(&map.name, flags | OFlags::NOCTTY)?;
                 let stat = rustix::fs::fstat(&fd).named("fstat", || map.name.escape_ascii().to_string())?;

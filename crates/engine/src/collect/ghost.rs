@@ -23,6 +23,7 @@ pub struct Ghosts<'w> {
 
 struct Ghost<'w> {
     id: FileId,
+    number: u64,
     path: Bytes,
     name: String,
     out: FileWriter<'w>,
@@ -48,11 +49,12 @@ impl<'w> Ghosts<'w> {
         let ghost = match self.files.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
-                let name = format!("ghost-map-{:x}-{:x}", key.0, key.1);
+                let number = gather.ghost(key.0, key.1);
+                let name = format!("ghost-map-{number}");
                 let out = writer.file(&name)?;
                 let id = gather.reserve(O_RDWR)?;
                 let path = Bytes(map.name.clone());
-                place.insert(Ghost { id, path, name, out, extents: Vec::new(), size: 0 })
+                place.insert(Ghost { id, number, path, name, out, extents: Vec::new(), size: 0 })
             }
         };
         ghost.take(map, source, copied)?;
@@ -64,11 +66,11 @@ impl<'w> Ghosts<'w> {
     /// # Errors
     /// The image cannot be written.
     pub fn finish(self, gather: &mut Gather<'_>) -> Result<()> {
-        for ((_, inode), ghost) in self.files {
-            let Ghost { id, path, name, out, extents, size } = ghost;
+        for ghost in self.files.into_values() {
+            let Ghost { id, number, path, name, out, extents, size } = ghost;
             out.finish()?;
             let mode = FileType::RegularFile.as_raw_mode() | 0o600;
-            let ghost = regular::Ghost { inode, blob: Some(name), extents, owner: (own_uid(), own_gid()) };
+            let ghost = regular::Ghost { number, blob: Some(name), extents, owner: (own_uid(), own_gid()) };
             let record = regular::Record { path, mode, position: 0, size, ghost: Some(ghost) };
             gather.fill(id, Record::Regular(record));
         }

@@ -77,7 +77,21 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         objects: unique(objects.iter().map(|o| o.id), "shared object")?,
         manifest,
     };
-    files.iter().try_for_each(check_file)?;
+    files.iter().try_for_each(|entry| {
+        check_file(entry)?;
+        known.blob(blob_of(entry)).map_err(|e| e.kind(entry.record.kind(), format!("file {}", entry.id)))
+    })?;
+    let inside = namespaces.iter().filter_map(|one| match &one.content {
+        Content::Mount(record) => Some(&record.mounts),
+        _ => None,
+    });
+    let inside = inside.flatten().filter_map(|mount| match &mount.what {
+        mount::What::New(system) => system.content.as_ref(),
+        _ => None,
+    });
+    for layer in container.layers.iter().chain(inside) {
+        known.blob(layer.blob.as_ref()).map_err(|e| e.kind("file system", layer.mount.to_string()))?;
+    }
     let is_mount = |id: &NsId| {
         let record = usize::try_from(id.0).ok().and_then(|n| namespaces.get(n));
         record.is_some_and(|record| record.kind() == nested::Kind::Mount)
@@ -180,6 +194,15 @@ fn unique<T: Ord + Copy + std::fmt::Display>(ids: impl Iterator<Item = T>, kind:
         }
     }
     Ok(seen)
+}
+
+/// Where the content of an open file is.
+fn blob_of(entry: &file::Entry) -> Option<&String> {
+    match &entry.record {
+        file::Record::Memfd(memfd) => memfd.blob.as_ref(),
+        file::Record::Regular(regular) => regular.ghost.as_ref()?.blob.as_ref(),
+        _ => None,
+    }
 }
 
 fn check_file(entry: &file::Entry) -> Result<()> {
@@ -298,6 +321,14 @@ impl Known<'_> {
             return Err(Error::new(Step::Load, Cause::corrupt("what is behind it does not exist, or not so far")));
         }
         Ok(())
+    }
+
+    /// A file of the image.
+    fn blob(&self, name: Option<&String>) -> Result<()> {
+        match name.filter(|name| self.manifest.file(name).is_none()) {
+            None => Ok(()),
+            Some(name) => Err(Error::new(Step::Load, yendor_image::Error::Missing { file: name.clone() })),
+        }
     }
 
     /// Within a pages file of the image.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use yendor_image::{Bytes, FdNum, FileId, NsId, NsPid, Writer};
 use yendor_proc::fdinfo::{EpollTarget, FdInfo, InotifyWatch};
+use yendor_proc::maps::Map;
 use yendor_proc::mountinfo;
 use yendor_sys::kcmp::{self, What};
 use yendor_sys::lsm::Module;
@@ -43,8 +44,8 @@ pub struct Gather<'a> {
     pub allow_lost: BTreeSet<String>,
     /// What was lost, by kind and object.
     pub lost: Vec<(String, String)>,
-    /// Objects whose content is recorded already, by (kind, inode).
-    pub objects: BTreeSet<(&'static str, u64)>,
+    /// Deleted files whose content is recorded already, by their numbers.
+    pub(super) recorded: BTreeSet<u64>,
     /// The security modules that label things.
     pub modules: Vec<Module>,
     /// How far the tree's clocks are ahead of ours.
@@ -73,6 +74,10 @@ pub struct Gather<'a> {
     ours: BTreeMap<FileId, OwnedFd>,
     /// The descriptions of an inode, in the order that kcmp gives them.
     held: BTreeMap<(u64, u64), Vec<FileId>>,
+    /// The numbers of deleted files, by device and inode.
+    ghosts: BTreeMap<(u64, u64), u64>,
+    /// The devices of those that descriptions lead to, by link and inode.
+    deleted: BTreeMap<(Bytes, u64), u64>,
 }
 
 impl<'a> Gather<'a> {
@@ -91,7 +96,9 @@ impl<'a> Gather<'a> {
             entries: Vec::new(),
             allow_lost: BTreeSet::new(),
             lost: Vec::new(),
-            objects: BTreeSet::new(),
+            recorded: BTreeSet::new(),
+            ghosts: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             modules: Vec::new(),
             clocks: super::timerfd::Clocks::default(),
             ends_tree: false,
@@ -178,6 +185,9 @@ impl<'a> Gather<'a> {
         let twin = rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
         self.ours.insert(id, twin);
         self.held.entry(key).or_default().insert(place, id);
+        if seen.link.0.ends_with(b" (deleted)") {
+            self.deleted.insert((seen.link.clone(), stat.st_ino), stat.st_dev);
+        }
         let is_socket = FileType::from_raw_mode(seen.stat.st_mode) == FileType::Socket;
         let labels = if is_socket { label::of_socket(&seen.fd, &self.modules)? } else { Vec::new() };
         let network = if is_socket { self.network_of(&seen)? } else { Some(None) };
@@ -318,6 +328,31 @@ impl<'a> Gather<'a> {
             flags & OFlags::PATH.bits() == 0 && (mode == OFlags::RDWR || mode == OFlags::RDONLY && !writes)
         };
         self.held.get(&(dev, ino))?.iter().copied().find(fits)
+    }
+
+    /// A deleted file's number in the image: inode numbers alone are alike in several file systems.
+    pub fn ghost(&mut self, dev: u64, ino: u64) -> u64 {
+        let next = self.ghosts.len() as u64;
+        *self.ghosts.entry((dev, ino)).or_insert(next)
+    }
+
+    /// The device of a mapped file, as fstat tells it. Of some file systems (overlay, btrfs) mappings show another one; there a
+    /// deleted file is found by its link.
+    #[must_use]
+    pub fn device_of(&self, map: &Map) -> u64 {
+        let shown = map.dev.st_dev();
+        let known = map.deleted && !self.held.contains_key(&(shown, map.inode));
+        let held = known.then(|| self.deleted.get(&(Bytes(map.name.clone()), map.inode))).flatten();
+        held.copied().unwrap_or(shown)
+    }
+
+    /// A deleted file that some description leads to, opened again.
+    ///
+    /// # Errors
+    /// What openat says.
+    pub fn again(&self, dev: u64, ino: u64, flags: OFlags) -> Result<Option<OwnedFd>> {
+        let Some(held) = self.with_inode(dev, ino).first() else { return Ok(None) };
+        super::regular::reopen(&self.proc, self.ours(*held)?, flags).map(Some)
     }
 
     /// What `/proc/self/fd` calls a descriptor of ours.

@@ -35,7 +35,8 @@ pub struct Record {
 #[serde(deny_unknown_fields)]
 pub struct Ghost {
     /// Tells apart the ghosts of one image: descriptions of one file share it.
-    pub inode: u64,
+    #[serde(rename = "inode")]
+    pub number: u64,
     /// The blob with its data extents, one after the other; `None` for a directory or an empty file.
     pub blob: Option<String>,
     /// `(offset in the file, bytes)` of each extent of the blob.
@@ -160,20 +161,20 @@ fn refuse_half_read(seen: &Seen, path: &[u8], gather: &Gather<'_>) -> Result<()>
 
 impl Ghost {
     fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<Ghost> {
-        let inode = seen.stat.st_ino;
+        let number = gather.ghost(seen.stat.st_dev, seen.stat.st_ino);
         let owner = (seen.stat.st_uid, seen.stat.st_gid);
         if FileType::from_raw_mode(seen.stat.st_mode) == FileType::Directory {
-            return Ok(Ghost { inode, blob: None, extents: Vec::new(), owner });
+            return Ok(Ghost { number, blob: None, extents: Vec::new(), owner });
         }
         if seen.stat.st_nlink > 0 {
             return Err(Cause::unsupported(format!("{}: the file has other names that are not known", seen.link)));
         }
-        let name = format!("ghost-{:x}-{inode:x}", seen.stat.st_dev);
+        let name = format!("ghost-{number}");
         let extents = extents(&gather.proc, seen)?;
         if extents.is_empty() {
-            return Ok(Ghost { inode, blob: None, extents, owner });
+            return Ok(Ghost { number, blob: None, extents, owner });
         }
-        if gather.objects.insert(("ghost", inode)) {
+        if gather.recorded.insert(number) {
             let readable = readable(&gather.proc, seen)?;
             let mut out = gather.writer.file(&name)?;
             for (offset, bytes) in &extents {
@@ -181,7 +182,7 @@ impl Ghost {
             }
             out.finish()?;
         }
-        Ok(Ghost { inode, blob: Some(name), extents, owner })
+        Ok(Ghost { number, blob: Some(name), extents, owner })
     }
 
     /// The description of a file that is made again and unlinked; further descriptions of it open the same inode.
@@ -193,7 +194,7 @@ impl Ghost {
         if FileType::from_raw_mode(file.mode) == FileType::Directory {
             return self.open_directory(&file.path, flags, workshop);
         }
-        let key = ("ghost", self.inode);
+        let key = ("ghost", self.number);
         if !workshop.objects.contains_key(&key) {
             let made = self.make(file, nameless, workshop)?;
             // One that can write would keep the file from being anybody's program (ETXTBSY), in every stub that inherits it.
@@ -209,7 +210,7 @@ impl Ghost {
 
     fn make(&self, file: &Record, nameless: bool, workshop: &Workshop<'_>) -> Result<OwnedFd> {
         let Record { path, mode, size, .. } = file;
-        let Ghost { inode: _, blob, extents, owner } = self;
+        let Ghost { number: _, blob, extents, owner } = self;
         let wanted = Mode::from_raw_mode(*mode & 0o7777);
         let fd = unnamed(path, nameless, workshop)?;
         rustix::fs::ftruncate(&fd, *size).named("ftruncate", || format!("{path}, {size}"))?;
@@ -226,7 +227,7 @@ impl Ghost {
         let parent = workshop
             .open(parent(&path.0), OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
             .or_else(|_| workshop.open(b"/tmp", OFlags::DIRECTORY | OFlags::PATH, Mode::empty()))?;
-        let name = format!(".yendor-ghost-{:x}", self.inode);
+        let name = format!(".yendor-ghost-{:x}", self.number);
         rustix::fs::mkdirat(&parent, &name, Mode::RWXU).named("mkdirat", || name.clone())?;
         let fd =
             rustix::fs::openat(&parent, &name, flags | OFlags::CLOEXEC, Mode::empty()).named("openat", || name.clone());
