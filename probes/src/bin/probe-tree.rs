@@ -30,7 +30,8 @@ struct State {
     ids: [i32; 4],
     living: Vec<i32>,
     exited: i32,
-    killed: i32,
+    /// The signal, real-time ones too, and whom it has killed.
+    killed: [(i32, i32); 4],
     stopped: [i32; 2],
 }
 
@@ -54,10 +55,13 @@ fn setup() -> State {
     let plain = child(|| stays(board, "plain child"));
     board.wait(UP, 5);
     let exited = child(|| unsafe { libc::_exit(37) });
-    let killed = child(|| unsafe {
-        libc::pause();
+    let killed = [libc::SIGKILL, 34, 40, 64].map(|signal| {
+        let killed = child(|| unsafe {
+            libc::pause();
+        });
+        ok("kill", unsafe { libc::kill(killed, signal) });
+        (signal, killed)
     });
-    ok("kill", unsafe { libc::kill(killed, libc::SIGKILL) });
     // The stop of the first one is known to the parent, that of the second one not yet.
     let stopped = [0, 1].map(|_| {
         child(|| {
@@ -69,7 +73,8 @@ fn setup() -> State {
     });
     let mut status = 0;
     ok("waitpid", unsafe { libc::waitpid(stopped[0], &mut status, libc::WUNTRACED) });
-    for (pid, state) in [(exited, "Z"), (killed, "Z"), (stopped[0], "T"), (stopped[1], "T")] {
+    let killed_ones = killed.map(|(_, pid)| (pid, "Z"));
+    for (pid, state) in killed_ones.into_iter().chain([(exited, "Z"), (stopped[0], "T"), (stopped[1], "T")]) {
         probe::wait_until("state of a child", || state_of(pid) == state);
     }
     State { board, ids: ids(), living: vec![session, group, plain], exited, killed, stopped }
@@ -101,7 +106,9 @@ fn check(state: State) {
     expect("stopped children that went on", state.board.get(CONTINUED), 2);
     expect("state of a zombie", state_of(state.exited), "Z".into());
     expect("status of the child that exited", probe::reaped(state.exited), 37 << 8);
-    expect("status of the child that was killed", probe::reaped(state.killed), libc::SIGKILL);
+    for (signal, killed) in state.killed {
+        expect("status of a child that was killed", probe::reaped(killed), signal);
+    }
     state.board.set(GO, 1);
     for pid in state.living {
         succeeded("child", pid);

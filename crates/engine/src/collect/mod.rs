@@ -236,6 +236,9 @@ pub fn collect<'w>(
             (Some(complete), Some(memory)) => State::Alive(Box::new(complete(memory))),
             _ => State::Zombie(facts.stat.exit_code),
         };
+        if matches!(state, State::Zombie(status) if status & 0x80 != 0) {
+            gather.lost.push(("wait status".into(), format!("process {}: that it has left a core", facts.inside())));
+        }
         let namespace = levels::namespace(facts, proc.as_fd(), &mut nested).at(Step::Collect);
         processes.push(Record {
             pid: facts.inside(),

@@ -17,7 +17,7 @@ use yendor_kinds::{Cause, namespace};
 use yendor_sys::xstate;
 
 use crate::error::{Error, Result, Step};
-use crate::rebuild::plan;
+use crate::rebuild::{is_status, plan};
 
 /// Where user space ends on x86_64 with four levels of page tables; an address behind it is the kernel's.
 const USER_END: u64 = 0x7fff_ffff_f000;
@@ -126,7 +126,10 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     for process in processes {
         let pid = process.pid.0;
         match &process.state {
-            State::Zombie(_) => {}
+            State::Zombie(status) if is_status(*status) => {}
+            State::Zombie(status) => {
+                return Err(wrong("wait status", format!("{status:#x}"), "nobody ends with it")).map_err(at(pid));
+            }
             State::Exec(exec) => {
                 known.descriptors(&exec.descriptors).and_then(|()| credentials(&exec.credentials)).map_err(at(pid))?;
             }

@@ -9,10 +9,19 @@ use yendor_task::{Nr, Script, Stopped, args};
 use super::process::stop_cause;
 use super::{Site, Task};
 
+/// Whether a process can end with this wait status: a status of its own, or a signal that ends who does nothing about it.
+pub fn is_status(status: i32) -> bool {
+    const ENDS_NOBODY: [i32; 8] = [17, 18, 19, 20, 21, 22, 23, 28];
+    match status & 0x7f {
+        0 => status & !0xff00 == 0,
+        signal => signal <= 64 && status & !0xff == 0 && !ENDS_NOBODY.contains(&signal),
+    }
+}
+
 /// The task ends with this wait status.
 ///
 /// # Errors
-/// The kernel's, or `Corrupt` for what is no wait status.
+/// The kernel's.
 pub fn die(site: &Site<'_>, task: &Task, status: i32) -> std::result::Result<(), Cause> {
     let signal = status & 0x7f;
     if signal == 0 {
@@ -24,14 +33,12 @@ pub fn die(site: &Site<'_>, task: &Task, status: i32) -> std::result::Result<(),
         // No core file.
         script.call(Nr::PRLIMIT64, args![0, 4, bytes([0u8; 16]), 0]);
         site.run(task, &script)?;
-        let pid = rustix::process::Pid::from_raw(task.tid);
-        let named = rustix::process::Signal::from_named_raw(signal);
-        let (Some(pid), Some(named)) = (pid, named) else {
-            return Err(Cause::corrupt(format!("a zombie with the wait status {status:#x}")));
-        };
+        let pid = rustix::process::Pid::from_raw(task.tid).ok_or_else(|| Cause::corrupt("a task without an id"))?;
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+        let pidfd = pidfd.named("pidfd_open", || format!("{}", task.tid))?;
         Stopped::interrupt(task.tid).map_err(stop_cause)?;
         ptrace::set_sigmask(task.tid, 0)?;
-        rustix::process::kill_process(pid, named).named("kill", || format!("{named:?}"))?;
+        yendor_sys::process::send_signal(&pidfd, signal)?;
         match ptrace::cont(task.tid, 0) {
             // SIGKILL does not wait to be let go.
             Err(e) if e.is_gone() => {}
@@ -49,6 +56,22 @@ fn await_death(tid: i32) -> std::result::Result<(), Cause> {
             Event::Stopped { signal, event: 0 } => ptrace::cont(tid, signal)?,
             Event::Stopped { .. } => ptrace::cont(tid, 0)?,
             Event::Continued => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_status;
+
+    #[test]
+    fn a_status_is_one_that_a_process_can_end_with() {
+        for status in [0, 37 << 8, 255 << 8, 9, 11, 11 | 0x80, 32, 40, 64] {
+            assert!(is_status(status), "{status:#x}");
+        }
+        // A stop, what nobody dies of, more than one of them, and none at all.
+        for status in [0x7f, 0x137f, 17, 18, 19, 23, 28, 65, 0x80, 37 << 8 | 9, 1 << 16, -1, i32::MIN] {
+            assert!(!is_status(status), "{status:#x}");
         }
     }
 }

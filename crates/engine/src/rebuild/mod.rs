@@ -44,6 +44,7 @@ use yendor_sys::{Errno, SysError, ptrace};
 use yendor_task::arena::PAGE;
 use yendor_task::{Arena, Script};
 
+pub use self::death::is_status;
 use self::domain::Domains;
 use self::inherited::{finish, lift, make_files, make_objects, open_pages, own_places};
 pub use self::later::Later;

@@ -74,7 +74,8 @@ pub const USUAL_SIGNAL: u32 = 17;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// A zombie that its parent has not waited for: the wait status.
+    /// A zombie that its parent has not waited for: the wait status. That it has left a core (bit 7) is lost: the host decides what
+    /// becomes of a core, and would be told of another crash.
     Zombie(i32),
     /// A process.
     Alive(Box<Alive>),
