@@ -5,7 +5,6 @@ use std::io::{Error, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// The account without rights when the environment names none.
 const NOBODY: u32 = 65_534;
@@ -122,11 +121,8 @@ impl Account {
     }
 }
 
-static SKIPPED: AtomicU32 = AtomicU32::new(0);
-
-/// Says what is not tested, past the capture of libtest, and counts it.
+/// Says what is not tested, past the capture of libtest: `cargo xtask test` repeats it at its end.
 pub fn skipped(what: &str) {
-    let count = SKIPPED.fetch_add(1, Relaxed) + 1;
     // Nobody can be told when even stderr is closed.
-    let _ = writeln!(std::io::stderr(), "skipped: {what} ({count} skipped so far)");
+    let _ = writeln!(std::io::stderr(), "skipped: {what}");
 }

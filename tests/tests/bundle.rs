@@ -238,15 +238,45 @@ fn a_terminal_is_given_when_the_bundle_wants_one() {
     assert!(yendor.logs(&name).contains("at a terminal"), "{}", yendor.logs(&name));
 }
 
+/// For a process that was there before as well, which has no filter of its own.
 #[test]
 fn its_seccomp_filter_holds() {
     let Some(yendor) = Yendor::new(Flavour::user()) else { return };
-    let mut wanted = config("mkdir /scratch/d 2>&1");
+    let mut wanted = config("trap 'mkdir /scratch/d 2>&1; exit 0' USR1; echo ready; while :; do sleep 0.01; done");
+    let plain = bundle(&yendor, &wanted);
+    let (free, bound) = (yendor.fresh("free"), yendor.fresh("bound"));
+    yendor.run_detached_with(&free, &["--bundle", utf8(&plain)], &[]).exits(0);
+    yendor.wait_for_log(&free, "ready", SOON);
+    let image = yendor.path("image");
+    yendor.checkpoint(&free, &image);
     wanted["linux"]["seccomp"] = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95 }]
     });
-    let place = bundle(&yendor, &wanted);
-    let said = yendor.call(&["run", "--bundle", utf8(&place)]).exits(1);
-    assert!(said.stdout.contains("Operation not supported"), "{said:?}");
+    write(&plain, &wanted);
+    yendor.restore_with(&image, &free, &["--bundle", utf8(&plain)]).exits(0);
+    yendor.run_detached_with(&bound, &["--bundle", utf8(&plain)], &[]).exits(0);
+    yendor.wait_for_log(&bound, "ready", SOON);
+    for name in [&free, &bound] {
+        yendor.kill(name, "USR1");
+        assert_eq!(yendor.wait(name), 0, "{}", yendor.logs(name));
+        let log = yendor.logs(name);
+        assert!(log.contains("Operation not supported"), "{name}: {log}");
+    }
+}
+
+/// This kernel has no such module: what it was asked to confine does not run unconfined.
+#[test]
+fn a_label_of_a_module_that_is_not_active_is_a_denial() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let active = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let modules = [("apparmor", "apparmorProfile", "acme"), ("selinux", "selinuxLabel", "u:r:x")];
+    for (module, field, label) in modules.into_iter().filter(|(module, ..)| !active.contains(module)) {
+        let mut wanted = config("true");
+        wanted["process"][field] = json!(label);
+        let place = bundle(&yendor, &wanted);
+        let said = yendor.call(&["run", "--bundle", utf8(&place)]).exits(5);
+        assert!(said.stderr.contains(module) && said.stdout.is_empty(), "{said:?}");
+        fs::remove_dir_all(place).expect("a directory of our own");
+    }
 }

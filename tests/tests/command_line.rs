@@ -38,6 +38,7 @@ both! {
     exec_at_a_terminal
     loudness
     json_is_one_value
+    the_demo_does_the_main_job
 }
 
 fn utf8(path: &Path) -> &str {
@@ -388,6 +389,17 @@ fn exec_at_a_terminal(yendor: &Yendor) {
     terminal.wait_for("got word", SOON);
     assert_eq!(exec.ended(SOON).map(Started::code), Some(8), "{}", terminal.text());
     yendor.call(&["rm", "-f", &name]).exits(0);
+}
+
+fn the_demo_does_the_main_job(yendor: &Yendor) {
+    let redis = Path::new("/usr/bin/redis-server").exists();
+    let last = if redis { "Not one key is missing or different." } else { "Not one number is missing or twice." };
+    for (words, last) in [(&["demo"][..], last), (&["demo", "--counter"], "Not one number is missing or twice.")] {
+        let said = yendor.call(words).exits(0);
+        assert_eq!(said.stdout.trim_end().lines().last(), Some(last), "{said:?}");
+        assert_eq!(said.stderr, "");
+    }
+    assert!(yendor.tasks_left().is_empty());
 }
 
 fn loudness(yendor: &Yendor) {

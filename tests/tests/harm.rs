@@ -461,8 +461,7 @@ fn a_killed_start_is_cleared_up(flavour: Flavour) {
 fn what_a_killed_checkpoint_has_left_is_left_out() {
     let Some(yendor) = Yendor::new(Flavour::user()) else { return };
     if !Path::new("/usr/bin/python3").exists() {
-        println!("skipped: no /usr/bin/python3");
-        return;
+        return yendor_tests::skipped("what a killed checkpoint has left: there is no python3");
     }
     // As it would be left: a descriptor, and a mapping of it.
     let program = "import mmap, os, signal, sys

@@ -40,7 +40,7 @@ pub fn run(options: &Options) -> Outcome {
     let stages: Vec<&Stage> = STAGES.iter().collect();
     for round in 1..=options.rounds {
         println!("\n==== round {round} of {}", options.rounds);
-        let mut session = Session::new()?;
+        let mut session = Session::default();
         session.export(SOAK, "1");
         session.run(&stages).map_err(|error| format!("round {round}: {error}"))?;
     }

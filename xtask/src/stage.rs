@@ -3,9 +3,7 @@
 use crate::failed::Failed;
 use crate::{Outcome, workspace};
 use std::ffi::OsString;
-use std::fs;
-use std::io::{self, BufReader};
-use std::path::PathBuf;
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,32 +25,21 @@ pub enum Act {
     Inside(fn(&mut Session) -> Outcome),
 }
 
-/// The environment in which tests append a line `what: why not` to the named file when they skip something.
-pub const SKIP_LOG: &str = "YENDOR_SKIP_LOG";
+/// How a line of a test begins, on its own standard error, that says what it skips.
+const SKIPPED: &str = "skipped: ";
+
+/// From so many of one sort on, what is skipped is counted.
+const MANY: usize = 4;
 
 /// What one stage leaves for the next ones, and for the summary.
+#[derive(Default)]
 pub struct Session {
     environment: Vec<(&'static str, OsString)>,
     skipped: Vec<String>,
-    skip_log: PathBuf,
     failed: Vec<Failed>,
 }
 
 impl Session {
-    /// A session whose tests report what they skip below cargo's target directory.
-    ///
-    /// # Errors
-    /// That directory cannot be found or written.
-    pub fn new() -> Outcome<Self> {
-        let directory = workspace::target_directory()?;
-        fs::create_dir_all(&directory)?;
-        let skip_log = directory.join(format!("skipped-{}", std::process::id()));
-        fs::write(&skip_log, "")?;
-        let mut session = Self { environment: Vec::new(), skipped: Vec::new(), skip_log, failed: Vec::new() };
-        session.export(SKIP_LOG, session.skip_log.clone());
-        Ok(session)
-    }
-
     /// Sets a variable for the commands of all later stages.
     pub fn export(&mut self, name: &'static str, value: impl Into<OsString>) {
         self.environment.push((name, value.into()));
@@ -86,7 +73,7 @@ impl Session {
             tests.print();
         }
         println!("\n== summary\n{}\n{}", lines.join("\n"), line("total", begin.elapsed(), ""));
-        self.print_skipped()?;
+        self.print_skipped();
         if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
     }
 
@@ -102,9 +89,20 @@ impl Session {
             .current_dir(workspace::root())
             .stdin(Stdio::null());
         let status = if arguments.first() == Some(&"test") {
-            let mut child = command.stdout(Stdio::piped()).spawn()?;
+            // Piped, it would have no colours.
+            if io::stderr().is_terminal() {
+                command.env("CARGO_TERM_COLOR", "always");
+            }
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
             let said = child.stdout.take().ok_or("no output of cargo")?;
-            self.failed.push(Failed::listen(BufReader::new(said), io::stdout().lock())?);
+            let errors = child.stderr.take().ok_or("no errors of cargo")?;
+            let (failed, skipped) = std::thread::scope(|scope| {
+                let skipped = scope.spawn(|| pass_on(BufReader::new(errors), io::stderr()));
+                let failed = Failed::listen(BufReader::new(said), io::stdout().lock());
+                (failed, skipped.join())
+            });
+            self.failed.push(failed?);
+            self.skipped.extend(skipped.map_err(|_| "a thread of the session panicked")??);
             child.wait()?
         } else {
             command.status()?
@@ -112,25 +110,42 @@ impl Session {
         if status.success() { Ok(()) } else { Err(format!("cargo {}: {status}", arguments.join(" ")).into()) }
     }
 
-    fn print_skipped(&mut self) -> Outcome {
-        let reported = fs::read_to_string(&self.skip_log)?;
-        self.skipped.extend(reported.lines().map(str::to_owned));
+    fn print_skipped(&self) {
         if self.skipped.is_empty() {
             println!("nothing was skipped");
         }
-        for what in &self.skipped {
+        for what in summed_up(&self.skipped) {
             println!("skipped  {what}");
         }
-        Ok(())
     }
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.skip_log) {
-            eprintln!("remove {}: {error}", self.skip_log.display());
+/// Passes on what tests say on standard error: what they skip.
+fn pass_on(said: impl BufRead, mut to: impl Write) -> io::Result<Vec<String>> {
+    let mut skipped = Vec::new();
+    for line in said.split(b'\n') {
+        let line = line?;
+        to.write_all(&[&line[..], b"\n"].concat())?;
+        skipped.extend(String::from_utf8_lossy(&line).strip_prefix(SKIPPED).map(str::to_owned));
+    }
+    Ok(skipped)
+}
+
+/// Many that begin with the same words before a colon are one line.
+fn summed_up(skipped: &[String]) -> Vec<String> {
+    let mut sorts: Vec<(&str, Vec<&str>)> = Vec::new();
+    for what in skipped {
+        let sort = what.split(": ").next().unwrap_or(what);
+        match sorts.iter_mut().find(|(known, _)| *known == sort) {
+            Some((_, all)) => all.push(what),
+            None => sorts.push((sort, vec![what])),
         }
     }
+    let line = |(sort, all): (&str, Vec<&str>)| match all.len() {
+        ..MANY => all.into_iter().map(str::to_owned).collect(),
+        many => vec![format!("{sort}: {many} tests (each says so above)")],
+    };
+    sorts.into_iter().flat_map(line).collect()
 }
 
 fn line(name: &str, took: Duration, word: &str) -> String {
@@ -163,13 +178,26 @@ mod tests {
     fn run(names: &[&str]) -> Result<(), String> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let stages = chosen(STAGES, &names).map_err(|error| error.to_string())?;
-        Session::new().and_then(|session| session.run(&stages)).map_err(|error| error.to_string())
+        Session::default().run(&stages).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_failed_stage_fails_the_run_and_does_not_end_it() {
         assert_eq!(run(&["good"]), Ok(()));
         assert_eq!(run(&[]), Err("failed: bad, ugly".to_owned()));
+    }
+
+    #[test]
+    fn what_tests_skip_is_passed_on_and_summed_up() {
+        let said = "Running x\nskipped: no tmux\n skipped: y\nskipped: needs root: a\nskipped: needs root: b\n";
+        let mut passed = Vec::new();
+        let skipped = pass_on(said.as_bytes(), &mut passed).expect("memory");
+        assert_eq!(passed, said.as_bytes());
+        let mut wanted = vec!["no tmux".to_owned(), "needs root: a".to_owned(), "needs root: b".to_owned()];
+        assert_eq!(skipped, wanted);
+        assert_eq!(summed_up(&skipped), wanted);
+        wanted.extend(["needs root: c".to_owned(), "needs root: d".to_owned()]);
+        assert_eq!(summed_up(&wanted), ["no tmux", "needs root: 4 tests (each says so above)"]);
     }
 
     #[test]

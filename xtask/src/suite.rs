@@ -50,5 +50,5 @@ const STAGES: &[Stage] = &[
 /// Names the stages that failed.
 pub fn run(options: &Options) -> Outcome {
     let stages = chosen(STAGES, &options.stages)?;
-    Session::new()?.run(&stages)
+    Session::default().run(&stages)
 }

@@ -2,6 +2,7 @@
 
 mod law;
 
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -328,7 +329,7 @@ fn devices_addresses_and_routes_come_back() {
             if links::rebuild(&alone).is_ok() {
                 record.links.push(one);
             } else {
-                eprintln!("skipped: this kernel has no {:?}", one.kind);
+                let _ = writeln!(std::io::stderr(), "skipped: this kernel has no {:?}", one.kind);
             }
         });
     }

@@ -1,5 +1,6 @@
 //! Borrowing real processes.
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -148,7 +149,7 @@ fn spins_in_a_sequence() -> Option<i32> {
     // SAFETY: looks a name up.
     let offset = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) };
     if offset.is_null() {
-        eprintln!("skipped: a C library that registers restartable sequences");
+        let _ = writeln!(std::io::stderr(), "skipped: a C library that registers restartable sequences");
         return None;
     }
     let pid = yendor_sys_fork();
@@ -269,7 +270,7 @@ fn it_survives_our_death_at_any_instant() {
 #[allow(unsafe_code)]
 fn keeps_a_vector() -> Option<i32> {
     if !std::arch::is_x86_feature_detected!("avx") {
-        eprintln!("skipped: a processor with AVX");
+        let _ = writeln!(std::io::stderr(), "skipped: a processor with AVX");
         return None;
     }
     let pid = yendor_sys_fork();

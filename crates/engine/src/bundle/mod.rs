@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime;
 use yendor_image::Bytes;
 use yendor_kinds::Cause;
+use yendor_policy::lsm::Profile;
 use yendor_policy::{capability, seccomp};
 use yendor_sys::SysError;
 
@@ -43,6 +44,8 @@ pub struct Bundle {
     pub pids: Option<u64>,
     /// Its seccomp filter.
     pub seccomp: Option<Seccomp>,
+    /// The security labels of its tasks.
+    pub profiles: Vec<Profile>,
     /// Whether its process sits at a terminal.
     pub terminal: bool,
     /// What runs; none in a bundle that is only a place (for a restore).
@@ -107,6 +110,7 @@ fn parse(text: &[u8], directory: &Path, userns: Userns) -> Caused<Bundle> {
         memory: linux.memory,
         pids: linux.pids,
         seccomp: seccomp(&value)?,
+        profiles: process.map(profiles).transpose()?.unwrap_or_default(),
         terminal: process.and_then(runtime::Process::terminal).unwrap_or(false),
         spec: process.map(process::read).transpose()?,
     })
@@ -116,6 +120,19 @@ fn seccomp(config: &serde_json::Value) -> Caused<Option<Seccomp>> {
     let Some(profile) = config.pointer("/linux/seccomp").filter(|p| !p.is_null()) else { return Ok(None) };
     let filter = seccomp::profile::compile(&profile.to_string()).map_err(|e| unsupported("linux.seccomp", &e))?;
     Ok(Some(Seccomp { flags: filter.flags, program: Bytes(seccomp::to_bytes(&filter.program)) }))
+}
+
+/// A label that its module does not have, or a module that is not active, is found when the container is confined.
+fn profiles(process: &runtime::Process) -> Caused<Vec<Profile>> {
+    let asked = [
+        ("process.apparmorProfile", "apparmor", process.apparmor_profile()),
+        ("process.selinuxLabel", "selinux", process.selinux_label()),
+    ];
+    let asked = asked.into_iter().filter_map(|(path, module, label)| Some((path, module, label.as_ref()?)));
+    asked
+        .filter(|(_, _, label)| !label.is_empty())
+        .map(|(path, module, label)| Profile::parse(&format!("{module}:{label}")).map_err(|e| unsupported(path, &e)))
+        .collect()
 }
 
 impl Bundle {
@@ -129,6 +146,11 @@ impl Bundle {
             request.cap_drop.extend(capability::names(capability::ALL & !bounding));
         }
         request.policy.seccomp = request.policy.seccomp.take().or_else(|| self.seccomp.clone());
+        for profile in &self.profiles {
+            if request.policy.profiles.iter().all(|own| own.module != profile.module) {
+                request.policy.profiles.push(profile.clone());
+            }
+        }
         for volume in &self.volumes {
             match request.volumes.iter_mut().find(|own| own.name == volume.name) {
                 // The caller fills it otherwise; where it belongs, the bundle knows.

@@ -32,6 +32,8 @@ const SUPPORTED: &[&str] = &[
     "process.rlimits[].soft",
     "process.noNewPrivileges",
     "process.oomScoreAdj",
+    "process.apparmorProfile",
+    "process.selinuxLabel",
     "mounts[].destination",
     "mounts[].type",
     "mounts[].source",

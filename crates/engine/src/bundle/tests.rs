@@ -55,8 +55,8 @@ fn what_is_not_supported_is_named_by_its_path() {
     for (path, value) in [
         ("hooks", json!({ "prestart": [{ "path": "/bin/x" }] })),
         ("linux.seccomp", json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x" })),
-        ("process.apparmorProfile", json!("acme")),
-        ("process.selinuxLabel", json!("system_u:x")),
+        ("process.apparmorProfile", json!("acme\u{7}")),
+        ("process.selinuxLabel", json!("x".repeat(5000))),
         ("process.ioPriority", json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 4 })),
         ("process.scheduler", json!({ "policy": "SCHED_FIFO" })),
         ("linux.devices", json!([{ "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229 }])),
@@ -132,8 +132,12 @@ fn the_process_is_taken_over() {
         ("process.oomScoreAdj", json!(100)),
         ("linux.seccomp", json!({ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [] })),
         ("linux.resources", json!({ "memory": { "limit": 1_048_576 }, "pids": { "limit": 32 } })),
+        ("process.apparmorProfile", json!("acme//&other")),
+        ("process.selinuxLabel", json!("system_u:system_r:svirt_lxc_net_t:s0:c124,c675")),
     ])
     .unwrap();
+    let labels: Vec<String> = bundle.profiles.iter().map(ToString::to_string).collect();
+    assert_eq!(labels, ["apparmor:acme//&other", "selinux:system_u:system_r:svirt_lxc_net_t:s0:c124,c675"]);
     assert_eq!((bundle.memory, bundle.pids), (Some(1_048_576), Some(32)));
     assert!(bundle.seccomp.is_some_and(|filter| !filter.program.0.is_empty()));
     let spec = bundle.spec.unwrap();

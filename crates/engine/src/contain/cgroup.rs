@@ -332,6 +332,7 @@ fn read(path: &'static str) -> Caused<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     /// Who sits in the caller's cgroup beside us is not ours to move: the limit is refused, by the name of the process.
     #[test]
@@ -340,7 +341,7 @@ mod tests {
         let top = if top.exists() { top } else { Path::new("/sys/fs/cgroup") };
         let parent = top.join(format!("yendor-unit-{}", std::process::id()));
         if std::fs::create_dir(&parent).is_err() || !parent.join("cgroup.procs").exists() {
-            eprintln!("skipped: no cgroup 2 can be made here");
+            let _ = writeln!(std::io::stderr(), "skipped: no cgroup 2 can be made here");
             return;
         }
         let mut stranger = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");

@@ -187,6 +187,7 @@ pub fn own(device: BorrowedFd<'_>) -> Result<OwnedFd> {
 mod tests {
     use super::*;
     use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
+    use std::io::Write;
 
     const PAGE: usize = 4096;
 
@@ -228,7 +229,7 @@ mod tests {
     #[test]
     fn what_is_missing_comes_when_it_is_touched_and_changes_are_told() {
         let Some(pager) = pager() else {
-            println!("skipped: {DEVICE} cannot be opened");
+            let _ = writeln!(std::io::stderr(), "skipped: {DEVICE} cannot be opened");
             return;
         };
         let memory = map(64);

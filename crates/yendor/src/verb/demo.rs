@@ -32,15 +32,7 @@ impl Demo {
         let _signals = foreground::block_signals(&[])?;
         let stage = Stage::new()?;
         if !self.counter && installed("redis-server") && installed("redis-cli") {
-            match redis(&stage) {
-                Err(Failure::Said { code: 3, what }) => {
-                    stage.clear();
-                    print::out(&format!(
-                        "\nRedis cannot be checkpointed yet:\n  {what}\nso the shell that counts it is.\n"
-                    ));
-                }
-                other => return other,
-            }
+            return redis(&stage);
         }
         counter(&stage)
     }

@@ -1,7 +1,8 @@
 //! AppArmor: profiles, stacks, hats, plans for the next program; and what a profile of the caller's denies.
 
 use crate::labels::{
-    become_caller, both, denied, end, hand_on, of_another, refused, restored, seen, start, take, user, yendor,
+    become_caller, both, bundle_labels, denied, end, hand_on, of_another, refused, restored, seen, start, take, user,
+    yendor,
 };
 use crate::table::{On, Test};
 use std::fs;
@@ -14,6 +15,7 @@ const KEEP: &[&str] = &["--keep-lsm"];
 /// Tests for machines with AppArmor.
 pub const TESTS: &[Test] = &[
     test("apparmor: a container's profile holds for all its tasks", || both(profile)),
+    test("apparmor: a bundle's profile holds", bundled),
     test("apparmor: a label is not taken from the image unless asked", || both(not_kept)),
     test("apparmor: the container's profile wins over an image that has none", || both(profile_wins)),
     test("apparmor: labels are kept, those of another module not", || both(kept)),
@@ -61,6 +63,11 @@ fn profile(flavour: Flavour) {
     assert_eq!((init, threads), (enforced("unconfined"), [enforced("file_only")].into()));
     let said = yendor.call(&["inspect", "--security", image.to_str().expect("UTF-8")]).exits(0).stdout;
     assert!(said.contains("file_only") && said.contains("sha256"), "{said}");
+}
+
+fn bundled() {
+    load(1);
+    bundle_labels(&yendor(user()), "apparmorProfile", "other", (CURRENT, "other (enforce)"));
 }
 
 /// As `restored`, for profiles under which a probe cannot be asked.

@@ -41,6 +41,39 @@ pub fn start(yendor: &Yendor, name: &str, options: &[&str]) -> String {
     container
 }
 
+/// A bundle with one program, whose `config.json` asks for a label.
+pub fn bundle(yendor: &Yendor, field: &str, label: &str) -> PathBuf {
+    let place = yendor.path(&format!("bundle-{field}"));
+    fs::create_dir_all(place.join("rootfs/bin")).expect("a directory of our own");
+    fs::copy("/bin/busybox", place.join("rootfs/bin/sleep")).expect("a copy of our own");
+    let kinds = ["pid", "network", "ipc", "uts", "mount"].map(|kind| serde_json::json!({ "type": kind }));
+    let mut config = serde_json::json!({
+        "ociVersion": "1.0.2", "root": { "path": "rootfs" }, "linux": { "namespaces": kinds },
+        "process": { "user": { "uid": 0, "gid": 0 }, "args": ["/bin/sleep", "1000"], "cwd": "/" }
+    });
+    config["process"][field] = label.into();
+    fs::write(place.join("config.json"), config.to_string()).expect("a file of our own");
+    give(yendor, &place);
+    give(yendor, &place.join("rootfs"));
+    give(yendor, &place.join("rootfs/bin"));
+    place
+}
+
+/// Whether the label that a bundle asks for is that of what runs in it, and of what is restored with it.
+#[track_caller]
+pub fn bundle_labels(yendor: &Yendor, field: &str, label: &str, (attr, wanted): (&str, &str)) {
+    let place = bundle(yendor, field, label);
+    let options = ["--bundle", place.to_str().expect("UTF-8")];
+    let container = yendor.fresh("bundle");
+    yendor.run_detached_with(&container, &options, &[]).exits(0);
+    assert_eq!(seen(yendor, &container, attr).1, [wanted.to_owned()].into());
+    let image = take(yendor, &container);
+    let container = yendor.fresh("restored");
+    yendor.restore_with(&image, &container, &options).exits(0);
+    assert_eq!(seen(yendor, &container, attr).1, [wanted.to_owned()].into());
+    yendor.call(&["rm", "-f", &container]).exits(0);
+}
+
 /// Takes an image of a container.
 pub fn take(yendor: &Yendor, container: &str) -> PathBuf {
     let image = yendor.path(&format!("image-{container}"));

@@ -1,6 +1,8 @@
 //! SELinux, enforcing: domains, what is planned for files, sockets, keys and programs, and the image as an entry point.
 
-use crate::labels::{become_caller, both, denied, end, fetched, refused, restored, seen, start, take, yendor};
+use crate::labels::{
+    become_caller, both, bundle_labels, denied, end, fetched, refused, restored, seen, start, take, user, yendor,
+};
 use crate::table::{On, Test};
 use std::ffi::CString;
 use std::fs;
@@ -16,6 +18,7 @@ const FIFO: &[&str] = &["sh", "-c", "busybox mkfifo /tmp/p; exec 5<>/tmp/p; echo
 /// Tests for machines with SELinux.
 pub const TESTS: &[Test] = &[
     test("selinux: a container's domain holds for all its tasks", || both(profile)),
+    test("selinux: a bundle's label holds", bundled),
     test("selinux: a label is not taken from the image unless asked", || both(not_kept)),
     test("selinux: labels are kept, also of what is to come", || both(kept)),
     test("selinux: sockets keep their labels, and what no kernel tells is said", || both(sockets)),
@@ -62,6 +65,11 @@ fn profile(flavour: Flavour) {
     assert_eq!(restored(&yendor, &image, TASK, CURRENT), (domain("kernel_t"), [domain("task_t")].into()));
     let said = yendor.call(&["inspect", "--security", image.to_str().expect("UTF-8")]).exits(0).stdout;
     assert!(said.contains("u:r:task_t"), "{said}");
+}
+
+fn bundled() {
+    load(1);
+    bundle_labels(&yendor(user()), "selinuxLabel", "u:r:task_t", (CURRENT, "u:r:task_t"));
 }
 
 fn not_kept(flavour: Flavour) {
