@@ -15,8 +15,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use yendor_image::Bytes;
-use yendor_kinds::process::Thread;
 use yendor_kinds::process::label::{self, Label, Way};
+use yendor_kinds::process::{State, Thread};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Granted;
@@ -27,6 +27,9 @@ use yendor_task::Script;
 use crate::collect::labels_of;
 use crate::error::{At, Error, Result, Step, With};
 use crate::request::Request;
+
+/// What else there is.
+const WITHOUT: &str = "restore without --keep-lsm: the tasks then get your own label, or that of --lsm-profile";
 
 /// One label for one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +87,7 @@ impl Labels {
     pub fn admit(&self, snapshot: &Snapshot, granted: &Granted) -> Result<()> {
         let (true, Some(here)) = (self.keep, &self.here) else { return Ok(()) };
         self.same_policy(here, snapshot).at(Step::Confine)?;
+        self.complete(snapshot)?;
         for module in self.modules.iter().filter(|m| !self.has_profile(**m)) {
             for text in labels_of(&snapshot.processes, module.name(), None) {
                 may_keep(*module, text, granted)?;
@@ -93,6 +97,53 @@ impl Labels {
             }
         }
         self.admit_sockets(&snapshot.files, granted)
+    }
+
+    /// Whether the image says of every task which label it had, and of nobody one that could not be given again: what it leaves
+    /// out would be the caller's label.
+    fn complete(&self, snapshot: &Snapshot) -> Result<()> {
+        for process in &snapshot.processes {
+            let State::Alive(alive) = &process.state else { continue };
+            for thread in &alive.threads {
+                self.known(&thread.labels, false).at(Step::Confine).task(thread.tid.0)?;
+                self.told(&thread.labels).at(Step::Confine).task(thread.tid.0)?;
+            }
+        }
+        for entry in &snapshot.files {
+            self.known(&entry.labels, true).at(Step::Confine).kind("file", entry.id.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Whether all of these are labels of modules that are active, of what such a module labels.
+    fn known(&self, labels: &[Label], file: bool) -> std::result::Result<(), Cause> {
+        let can = |label: &&Label| {
+            let module = Module::named(&label.module).filter(|m| self.modules.contains(m));
+            module.is_some_and(|m| match file {
+                true => m == Module::SELinux && label.attribute == label::SOCKET,
+                false => m.attributes().iter().any(|a| a.name() == label.attribute),
+            })
+        };
+        match labels.iter().find(|l| !can(l)) {
+            Some(Label { module, attribute, .. }) => Err(Cause::Denied {
+                what: format!("labels cannot be kept: nothing here could have the label {attribute} of {module}"),
+                hint: WITHOUT.into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a task's own label is among these, of every module.
+    fn told(&self, labels: &[Label]) -> std::result::Result<(), Cause> {
+        let current =
+            |m: &&Module| labels.iter().any(|l| l.module == m.name() && l.attribute == Attribute::Current.name());
+        match self.modules.iter().find(|m| !self.has_profile(**m) && !current(m)) {
+            Some(module) => Err(Cause::Denied {
+                what: format!("labels cannot be kept: the image does not say which one of {} it had", module.name()),
+                hint: WITHOUT.into(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Whether a domain may be entered from the image, which counts as its executable.
@@ -129,7 +180,7 @@ impl Labels {
         });
         lsm::compare(&was, &now.collect()).map_err(|refusal| Cause::Denied {
             what: format!("labels cannot be kept: {refusal}"),
-            hint: "restore without --keep-lsm: the tasks then get your own label, or that of --lsm-profile".into(),
+            hint: WITHOUT.into(),
         })
     }
 
@@ -442,6 +493,34 @@ mod tests {
         assert!(matches!(labels.kept(&twice), Err(Cause::Corrupt { .. })));
         assert!(matches!(labels.kept(&[label("current", Some("a\nb"))]), Err(Cause::Corrupt { .. })));
         assert!(matches!(labels.kept(&[label("current", Some(&"x".repeat(5000)))]), Err(Cause::Corrupt { .. })));
+    }
+
+    #[test]
+    fn what_an_image_leaves_out_or_adds_is_refused() {
+        let labels = Labels { modules: vec![Module::AppArmor, Module::SELinux], ..keeping() };
+        let of = |module: &str, attribute: &str| Label { module: module.into(), ..label(attribute, Some("u:r:t")) };
+        let own = [of("selinux", "current"), of("apparmor", "current")];
+        assert!(labels.told(&own).is_ok() && labels.known(&own, false).is_ok());
+        for (some, module) in [(&own[..1], "apparmor"), (&own[1..], "selinux"), (&[of("selinux", "exec")], "apparmor")]
+        {
+            let refused = labels.told(some).unwrap_err();
+            assert!(refused.is_denied() && refused.to_string().contains(module), "{refused}");
+        }
+        let profiled = Labels { profiles: vec![(Module::AppArmor, b"p".to_vec())], ..labels };
+        assert!(profiled.told(&own[..1]).is_ok());
+        for (module, attribute, file) in [
+            ("smack", "current", false),
+            ("nothing", "current", false),
+            ("apparmor", "fscreate", false),
+            ("selinux", "socket", false),
+            ("selinux", "current", true),
+            ("apparmor", "socket", true),
+        ] {
+            let refused =
+                profiled.known(&[of("selinux", if file { "socket" } else { "exec" }), of(module, attribute)], file);
+            let refused = refused.unwrap_err();
+            assert!(refused.is_denied() && refused.to_string().contains(module), "{refused}");
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub enum May {
 pub enum On {
     /// The records, put together with right digests.
     Records(fn(&mut Forge, &Path)),
+    /// The same, restored by somebody who wants its labels kept.
+    Kept(fn(&mut Forge)),
     /// The bytes of the records.
     Bytes(fn(&Forge) -> Vec<u8>),
     /// The files of the image.
@@ -242,7 +244,33 @@ fn identity() -> Vec<Claim> {
         lie("other security modules", May::Contained, |f, _| {
             f.set("machine/security/active", Value::Array(vec![Value::Text("selinux".into())]));
         }),
+        keep("a label to be kept, of a module that is not there", |f| f.list(&t("labels")).push(label("current"))),
+        keep("a label to be kept, for the next program", |f| f.list(&t("labels")).push(label("exec"))),
+        keep("a label to be kept, of a file", |f| f.list("files/3/labels").push(label("socket"))),
+        // A published hole: the flag was skipped, and the task kept the label of the runtime.
+        keep("labels to be kept where the image carries no label", |f| {
+            f.set(&t("labels"), Value::Array(Vec::new()));
+            policies(f, &["selinux"]);
+        }),
+        keep("labels to be kept under a policy that says nothing", |f| {
+            f.set(&t("labels"), Value::Array(vec![label("current")]));
+            policies(f, &["selinux"]);
+        }),
+        keep("labels to be kept under a policy of every module", |f| policies(f, &["apparmor", "selinux", "smack"])),
     ]
+}
+
+fn keep(name: &'static str, change: fn(&mut Forge)) -> Claim {
+    Claim { name, may: May::Named("labels cannot be kept"), on: On::Kept(change) }
+}
+
+/// Policies of these modules, without a part and without a load.
+fn policies(f: &mut Forge, modules: &[&str]) {
+    let policy = |module: &&str| {
+        let (name, none) = (Value::Text((*module).to_owned()), Value::Array(Vec::new()));
+        map(&[("module", name), ("parts", none), ("load", Value::Null)])
+    };
+    f.set("machine/security/policies", Value::Array(modules.iter().map(policy).collect()));
 }
 
 fn label(attribute: &str) -> Value {

@@ -52,14 +52,20 @@ impl Field {
 
     /// Restores an image; what is wrong with what happened, or nothing.
     fn restore(&self, what: &str, image: &Path, may: &dyn Fn(i32, &str) -> bool) -> Vec<String> {
-        self.restored(what, image, may).1
+        self.restored(what, image, &[], may).1
     }
 
     /// The same, and what the restore said.
-    fn restored(&self, what: &str, image: &Path, may: &dyn Fn(i32, &str) -> bool) -> (Outcome, Vec<String>) {
+    fn restored(
+        &self,
+        what: &str,
+        image: &Path,
+        options: &[&str],
+        may: &dyn Fn(i32, &str) -> bool,
+    ) -> (Outcome, Vec<String>) {
         let before = self.census(image);
         let name = self.yendor.fresh("hostile");
-        let outcome = self.yendor.restore_with(image, &name, &[]);
+        let outcome = self.yendor.restore_with(image, &name, options);
         let mut wrong = Vec::new();
         let said = outcome.stderr.trim().to_owned();
         if !may(outcome.code, &said) {
@@ -181,9 +187,13 @@ fn believed(worker: usize, workers: usize) -> Vec<String> {
         let image: PathBuf = field.yendor.path(&format!("claim-{index}"));
         let bait = field.bait.path();
         match claim.on {
-            On::Records(change) => {
+            On::Records(_) | On::Kept(_) => {
                 let mut forge = field.good.clone();
-                change(&mut forge, bait);
+                match claim.on {
+                    On::Records(change) => change(&mut forge, bait),
+                    On::Kept(change) => change(&mut forge),
+                    _ => {}
+                }
                 assert_ne!(forge, field.good, "{} changes nothing", claim.name);
                 forge.write(&image);
             }
@@ -202,7 +212,8 @@ fn believed(worker: usize, workers: usize) -> Vec<String> {
             // A path that does not exist in this container, say: true, and no harm.
             May::Fail => matches!(code, 0 | 1 | 3 | 4 | 5),
         };
-        wrong.extend(field.restore(claim.name, &image, &may));
+        let options: &[&str] = if matches!(claim.on, On::Kept(_)) { &["--keep-lsm"] } else { &[] };
+        wrong.extend(field.restored(claim.name, &image, options, &may).1);
         fs::remove_dir_all(&image).expect("our own");
     }
     wrong

@@ -77,7 +77,7 @@ fn restore(field: &Field, seed: u64, report: &mut Report) {
     field.yendor.give(&image);
     let begin = Instant::now();
     let may = |code: i32, _: &str| matches!(code, 0 | 1 | 3 | 4 | 5);
-    let (outcome, mut found) = field.restored(&format!("seed {seed}"), &image, &may);
+    let (outcome, mut found) = field.restored(&format!("seed {seed}"), &image, &[], &may);
     let took = begin.elapsed();
     if took > PATIENCE {
         found.push(format!("seed {seed}: takes {took:?}"));

@@ -18,7 +18,7 @@ pub(super) fn parts(security: Option<&OwnedFd>, labels: &[&[u8]]) -> Option<BTre
     }
     let mut found = BTreeMap::new();
     let policy = open(security?, "apparmor/policy", OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
-    namespace(&policy, "", DEEPEST, &mut found)?;
+    namespace(&policy, None, DEEPEST, &mut found)?;
     // A profile that is not there is no part: that it is missing shows in the comparison.
     Some(wanted.into_iter().filter_map(|name| Some((name.clone(), found.get(&name)?.clone()))).collect())
 }
@@ -32,26 +32,45 @@ pub(super) fn load(security: Option<&OwnedFd>) -> Option<String> {
     Some(String::from_utf8_lossy(text.get(..count)?).trim().to_owned())
 }
 
-/// The profiles that a label consists of (`a//&b` is both at once, `a//b` is one, `unconfined` is none).
+/// The profiles that a label consists of (`a//&b` is both at once, `a//b` is one, `unconfined` is none). Of several that
+/// follow each other in one namespace (`:n:a//&b`) only the first names it (security/apparmor/label.c).
 pub(super) fn components(label: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(label);
-    text.split("//&").filter(|part| !part.is_empty() && !is_unconfined(part)).map(str::to_owned).collect()
+    let mut within = String::new();
+    let mut out = Vec::new();
+    for part in text.split("//&").filter(|part| !part.is_empty()) {
+        let full = match part.strip_prefix(':').and_then(|rest| rest.split_once(':')) {
+            Some((namespace, _)) => {
+                within = format!(":{namespace}:");
+                part.to_owned()
+            }
+            None => format!("{within}{part}"),
+        };
+        if !is_unconfined(&full) {
+            out.push(full);
+        }
+    }
+    out
 }
 
 fn is_unconfined(part: &str) -> bool {
     part == "unconfined" || (part.starts_with(':') && part.ends_with(":unconfined"))
 }
 
-fn namespace(dir: &OwnedFd, prefix: &str, depth: usize, found: &mut BTreeMap<String, String>) -> Option<()> {
-    profiles(dir, prefix, depth, found)?;
+fn namespace(dir: &OwnedFd, own: Option<&str>, depth: usize, found: &mut BTreeMap<String, String>) -> Option<()> {
+    profiles(dir, &own.map(|own| format!(":{own}:")).unwrap_or_default(), depth, found)?;
     for name in names(dir, "namespaces").unwrap_or_default() {
         let below = open(dir, &format!("namespaces/{name}"), OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
-        let prefix = if prefix.is_empty() { format!(":{name}:") } else { format!("{prefix}{name}:") };
         if depth > 0 {
-            namespace(&below, &prefix, depth - 1, found)?;
+            namespace(&below, Some(&nested(own, &name)), depth - 1, found)?;
         }
     }
     Some(())
+}
+
+/// The name of a namespace in another one, as the kernel shows it (security/apparmor/policy_ns.c, `aa_ns_name`).
+fn nested(outer: Option<&str>, name: &str) -> String {
+    outer.map_or_else(|| name.to_owned(), |outer| format!("{outer}//{name}"))
 }
 
 /// `profiles` of a namespace or of a profile: children are named `parent//child`.
@@ -77,12 +96,21 @@ fn names(dir: &OwnedFd, path: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::components;
+    use super::{components, nested};
 
     #[test]
     fn labels_fall_into_profiles() {
         assert_eq!(components(b"/usr/sbin/a b//&c//hat//&:ns:d"), ["/usr/sbin/a b", "c//hat", ":ns:d"]);
         assert_eq!(components(b"unconfined//&x//&:ns:unconfined"), ["x"]);
         assert!(components(b"unconfined").is_empty());
+        assert_eq!(components(b"a//&:n//m:b//&c//&:o:d"), ["a", ":n//m:b", ":n//m:c", ":o:d"]);
+        assert!(components(b":n:unconfined//&unconfined").iter().all(|name| name != ":n:unconfined"));
+    }
+
+    #[test]
+    fn namespaces_have_names_as_in_labels() {
+        let inner = nested(Some(&nested(Some(&nested(None, "a")), "b")), "c");
+        assert_eq!(inner, "a//b//c");
+        assert_eq!(components(format!(":{inner}:p").as_bytes()), [":a//b//c:p"]);
     }
 }

@@ -64,7 +64,14 @@ fn same(module: &str, was: &Identity, here: &Identity) -> Result<(), Refusal> {
         };
         return Err(Refusal::Policy { module: module.to_owned(), what });
     }
-    Ok(())
+    // An image that leaves out a part says nothing of it: that is no reason to take it for the same.
+    match here.keys().find(|what| !was.contains_key(*what)) {
+        Some(what) => {
+            let what = format!("the image does not say which {what} it was taken under");
+            Err(Refusal::Policy { module: module.to_owned(), what })
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -96,7 +103,12 @@ mod tests {
     fn another_policy_is_refused() {
         let was = under("apparmor", identity(Some(&[("p", "1")]), Some("boot 1")));
         let with = |parts: Option<&[(&str, &str)]>, load| compare(&was, &under("apparmor", identity(parts, load)));
-        assert_eq!(with(Some(&[("p", "1"), ("q", "2")]), Some("boot 2")), Ok(()));
+        assert_eq!(with(Some(&[("p", "1")]), Some("boot 2")), Ok(()));
+        for (was, here) in [(&[("p", "1")][..], &[("p", "1"), ("q", "2")][..]), (&[], &[("p", "1")])] {
+            let [was, here] = [was, here].map(|parts| under("apparmor", identity(Some(parts), None)));
+            let said = compare(&was, &here).unwrap_err().to_string();
+            assert!(said.contains("the image does not say which"), "{said}");
+        }
         assert!(matches!(with(Some(&[("p", "2")]), Some("boot 2")), Err(Refusal::Policy { .. })));
         assert!(matches!(with(Some(&[("q", "1")]), Some("boot 2")), Err(Refusal::Policy { .. })));
     }
