@@ -185,7 +185,9 @@ fn start(
     let (reader, snapshot) = match (&startup.spec, loader.zip(image)) {
         (Some(spec), _) => (None, compose::compose(spec, &startup.request, &contained, console.is_some())?),
         (None, Some((loader, image))) => {
-            let (reader, snapshot) = loader.load()?.open(image, plain.take())?;
+            let loaded = loader.load()?;
+            labels.still(&image)?;
+            let (reader, snapshot) = loaded.open(image, plain.take())?;
             check_seal(&reader, startup.seal).at(Step::Load)?;
             (Some(reader), snapshot)
         }

@@ -8,9 +8,10 @@
 //! calls that set them, and before `no_new_privs`, under which AppArmor refuses. Smack wants a capability for it, so there
 //! it comes before. SELinux refuses it to a process with threads, so there the leader is labelled before it has any.
 
+mod entry;
 mod socket;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
@@ -49,8 +50,8 @@ pub struct Labels {
     now: Vec<Set>,
     calls: bool,
     here: Option<Here>,
-    /// SELinux's label of the image's records, which stand for the image.
-    image: Option<Vec<u8>>,
+    /// The files of the image, under SELinux, with their labels; none: some cannot be read.
+    image: Option<BTreeSet<entry::File>>,
     door: Option<OwnedFd>,
     /// The same, above all numbers of the image: also in every stub.
     number: Option<i32>,
@@ -74,7 +75,7 @@ impl Labels {
             && (policy.keep_lsm || profiles.iter().any(|(module, _)| *module == Module::Tomoyo));
         let door = tomoyo.then(|| here.tomoyo_door()).transpose().at(Step::Confine)?;
         let now = now(&here, &modules).at(Step::Confine)?;
-        let image = if modules.contains(&Module::SELinux) { image.and_then(image_label) } else { None };
+        let image = if modules.contains(&Module::SELinux) { image.and_then(entry::files) } else { None };
         let (keep, calls) = (policy.keep_lsm, yendor_sys::lsm::has_calls());
         Ok(Labels { profiles, keep, modules, now, calls, here: Some(here), image, door, number: None })
     }
@@ -156,15 +157,29 @@ impl Labels {
             what: "the image's files have no label that could be read".into(),
             hint: "keep the image on a file system with labels, or leave out --keep-lsm".into(),
         };
-        let file = self.image.as_ref().ok_or_else(unlabelled)?;
-        if here.is_entrypoint(file, text)? {
-            return Ok(());
+        let files = self.image.as_ref().filter(|files| !files.is_empty()).ok_or_else(unlabelled)?;
+        let labels: BTreeSet<&[u8]> = files.iter().map(entry::File::label).collect();
+        for label in labels {
+            if !here.is_entrypoint(label, text)? {
+                let what = format!("the image's own label {} is no entry point of it", label.escape_ascii());
+                let hint = "label the image's files as its policy wants them, or leave out --keep-lsm".into();
+                return Err(Cause::Denied { what, hint });
+            }
         }
-        let what = format!("the image's own label {} is no entry point of it", file.escape_ascii());
-        Err(Cause::Denied {
-            what,
-            hint: "label the image's files as its policy wants them, or leave out --keep-lsm".into(),
-        })
+        Ok(())
+    }
+
+    /// Whether the files that were looked at are those that were read: to be called when they have been.
+    ///
+    /// # Errors
+    /// A permission error where somebody has changed them meanwhile.
+    pub fn still(&self, image: &OwnedFd) -> Result<()> {
+        if self.keep && self.image.is_some() && self.image != entry::files(image) {
+            let what = "the files of the image, or their labels, changed while it was read".into();
+            let cause = Cause::Denied { what, hint: "restore it where nobody else writes".into() };
+            return Err(Error::new(Step::Confine, cause));
+        }
+        Ok(())
     }
 
     fn same_policy(&self, here: &Here, snapshot: &Snapshot) -> std::result::Result<(), Cause> {
@@ -430,15 +445,6 @@ fn now(here: &Here, modules: &[Module]) -> std::result::Result<Vec<Set>, Cause> 
         Some(Set { module: Module::named(&l.module)?, attribute: *attribute, label: l.label?.0 })
     });
     Ok(known.collect())
-}
-
-fn image_label(image: &OwnedFd) -> Option<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(image, yendor_image::RECORDS_FILE, flags, Mode::empty()).ok()?;
-    let mut text = vec![0_u8; 4096];
-    let len = rustix::fs::fgetxattr(&file, "security.selinux", &mut text).ok()?;
-    text.truncate(len);
-    Some(text.strip_suffix(b"\0").unwrap_or(&text).to_vec())
 }
 
 fn shown(module: Module, label: &[u8]) -> String {
