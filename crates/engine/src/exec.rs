@@ -12,15 +12,18 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create, open};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use yendor_kinds::process::label::{self, Label};
 use yendor_kinds::{Cause, Named};
+use yendor_policy::lsm::{Attribute, Entry, Here, Profile};
 use yendor_sys::{Errno, SysError, seccomp};
 
 use crate::confine::Confine;
-use crate::error::{At, Result, Step};
+use crate::error::{At, Result, Step, With};
 use crate::recorder;
 use crate::request::Request;
+use crate::state::State;
 
 /// A keeper that records what tasks forbid themselves, and waits for a listener.
 #[derive(Debug)]
@@ -38,6 +41,45 @@ pub fn ask(container: &Path) -> Option<Keeper> {
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line).ok()?;
     (line.trim() == YES).then_some(Keeper(stream))
+}
+
+/// The labels that the container's tasks have, to be entered: those that its caller has asked for, and with `--keep-lsm` the root
+/// task's own, which the image has brought. While the host's file systems are in sight.
+///
+/// # Errors
+/// A permission error for a label that cannot be known: what joins a container is not less confined than it.
+pub fn labels(state: &State) -> Result<Vec<Entry>> {
+    let policy = &state.request.policy;
+    let mut wanted = policy.profiles.clone();
+    let here = Here::look();
+    if policy.keep_lsm && !here.modules().is_empty() {
+        let proc = open("/proc", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let proc = proc.named("open", || "/proc".into()).at(Step::Confine)?;
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        let of = |task: i32, own: bool| {
+            let domain = |tid| if own { here.tomoyo_own() } else { here.tomoyo_domain(tid) };
+            label::collect(&proc, (task, task), &here.modules(), domain).at(Step::Confine)
+        };
+        wanted.extend(unlike(&of(me, true)?, &of(state.main, false)?, &policy.profiles).at(Step::Confine)?);
+    }
+    let entry = |profile: &Profile| Entry::new(profile).at(Step::Confine).kind("label", profile.to_string());
+    wanted.iter().map(entry).collect()
+}
+
+/// Labels of a task that the caller has not, beside those that are asked for anyway.
+fn unlike(own: &[Label], theirs: &[Label], asked: &[Profile]) -> std::result::Result<Vec<Profile>, Cause> {
+    let current = |l: &&Label| l.attribute == Attribute::Current.name() && asked.iter().all(|p| p.module != l.module);
+    let mut out = Vec::new();
+    for label in theirs.iter().filter(current).filter(|label| label.label.is_none() || !own.contains(label)) {
+        let module = label.module.clone();
+        let text = label.label.as_ref().and_then(|text| String::from_utf8(text.0.clone()).ok());
+        let label = text.ok_or_else(|| Cause::Denied {
+            what: format!("which {module} label the container's root task has cannot be read"),
+            hint: "only with that label a command may join it: try as root".into(),
+        })?;
+        out.push(Profile { module, label });
+    }
+    Ok(out)
 }
 
 /// What the caller has open beside its standard descriptors is not for the container.
@@ -130,4 +172,32 @@ fn listen(keeper: &Keeper, cookie: u64) -> std::result::Result<(), Cause> {
     let sent = rustix::net::sendmsg(&keeper.0, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::NOSIGNAL);
     sent.named("sendmsg", || "a listener".into())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_joins_has_the_labels_of_the_root_task() {
+        let label = |module: &str, attribute: &str, text: Option<&str>| Label {
+            module: module.into(),
+            attribute: attribute.into(),
+            label: text.map(|t| yendor_image::Bytes(t.into())),
+        };
+        let profile = |module: &str, label: &str| Profile { module: module.into(), label: label.into() };
+        let own = [label("apparmor", "current", Some("unconfined")), label("smack", "current", Some("_"))];
+        let theirs = [
+            label("apparmor", "current", Some("web//&x")),
+            label("apparmor", "exec", Some("other")),
+            label("smack", "current", Some("_")),
+        ];
+        assert_eq!(unlike(&own, &theirs, &[]).unwrap(), [profile("apparmor", "web//&x")]);
+        assert!(unlike(&own, &theirs, &[profile("apparmor", "asked")]).unwrap().is_empty());
+        assert!(unlike(&own, &own, &[]).unwrap().is_empty());
+        let untold = [label("tomoyo", "current", None)];
+        for mine in [&own[..], &untold] {
+            assert!(unlike(mine, &untold, &[]).unwrap_err().is_denied());
+        }
+    }
 }

@@ -57,8 +57,7 @@ impl Exec {
         yendor_engine::exec::from_a_copy(found.state.init)?;
         join_cgroup(&found.state)?;
         let denied = |e: yendor_policy::lsm::SysError| Failure::Denied(format!("the container's label: {e}"));
-        let profiles = &found.state.request.policy.profiles;
-        let labels: Vec<Entry> = profiles.iter().map(Entry::new).collect::<Result<_, _>>().map_err(denied)?;
+        let labels: Vec<Entry> = yendor_engine::exec::labels(&found.state)?;
         let keeper = yendor_engine::exec::ask(&found.directory);
         yendor_engine::exec::keep_to_ourselves()?;
         enter(&init, found.state.init)?;

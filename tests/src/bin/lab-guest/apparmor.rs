@@ -227,6 +227,12 @@ fn exec(flavour: Flavour) {
     let container = start(&yendor, "labels", &["--lsm-profile", "apparmor:other"]);
     let said = yendor.call(&["exec", &container, "--", "cat", "/proc/self/attr/apparmor/current"]).exits(0).stdout;
     assert_eq!(said.trim(), enforced("other"));
+    // Also where the label has come with the image.
+    let image = take(&yendor, &container);
+    let container = yendor.fresh("kept");
+    yendor.restore_with(&image, &container, KEEP).exits(0);
+    let said = yendor.call(&["exec", &container, "--", "cat", "/proc/self/attr/apparmor/current"]).exits(0).stdout;
+    assert_eq!(said.trim(), enforced("other"));
     end(&yendor, &container);
 }
 

@@ -273,6 +273,12 @@ fn exec(flavour: Flavour) {
     let container = start(&yendor, "labels", TASK);
     let said = yendor.call(&["exec", &container, "--", "cat", "/proc/self/attr/current"]).exits(0).stdout;
     assert_eq!(said.trim_end_matches(['\0', '\n']), domain("task_t"));
+    // Also where the label has come with the image.
+    let image = take(&yendor, &container);
+    let container = yendor.fresh("kept");
+    yendor.restore_with(&image, &container, KEEP).exits(0);
+    let said = yendor.call(&["exec", &container, "--", "cat", "/proc/self/attr/current"]).exits(0).stdout;
+    assert_eq!(said.trim_end_matches(['\0', '\n']), domain("task_t"));
     end(&yendor, &container);
 }
 
