@@ -6,7 +6,7 @@ use yendor_policy::seccomp::{self, Call, bpf};
 /// The host's policy: a policy, or a denial of everything in words that steer no terminal.
 pub fn host(bytes: &[u8]) -> bool {
     // Names of users and groups come from files too.
-    let person = Person { uid: 1, gids: vec![1], names: (bytes.to_vec(), bytes.to_vec()) };
+    let person = Person { uid: 1, gids: vec![1], names: (bytes.to_vec(), bytes.to_vec()), known: true };
     match Policy::parse(bytes) {
         Ok(policy) => drop(policy.explain(&person)),
         Err(denial) => {

@@ -132,6 +132,9 @@ fn a_policy_that_cannot_be_read_denies_run_restore_and_checkpoint() {
             ("mkfifo $F", "not a regular file"),
             ("ln -s nowhere $F", "a symbolic link that leads nowhere"),
             ("touch $F; chmod 666 $F", "others than its owner may write it"),
+            ("touch $F; chown 12345 $F", "it does not belong to root"),
+            ("touch $F; chown 12345 ${F%/*}", "its directory does not belong to root"),
+            ("chmod 777 ${F%/*}", "others than its owner may write its directory"),
             ("mkdir $F", "not a regular file"),
         ] {
             let script = format!(
@@ -199,6 +202,57 @@ fn a_policy_narrows_what_a_container_gets() {
         denied(&yendor, run(volumes, &["--volume", &volume, "--", "true"]), "volume d: /usr/lib");
         fs::remove_file(link).expect("rm");
         denied(&yendor, run("[limits]\npids = 5\n", &["--pids", "6", "--", "true"]), "limits: pids 6 is more than 5");
+    }
+}
+
+/// In a user namespace everybody has the ids of anybody: there a list means nobody.
+#[test]
+fn ids_of_a_user_namespace_admit_nobody() {
+    for yendor in flavours().into_iter().filter(|yendor| *yendor.flavour() == Flavour::RootUserns) {
+        let image = Watched::new(&yendor);
+        let script = |list: &str| {
+            format!(
+                "umask 022; mkdir -p $PLACE/etc; mount -t tmpfs etc $PLACE/etc; cp -a /etc/. $PLACE/etc; mkdir -p $PLACE/etc/yendor; \
+                 echo \"restore = {{ {list} = [12345] }}\" > $PLACE/etc/yendor/policy.toml; mount --bind $PLACE/etc /etc; \
+                 exec unshare --user --map-user=12345 --map-group=12345 \"$@\""
+            )
+        };
+        for list in ["users", "groups"] {
+            let asked = ["restore", image.name()];
+            let outcome = yendor.to_its_end(yendor.sheltered(&script(list), &asked), asked.join(" "));
+            denied(&yendor, outcome, "policy.toml:1:11: restore: only ");
+            assert!(!image.was_opened(), "{list}");
+        }
+    }
+}
+
+/// Restored without a root of its own, the image of a tree gets its caller's files, to write: as if they were handed in.
+#[test]
+fn who_narrows_roots_or_volumes_narrows_the_callers_own_view() {
+    for yendor in flavours().into_iter().filter(|yendor| *yendor.flavour() != Flavour::RootUserns) {
+        let image = yendor.path("tree");
+        let mut command = yendor.program("/usr/bin/sleep".as_ref());
+        command.arg("1000").stdin(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        yendor_tests::lead_a_session(&mut command);
+        let mut sleep = Started::new(&mut command);
+        let image = image.to_str().expect("UTF-8");
+        yendor.call(&["checkpoint", "--pid", &sleep.pid().to_string(), "-o", image]).exits(0);
+        sleep.kill();
+        for (policy, code) in
+            [("rootfs = ['/usr']", 5), ("[volumes]\nread-only = ['/']\n", 5), ("rootfs = ['/']\n[volumes]\n", 0)]
+        {
+            let name = yendor.fresh("tree");
+            yendor.will_remove(&name);
+            let asked = options(&yendor, &["restore", "--detach", "--name", &name, image]);
+            let outcome = yendor.call_under_policy(policy.as_bytes(), &asked);
+            if code == 5 {
+                denied(&yendor, outcome, "an image of a tree that saw its caller's files");
+            } else {
+                outcome.exits(0);
+                yendor.call(&["rm", "-f", &name]).exits(0);
+            }
+        }
     }
 }
 

@@ -118,8 +118,12 @@ fn a_signature_is_asked_for_by_the_hosts_policy() {
             let policy = format!("signed-by = ['{key}']\n");
             let asked = ["restore", "-d", "--name", &name, utf8(image)];
             let outcome = yendor.call_under_policy(policy.as_bytes(), &asked).exits(code);
-            assert!(code == 0 || outcome.stderr.contains("host policy: signed-by: "), "{}", outcome.stderr);
-            let by = outcome.stderr.contains("denied by: the host's policy, /etc/yendor/policy.toml (signed-by)");
+            assert!(
+                code == 0 || outcome.stderr.contains("host policy /etc/yendor/policy.toml:1:13: signed-by: "),
+                "{}",
+                outcome.stderr
+            );
+            let by = outcome.stderr.contains("denied by: the host's policy, /etc/yendor/policy.toml:1:13 (signed-by)");
             assert!(code == 0 || by, "{}", outcome.stderr);
             yendor.call(&["rm", "--force", &name]);
         }

@@ -132,6 +132,7 @@ fn policy(request: &Request, verb: Verb, network_is_known: bool, handed: &Handed
         userns_host: request.userns == Userns::Host,
         volumes: &volumes,
         rootfs: rootfs.as_deref(),
+        own_view: request.root == Root::Caller,
         memory: request.memory,
         pids: request.pids,
     };

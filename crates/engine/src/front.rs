@@ -207,7 +207,8 @@ fn hand_over(
     all.extend(given.descriptors());
     // Where the caller has set no limit, the host's holds.
     let request = Request { memory: granted.memory, pids: granted.pids, ..what.request.clone() };
-    let trust = Trust { caller: what.keys.clone(), host: granted.signed_by.clone() };
+    let trust =
+        Trust { caller: what.keys.clone(), host: granted.signed_by.clone(), place: granted.places.signed_by.clone() };
     let startup = Startup {
         request,
         granted,

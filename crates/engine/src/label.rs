@@ -420,7 +420,7 @@ fn may_keep(module: Module, text: &[u8], granted: &Granted) -> Result<()> {
     }
     let what = "the host's policy does not let it be kept (keep-labels)".to_owned();
     let cause = Cause::Denied { what, hint: "restore without --keep-lsm".into() };
-    let by = Some(format!("the host's policy, {} (keep-labels)", yendor_policy::host::FILE));
+    let by = Some(format!("the host's policy, {} (keep-labels)", granted.places.keep_labels));
     Err(Error { by, ..Error::new(Step::Confine, cause).kind("label", shown(module, text)) })
 }
 

@@ -48,6 +48,8 @@ pub struct Trust {
     pub caller: Vec<String>,
     /// Public keys that the host's policy names: one of them. Empty: any image.
     pub host: Vec<String>,
+    /// Where it names them: file, line and column.
+    pub place: String,
 }
 
 impl Trust {
@@ -57,9 +59,10 @@ impl Trust {
     /// A denial that says who wants which signature.
     pub fn check(&self, document: &[u8], signature: Option<&[u8]>) -> std::result::Result<(), Cause> {
         let by = |keys: &[String]| keys.iter().any(|key| is_by(key, document, signature));
+        let host = format!("host policy {}: signed-by", self.place);
         let lists = [
             (&self.caller, "--verify", "another image, or another key"),
-            (&self.host, "host policy: signed-by", "an image that one of these keys has signed"),
+            (&self.host, host.as_str(), "an image that one of these keys has signed"),
         ];
         for (keys, who, hint) in lists {
             if !keys.is_empty() && !by(keys) {
@@ -131,6 +134,7 @@ mod tests {
         let trust = |caller: &[&String], host: &[&String]| Trust {
             caller: caller.iter().map(|k| (*k).clone()).collect(),
             host: host.iter().map(|k| (*k).clone()).collect(),
+            place: String::new(),
         };
         let ok = |t: Trust, bytes: &[u8], signature: Option<&[u8]>| t.check(bytes, signature).is_ok();
         assert!(ok(trust(&[], &[]), b"manifest", None));

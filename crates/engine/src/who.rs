@@ -160,9 +160,9 @@ impl Surroundings {
 }
 
 /// An image without the signature that somebody wants: the host, or the caller, who knows it.
-pub fn wants_signature(error: Error) -> Error {
+pub fn wants_signature(error: Error, place: &str) -> Error {
     let host = matches!(&*error.cause, Cause::Denied { what, .. } if what.starts_with("host policy"));
-    Error { by: host.then(|| format!("the host's policy, {} (signed-by)", yendor_policy::host::FILE)), ..error }
+    Error { by: host.then(|| format!("the host's policy, {place} (signed-by)")), ..error }
 }
 
 /// Whether something is mounted in /proc; the kernel does not mind what lies on directories that are always empty.

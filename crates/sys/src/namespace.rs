@@ -136,3 +136,13 @@ unsafe fn read_all([users, directory, out]: [i32; 3], paths: &[CString]) -> ! {
         libc::_exit(0)
     }
 }
+
+/// Whether user and group ids mean the same here as on the host: in its own user namespace, or in one that maps all of them to
+/// themselves, which only root can make.
+#[must_use]
+pub fn ids_are_the_hosts() -> bool {
+    ["uid_map", "gid_map"].into_iter().all(|map| {
+        std::fs::read_to_string(format!("/proc/self/{map}"))
+            .is_ok_and(|text| text.split_ascii_whitespace().eq(["0", "0", "4294967295"]))
+    })
+}

@@ -322,7 +322,10 @@ impl Table {
     /// What a loader has read, if its signature is right.
     fn trusted(table: SignedTable, trust: &Trust) -> Result<Table> {
         let SignedTable { version, manifest, document, signature } = table;
-        trust.check(&document, signature.as_deref()).at(Step::Load).map_err(crate::who::wants_signature)?;
+        trust
+            .check(&document, signature.as_deref())
+            .at(Step::Load)
+            .map_err(|e| crate::who::wants_signature(e, &trust.place))?;
         let signed_by = signature.as_deref().and_then(sign::key_id);
         Ok(Table { version: version.line().to_vec(), manifest, signed_by })
     }

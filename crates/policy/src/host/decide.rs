@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 use super::read::position;
-use super::{Denial, FILE, Limits, Line, Network, Person, Places, Policy, Verb, Who};
+use super::{Denial, FILE, Limits, Line, Network, Person, Policy, Verb, Volumes, Who};
 
 /// A host path that the caller hands in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct Ask<'a> {
     pub volumes: &'a [HostPath],
     /// The directory that becomes the root file system, where it really is.
     pub rootfs: Option<&'a Path>,
+    /// Whether the container sees, and writes, the caller's own files: all of them.
+    pub own_view: bool,
     /// Bytes of memory.
     pub memory: Option<u64>,
     /// Tasks.
@@ -48,6 +50,17 @@ pub struct Granted {
     pub signed_by: Vec<String>,
     /// Labels that may be kept, `LSM:LABEL`, where `*` at the end stands for anything; none: all that the kernel permits.
     pub keep_labels: Option<Vec<String>>,
+    /// Where in the file those two are, for denials.
+    pub places: Places,
+}
+
+/// File, line and column of rules that are asked about later; empty for one that is not there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Places {
+    /// Of `signed-by`.
+    pub signed_by: String,
+    /// Of `keep-labels`.
+    pub keep_labels: String,
 }
 
 impl Granted {
@@ -76,6 +89,12 @@ impl Policy {
     /// The line that forbids it.
     pub fn admits(&self, person: &Person, verb: Verb) -> Result<(), Denial> {
         match self.who(verb) {
+            Some(who) if !person.known => Err(self.denied(
+                who,
+                verb.name(),
+                &format!("only {}, and who you are outside of your user namespace cannot be told", who.get_ref()),
+                "call from outside of it: in there everybody can have the ids of anybody",
+            )),
             Some(who) if !person.is_meant(who.get_ref()) => Err(self.denied(
                 who,
                 verb.name(),
@@ -119,6 +138,9 @@ impl Policy {
             let what = format!("--rootfs {} is not beneath an allowed directory", root.display());
             return Err(self.denied(rule, "rootfs", &what, &shown(rule.get_ref())));
         }
+        if ask.own_view {
+            self.own_view()?;
+        }
         let (memory, pids) = match &self.rules.limits {
             None => (ask.memory, ask.pids),
             Some(rule) => {
@@ -131,7 +153,10 @@ impl Policy {
             _ => Vec::new(),
         };
         let keep_labels = self.rules.keep_labels.as_ref().map(|l| l.get_ref().clone());
-        Ok(Granted { memory, pids, signed_by, keep_labels })
+        let place =
+            |rule: &Option<Spanned<Vec<String>>>| rule.as_ref().map(|r| self.place_in_file(r)).unwrap_or_default();
+        let places = Places { signed_by: place(&self.rules.signed_by), keep_labels: place(&self.rules.keep_labels) };
+        Ok(Granted { memory, pids, signed_by, keep_labels, places })
     }
 
     /// What every rule means for a person, allowed or not.
@@ -156,7 +181,7 @@ impl Policy {
             say("userns-host", format!("--userns host is {word} ({})", self.place(rule)), false);
         }
         if let Some(rule) = &rules.volumes {
-            let Places { read_only, read_write } = rule.get_ref();
+            let Volumes { read_only, read_write } = rule.get_ref();
             let text = format!("read-only {}; read-write {}", shown(read_only), shown(read_write));
             say("volumes", format!("{text} ({})", self.place(rule)), false);
         }
@@ -186,8 +211,22 @@ impl Policy {
         }
     }
 
-    fn volume(&self, rule: &Spanned<Places>, volume: &HostPath) -> Result<(), Denial> {
-        let Places { read_only, read_write } = rule.get_ref();
+    /// All of the host's files, to be written: where volumes or roots are narrowed, that must be said.
+    fn own_view(&self) -> Result<(), Denial> {
+        const WHAT: &str = "an image of a tree that saw its caller's files (checkpoint --pid) gets yours, from /";
+        const HINT: &str = "restore it with --rootfs DIR";
+        let all = Path::new("/");
+        match (&self.rules.rootfs, &self.rules.volumes) {
+            (Some(rule), _) if !beneath(all, rule.get_ref()) => Err(self.denied(rule, "rootfs", WHAT, HINT)),
+            (None, Some(rule)) if !beneath(all, &rule.get_ref().read_write) => {
+                Err(self.denied(rule, "volumes", WHAT, HINT))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn volume(&self, rule: &Spanned<Volumes>, volume: &HostPath) -> Result<(), Denial> {
+        let Volumes { read_only, read_write } = rule.get_ref();
         if beneath(&volume.path, read_write) || (volume.read_only && beneath(&volume.path, read_only)) {
             return Ok(());
         }
@@ -220,7 +259,7 @@ impl Policy {
     }
 
     fn denied<T>(&self, rule: &Spanned<T>, name: &str, what: &str, hint: &str) -> Denial {
-        let place = format!("{FILE}:{}", self.place_in_file(rule));
+        let place = self.place_in_file(rule);
         Denial { what: format!("host policy {place}: {name}: {what}"), place, hint: hint.to_owned() }
     }
 
@@ -230,7 +269,7 @@ impl Policy {
 
     fn place_in_file<T>(&self, rule: &Spanned<T>) -> String {
         let (line, column) = position(&self.text, rule.span().start);
-        format!("{line}:{column}")
+        format!("{FILE}:{line}:{column}")
     }
 }
 

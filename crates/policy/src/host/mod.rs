@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
-pub use decide::{Ask, Granted, HostPath};
+pub use decide::{Ask, Granted, HostPath, Places};
 pub use who::Person;
 
 /// Where the policy is. Nothing moves it: no option, no variable.
@@ -74,7 +74,7 @@ struct Rules {
     checkpoint: Option<Spanned<Who>>,
     networks: Option<Spanned<Vec<Network>>>,
     userns_host: Option<Spanned<bool>>,
-    volumes: Option<Spanned<Places>>,
+    volumes: Option<Spanned<Volumes>>,
     rootfs: Option<Spanned<Vec<PathBuf>>>,
     keep_labels: Option<Spanned<Vec<String>>>,
     signed_by: Option<Spanned<Vec<String>>>,
@@ -110,7 +110,7 @@ enum Network {
 /// Directories that may be handed in, with everything beneath them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Places {
+struct Volumes {
     #[serde(default)]
     read_only: Vec<PathBuf>,
     #[serde(default)]

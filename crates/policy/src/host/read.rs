@@ -7,6 +7,8 @@ use std::path::{Component, Path};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat, readlink};
 use rustix::io::Errno;
 
+use yendor_sys::namespace::ids_are_the_hosts;
+
 use super::{Denial, FILE, Policy, Rules};
 
 /// More is no policy.
@@ -16,22 +18,29 @@ impl Policy {
     /// Reads [`FILE`].
     ///
     /// # Errors
-    /// Everything is denied: the file is there but cannot be read, others than its owner may write it, or it says what is
-    /// not known.
+    /// Everything is denied: the file is there but cannot be read, others than root may write it or its directory, or it
+    /// says what is not known.
     pub fn load() -> Result<Policy, Denial> {
-        Policy::load_from(Path::new(FILE))
+        Policy::load_from(Path::new(FILE), &roots())
     }
 
-    pub(super) fn load_from(path: &Path) -> Result<Policy, Denial> {
+    pub(super) fn load_from(path: &Path, roots: &[u32]) -> Result<Policy, Denial> {
+        let others = |file: &File, it: &str| {
+            let stat = fstat(file).map_err(|e| why(&e.into()))?;
+            if stat.st_mode & 0o022 != 0 {
+                return Err(format!("others than its owner may write {it}"));
+            }
+            if roots.contains(&stat.st_uid) { Ok(()) } else { Err(format!("{it} does not belong to root")) }
+        };
+        if let Some(directory) = path.parent().and_then(|directory| directory_of(directory).ok()) {
+            others(&directory, "its directory").map_err(|why| unusable(path, &why))?;
+        }
         let file = match open(path) {
             Ok(Some(file)) => file,
             Ok(None) => return Ok(Policy::default()),
             Err(e) => return Err(unusable(path, &why(&e))),
         };
-        let stat = fstat(&file).map_err(|e| unusable(path, &why(&e.into())))?;
-        if stat.st_mode & 0o022 != 0 {
-            return Err(unusable(path, "others than its owner may write it"));
-        }
+        others(&file, "it").map_err(|why| unusable(path, &why))?;
         let mut bytes = Vec::new();
         file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(|e| unusable(path, &why(&e)))?;
         if u64::try_from(bytes.len()).is_ok_and(|n| n > MOST_BYTES) {
@@ -82,6 +91,27 @@ impl Policy {
         }
         Ok(())
     }
+}
+
+/// Who root is, by owners of files: in a user namespace the host's root may be nobody, or whom the namespace takes for root.
+fn roots() -> Vec<u32> {
+    const OVERFLOW: u32 = 65534;
+    if ids_are_the_hosts() {
+        return vec![0];
+    }
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let overflow = read("/proc/sys/kernel/overflowuid").trim().parse().unwrap_or(OVERFLOW);
+    let map = read("/proc/self/uid_map");
+    let mapped = map.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let inside = words.next()?.parse().ok()?;
+        words.next().filter(|outside| *outside == "0").map(|_| inside)
+    });
+    [0, overflow].into_iter().chain(mapped).collect()
+}
+
+fn directory_of(path: &Path) -> rustix::io::Result<File> {
+    openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map(File::from)
 }
 
 /// `None`: there is no such file. A link that leads nowhere is a file that cannot be read.

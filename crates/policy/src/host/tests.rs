@@ -6,11 +6,20 @@ use super::*;
 fn person(uid: u32, gids: &[u32]) -> Person {
     let passwd = b"root:x:0:0::/:/bin/sh\nalice:x:1001:1001::/:/bin/sh\nbroken\n:x:7:7\n".to_vec();
     let group = b"dev:x:50:alice\nempty::\n".to_vec();
-    Person { uid, gids: gids.to_vec(), names: (passwd, group) }
+    Person { uid, gids: gids.to_vec(), names: (passwd, group), known: true }
 }
 
 fn ask(verb: Verb) -> Ask<'static> {
-    Ask { verb, network: Some("private"), userns_host: false, volumes: &[], rootfs: None, memory: None, pids: None }
+    Ask {
+        verb,
+        network: Some("private"),
+        userns_host: false,
+        volumes: &[],
+        rootfs: None,
+        own_view: false,
+        memory: None,
+        pids: None,
+    }
 }
 
 fn policy(text: &str) -> Policy {
@@ -45,6 +54,14 @@ fn people_are_meant_by_name_number_and_group() {
     let said = refused("\n  restore = { users = [0] }", &ask(Verb::Restore));
     assert_eq!(said, "host policy /etc/yendor/policy.toml:2:13: restore: alice is not among users 0");
     assert!(refused("restore = {}", &ask(Verb::Restore)).contains("not among nobody"));
+    // In a user namespace everybody is whoever they like.
+    let stranger = Person { known: false, ..person(1001, &[50]) };
+    for verb in [Verb::Restore, Verb::Run] {
+        let said = rules.admits(&stranger, verb).expect_err("unknown").what;
+        assert!(said.contains("outside of your user namespace cannot be told"), "{said}");
+    }
+    assert!(rules.admits(&stranger, Verb::Checkpoint).is_ok());
+    assert!(rules.explain(&stranger).iter().all(|line| line.forbids));
 }
 
 #[test]
@@ -78,6 +95,22 @@ fn volumes_are_judged_by_where_they_really_are() {
     }
     let asked = Ask { rootfs: Some(Path::new("/etc")), ..ask(Verb::Run) };
     assert!(refused("rootfs = ['/usr']", &asked).contains("--rootfs /etc"));
+    // The caller's own files are those of the host, from its root.
+    let asked = Ask { own_view: true, ..ask(Verb::Restore) };
+    for (text, may) in [
+        ("rootfs = ['/usr']", false),
+        ("rootfs = ['/']", true),
+        (text, false),
+        ("[volumes]\nread-only = ['/']\n", false),
+        ("[volumes]\nread-write = ['/']\n", true),
+        ("rootfs = ['/']\n[volumes]\n", true),
+        ("rootfs = []\n[volumes]\nread-write = ['/']\n", false),
+        ("networks = ['private']", true),
+    ] {
+        let answer = policy(text).decide(&person(1, &[]), &asked);
+        assert_eq!(answer.is_ok(), may, "{text}");
+        assert!(may || answer.expect_err("denied").what.contains("checkpoint --pid"), "{text}");
+    }
 }
 
 #[test]
@@ -90,6 +123,8 @@ fn labels_and_signatures() {
         assert_eq!(granted.may_keep(lsm, label), may, "{lsm}:{label}");
     }
     assert_eq!(granted.signed_by, ["KEY"]);
+    let at = |place: &str| format!("/etc/yendor/policy.toml:{place}");
+    assert_eq!(granted.places, Places { signed_by: at("2:13"), keep_labels: at("1:15") });
     // A new container has no image that could be signed.
     assert!(policy(text).decide(&person(1, &[]), &ask(Verb::Run)).expect("allowed").signed_by.is_empty());
 }
@@ -123,13 +158,16 @@ fn a_file_that_cannot_be_read_denies_and_one_that_is_not_there_does_not() {
     let top = std::env::temp_dir().join(format!("yendor-policy-{}", std::process::id()));
     std::fs::create_dir(&top).expect("mkdir");
     let at = |name: &str| top.join(name);
-    assert!(!Policy::load_from(&at("missing")).expect("no file").is_present());
-    assert!(!Policy::load_from(&at("no-directory/policy.toml")).expect("no directory").is_present());
+    std::fs::set_permissions(&top, PermissionsExt::from_mode(0o755)).expect("chmod");
+    let me = rustix::process::geteuid().as_raw();
+    let roots = [me];
+    assert!(!Policy::load_from(&at("missing"), &roots).expect("no file").is_present());
+    assert!(!Policy::load_from(&at("no-directory/policy.toml"), &roots).expect("no directory").is_present());
     std::fs::write(at("good"), "userns-host = false\n").expect("write");
     std::fs::set_permissions(at("good"), PermissionsExt::from_mode(0o644)).expect("chmod");
-    assert!(Policy::load_from(&at("good")).expect("good").is_present());
+    assert!(Policy::load_from(&at("good"), &roots).expect("good").is_present());
     symlink("good", at("link")).expect("symlink");
-    assert!(Policy::load_from(&at("link")).expect("a link to a file").is_present());
+    assert!(Policy::load_from(&at("link"), &roots).expect("a link to a file").is_present());
     symlink("nowhere", at("dangling")).expect("symlink");
     symlink("nowhere", at("dangling-directory")).expect("symlink");
     std::fs::write(at("shared"), "").expect("write");
@@ -138,8 +176,21 @@ fn a_file_that_cannot_be_read_denies_and_one_that_is_not_there_does_not() {
     std::fs::set_permissions(at("large"), PermissionsExt::from_mode(0o600)).expect("chmod");
     rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("mkfifo");
     for name in ["dangling", "dangling-directory/policy.toml", "shared", "large", "fifo", ".", "good/policy.toml"] {
-        let denial = Policy::load_from(&at(name)).expect_err(name);
+        let denial = Policy::load_from(&at(name), &roots).expect_err(name);
         assert!(denial.what.starts_with("host policy ") && !denial.hint.is_empty(), "{denial:?}");
+    }
+    for path in ["good", "missing"] {
+        let denial = Policy::load_from(&at(path), &[me + 1]).expect_err("somebody's");
+        assert!(denial.what.ends_with("its directory does not belong to root"), "{denial:?}");
+    }
+    let denial = Policy::load_from(Path::new("/proc/self/status"), &[]).expect_err("somebody's");
+    assert!(denial.what.contains("does not belong to root"), "{denial:?}");
+    for mode in [0o775, 0o757, 0o1777] {
+        std::fs::set_permissions(&top, PermissionsExt::from_mode(mode)).expect("chmod");
+        for path in ["good", "missing"] {
+            let denial = Policy::load_from(&at(path), &roots).expect_err("everybody's directory");
+            assert!(denial.what.ends_with("others than its owner may write its directory"), "{denial:?}");
+        }
     }
     std::fs::remove_dir_all(&top).expect("rm");
 }

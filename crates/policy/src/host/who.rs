@@ -1,6 +1,7 @@
 //! Who asks, and whether a list means them.
 
 use rustix::process::{getegid, geteuid, getgroups};
+use yendor_sys::namespace::ids_are_the_hosts;
 
 use super::{Id, Who};
 
@@ -13,6 +14,8 @@ pub struct Person {
     pub gids: Vec<u32>,
     /// `/etc/passwd` and `/etc/group`: what names mean here.
     pub names: (Vec<u8>, Vec<u8>),
+    /// Whether these ids are the host's. In a user namespace they are whatever its maker has chosen: they say nothing.
+    pub known: bool,
 }
 
 impl Person {
@@ -23,7 +26,8 @@ impl Person {
         let mut gids: Vec<u32> = getgroups().unwrap_or_default().iter().map(|g| g.as_raw()).collect();
         gids.push(getegid().as_raw());
         let read = |file| std::fs::read(file).unwrap_or_default();
-        Person { uid: geteuid().as_raw(), gids, names: (read("/etc/passwd"), read("/etc/group")) }
+        let names = (read("/etc/passwd"), read("/etc/group"));
+        Person { uid: geteuid().as_raw(), gids, names, known: ids_are_the_hosts() }
     }
 
     /// The person's name, or the number where there is none.
@@ -34,6 +38,9 @@ impl Person {
     }
 
     pub(super) fn is_meant(&self, who: &Who) -> bool {
+        if !self.known {
+            return false;
+        }
         let user = |id: &Id| number(id, &self.names.0) == Some(self.uid);
         let group = |id: &Id| number(id, &self.names.1).is_some_and(|gid| self.gids.contains(&gid));
         who.users.iter().any(user) || who.groups.iter().any(group)

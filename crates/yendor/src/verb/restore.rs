@@ -80,7 +80,7 @@ impl Restore {
         let identities = self.identities.open()?;
         let bundle = self.options.container.bundle()?;
         let granted = self.ask(bundle.as_ref())?;
-        let trust = Trust { caller: keys.clone(), host: granted.signed_by };
+        let trust = Trust { caller: keys.clone(), host: granted.signed_by, place: granted.places.signed_by };
         let Seen { glance, seal, plain } = load::glance(&image.path, &trust, &identities)?;
         let (root, net) = surroundings(&places, glance, seal, &self.options.container)?;
         if let Some(count) = self.clones.count {

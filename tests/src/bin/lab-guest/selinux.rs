@@ -146,7 +146,7 @@ fn sockets(flavour: Flavour) {
     denied(&yendor, &image, KEEP, &["confine", "label selinux:u:r:other_t (sockcreate)", "EACCES", "SELinux"]);
     become_caller(&mut yendor, None);
     // The host's policy is asked about each label, one of a socket, too.
-    let by = "denied by: the host's policy, /etc/yendor/policy.toml (keep-labels)";
+    let by = "denied by: the host's policy, /etc/yendor/policy.toml:1:15 (keep-labels)";
     for (allowed, refused) in [("'selinux:u:r:other_t'", "task_t"), ("'selinux:u:r:task_t'", "other_t")] {
         let label = format!("label selinux:u:r:{refused}");
         under_policy(&format!("keep-labels = [{allowed}]\n"), || {
