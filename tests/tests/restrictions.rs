@@ -49,6 +49,36 @@ fn a_filter_that_forbids_what_a_checkpoint_needs_refuses_it_by_name_and_harms_no
     });
 }
 
+/// Whoever makes rules without end does not fill the keeper with them: what it enters is not recorded, and refused by name.
+#[test]
+fn more_rules_than_are_remembered_refuse_a_checkpoint_by_name() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let name = yendor.fresh("rules");
+    // Call 444 is landlock_create_ruleset (of binding ports), 445 landlock_add_rule, 446 landlock_restrict_self.
+    let script = format!(
+        "{INSTALL}
+fd = libc.syscall(444, struct.pack('QQ', 0, 1), 16, 0)
+added = sum(libc.syscall(445, fd, 2, struct.pack('QQ', 1, port), 0) for port in range(4500))
+libc.prctl(38, 1, 0, 0, 0)
+entered = libc.syscall(446, fd, 0)
+os.close(fd)
+import socket
+def bind(port):
+    try: socket.socket().bind(('127.0.0.1', port))
+    except PermissionError: return 'denied'
+    return 'bound'
+say('domain', added, entered, bind(4499), bind(4501))
+wait()
+"
+    );
+    yendor.run_detached(&name, &["python3", "-c", &script]);
+    yendor.wait_for_log(&name, "domain 0 0 bound denied", PATIENCE);
+    let image = yendor.path("image");
+    let said = yendor.call(&["checkpoint", &name, "-o", image.to_str().expect("UTF-8")]).exits(3);
+    assert!(said.stderr.contains("a Landlock ruleset with more rules than are remembered"), "{}", said.stderr);
+    yendor.call(&["rm", "-f", &name]).exits(0);
+}
+
 /// A task that waits for the keeper's word on its filter does not wait for a dead one: the container ends with its keeper.
 #[test]
 fn without_the_keeper_nothing_hangs() {

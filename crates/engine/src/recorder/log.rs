@@ -104,12 +104,17 @@ impl Log {
         Log { file, bytes: 0 }
     }
 
+    /// Whether nothing more is remembered.
+    pub fn is_full(&self) -> bool {
+        self.bytes > LIMIT
+    }
+
     /// Appends a line.
     ///
     /// # Errors
     /// What write says.
     pub fn append(&mut self, line: &Line) -> Result<(), SysError> {
-        if self.bytes > LIMIT {
+        if self.is_full() {
             return Ok(());
         }
         let mut text = serde_json::to_vec(line).map_err(|_| SysError::new("write", NAME, Errno::INVAL))?;

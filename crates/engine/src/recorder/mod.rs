@@ -239,6 +239,11 @@ impl Recorder {
     }
 
     fn note(&mut self, caller: &Caller, what: What) -> Result<(), Cause> {
+        if self.log.is_full() {
+            // Nothing of it would be remembered, nor need who is alive.
+            self.alive = Vec::new();
+            return Ok(());
+        }
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
         let per_second = i128::from(rustix::param::clock_ticks_per_second());
@@ -331,6 +336,9 @@ impl Recorder {
         let pid = self.caller(notice.tid)?.pid;
         let Ok(theirs) = descriptor_of(pid, ruleset) else { return go_on };
         let Some(known) = self.rulesets.find(&theirs) else { return go_on };
+        if known.is_over() {
+            return go_on;
+        }
         let mut bytes = [0u8; 16];
         let length = match kind {
             1 => 12,

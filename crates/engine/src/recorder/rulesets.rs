@@ -13,6 +13,12 @@ use super::log::Placed;
 /// How many are remembered; those that tasks made longest ago are forgotten first.
 const MOST: usize = 256;
 
+/// Bytes of rules that are remembered of one, and of all: whoever is in the container says how many there are.
+const MOST_OF_ONE: usize = 1 << 18;
+const MOST_OF_ALL: usize = 1 << 24;
+/// What a rule takes beside its path.
+const RULE: usize = 64;
+
 /// All that are remembered, oldest first.
 #[derive(Debug, Default)]
 pub struct Rulesets(Vec<Known>);
@@ -24,6 +30,9 @@ pub struct Known {
     placed: Placed,
     /// Why it cannot be recorded.
     spoilt: Option<String>,
+    /// Bytes that its rules take, and may take.
+    bytes: usize,
+    room: usize,
 }
 
 impl Rulesets {
@@ -43,7 +52,8 @@ impl Rulesets {
         let more = attr.get(24..).is_some_and(|rest| rest.iter().any(|b| *b != 0));
         let layer = Layer { fs: word(0), net: word(1), scoped: word(2), ..Layer::default() };
         let spoilt = more.then(|| "a Landlock ruleset with attributes that this version does not know".to_owned());
-        self.0.push(Known { fd, placed: Placed { layer, files: Vec::new() }, spoilt });
+        let placed = Placed { layer, files: Vec::new() };
+        self.0.push(Known { fd, placed, spoilt, bytes: 0, room: MOST_OF_ONE });
         self.0.len() - 1
     }
 
@@ -58,7 +68,10 @@ impl Rulesets {
         let same = |k: &&mut Known| {
             compare(me, me, What::File(k.fd.as_raw_fd(), theirs.as_raw_fd())).is_ok_and(std::cmp::Ordering::is_eq)
         };
-        self.0.iter_mut().rev().find(same)
+        let all: usize = self.0.iter().map(|known| known.bytes).sum();
+        let known = self.0.iter_mut().rev().find(same)?;
+        known.room = MOST_OF_ALL.saturating_sub(all - known.bytes).min(MOST_OF_ONE);
+        Some(known)
     }
 }
 
@@ -66,6 +79,41 @@ impl Known {
     /// It cannot be recorded any more.
     pub fn spoil(&mut self, why: String) {
         self.spoilt.get_or_insert(why);
+    }
+
+    /// Whether it has more rules than are remembered. Then it is none of ours any more: neither its rules, nor what the kernel
+    /// needs for further ones, which would count for us.
+    pub fn is_over(&mut self) -> bool {
+        if self.bytes < self.room {
+            return false;
+        }
+        self.spoil("a Landlock ruleset with more rules than are remembered".into());
+        // Its size stays: so it is over for ever.
+        (self.bytes, self.room) = (0, 0);
+        self.placed.layer.rules = Vec::new();
+        self.placed.files = Vec::new();
+        true
+    }
+
+    /// Notes a rule; as in the kernel, one for what has a rule already adds to that.
+    fn note(&mut self, rule: Rule, file: (u64, u64)) {
+        let rules = self.placed.layer.rules.iter_mut().zip(&self.placed.files);
+        for (known, of) in rules {
+            match (known, &rule) {
+                (Rule::Beneath { access, .. }, Rule::Beneath { access: more, .. }) if *of == file => {
+                    *access |= more;
+                    return;
+                }
+                (Rule::Port { access, port }, Rule::Port { access: more, port: other }) if port == other => {
+                    *access |= more;
+                    return;
+                }
+                _ => {}
+            }
+        }
+        self.bytes += RULE + if let Rule::Beneath { path, .. } = &rule { path.0.len() } else { 0 };
+        self.placed.layer.rules.push(rule);
+        self.placed.files.push(file);
     }
 
     /// Adds a rule for a path, and notes it.
@@ -76,16 +124,14 @@ impl Known {
         if !path.starts_with(b"/") || path.ends_with(b" (deleted)") {
             self.spoil(format!("a Landlock rule for {}, which has no path", path.escape_ascii()));
         }
-        self.placed.layer.rules.push(Rule::Beneath { access, path: Bytes(path) });
-        self.placed.files.push((stat.st_dev, stat.st_ino));
+        self.note(Rule::Beneath { access, path: Bytes(path) }, (stat.st_dev, stat.st_ino));
         Ok(())
     }
 
     /// Adds a rule for a port, and notes it.
     pub fn allow_port(&mut self, access: u64, port: u64) -> Result<(), SysError> {
         landlock::allow_port(&self.fd, access, port)?;
-        self.placed.layer.rules.push(Rule::Port { access, port });
-        self.placed.files.push((0, 0));
+        self.note(Rule::Port { access, port }, (0, 0));
         Ok(())
     }
 
@@ -104,4 +150,53 @@ fn link(proc: &OwnedFd, fd: &OwnedFd) -> Result<Vec<u8>, SysError> {
 /// Whether a descriptor is a ruleset at all.
 pub fn is_ruleset(proc: &OwnedFd, fd: &OwnedFd) -> Result<bool, Cause> {
     Ok(link(proc, fd)?.windows(16).any(|w| w == b"landlock-ruleset"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rulesets() -> Rulesets {
+        let fd = std::fs::File::open("/dev/null").expect("/dev/null");
+        let mut all = Rulesets::default();
+        all.add(fd.into(), &[]);
+        all
+    }
+
+    #[test]
+    fn a_rule_for_the_same_adds_to_it() {
+        let mut all = rulesets();
+        let known = &mut all.0[0];
+        let beneath = |access, path: &str| Rule::Beneath { access, path: Bytes(path.into()) };
+        known.note(beneath(1, "/a"), (8, 2));
+        known.note(beneath(2, "/by/another/name"), (8, 2));
+        known.note(beneath(4, "/b"), (8, 3));
+        for _ in 0..10_000 {
+            known.note(Rule::Port { access: 1, port: 7 }, (0, 0));
+            known.note(Rule::Port { access: 2, port: 7 }, (0, 0));
+        }
+        let wanted = [beneath(3, "/a"), beneath(4, "/b"), Rule::Port { access: 3, port: 7 }];
+        assert_eq!(known.placed().unwrap().layer.rules, wanted);
+        assert!(!known.is_over());
+    }
+
+    #[test]
+    fn no_more_rules_are_remembered_than_there_is_room_for() {
+        let mut all = rulesets();
+        let known = &mut all.0[0];
+        for port in 0..u64::from(u16::MAX) {
+            if known.is_over() {
+                break;
+            }
+            known.note(Rule::Port { access: 1, port }, (0, 0));
+        }
+        assert!(known.is_over() && known.placed.layer.rules.is_empty() && known.bytes == 0);
+        assert!(known.placed().unwrap_err().contains("more rules than are remembered"));
+        // All together have a bound, too.
+        let mut all = rulesets();
+        all.add(std::fs::File::open("/dev/null").expect("/dev/null").into(), &[]);
+        all.0[0].bytes = MOST_OF_ALL;
+        let last = all.0[1].fd.try_clone().expect("dup");
+        assert!(all.find(&last).is_some_and(|known| known.room == 0 && known.is_over()));
+    }
 }
