@@ -53,6 +53,84 @@ fn landlock_rules_hold_in_a_new_container() {
     });
 }
 
+/// Says what it may do to whom it has not started, and to files and ports, when it is asked: a signal.
+const TO_OTHERS: &str = "import os,signal,socket,time
+def may(what):
+    try: what()
+    except PermissionError: return 'denied'
+    except OSError: pass
+    return 'done'
+def tries(*_):
+    internet = lambda port: (socket.socket(), ('127.0.0.1', port))
+    bind = lambda port: (lambda s, a: s.bind(a))(*internet(port))
+    connect = lambda port: (lambda s, a: s.connect(a))(*internet(port))
+    print('signal', may(lambda: os.kill(int(open('/tmp/pid').read()), 0)),
+        'abstract', may(lambda: socket.socket(socket.AF_UNIX).connect('\\0outside')),
+        'write', may(lambda: open('/mnt/file', 'w')), 'read', may(lambda: open('/mnt/there')),
+        'bind', may(lambda: bind(2002)), may(lambda: bind(2003)),
+        'connect', may(lambda: connect(1)), may(lambda: connect(2)), flush=True)
+signal.signal(signal.SIGUSR1, tries)
+print('ready', flush=True)
+while True: time.sleep(0.05)
+";
+
+/// Somebody whom `exec` starts, in a domain beside that of the container's tasks: until a file is there.
+const SOMEBODY: &str = "import os,socket,time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind('\\0outside')
+listener.listen()
+if os.fork() == 0:
+    os.setsid()
+    open('/tmp/.pid', 'w').write(str(os.getpid()))
+    os.rename('/tmp/.pid', '/tmp/pid')
+    while not os.path.exists('/tmp/stop'): time.sleep(0.05)
+    os.unlink('/tmp/pid')
+";
+
+#[test]
+fn scopes_and_rules_hold_in_new_and_restored_containers() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let directory = yendor.path("volume");
+    std::fs::create_dir(&directory).expect("a directory of our own");
+    std::fs::write(directory.join("there"), "x").expect("write");
+    yendor.owns(&directory);
+    let rules =
+        ["exec:/usr", "rw:/tmp", "rw:/dev", "ro:/proc", "ro:/etc", "ro:/mnt", "scope:signal", "scope:abstract-unix"];
+    let rules = [&rules[..], &["bind:2002", "connect:1"]].concat();
+    let rules: Vec<&str> = rules.into_iter().flat_map(|rule| ["--landlock", rule]).collect();
+    let (new, filled) = (format!("d={}:/mnt", utf8(&directory)), format!("d={}", utf8(&directory)));
+    let free = "signal done abstract done write done read done bind done done connect done done";
+    let held = "signal denied abstract denied write denied read done bind done denied connect done denied";
+    for (options, wanted) in [(&[][..], free), (&rules, held)] {
+        let said = |name: &str| {
+            yendor.call(&["exec", name, "--", "rm", "-f", "/tmp/stop"]).exits(0);
+            // Its standard output stays open while somebody has it.
+            yendor
+                .call(&["exec", name, "--", "sh", "-c", "python3 -c \"$1\" >/dev/null 2>&1", "sh", SOMEBODY])
+                .exits(0);
+            let is = |script: &str| yendor.call(&["exec", name, "--", "sh", "-c", script]).code == 0;
+            assert!(wait_until(PATIENCE, || is("test -e /tmp/pid")));
+            let before = yendor.logs(name).matches("signal ").count();
+            yendor.kill(name, "USR1");
+            assert!(wait_until(PATIENCE, || yendor.logs(name).matches("signal ").count() > before));
+            yendor.call(&["exec", name, "--", "touch", "/tmp/stop"]).exits(0);
+            assert!(wait_until(PATIENCE, || is("! test -e /tmp/pid")));
+            yendor.logs(name).lines().last().unwrap_or_default().to_owned()
+        };
+        let (name, again) = (yendor.fresh("a"), yendor.fresh("b"));
+        let image = yendor.path(&name);
+        yendor
+            .run_detached_with(&name, &[options, &["--volume", &new]].concat(), &["python3", "-c", TO_OTHERS])
+            .exits(0);
+        yendor.wait_for_log(&name, "ready", PATIENCE);
+        assert_eq!(said(&name), wanted);
+        yendor.checkpoint(&name, &image);
+        yendor.restore_with(&image, &again, &[options, &["--volume", &filled]].concat()).exits(0);
+        assert_eq!(said(&again), wanted);
+        yendor.call(&["rm", "-f", &again]).exits(0);
+    }
+}
+
 #[test]
 fn landlock_rules_for_ports_hold() {
     everybody(|yendor| {
@@ -108,6 +186,14 @@ fn the_callers_policy_holds_after_a_restore_and_what_was_open_stays_open() {
             assert!(free.lines().any(|l| l == line), "{line}: {free}");
         }
         let paths = ["exec:/usr", "rw:/tmp", "rw:/dev", "ro:/proc"].map(|rule| ["--landlock", rule]).concat();
+        let name = yendor.fresh("noted");
+        let said = yendor.restore_with(&image, &name, &["--cap-drop", "CHOWN", "--cap-drop", "SYSLOG"]).exits(0).stderr;
+        let root = *yendor.flavour() != Flavour::Root || said.contains("CAP_SYSLOG");
+        assert!(
+            root && said.contains("tasks had capabilities that --cap-drop or the bundle takes away: CAP_CHOWN"),
+            "{said}"
+        );
+        yendor.call(&["rm", "-f", &name]).exits(0);
         let confined = ask(&[&paths[..], &["--seccomp", utf8(&profile), "--cap-drop", "CHOWN"]].concat());
         for line in ["no mkdir", "no read", "open"] {
             assert!(confined.lines().any(|l| l == line), "{line}: {confined}");

@@ -14,6 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use yendor_image::Bytes;
 use yendor_kinds::process::credential;
 use yendor_kinds::process::landlock::{Layer, Rule};
+use yendor_kinds::process::{Record, State};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::capability;
 use yendor_policy::landlock::{self as policy, Domain};
@@ -179,6 +180,23 @@ impl<'a> Confine<'a> {
             return Err(Error::new(Step::Confine, Cause::Denied { what, hint }));
         }
         Ok(self.clamped(record))
+    }
+
+    /// Says which capabilities tasks had that the caller takes away: dropped, not refused, since that is what was asked for.
+    #[must_use]
+    pub fn lowered(&self, processes: &[Record]) -> Option<String> {
+        let threads = processes.iter().filter_map(|process| match &process.state {
+            State::Alive(alive) => Some(&alive.threads),
+            State::Exec(_) | State::Zombie(_) => None,
+        });
+        let had = threads.flatten().map(|thread| {
+            let [inheritable, permitted, effective, _, ambient] = thread.credentials.capabilities;
+            inheritable | permitted | effective | ambient
+        });
+        let lowered = had.fold(0, |all, one| all | one) & self.dropped;
+        let names: Vec<String> = capability::names(lowered).collect();
+        (lowered != 0)
+            .then(|| format!("tasks had capabilities that --cap-drop or the bundle takes away: {}", names.join(", ")))
     }
 
     /// Without what the caller dropped.

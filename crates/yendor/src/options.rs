@@ -178,7 +178,7 @@ pub struct RestoreOptions {
     /// Host path for a volume that the image asks for
     #[arg(long = "volume", value_name = "NAME=HOSTPATH", value_parser = parse::filling)]
     pub volumes: Vec<Volume>,
-    /// Give tasks and files the security labels of the image, where the kernel permits it
+    /// Give tasks, and sockets under SELinux, the security labels of the image, where the kernel permits it; no other files
     #[arg(long)]
     pub keep_lsm: bool,
     /// When the container's policy is put in force

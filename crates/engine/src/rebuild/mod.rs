@@ -322,7 +322,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         nobody,
         held,
     };
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = site.confine.lowered(&snapshot.processes).into_iter().collect();
     let built = (|| {
         // Before it has any child: all of them are born into the limits.
         contained.cgroup.iter().try_for_each(|cgroup| cgroup.adopt(init))?;
