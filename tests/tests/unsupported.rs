@@ -197,6 +197,12 @@ call(244, queue, struct.pack('=Qii48x', 7, 10, 0))",
 d = os.open('/tmp/d', os.O_RDONLY); call(217, d, ctypes.create_string_buffer(500), 500)",
         "/tmp/d: a directory that somebody is reading",
     ),
+    (
+        "a mount that hands mounts on, and one that gets them",
+        "call(165, b'', b'/tmp', b'', 0x100000, 0)
+call(165, b'/tmp', b'/mnt', b'', 0x1000, 0); call(165, b'', b'/mnt', b'', 0x80000, 0)",
+        "/tmp: a mount (tmpfs) that hands mounts on in another way",
+    ),
     ("a mount removed", "call(166, b'/dev/mqueue', 0)", "/dev/mqueue: a mount (mqueue) that was removed"),
     ("UDP-Lite", "return socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136)", "a socket of UDP-Lite"),
     (

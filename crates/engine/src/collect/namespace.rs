@@ -171,12 +171,18 @@ fn number_in(link: &[u8]) -> Option<u64> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     id: i32,
+    /// The mount that it sits on.
+    #[serde(default)]
+    parent: i32,
     point: Bytes,
     fs_type: Bytes,
     /// Options of the mount; of a file system that is the container's own, these too.
     options: Bytes,
     /// Whether a mount outside hands mounts on to it.
     slave: bool,
+    /// Its peer group, and the one that hands mounts on to it.
+    #[serde(default)]
+    groups: (Option<i32>, Option<i32>),
 }
 
 /// File systems whose options belong to the container.
@@ -194,17 +200,19 @@ pub fn mounts(proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<Mount>> {
         let options = [m.options, supers].concat().join(&b","[..]);
         Mount {
             id: m.id,
+            parent: m.parent,
             point: Bytes(m.mount_point),
             fs_type: Bytes(m.fs_type),
             options: Bytes(options),
             slave: m.master.is_some(),
+            groups: (m.shared, m.master),
         }
     };
     Ok(mountinfo::parse(&text)?.into_iter().map(one).collect())
 }
 
 /// Refuses mounts that are not as they were when the container began to run. What comes from outside by propagation is
-/// not the container's.
+/// not the container's: it lies on a mount that a mount outside hands mounts on to, and is itself such a one.
 ///
 /// # Errors
 /// `Unsupported`, naming the mount.
@@ -212,12 +220,33 @@ pub fn unchanged(then: &[Mount], now: &[Mount]) -> Result<()> {
     let refuse = |m: &Mount, what: &str| {
         Err(Cause::unsupported(format!("{}: a mount ({}) {what}", m.point, m.fs_type.0.escape_ascii())))
     };
+    let known = |id: i32| then.iter().find(|m| m.id == id);
+    let inside = |group: Option<i32>| now.iter().any(|m| group.is_some() && m.groups.0 == group);
+    // A bind mount has the master of what it shows, whoever made it; below there are no more of them than mounts.
+    let from_outside = |mount: &Mount| {
+        let comes = |m: &Mount| m.slave && !inside(m.groups.1);
+        let mut at = mount;
+        for _ in now {
+            match (comes(at), known(at.parent), now.iter().find(|m| m.id == at.parent)) {
+                (false, ..) | (true, None, None) => return false,
+                (true, Some(parent), _) => return parent.slave,
+                (true, None, Some(parent)) => at = parent,
+            }
+        }
+        false
+    };
     for mount in now {
-        match then.iter().find(|m| m.id == mount.id) {
+        match known(mount.id) {
             Some(before) if before.point != mount.point => return refuse(before, "that was moved"),
             Some(before) if before.options != mount.options => return refuse(before, "that has other options now"),
+            Some(before) if before.groups.0.is_some() != mount.groups.0.is_some() || mount.slave && !before.slave => {
+                return refuse(
+                    before,
+                    "that hands mounts on in another way now (mount --make-shared, --make-private ...)",
+                );
+            }
             Some(_) => {}
-            None if mount.slave => {}
+            None if from_outside(mount) => {}
             None => return refuse(mount, "that the container has made itself"),
         }
     }
@@ -248,7 +277,13 @@ mod tests {
 
     fn mount(id: i32, point: &str, options: &str, slave: bool) -> Mount {
         let bytes = |s: &str| Bytes(s.as_bytes().to_vec());
-        Mount { id, point: bytes(point), fs_type: bytes("tmpfs"), options: bytes(options), slave }
+        let groups = (None, slave.then_some(70));
+        let point = bytes(point);
+        Mount { id, parent: 1, point, fs_type: bytes("tmpfs"), options: bytes(options), slave, groups }
+    }
+
+    fn on(parent: i32, mount: Mount) -> Mount {
+        Mount { parent, ..mount }
     }
 
     #[test]
@@ -262,7 +297,19 @@ mod tests {
         assert!(said(&[mount(1, "/y", "rw", false), then[1].clone()]).contains("moved"));
         // From outside.
         assert!(unchanged(&then, &[then[0].clone()]).is_ok());
-        assert!(unchanged(&then, &[then[0].clone(), then[1].clone(), mount(4, "/v/w", "rw", true)]).is_ok());
+        let with = |more: &[Mount]| [then.to_vec(), more.to_vec()].concat();
+        let below = [on(4, mount(5, "/v/w/x", "rw", true)), on(2, mount(4, "/v/w", "rw", true))];
+        assert!(unchanged(&then, &with(&below)).is_ok());
+        // The container's own: a bind mount of /v has its master, too.
+        assert!(said(&with(&[mount(4, "/w", "rw", true)])).contains("/w: a mount (tmpfs) that the container has made"));
+        assert!(said(&with(&[on(4, mount(5, "/w/x", "rw", true)), mount(4, "/w", "rw", false)])).contains("has made"));
+        let shared = Mount { groups: (Some(9), None), ..then[0].clone() };
+        assert!(
+            said(&[shared.clone(), then[1].clone()]).contains("/: a mount (tmpfs) that hands mounts on in another way")
+        );
+        let own = Mount { groups: (None, Some(9)), ..on(2, mount(4, "/v/w", "rw", true)) };
+        let was = [shared.clone(), then[1].clone()];
+        assert!(unchanged(&was, &[shared, then[1].clone(), own]).is_err(), "its master is in the container");
     }
 
     #[test]
