@@ -1,11 +1,15 @@
-//! Unix sockets: pairs with queued data, listeners with pending connections, descriptors in flight, half-closed ones.
+//! Unix sockets: pairs with queued data, listeners with pending connections, descriptors in flight, half-closed ones; two of
+//! one path in two roots (chroot).
 #![allow(unsafe_code)]
 
-use probe::{Dir, expect, expect_that, ok, own, read_at_once, refused, transfer};
+use probe::{Board, Dir, child, expect, expect_that, ok, own, read_at_once, refused, succeeded, transfer};
+use std::ffi::CString;
 use std::io::{Error, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 
 const OPTIONS: [i32; 8] = [
     libc::SO_SNDBUF,
@@ -99,7 +103,69 @@ fn listening(address: SocketAddr) -> Listening {
     Listening { listener, client, address }
 }
 
+const GO: usize = 0;
+/// What a child with a root of its own listens to.
+const JAILED: &str = "/jailed";
+
+/// A child in a root of its own, which listens there.
+struct Jailed {
+    number: usize,
+    child: i32,
+    place: PathBuf,
+    root: PathBuf,
+}
+
+const LISTENS: u64 = 1;
+const CANNOT: u64 = 2;
+const ASKS: u64 = 3;
+
+impl Jailed {
+    /// None for who may not have a root of its own.
+    fn new(board: Board, number: usize, place: PathBuf) -> Option<Jailed> {
+        must("mkdir", std::fs::create_dir(&place));
+        let root = CString::new(place.as_os_str().as_bytes()).unwrap();
+        let child = child(|| {
+            if unsafe { libc::chroot(root.as_ptr()) } != 0 {
+                board.set(number, CANNOT);
+                return;
+            }
+            must("chdir", std::env::set_current_dir("/"));
+            let state = listening(must("address", SocketAddr::from_pathname(JAILED)));
+            board.set(number, LISTENS);
+            board.wait(GO, 1);
+            let listener = check_listening("listener in a root of its own", state);
+            board.set(number, ASKS);
+            let (mut server, _) = must("accept", listener.accept());
+            must("write", server.write_all(&[number as u8]));
+        });
+        probe::wait_until("a child with its own root", || board.get(number) != 0);
+        if board.get(number) == CANNOT {
+            succeeded("child", child);
+            return None;
+        }
+        let root = Jailed::root(child);
+        Some(Jailed { number, child, place, root })
+    }
+
+    fn root(child: i32) -> PathBuf {
+        must("root", std::fs::read_link(format!("/proc/{child}/root")))
+    }
+
+    fn check(self, board: Board) {
+        expect("root", Jailed::root(self.child), self.root);
+        board.wait(self.number, ASKS);
+        let mut client =
+            must("connect to it", UnixStream::connect(self.place.join(Path::new(JAILED.trim_start_matches('/')))));
+        let mut who = [0; 1];
+        must("read", client.read_exact(&mut who));
+        expect("who listens there", usize::from(who[0]), self.number);
+        succeeded("child with its own root", self.child);
+    }
+}
+
 struct State {
+    board: Board,
+    jailed: Vec<Jailed>,
     dir: Dir,
     fds: Vec<OwnedFd>,
     path: Listening,
@@ -142,10 +208,13 @@ fn setup() -> State {
         creds.1,
     ];
     let before = fds.iter().map(about).collect();
-    State { dir, fds, path, hidden, mail, before }
+    let board = Board::new();
+    let jailed = [1, 2].map(|number| Jailed::new(board, number, dir.at(&format!("root {number}"))));
+    let jailed = jailed.into_iter().flatten().collect();
+    State { board, jailed, dir, fds, path, hidden, mail, before }
 }
 
-fn check_listening(what: &str, mut state: Listening) {
+fn check_listening(what: &str, mut state: Listening) -> UnixListener {
     expect(
         what,
         state.listener.local_addr().ok().map(|name| format!("{name:?}")),
@@ -161,6 +230,7 @@ fn check_listening(what: &str, mut state: Listening) {
     let late = must("connect again", UnixStream::connect_addr(&state.address));
     must("accept again", state.listener.accept());
     drop(late);
+    state.listener
 }
 
 fn check(state: State) {
@@ -193,6 +263,8 @@ fn check(state: State) {
     );
     holds(10, b"legacy");
     holds(10, b"");
+    state.board.set(GO, 1);
+    state.jailed.into_iter().for_each(|jailed| jailed.check(state.board));
     check_listening("listener with a path", state.path);
     check_listening("abstract listener", state.hidden);
     let mut text = [0; 20];

@@ -23,7 +23,7 @@ pub struct Bench {
     /// The peers of those whose peers have gone: they send what waits, and go.
     partners: BTreeMap<FileId, OwnedFd>,
     /// Listening sockets that lend their name to accepted ones, by network and address.
-    lenders: BTreeMap<(Option<NsId>, Bytes), OwnedFd>,
+    lenders: BTreeMap<(Option<NsId>, Bytes, Option<Bytes>), OwnedFd>,
     /// Paths that must not be left.
     unlink: Vec<name::Record>,
 }
@@ -152,7 +152,7 @@ fn connection(a: &Record, b: Option<&Record>, workshop: &mut Workshop<'_>) -> Re
 }
 
 fn is_shared(name: &name::Record, workshop: &Workshop<'_>) -> bool {
-    let same = |r: &Record| r.name.as_ref().is_some_and(|n| n.address == name.address);
+    let same = |r: &Record| r.name.as_ref().is_some_and(|n| n.is_same(name));
     within_reach(&name.address, workshop).iter().filter(|(_, r)| same(r)).count() > 1
 }
 
@@ -166,9 +166,8 @@ fn accepted(
 ) -> Result<(OwnedFd, OwnedFd)> {
     let client = kind.new_socket()?;
     bind(client.as_fd(), kind, client_name, workshop)?;
-    let listens = |r: &Record| {
-        matches!(r.state, State::Listening { .. }) && r.name.as_ref().is_some_and(|n| n.address == lent.address)
-    };
+    let listens =
+        |r: &Record| matches!(r.state, State::Listening { .. }) && r.name.as_ref().is_some_and(|n| n.is_same(lent));
     let listener = within_reach(&lent.address, workshop).into_iter().find(|(_, r)| listens(r)).map(|(id, _)| id);
     let listener = match listener {
         Some(id) => workshop.fd(id)?.try_clone_to_owned().map_err(|e| SysError::io("dup", id.to_string(), &e))?,
@@ -188,7 +187,7 @@ fn accepted(
 
 /// A listening socket with a name whose owner has gone.
 fn lender(kind: Kind, lent: &name::Record, who: Option<peer::Record>, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
-    let key = (workshop.networks.here(), lent.address.clone());
+    let key = (workshop.networks.here(), lent.address.clone(), lent.root.clone());
     if !workshop.unix.lenders.contains_key(&key) {
         let fd = kind.new_socket()?;
         bind(fd.as_fd(), kind, Some(lent), workshop)?;
@@ -291,7 +290,7 @@ fn send_datagram(
     let sender = Kind::Dgram.new_socket()?;
     option::make_room(sender.as_fd())?;
     if !from.0.is_empty() {
-        let lent = name::Record { address: from.clone(), directory: Bytes(b"/".to_vec()), inode: None };
+        let lent = name::Record { address: from.clone(), directory: Bytes(b"/".to_vec()), root: None, inode: None };
         lent.bind(sender.as_fd(), Kind::Dgram.raw(), &workshop.root)?;
         target.send(sender.as_fd(), data, files, &workshop.root)?;
         return lent.unlink(&workshop.root);

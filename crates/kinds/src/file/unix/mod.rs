@@ -144,6 +144,11 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
     for Entry { id, .. } in gather.entries.iter().filter(|entry| matches!(entry.record, super::Record::Unix(_))) {
         table(&mut tables, gather.ours(*id)?)?;
     }
+    let names = gather.entries.iter().filter_map(|entry| match &entry.record {
+        super::Record::Unix(record) => record.name.as_ref(),
+        _ => None,
+    });
+    let roots = names.map(|name| name.root.clone()).chain([None]).collect();
     for i in 0..gather.entries.len() {
         let Some(Entry { id, record: super::Record::Unix(record), .. }) = gather.entries.get(i) else { continue };
         let (id, mut record) = (*id, record.clone());
@@ -169,7 +174,7 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
         }
         record.shutdown = info.shutdown;
         if let Some(name) = &mut record.name {
-            name.find(info.bound, gather)?;
+            name.find(info.bound, &roots, gather)?;
         }
         if let Some(entry) = gather.entries.get_mut(i) {
             entry.record = super::Record::Unix(record);

@@ -1,11 +1,13 @@
 //! The address of a unix socket.
 //! *Read from:* getsockname; the file system says whether a path still leads to the socket.
-//! *Made again by:* bind, inside the container's root, in the directory that a relative path was bound in.
+//! *Made again by:* bind, inside the container's root or the one below it that leads to the socket (chroot), in the directory that
+//! a relative path was bound in.
 //! *Lost:* the inode number of the name; the directory of a relative path that no longer leads to the socket.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
@@ -22,6 +24,9 @@ pub struct Record {
     pub address: Bytes,
     /// The absolute path of the directory that a relative path starts from.
     pub directory: Bytes,
+    /// The root that an absolute path starts from, where it is not the container's (chroot(2)).
+    #[serde(default)]
+    pub root: Option<Bytes>,
     /// Permission bits, owner and group of the name's inode; none for an abstract name and for a path that does not lead
     /// to this socket any more.
     pub inode: Option<(u32, u32, u32)>,
@@ -37,14 +42,26 @@ pub fn collect(seen: &Seen, gather: &Gather<'_>) -> Result<Option<Record>> {
         None => return Ok(None),
         Some(first) => (*first, seen.holder),
     };
-    let mut directory = b"/".to_vec();
-    if first != b'/'
-        && first != 0
+    let (mut directory, mut root) = (Bytes(b"/".to_vec()), None);
+    if first != 0
         && let Some((pid, _)) = holder
     {
-        directory = gather.link(&format!("{pid}/cwd"))?.0;
+        match first {
+            b'/' => root = own_root(pid, gather)?,
+            _ => directory = gather.link(&format!("{pid}/cwd"))?,
+        }
     }
-    Ok(Some(Record { address: Bytes(address), directory: Bytes(directory), inode: None }))
+    Ok(Some(Record { address: Bytes(address), directory, root, inode: None }))
+}
+
+/// The root of a process, where it is another directory than the container's root.
+fn own_root(pid: i32, gather: &Gather<'_>) -> Result<Option<Bytes>> {
+    let path = format!("{pid}/root");
+    let theirs =
+        rustix::fs::statat(&gather.proc, path.as_str(), AtFlags::empty()).named("newfstatat", || path.clone())?;
+    let ours = rustix::fs::fstat(&gather.root).named("fstat", || "the container's root".into())?;
+    let link = gather.link(&path)?;
+    Ok(Some(link).filter(|link| link.0 != b"/" && (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino)))
 }
 
 impl Record {
@@ -54,18 +71,33 @@ impl Record {
         self.address.0.first().is_some_and(|b| *b != 0)
     }
 
-    /// Finds the name's inode, `bound` as the kernel tells it, if the path still leads there.
+    /// Whether both are of one socket, or of a listening one and what it has accepted.
+    #[must_use]
+    pub fn is_same(&self, other: &Record) -> bool {
+        (&self.address, &self.root) == (&other.address, &other.root)
+    }
+
+    /// Finds the name's inode, `bound` as the kernel tells it, if the path still leads there: from the root of who holds the
+    /// socket, or from one of `roots`, which who has bound it may have had.
     ///
     /// # Errors
     /// `Unsupported` for one in a nested mount namespace.
-    pub fn find(&mut self, bound: Option<u32>, gather: &mut Gather<'_>) -> Result<()> {
+    pub fn find(&mut self, bound: Option<u32>, roots: &BTreeSet<Option<Bytes>>, gather: &mut Gather<'_>) -> Result<()> {
         if !self.is_path() {
             return Ok(());
         }
-        self.inode = self.inode_here(bound, gather);
-        for place in gather.places.clone().0.iter().filter(|_| self.inode.is_none()) {
+        let own = self.root.clone();
+        let others = roots.iter().filter(|root| **root != own && self.address.0.starts_with(b"/"));
+        for root in std::iter::once(&own).chain(others) {
+            self.inode = self.inode_here(bound, root.as_ref(), gather);
+            if self.inode.is_some() {
+                self.root.clone_from(root);
+                return Ok(());
+            }
+        }
+        for place in gather.places.clone().0.iter() {
             gather.here = Some(place.id);
-            let there = self.inode_here(bound, gather);
+            let there = self.inode_here(bound, own.as_ref(), gather);
             gather.here = None;
             if there.is_some() {
                 let what = format!("{}: a unix socket of a nested mnt namespace", self.address);
@@ -76,12 +108,20 @@ impl Record {
     }
 
     /// Permissions and owner of the inode that the path leads to, if it is that of the socket.
-    fn inode_here(&self, bound: Option<u32>, gather: &Gather<'_>) -> Option<(u32, u32, u32)> {
+    fn inode_here(&self, bound: Option<u32>, root: Option<&Bytes>, gather: &Gather<'_>) -> Option<(u32, u32, u32)> {
         let mut path = self.directory.0.clone();
         path.push(b'/');
         path.extend_from_slice(&self.address.0);
-        let Ok(fd) = gather.open_inside(&path, OFlags::PATH | OFlags::NOFOLLOW) else { return None };
-        let Ok(stat) = rustix::fs::fstat(&fd) else { return None };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let fd = match root {
+            None => gather.open_inside(&path, flags).ok()?,
+            Some(root) => {
+                let root = gather.open_inside(&root.0, OFlags::PATH | OFlags::DIRECTORY).ok()?;
+                let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+                rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?
+            }
+        };
+        let stat = rustix::fs::fstat(&fd).ok()?;
         // The kernel tells the lower half of the inode number.
         let same = bound.is_some_and(|b| stat.st_ino & 0xffff_ffff == u64::from(b));
         if same && FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
@@ -95,11 +135,11 @@ impl Record {
     /// # Errors
     /// `EADDRINUSE`.
     pub fn bind(&self, fd: BorrowedFd<'_>, kind: SocketType, root: &OwnedFd) -> Result<()> {
-        let Record { address, directory, inode } = self;
+        let Record { address, inode, .. } = self;
         if !self.is_path() {
             return Ok(sock::bind(fd, &address.0)?);
         }
-        let bound = self.inside(directory, root, || {
+        let bound = self.inside(root, || {
             remove_stale(&address.0, kind)?;
             sock::bind(fd, &address.0)?;
             let path = || format!("\"{address}\"");
@@ -121,8 +161,8 @@ impl Record {
         if !self.is_path() || self.inode.is_some() {
             return Ok(());
         }
-        let Record { address, directory, inode: _ } = self;
-        Ok(self.inside(directory, root, || {
+        let address = &self.address;
+        Ok(self.inside(root, || {
             rustix::fs::unlinkat(CWD, &*address.0, AtFlags::empty()).named("unlinkat", || format!("\"{address}\""))
         })?)
     }
@@ -135,7 +175,7 @@ impl Record {
         if !self.is_path() {
             return sock::connect(fd, Some(&self.address.0));
         }
-        self.inside(&self.directory, root, || sock::connect(fd, Some(&self.address.0)))
+        self.inside(root, || sock::connect(fd, Some(&self.address.0)))
     }
 
     /// Sends a datagram to this address.
@@ -146,13 +186,12 @@ impl Record {
         if !self.is_path() {
             return Ok(sock::send(fd, data, files, Some(&self.address.0))?);
         }
-        Ok(self.inside(&self.directory, root, || sock::send(fd, data, files, Some(&self.address.0)))?)
+        Ok(self.inside(root, || sock::send(fd, data, files, Some(&self.address.0)))?)
     }
 
-    /// Runs `f` where the container's root is the root, in the directory of this path.
+    /// Runs `f` where the root is the container's, or the one that the path starts from, in the directory of this path.
     fn inside(
         &self,
-        directory: &Bytes,
         root: &OwnedFd,
         f: impl FnOnce() -> std::result::Result<(), SysError> + Send,
     ) -> std::result::Result<(), SysError> {
@@ -160,10 +199,15 @@ impl Record {
         let wanted = rustix::fs::fstat(root).named("fstat", || "the container's root".into())?;
         let ours = rustix::fs::stat("/").named("stat", || "/".into())?;
         let elsewhere = place(&wanted) != place(&ours);
+        let Record { address: _, directory, root: own, inode: _ } = self;
         in_own_directory(|| {
             if elsewhere {
                 rustix::process::fchdir(root).named("fchdir", || "the container's root".into())?;
                 rustix::process::chroot(".").named("chroot", || ".".into())?;
+            }
+            if let Some(own) = own {
+                rustix::process::chdir(&*own.0).named("chdir", || format!("\"{own}\""))?;
+                rustix::process::chroot(".").named("chroot", || format!("\"{own}\""))?;
             }
             rustix::process::chdir(&*directory.0).named("chdir", || format!("\"{directory}\""))?;
             f()
