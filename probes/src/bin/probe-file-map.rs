@@ -27,6 +27,14 @@ fn view(file: &File, protection: i32, flags: i32, len: usize, offset: usize) -> 
     Region::adopt(address, len)
 }
 
+/// A file that is mapped by a name that was removed, and has another one.
+fn linked(dir: &Dir) -> Region {
+    let region = view(&file(&dir.at("one name"), 10, 0), RW, libc::MAP_SHARED, LEN, 0);
+    expect("link", std::fs::hard_link(dir.at("one name"), dir.at("another name")).is_ok(), true);
+    expect("unlink", std::fs::remove_file(dir.at("one name")).is_ok(), true);
+    region
+}
+
 /// What the programs without a name are copies of.
 const PROGRAM: &str = "/bin/sleep";
 
@@ -108,6 +116,7 @@ fn check_nameless(all: Vec<Nameless>) {
 
 struct State {
     dir: Dir,
+    linked: Region,
     nameless: Vec<Nameless>,
     private: Region,
     guarded: Region,
@@ -123,6 +132,8 @@ struct State {
 fn maps(dir: &Dir) -> Vec<String> {
     let text = probe::read_file("/proc/self/maps");
     let ours = text.lines().filter(|line| line.contains(&dir.path().display().to_string()));
+    // One that is mapped by a name that was removed has the other one afterwards.
+    let ours = ours.filter(|line| !line.contains("/one name") && !line.contains("/another name"));
     ours.map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         [fields[0], fields[1], fields[2], &fields[5..].join(" ")].join(" ")
@@ -151,8 +162,9 @@ fn setup() -> State {
     // Its third and fourth page are beyond the end: nobody may touch them, but they are mapped.
     let last = view(&short, RW, libc::MAP_PRIVATE, 4 * PAGE, 0);
     let maps = maps(&dir);
+    let linked = linked(&dir);
     let nameless = nameless(&dir);
-    State { dir, nameless, private, guarded, shared, constant, deleted, far, last, maps }
+    State { dir, linked, nameless, private, guarded, shared, constant, deleted, far, last, maps }
 }
 
 /// Pages of a file with the pattern of `seed` from the start on, other than the pages of `not`.
@@ -195,6 +207,10 @@ fn check(state: State) {
     unsafe { state.shared.at(0).cast::<u64>().write_volatile(4711) };
     expect("read", at("shared", 0, &mut read), true);
     expect("shared is still shared", u64::from_ne_bytes(read), 4711);
+    check_pages("mapped by a removed name", &state.linked, 10, 0, 0..0);
+    unsafe { state.linked.at(0).cast::<u64>().write_volatile(4712) };
+    expect("read", at("another name", 0, &mut read), true);
+    expect("what the other name shows", u64::from_ne_bytes(read), 4712);
     check_nameless(state.nameless);
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
 use yendor_image::{Addr, Digest, FileId, PAGE_BYTES, PageRun, Parent, Writer, pages_name};
+use yendor_kinds::file::search::{self, Names};
 use yendor_kinds::file::{Gather, refused};
 use yendor_kinds::memory::early::{Early, Task};
 use yendor_kinds::memory::pages::{self, EARLY, Piece, Sink, Zeros};
@@ -13,7 +14,7 @@ use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{Record, inherit, layout, policy, shared};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named, Result};
-use yendor_proc::maps::Label;
+use yendor_proc::maps::{Label, Map};
 use yendor_proc::smaps::{Smap, VmFlag};
 use yendor_task::live::SCRATCH;
 
@@ -365,6 +366,9 @@ impl<'w> Memory<'w> {
             return Err(Cause::unsupported(format!("mapping of {shown}: another file lies at this path now")));
         }
         if is_file(map) {
+            if writes && let Some(id) = self.elsewhere(map, source.pid, gather)? {
+                return Ok(Backing::File(id, map.offset));
+            }
             let copied = if map.perms.shared { Vec::new() } else { source::copied(source, map.start, map.end)? };
             let id = self.ghosts.mapped(map, source, &copied, self.writer, gather)?;
             return Ok(Backing::File(id, map.offset));
@@ -374,6 +378,23 @@ impl<'w> Memory<'w> {
             return Ok(Backing::Anonymous);
         }
         self.objects.mapped(map, source, &mut self.out)
+    }
+
+    /// A file that is mapped for all to see, by another name than the one that was removed, if it has any.
+    fn elsewhere(&mut self, map: &Map, pid: i32, gather: &mut Gather<'_>) -> Result<Option<FileId>> {
+        match search::names_of(gather, pid, map)? {
+            Names::None => Ok(None),
+            Names::Other(path) => {
+                let fd = gather.open_inside(&path, OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW)?;
+                self.mapped_file(fd, true, gather).map(Some)
+            }
+            Names::Unknown => {
+                let shown = map.name.escape_ascii();
+                let what = format!("{shown}, mapped: whether it has other names, which will lead to another file then");
+                gather.lost.push(("regular".into(), what));
+                Ok(None)
+            }
+        }
     }
 
     /// The id of a file that was opened for a mapping; one description serves all mappings of a file.
@@ -406,7 +427,7 @@ fn guards(source: &Source<'_>, area: &vma::Record) -> Result<Vec<(Addr, Addr)>> 
 }
 
 /// Whether a deleted file is behind a mapping, rather than shared memory of the kernel's naming.
-fn is_file(map: &yendor_proc::maps::Map) -> bool {
+fn is_file(map: &Map) -> bool {
     const KERNEL: [&[u8]; 4] = [b"/memfd:", b"/dev/zero", b"/SYSV", b"/[aio]"];
     map.deleted && map.name.starts_with(b"/") && !KERNEL.iter().any(|k| map.name.starts_with(k))
 }

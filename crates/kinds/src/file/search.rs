@@ -8,11 +8,16 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, FileType, OFlags, fstatfs};
 
+use yendor_proc::maps::Map;
+use yendor_proc::mountinfo;
+
 use super::Gather;
-use crate::Result;
+use crate::{Cause, Result};
 
 /// How long the file system is searched for.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long for a name that most likely is not there.
+const SHORT: Duration = Duration::from_secs(1);
 /// `PROC_SUPER_MAGIC`, `SYSFS_MAGIC`: endless, and nothing that is looked for.
 const SKIPPED: &[i64] = &[0x9fa0, 0x6265_6572];
 
@@ -22,12 +27,22 @@ const SKIPPED: &[i64] = &[0x9fa0, 0x6265_6572];
 /// # Errors
 /// `visit`'s own.
 pub fn everywhere(gather: &Gather<'_>, begin: &[u8], visit: &mut dyn FnMut(&[u8], u64) -> Result<bool>) -> Result<()> {
+    within(PATIENCE, gather, begin, visit).map(drop)
+}
+
+/// The same for a time; whether all was seen, or enough.
+fn within(
+    patience: Duration,
+    gather: &Gather<'_>,
+    begin: &[u8],
+    visit: &mut dyn FnMut(&[u8], u64) -> Result<bool>,
+) -> Result<bool> {
     let since = Instant::now();
     let root = if begin == b"/" { Vec::new() } else { begin.to_vec() };
     let mut places = VecDeque::from([root]);
     while let Some(place) = places.pop_front() {
-        if since.elapsed() > PATIENCE {
-            return Ok(());
+        if since.elapsed() > patience {
+            return Ok(false);
         }
         let shown = if place.is_empty() { &b"/"[..] } else { &place };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
@@ -36,7 +51,7 @@ pub fn everywhere(gather: &Gather<'_>, begin: &[u8], visit: &mut dyn FnMut(&[u8]
             continue;
         }
         if visit(shown, 0)? {
-            return Ok(());
+            return Ok(true);
         }
         let Ok(entries) = Dir::new(fd) else { continue };
         for entry in entries.flatten() {
@@ -48,11 +63,11 @@ pub fn everywhere(gather: &Gather<'_>, begin: &[u8], visit: &mut dyn FnMut(&[u8]
             if entry.file_type() == FileType::Directory {
                 places.push_back(path);
             } else if visit(&path, entry.ino())? {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Another name of a file whose own was removed: beside the old one, or anywhere.
@@ -75,4 +90,60 @@ pub fn other_name(gather: &Gather<'_>, gone: &[u8], stat: &rustix::fs::Stat) -> 
         }
     }
     Ok(found)
+}
+
+/// What is known of the names of a mapped file whose own name was removed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Names {
+    /// There is none.
+    None,
+    /// There is this one.
+    Other(Vec<u8>),
+    /// Nobody tells, and it was not found soon.
+    Unknown,
+}
+
+/// The other names of a file that is mapped and that no description leads to. Only who has the rights of the host's root is told
+/// how many there are; else it is looked for where the file system is mounted, the old directory first.
+///
+/// # Errors
+/// `Unsupported` for one that has other names, none of which is found.
+pub fn names_of(gather: &Gather<'_>, pid: i32, map: &Map) -> Result<Names> {
+    let gone = map.name.strip_suffix(b" (deleted)").unwrap_or(&map.name);
+    let path = format!("{pid}/map_files/{:x}-{:x}", map.start, map.end);
+    if let Ok(stat) = rustix::fs::statat(&gather.proc, path.as_str(), rustix::fs::AtFlags::empty()) {
+        if stat.st_nlink == 0 {
+            return Ok(Names::None);
+        }
+        let shown = gone.escape_ascii();
+        let unknown = || Cause::unsupported(format!("{shown}: the file has other names that are not known"));
+        return other_name(gather, gone, &stat)?.map(Names::Other).ok_or_else(unknown);
+    }
+    let end = gone.iter().rposition(|b| *b == b'/').unwrap_or(0);
+    let lines = mountinfo::parse(&gather.read(&format!("{pid}/mountinfo"))?)?;
+    let mounts = lines.iter().filter(|line| line.dev == map.dev).map(|line| line.mount_point.as_slice());
+    let mut all = true;
+    for begin in std::iter::once(&gone[..end]).chain(mounts) {
+        let begin = if begin.is_empty() { b"/" } else { begin };
+        let mut found = None;
+        all &= within(SHORT, gather, begin, &mut |path, ino| {
+            if ino == map.inode && is_mapped(gather, (path, &lines), map)? {
+                found = Some(path.to_vec());
+            }
+            Ok(found.is_some())
+        })?;
+        if let Some(path) = found {
+            return Ok(Names::Other(path));
+        }
+    }
+    Ok(if all { Names::None } else { Names::Unknown })
+}
+
+/// Whether the file of a path is the one that is mapped: of overlay mappings show the device of the mount, not that of the file.
+fn is_mapped(gather: &Gather<'_>, (path, lines): (&[u8], &[mountinfo::Mount]), map: &Map) -> Result<bool> {
+    let Ok(fd) = gather.open_inside(path, OFlags::PATH | OFlags::NOFOLLOW) else { return Ok(false) };
+    let Ok(stat) = rustix::fs::fstat(&fd) else { return Ok(false) };
+    let mount = gather.info_of(std::os::fd::AsFd::as_fd(&fd))?.mnt_id;
+    let shown = lines.iter().find(|line| line.id == mount).map(|line| line.dev);
+    Ok(stat.st_ino == map.inode && (shown == Some(map.dev) || stat.st_dev == map.dev.st_dev()))
 }
