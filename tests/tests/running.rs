@@ -87,6 +87,33 @@ fn of_one_instant(flavour: Flavour) {
     ends_well(&yendor, &container);
 }
 
+/// All of it stands still after its checkpoint, and all of it goes on when it is told to.
+fn stays_stopped(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = yendor.fresh("tree");
+    yendor.run_detached(&container, &[text(&probe("tree"))]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    // Those that are stopped and those that have ended are not what is asked for.
+    let states = || {
+        let of = |pid: libc::pid_t| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+        let stats = yendor.tasks_left().into_iter().filter_map(of).filter(|stat| stat.contains("(probe-tree)"));
+        stats.filter_map(|stat| stat.rsplit(") ").next()?.chars().next()).filter(|s| *s != 'Z').collect::<String>()
+    };
+    let before = states();
+    assert!(before.contains('S') && before.contains('T'), "{before}");
+    let image = yendor.path("stopped");
+    let said = yendor.call(&["checkpoint", &container, "--leave-stopped", "-o", text(&image)]).exits(0);
+    assert!(said.stderr.contains(&format!("kill --all -s CONT {container}")), "{}", said.stderr);
+    assert!(wait_until(PATIENCE, || states() == "T".repeat(before.len())), "{before}, then {}", states());
+    yendor.call(&["kill", "--all", "-s", "CONT", &container]).exits(0);
+    assert!(wait_until(PATIENCE, || !states().contains('T')), "{before}, then {}", states());
+    yendor.kill(&container, "KILL");
+    yendor.wait(&container);
+    let restored = yendor.fresh("restored");
+    yendor.restore(&image, &restored);
+    ends_well(&yendor, &restored);
+}
+
 fn a_tree_of_one_instant(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let mut command = yendor.program(&probe("writer"));
@@ -287,6 +314,7 @@ fn killed_while_it_reads(flavour: Flavour) {
 }
 
 yendor_tests::flavours! {
+    stays_stopped
     killed_while_it_reads
     without_copies
     who_may_not_fork

@@ -5,6 +5,7 @@
 
 mod before;
 mod marker;
+mod stop;
 mod store;
 mod whole;
 
@@ -296,13 +297,7 @@ fn early<'w>(
 /// The image is safe: the tasks end, or stay stopped.
 fn end(target: &Target, tree: FrozenTree, options: &Options) -> Result<()> {
     if options.leave_stopped {
-        for pid in tree.processes.keys() {
-            let pid = rustix::process::Pid::from_raw(*pid);
-            pid.map_or(Ok(()), |p| rustix::process::kill_process(p, rustix::process::Signal::STOP))
-                .named("kill", || "SIGSTOP".into())
-                .at(Step::Thaw)?;
-        }
-        return Ok(());
+        return stop::all(&tree).at(Step::Thaw);
     }
     let broken = |e| Error { broken: true, ..Error::new(Step::Thaw, e) };
     let Target::Container(state, _) = target else { return tree.kill().map_err(broken) };

@@ -158,6 +158,7 @@ mod tests {
             "attach n",
             "logs -f n",
             "kill -s TERM n",
+            "kill --all -s CONT n",
             "wait n",
             "rm -f n",
             "checkpoint n -o d --leave-running --allow-lost tcp --allow-lost x",

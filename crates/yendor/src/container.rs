@@ -146,7 +146,8 @@ pub fn descendants(root: i32) -> Vec<i32> {
     all
 }
 
-fn open_process(pid: i32) -> Result<Option<OwnedFd>, Failure> {
+/// A process that is there, held by its pidfd.
+pub fn open_process(pid: i32) -> Result<Option<OwnedFd>, Failure> {
     let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(fd) => Ok(Some(fd)),

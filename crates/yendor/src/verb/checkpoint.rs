@@ -172,6 +172,9 @@ impl Checkpoint {
         for note in notes {
             print::note(&format!("note: {}", print::safe(note)));
         }
+        if let (true, Some(container)) = (self.leave_stopped, &self.container) {
+            print::note(&format!("its processes are stopped: `yendor kill --all -s CONT {container}` lets them go on"));
+        }
         for (kind, object) in lost {
             print::note(&format!("lost: {kind}: {}", print::safe(object)));
         }
