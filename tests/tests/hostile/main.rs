@@ -120,6 +120,25 @@ impl Field {
                     wrong.push(format!("task {task} has the id {id}"));
                 }
             }
+            let groups = status.lines().filter_map(|l| l.strip_prefix("Groups:")).flat_map(str::split_whitespace);
+            for group in groups.filter_map(|id| id.parse::<u32>().ok()) {
+                if !self.yendor.account().may_be(group) {
+                    wrong.push(format!("task {task} is in the group {group}"));
+                }
+            }
+            let all = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
+            let all = all.trim().parse().map_or(0, |last: u32| u64::MAX >> (63 - last));
+            for line in status.lines().filter(|l| l.starts_with("Cap")) {
+                let set = line.split_whitespace().last().and_then(|set| u64::from_str_radix(set, 16).ok());
+                if set.is_none_or(|set| set & !all != 0) {
+                    wrong.push(format!("task {task} has the capabilities {line}"));
+                }
+            }
+            for ((name, theirs), (_, ours)) in hard_limits(&task).into_iter().zip(hard_limits("self")) {
+                if theirs > ours {
+                    wrong.push(format!("task {task} has the hard limit {name} {theirs}, and we {ours}"));
+                }
+            }
             // The keeper alone shares more than the user namespace with the outside.
             let is_keeper = link(&task, "pid").ok() == link("self", "pid").ok();
             for ns in ["user", "mnt", "net", "ipc", "uts", "cgroup", "pid"] {
@@ -131,6 +150,22 @@ impl Field {
         }
         wrong
     }
+}
+
+/// Hard limits of a task, in the kernel's order (its columns have fixed widths).
+fn hard_limits(task: &str) -> Vec<(String, u64)> {
+    let text = fs::read_to_string(format!("/proc/{task}/limits")).unwrap_or_default();
+    let of = |line: &str| {
+        let hard = line.get(47..)?.split_whitespace().next()?;
+        Some((line.get(..26)?.trim().to_owned(), if hard == "unlimited" { u64::MAX } else { hard.parse().ok()? }))
+    };
+    text.lines().skip(1).filter_map(of).collect()
+}
+
+#[test]
+fn hard_limits_are_read() {
+    let all = hard_limits("self");
+    assert!(all.len() == 16 && all.iter().any(|(name, most)| name == "Max open files" && *most > 0), "{all:?}");
 }
 
 #[track_caller]
