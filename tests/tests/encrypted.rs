@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use age::secrecy::ExposeSecret;
 use yendor_tests::{Flavour, PATIENCE, Yendor, copy_image, probe, wait_until};
@@ -70,6 +71,33 @@ fn survives(name: &str) {
         yendor.restore_with(&image, &restored, &key.identity()).exits(0);
         yendor.kill(&restored, "USR1");
         assert_eq!(yendor.wait(&restored), 0, "{}", yendor.logs(&restored));
+    }
+}
+
+/// Its keys open an image, and it reads what is in one.
+#[test]
+fn the_tool_of_the_format_agrees() {
+    if !Path::new("/usr/bin/age").exists() {
+        return yendor_tests::skipped("encryption by the tool itself: there is no age");
+    }
+    for yendor in both() {
+        let file = yendor.path("tool.key");
+        let made = Command::new("age-keygen").arg("-o").arg(&file).output().expect("age-keygen");
+        assert!(made.status.success(), "{made:?}");
+        yendor.owns(&file);
+        let text = fs::read_to_string(&file).expect("a key");
+        let line = |start| text.lines().find_map(|line| line.strip_prefix(start)).expect("a line of a key");
+        let (recipient, secret) = (line("# public key: ").to_owned(), line("AGE-SECRET-KEY").to_owned());
+        let key = Key { recipient, secret, file };
+        let image = image(&yendor, "image", &["sleep", "1000"], &[&key]);
+        let records =
+            Command::new("age").args(["-d", "-i", utf8(&key.file)]).arg(image.join("records.cbor.age")).output();
+        let records = records.expect("age");
+        assert!(records.status.success(), "{}", String::from_utf8_lossy(&records.stderr));
+        let records: ciborium::Value = ciborium::from_reader(&records.stdout[..]).expect("records");
+        assert!(records.is_map(), "{records:?}");
+        let (code, said) = restore(&yendor, &image, &key.identity());
+        assert_eq!(code, 0, "{said}");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use yendor_tests::{Flavour, Yendor};
 
@@ -58,6 +59,39 @@ fn an_image_is_private() {
         for entry in fs::read_dir(&image).expect("an image").flatten() {
             assert_eq!(mode(&entry.path()), 0o600, "{:?}", entry.path());
         }
+    }
+}
+
+/// Its keys sign and verify, it agrees with our signature, and what it signs is signed.
+#[test]
+fn the_tool_of_the_format_agrees() {
+    if !Path::new("/usr/bin/minisign").exists() {
+        return yendor_tests::skipped("signatures by the tool itself: there is no minisign");
+    }
+    for yendor in both() {
+        let (public, secret) = (yendor.path("tool.pub"), yendor.path("tool.key"));
+        let key = ["-p", utf8(&public), "-s", utf8(&secret)];
+        let minisign = |words: &[&str]| {
+            let said = Command::new("minisign").args(words).stdin(Stdio::null()).output().expect("minisign");
+            (said.status.success(), String::from_utf8_lossy(&said.stderr).into_owned())
+        };
+        let generated = minisign(&[&["-G", "-W"], &key[..]].concat());
+        assert!(generated.0, "{}", generated.1);
+        yendor.owns(&public);
+        yendor.owns(&secret);
+        let image = image(&yendor, "image", &["--sign", utf8(&secret)]);
+        let manifest = image.join("manifest.json");
+        let verified = minisign(&["-V", "-H", "-p", utf8(&public), "-m", utf8(&manifest)]);
+        assert!(verified.0, "{}", verified.1);
+        let signature = image.join("manifest.json.minisig");
+        fs::remove_file(&signature).expect("ours");
+        let verify = ["--verify", utf8(&public)];
+        assert_eq!(restore(&yendor, &image, &verify).0, 5);
+        let signed = minisign(&["-S", "-s", utf8(&secret), "-m", utf8(&manifest)]);
+        assert!(signed.0, "{}", signed.1);
+        yendor.owns(&signature);
+        let (code, said) = restore(&yendor, &image, &verify);
+        assert_eq!(code, 0, "{said}");
     }
 }
 

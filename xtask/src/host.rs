@@ -40,6 +40,8 @@ const PACKAGES: &[Package] = &[
     Package { names: &["gdb"], why: "tasks that somebody traces already" },
     Package { names: &["uidmap"], why: "newuidmap and newgidmap, for subordinate ids" },
     Package { names: &["busybox-static"], why: "a root file system of one program, and the lab's programs" },
+    Package { names: &["minisign"], why: "the tool that signatures are for" },
+    Package { names: &["age"], why: "the tool that encrypted images are for" },
     Package { names: &["iproute2"], why: "devices, addresses and routes inside containers" },
     Package { names: &["bubblewrap"], why: "containers that Yendor did not start" },
     Package { names: &["strace"], why: "tasks that somebody traces already" },

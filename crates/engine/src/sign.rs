@@ -5,8 +5,12 @@
 use std::io;
 use std::sync::Arc;
 
+use ct_codecs::{Base64, Decoder};
 use serde::{Deserialize, Serialize};
 use yendor_kinds::Cause;
+
+/// Bytes of a secret key before its checksum: three algorithms, what a password would be stretched with, its number, the key.
+const KEY: usize = 3 * 2 + 32 + 2 * 8 + 8 + 64;
 
 /// A secret key. It never prints itself.
 #[derive(Clone)]
@@ -24,11 +28,11 @@ impl Signer {
     /// # Errors
     /// Why not; nothing of the key is quoted.
     pub fn parse(text: &str) -> std::result::Result<Signer, &'static str> {
-        let sealed = minisign::SecretKeyBox::from_string(text).map_err(|_| "not a minisign secret key")?;
-        let key = sealed.into_unencrypted_secret_key();
-        key.map(|key| Signer(Arc::new(key))).map_err(|_| {
-            "not a minisign secret key without a password (nobody can be asked for one here): minisign -G -W makes one"
-        })
+        let sealed = minisign::SecretKeyBox::from_string(text).ok();
+        let key = sealed.and_then(|sealed| sealed.into_unencrypted_secret_key().ok()).or_else(|| unchecked(text));
+        key.map(|key| Signer(Arc::new(key))).ok_or(
+            "not a minisign secret key without a password (nobody can be asked for one here): minisign -G -W makes one",
+        )
     }
 
     /// The signature of some bytes, as minisign writes it.
@@ -39,6 +43,14 @@ impl Signer {
         let made = minisign::sign(None, &self.0, bytes, Some("yendor image"), Some("signature of an image of yendor"));
         made.map(|signature| signature.into_string().into_bytes()).map_err(|_| io::Error::other("the key cannot sign"))
     }
+}
+
+/// A key as `minisign -G -W` writes it: zeros in the place of the checksum that the library wants to see there.
+fn unchecked(text: &str) -> Option<minisign::SecretKey> {
+    let bytes = Base64::decode_to_vec(text.lines().nth(1)?, None).ok()?;
+    let (key, checksum) = bytes.split_at_checked(KEY)?;
+    let is_open = key.starts_with(b"Ed\0\0") && checksum == [0; 32];
+    is_open.then(|| minisign::SecretKey::from_bytes(&bytes).ok()).flatten()
 }
 
 /// Whose signature an image must have.
@@ -125,6 +137,22 @@ mod tests {
         let public = pair.pk.to_box().expect("box").into_string();
         let secret = pair.sk.to_box(None).expect("box").into_string();
         (Signer::parse(&secret).expect("signer"), key_line(&public).expect("a key"))
+    }
+
+    /// `minisign -G -W` of version 0.11, made for this test.
+    #[test]
+    fn a_key_as_the_tool_writes_it() {
+        let secret = "untrusted comment: minisign encrypted secret key\n\
+            RWQAAEIyAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEYu6vXCUUFwpW9Y2TEYLWnFochiC4VfgtWZZKVGyiOScixFYMquH1brUET+1e6TS5tVfwCcJTrb+K5EeV9dYCuQKGNKLJGW7AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n";
+        let key = "RWQRi7q9cJRQXLrUET+1e6TS5tVfwCcJTrb+K5EeV9dYCuQKGNKLJGW7";
+        let signature = Signer::parse(secret).expect("a key").sign(b"manifest").expect("sign");
+        let trust = Trust { caller: vec![key.to_owned()], host: Vec::new() };
+        assert!(trust.check(b"manifest", Some(&signature)).is_ok());
+        // With a checksum that is not its own; of which the end is missing; with a password.
+        for (from, to) in [("AAAAAA=", "AAAABA="), ("AAAA=", "="), ("RWQAAEIy", "RWRTY0Iy")] {
+            let other = secret.replacen(from, to, 1);
+            assert!(other != secret && Signer::parse(&other).is_err(), "{other}");
+        }
     }
 
     #[test]
