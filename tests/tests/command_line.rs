@@ -392,7 +392,7 @@ fn exec_at_a_terminal(yendor: &Yendor) {
 }
 
 fn the_demo_does_the_main_job(yendor: &Yendor) {
-    let redis = Path::new("/usr/bin/redis-server").exists();
+    let redis = ["server", "cli"].iter().all(|part| Path::new(&format!("/usr/bin/redis-{part}")).exists());
     let last = if redis { "Not one key is missing or different." } else { "Not one number is missing or twice." };
     for (words, last) in [(&["demo"][..], last), (&["demo", "--counter"], "Not one number is missing or twice.")] {
         let said = yendor.call(words).exits(0);

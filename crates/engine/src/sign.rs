@@ -146,7 +146,7 @@ mod tests {
             RWQAAEIyAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEYu6vXCUUFwpW9Y2TEYLWnFochiC4VfgtWZZKVGyiOScixFYMquH1brUET+1e6TS5tVfwCcJTrb+K5EeV9dYCuQKGNKLJGW7AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n";
         let key = "RWQRi7q9cJRQXLrUET+1e6TS5tVfwCcJTrb+K5EeV9dYCuQKGNKLJGW7";
         let signature = Signer::parse(secret).expect("a key").sign(b"manifest").expect("sign");
-        let trust = Trust { caller: vec![key.to_owned()], host: Vec::new() };
+        let trust = Trust { caller: vec![key.to_owned()], ..Trust::default() };
         assert!(trust.check(b"manifest", Some(&signature)).is_ok());
         // With a checksum that is not its own; of which the end is missing; with a password.
         for (from, to) in [("AAAAAA=", "AAAABA="), ("AAAA=", "="), ("RWQAAEIy", "RWRTY0Iy")] {

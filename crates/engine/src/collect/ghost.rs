@@ -45,7 +45,7 @@ impl<'w> Ghosts<'w> {
         writer: &'w Writer,
         gather: &mut Gather<'_>,
     ) -> Result<FileId> {
-        let key = (map.dev.st_dev(), map.inode);
+        let key = (gather.device_of(map), map.inode);
         let ghost = match self.files.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {

@@ -3,11 +3,12 @@
 use yendor_kinds::{Cause, Named};
 use yendor_sys::ptrace;
 use yendor_sys::wait::{self, Event};
-use yendor_task::script::bytes;
 use yendor_task::{Nr, Script, Stopped, args};
 
 use super::process::stop_cause;
 use super::{Site, Task};
+
+const PR_SET_DUMPABLE: u32 = 4;
 
 /// Whether a process can end with this wait status: a status of its own, or a signal that ends who does nothing about it.
 pub fn is_status(status: i32) -> bool {
@@ -30,8 +31,8 @@ pub fn die(site: &Site<'_>, task: &Task, status: i32) -> std::result::Result<(),
         site.arena.start(task.slot, &script.calls).map_err(Cause::from)?;
     } else {
         let mut script = Script::new();
-        // No core file.
-        script.call(Nr::PRLIMIT64, args![0, 4, bytes([0u8; 16]), 0]);
+        // No core, nor a handler of the host's that is told of one, whom RLIMIT_CORE would not hinder.
+        script.call(Nr::PRCTL, args![PR_SET_DUMPABLE, 0, 0, 0, 0]);
         site.run(task, &script)?;
         let pid = rustix::process::Pid::from_raw(task.tid).ok_or_else(|| Cause::corrupt("a task without an id"))?;
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());

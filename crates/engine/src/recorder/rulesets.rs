@@ -33,6 +33,8 @@ pub struct Known {
     /// Bytes that its rules take, and may take.
     bytes: usize,
     room: usize,
+    /// It had more rules than there was room for.
+    over: bool,
 }
 
 impl Rulesets {
@@ -53,7 +55,7 @@ impl Rulesets {
         let layer = Layer { fs: word(0), net: word(1), scoped: word(2), ..Layer::default() };
         let spoilt = more.then(|| "a Landlock ruleset with attributes that this version does not know".to_owned());
         let placed = Placed { layer, files: Vec::new() };
-        self.0.push(Known { fd, placed, spoilt, bytes: 0, room: MOST_OF_ONE });
+        self.0.push(Known { fd, placed, spoilt, bytes: 0, room: MOST_OF_ONE, over: false });
         self.0.len() - 1
     }
 
@@ -84,12 +86,11 @@ impl Known {
     /// Whether it has more rules than are remembered. Then it is none of ours any more: neither its rules, nor what the kernel
     /// needs for further ones, which would count for us.
     pub fn is_over(&mut self) -> bool {
-        if self.bytes < self.room {
-            return false;
+        if self.over || self.bytes < self.room {
+            return self.over;
         }
         self.spoil("a Landlock ruleset with more rules than are remembered".into());
-        // Its size stays: so it is over for ever.
-        (self.bytes, self.room) = (0, 0);
+        (self.bytes, self.over) = (0, true);
         self.placed.layer.rules = Vec::new();
         self.placed.files = Vec::new();
         true
@@ -183,13 +184,17 @@ mod tests {
     #[test]
     fn no_more_rules_are_remembered_than_there_is_room_for() {
         let mut all = rulesets();
-        let known = &mut all.0[0];
+        let theirs = all.0[0].fd.try_clone().expect("dup");
+        let mut noted = 0;
         for port in 0..u64::from(u16::MAX) {
-            if known.is_over() {
-                break;
+            let known = all.find(&theirs).expect("it is there");
+            if !known.is_over() {
+                known.note(Rule::Port { access: 1, port }, (0, 0));
+                noted += 1;
             }
-            known.note(Rule::Port { access: 1, port }, (0, 0));
         }
+        assert_eq!(noted, MOST_OF_ONE / RULE);
+        let known = &mut all.0[0];
         assert!(known.is_over() && known.placed.layer.rules.is_empty() && known.bytes == 0);
         assert!(known.placed().unwrap_err().contains("more rules than are remembered"));
         // All together have a bound, too.

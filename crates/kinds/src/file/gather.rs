@@ -77,7 +77,7 @@ pub struct Gather<'a> {
     /// The numbers of deleted files, by device and inode.
     ghosts: BTreeMap<(u64, u64), u64>,
     /// The devices of those that descriptions lead to, by link and inode.
-    deleted: BTreeMap<(Bytes, u64), u64>,
+    deleted: BTreeMap<(Bytes, u64), BTreeSet<u64>>,
 }
 
 impl<'a> Gather<'a> {
@@ -185,8 +185,8 @@ impl<'a> Gather<'a> {
         let twin = rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?;
         self.ours.insert(id, twin);
         self.held.entry(key).or_default().insert(place, id);
-        if seen.link.0.ends_with(b" (deleted)") {
-            self.deleted.insert((seen.link.clone(), stat.st_ino), stat.st_dev);
+        if let Some(name) = seen.link.0.strip_suffix(b" (deleted)") {
+            self.deleted.entry((Bytes(name.to_vec()), stat.st_ino)).or_default().insert(stat.st_dev);
         }
         let is_socket = FileType::from_raw_mode(seen.stat.st_mode) == FileType::Socket;
         let labels = if is_socket { label::of_socket(&seen.fd, &self.modules)? } else { Vec::new() };
@@ -343,7 +343,8 @@ impl<'a> Gather<'a> {
         let shown = map.dev.st_dev();
         let known = map.deleted && !self.held.contains_key(&(shown, map.inode));
         let held = known.then(|| self.deleted.get(&(Bytes(map.name.clone()), map.inode))).flatten();
-        held.copied().unwrap_or(shown)
+        // Two would not tell which.
+        held.filter(|devices| devices.len() == 1).and_then(BTreeSet::first).copied().unwrap_or(shown)
     }
 
     /// A deleted file that some description leads to, opened again.

@@ -227,7 +227,11 @@ impl Ghost {
         let parent = workshop
             .open(parent(&path.0), OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
             .or_else(|_| workshop.open(b"/tmp", OFlags::DIRECTORY | OFlags::PATH, Mode::empty()))?;
-        let name = format!(".yendor-ghost-{:x}", self.number);
+        // Nobody else's, also in a directory that other containers share.
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .named("getrandom", || "8".into())?;
+        let name = format!(".yendor-ghost-{:x}", u64::from_ne_bytes(random));
         rustix::fs::mkdirat(&parent, &name, Mode::RWXU).named("mkdirat", || name.clone())?;
         let fd =
             rustix::fs::openat(&parent, &name, flags | OFlags::CLOEXEC, Mode::empty()).named("openat", || name.clone());
