@@ -305,6 +305,9 @@ fn killed_while_it_reads(flavour: Flavour) {
         started.kill();
     }
     let _ = fs::remove_dir_all(&image);
+    // What is still about to end is no zombie yet, which the next one would bury.
+    let ended = |pid: &libc::pid_t| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.contains(") Z"));
+    assert!(wait_until(PATIENCE, || all_copies(&yendor).iter().all(ended)));
     read_later(&yendor, &[&container], &image);
     let tree = yendor.call(&["inspect", "--tree", text(&image)]).exits(0).stdout;
     assert!(!tree.contains("scratch") && !tree.contains("zombie"), "{tree}");

@@ -324,19 +324,19 @@ fn restrictions() -> Vec<Claim> {
             domain(f, vec![beneath(4, bait.join("secret").to_str().expect("UTF-8"))]);
         }),
         lie("a domain for a magic link", May::Fail, |f, _| domain(f, vec![beneath(4, "/proc/1/root")])),
-        lie("a domain of all accesses", May::Fail, |f, _| domain(f, vec![beneath(u64::MAX, "/")])),
+        lie("a domain of all accesses", May::Damaged, |f, _| domain(f, vec![beneath(u64::MAX, "/")])),
         lie("large registers that no processor has", May::Damaged, |f, _| {
             f.set(&p("controls/large"), Value::Array(vec![number(u64::MAX); 2]));
         }),
         lie("to be served first when memory is short", May::Denied, |f, _| {
             f.set(&t("controls/io_flusher"), Value::Bool(true));
         }),
-        lie("no memory to be written and executed, and all other bits", May::Fail, |f, _| {
+        lie("no memory to be written and executed, and all other bits", May::Damaged, |f, _| {
             f.set(&p("controls/deny_write_execute"), number(u64::MAX));
         }),
-        lie("a time stamp counter of 99", May::Fail, |f, _| f.set(&t("controls/tsc"), number(99))),
-        lie("machine checks of 2^64-1", May::Fail, |f, _| f.set(&t("controls/machine_check"), number(u64::MAX))),
-        lie("speculation of 2^64-1", May::Fail, |f, _| {
+        lie("a time stamp counter of 99", May::Damaged, |f, _| f.set(&t("controls/tsc"), number(99))),
+        lie("machine checks of 2^64-1", May::Damaged, |f, _| f.set(&t("controls/machine_check"), number(u64::MAX))),
+        lie("speculation of 2^64-1", May::Damaged, |f, _| {
             f.set(&t("controls/speculation"), Value::Array(vec![number(u64::MAX); 3]));
         }),
     ]
@@ -793,11 +793,11 @@ fn memory() -> Vec<Claim> {
         }),
         lie("a context of half a page", May::Damaged, |f, _| context(f, [0x2000_0000, 0x2000_0800], 0, 0)),
         lie("a context that ends before it begins", May::Damaged, |f, _| context(f, [0x2000_1000, 0x2000_0000], 0, 0)),
-        lie("a context of 2^46 bytes", May::Fail, |f, _| context(f, [0x2000_0000, 1 << 46], 0, 0)),
-        lie("a context in the kernel", May::Fail, |f, _| {
+        lie("a context of 2^46 bytes", May::Damaged, |f, _| context(f, [0x2000_0000, 1 << 46], 0, 0)),
+        lie("a context in the kernel", May::Damaged, |f, _| {
             context(f, [0xffff_8000_0000_0000, 0xffff_8000_0000_1000], 0, 0);
         }),
-        lie("a context where a mapping is", May::Fail, |f, _| {
+        lie("a context where a mapping is", May::Damaged, |f, _| {
             let start = f.at(&m("areas/0/start")).as_integer().and_then(|n| u64::try_from(n).ok()).expect("an address");
             context(f, [start, start + 4096], 0, 0);
         }),

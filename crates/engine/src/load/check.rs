@@ -38,6 +38,9 @@ const MOST_NANOSECONDS: u64 = 1 << 62;
 /// More than an honest container has: each takes a system call and memory of the kernel.
 const MOST_NAMESPACES: usize = 1024;
 
+/// More than `fs.aio-max-nr` allows anywhere: of requests, each of 32 bytes.
+const MOST_OF_RING: u64 = 1 << 32;
+
 /// Checks.
 ///
 /// # Errors
@@ -108,6 +111,9 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     }
     if let Some(n) = restrictions.filters.iter().position(|filter| filter.flags & !FILTER_FLAGS != 0) {
         return Err(wrong("seccomp filter", n.to_string(), "its flags are about more than the filter"));
+    }
+    if let Some(n) = restrictions.domains.iter().position(|domain| !domain.is_possible()) {
+        return Err(wrong("Landlock domain", n.to_string(), "it allows what it does not handle"));
     }
     let restricted =
         processes.iter().filter_map(|p| if let State::Alive(a) = &p.state { Some(&a.threads) } else { None });
@@ -268,11 +274,15 @@ impl Known<'_> {
         if alive.controls.large.iter().any(|components| components & !xstate::LARGE != 0) {
             return Err(wrong("registers", "", "there is no permission for these"));
         }
+        if !alive.controls.is_possible() || !alive.threads.iter().all(|thread| thread.controls.is_possible()) {
+            return Err(wrong("controls", "", "no kernel would have told these"));
+        }
         self.descriptors(&alive.descriptors)?;
         if alive.terminal.is_some_and(|t| !self.files.contains(&t.file)) {
             return Err(wrong("terminal", "", "no file has its id"));
         }
-        self.memory(&alive.memory)
+        self.memory(&alive.memory)?;
+        alive.contexts.iter().try_for_each(|context| ring(&context.area, &alive.memory.areas))
     }
 
     fn descriptors(&self, list: &[Descriptor]) -> Result<()> {
@@ -342,6 +352,21 @@ impl Known<'_> {
             .and_then(|entry| run.check(entry.content_bytes()))
             .map_err(|e| Error::new(Step::Load, e).kind("pages", RECORDS_FILE))
     }
+}
+
+/// The ring of a context of asynchronous I/O, where nothing else is.
+fn ring(ring: &vma::Record, areas: &[vma::Record]) -> Result<()> {
+    let (start, end) = (ring.start.0, ring.end.0);
+    let there = |area: &vma::Record| area.start.0 < end && start < area.end.0;
+    if end > USER_END || end.saturating_sub(start) > MOST_OF_RING || areas.iter().any(there) {
+        let name = format!("{start:#x}-{end:#x}");
+        return Err(wrong(
+            "asynchronous I/O",
+            name,
+            "its ring is too large, is where something else is, or where no task has memory",
+        ));
+    }
+    Ok(())
 }
 
 /// What `PR_SET_MM_MAP` would refuse without saying why.

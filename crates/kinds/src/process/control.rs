@@ -43,6 +43,24 @@ pub struct Thread {
     pub speculation: [u64; 3],
 }
 
+impl Process {
+    /// Whether a kernel can have told it.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        // PR_MDWE_REFUSE_EXEC_GAIN, with or without PR_MDWE_NO_INHERIT.
+        matches!(self.deny_write_execute, 0 | 1 | 3)
+    }
+}
+
+impl Thread {
+    /// Whether a kernel can have told it.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        // Up to PR_TSC_SIGSEGV, PR_MCE_KILL_DEFAULT; PR_SPEC_DISABLE_NOEXEC is the highest bit.
+        self.tsc <= 2 && self.machine_check <= 2 && self.speculation.iter().all(|state| *state < 32)
+    }
+}
+
 const PR_GET_TSC: u32 = 25;
 const PR_SET_TSC: u32 = 26;
 const PR_MCE_KILL: u32 = 33;

@@ -52,6 +52,15 @@ pub enum Rule {
 const OF_FILE: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15;
 
 impl Layer {
+    /// Whether a kernel can have taken its rules.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        self.rules.iter().all(|rule| match rule {
+            Rule::Beneath { access, .. } => access & !self.fs == 0,
+            Rule::Port { access, .. } => access & !self.net == 0,
+        })
+    }
+
     /// The layer's ruleset, without its rules.
     ///
     /// # Errors
