@@ -154,6 +154,7 @@ probes! {
     many_threads "many-threads";
     memory_policy "memory-policy";
     misc_prctl "misc-prctl";
+    mounts "mounts";
     mqueue "mqueue";
     multicast "multicast";
     namespaces "namespaces";

@@ -74,6 +74,7 @@ probes! {
     many_threads "many-threads": root userns user tree_root tree_user three_generations_root three_generations_user;
     memory_policy "memory-policy": root userns user tree_root tree_user three_generations_root three_generations_user;
     misc_prctl "misc-prctl": root userns user tree_root tree_user three_generations_root three_generations_user;
+    mounts "mounts": root userns user three_generations_root three_generations_user;
     multicast "multicast": root userns user tree_root tree_user three_generations_root three_generations_user;
     mqueue "mqueue": root userns user three_generations_root three_generations_user;
     namespaces "namespaces": root userns user three_generations_root three_generations_user;

@@ -153,9 +153,20 @@ child(enter)",
     ("a thread's descriptors", "thread(lambda: unshare(0x400))", "a table of descriptors of its own"),
     ("a thread's directory", "thread(lambda: unshare(0x200))", "a working directory of its own"),
     (
-        "a mount",
-        "os.mkdir('/tmp/m'); call(165, b'none', b'/tmp/m', b'tmpfs', 0, b'size=1m')",
-        "/tmp/m: a mount (tmpfs) that the container has made itself",
+        "a mount that cannot be had",
+        "os.mkdir('/tmp/m'); call(165, b'none', b'/tmp/m', b'ramfs', 0, 0)",
+        "/tmp/m: a mount (ramfs) that the container has made itself whose type is not made again",
+    ),
+    (
+        "a mount under another",
+        "os.mkdir('/tmp/m'); [call(165, b'none', b'/tmp/m', b'tmpfs', 0, 0) for _ in range(2)]",
+        "/tmp/m: a mount (tmpfs) that the container has made itself that another covers",
+    ),
+    (
+        "a file that a mount covers",
+        "os.mkdir('/tmp/m'); file = open('/tmp/m/f', 'w')
+call(165, b'/tmp/m', b'/tmp/m', b'', 0x1000, 0); return file",
+        "/tmp/m/f: a file of a mount that is there no more, or that another covers",
     ),
     ("a mount made smaller", "call(165, b'none', b'/tmp', b'tmpfs', 32, b'size=1m')", "/tmp: a mount (tmpfs) that has"),
     (
@@ -203,7 +214,6 @@ d = os.open('/tmp/d', os.O_RDONLY); call(217, d, ctypes.create_string_buffer(500
 call(165, b'/tmp', b'/mnt', b'', 0x1000, 0); call(165, b'', b'/mnt', b'', 0x80000, 0)",
         "/tmp: a mount (tmpfs) that hands mounts on in another way",
     ),
-    ("a mount removed", "call(166, b'/dev/mqueue', 0)", "/dev/mqueue: a mount (mqueue) that was removed"),
     ("UDP-Lite", "return socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136)", "a socket of UDP-Lite"),
     (
         "a raw socket",

@@ -19,6 +19,7 @@ use yendor_image::crypt::Recipients;
 use yendor_image::upgrade::Version;
 use yendor_image::{Compression, Digest, Parent, Watcher, Writer};
 use yendor_kinds::file::{Gather, unix};
+use yendor_kinds::namespace::mount::own;
 use yendor_kinds::namespace::network::Network;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
@@ -447,13 +448,11 @@ fn gather<'w>(
             gather.externals.push((state.keeper, *number, *record));
         }
     }
+    let mut mounts = own::Record::default();
     if let Target::Container(state, _) = target {
         gather.network = Some(own_network().at(Step::Collect)?);
-        let now = namespace::mounts(proc.as_fd(), state.init).at(Step::Collect)?;
-        namespace::unchanged(&state.mounts, &now).at(Step::Collect)?;
-        let lines = tree::read_proc(proc.as_fd(), &format!("{}/mountinfo", state.init)).at(Step::Collect)?;
-        gather.lines = yendor_proc::mountinfo::parse(&lines).at(Step::Collect)?;
-        namespace::queues(&now, &mut gather).at(Step::Collect).kind("mqueue", "queues")?;
+        mounts = whole::mounts(state, proc, &mut gather).at(Step::Collect).kind("namespace", "mnt")?;
+        namespace::queues(&mut gather).at(Step::Collect).kind("mqueue", "queues")?;
     }
     let settings = match target {
         Target::Container(state, _) => Some(Looking::begin(proc, setting::own(&state.request)).at(Step::Collect)?),
@@ -465,7 +464,9 @@ fn gather<'w>(
     let (mut snapshot, rest) =
         collect(tree, &mut gather, (writer, parent), container, of, (twins, rounds, options.verify_delta))?;
     if let Target::Container(state, _) = target {
-        snapshot.container.layers = layers(state, writer).at(Step::Collect).kind("file system", "layer")?;
+        snapshot.container.layers =
+            layers(state, (proc, &mounts), writer).at(Step::Collect).kind("file system", "layer")?;
+        snapshot.container.mounts = mounts;
     }
     let pids: Vec<i32> = tree.processes.keys().copied().collect();
     let ipc = match target {

@@ -42,7 +42,7 @@ use crate::state::{self, Standard, State, Status};
 use crate::who::Surroundings;
 use crate::wire::{Failure, Memory, Report, Started, Startup, Stdio};
 
-use continued::{check_seal, continue_clocks, set_names};
+use continued::{check_seal, continue_clocks, mount_own, set_names};
 use received::{receive_plain, receive_shared};
 
 /// Phases and how long they took.
@@ -205,7 +205,7 @@ fn start(
     let log = if late { open_log(&directory).at(Step::Contain)? } else { log };
     let keeper_start = own_start(&contained).at(Step::Contain)?;
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation);
-    let (mut clocks, mut settings) = (Clocks::default(), None);
+    let (mut clocks, mut settings, mut before) = (Clocks::default(), None, Vec::new());
     let mut nested = Nested::default();
     let layers = layers::own(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
@@ -213,6 +213,7 @@ fn start(
         set_names(startup, &snapshot).at(Step::Rebuild)?;
         clocks = continue_clocks(&mut contained, snapshot.container.clocks);
         layers::fill(&snapshot, &request, reader).at(Step::Rebuild)?;
+        before = mount_own(&mut contained, &snapshot, &request, reader)?;
         // Before settings say how many there may be.
         nested = Nested::make(&snapshot, contained.host_proc.as_fd(), reader)
             .at(Step::Rebuild)
@@ -257,7 +258,7 @@ fn start(
         hashing.compare(reader.manifest())?;
     }
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
-    let mounts = namespace::mounts(proc.as_fd(), rebuilt.init).at(Step::Rebuild)?;
+    let (mounts, _) = namespace::mounts(proc.as_fd(), rebuilt.init).at(Step::Rebuild)?;
     let own = startup.request.net != Net::Host;
     let network = own.then(|| Network::of(proc.as_fd(), rebuilt.init)).transpose().at(Step::Rebuild)?;
     let recorder;
@@ -269,7 +270,7 @@ fn start(
     let stdio_kept = if console.is_some() && !late { &[][..] } else { &stdio[..] };
     state.standard = stdio_kept.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
     state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
-    state.mounts = mounts;
+    state.mounts = namespace::base(&before, mounts, &rebuilt.mounted);
     state.network = network;
     write_state(&directory, &state).at(Step::Thaw)?;
     let open = stdio.into_iter().chain(layers.into_iter().map(|(_, fd)| fd)).collect();

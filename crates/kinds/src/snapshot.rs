@@ -93,6 +93,9 @@ pub struct Container {
     pub own_network: bool,
     /// Its private file system layer, then its tmpfs mounts.
     pub layers: Vec<crate::namespace::layer::Record>,
+    /// What its root has made of its mounts.
+    #[serde(default)]
+    pub mounts: crate::namespace::mount::own::Record,
     /// System V IPC; none for a tree that used none.
     pub ipc: Option<crate::namespace::ipc::Record>,
     /// Devices, addresses and routes of its network, where that was its own.

@@ -46,7 +46,7 @@ fn collect(place: &Place, name: &str, kind: Kind, namespace: &OwnedFd) -> Result
     let writer = Writer::create(&at).unwrap();
     let blobs = (&writer, NsId(3));
     let (places, root) = (kind::Places::default(), directory("/"));
-    let home = kind::Home { lines: Vec::new(), root: &root, pids: Vec::new() };
+    let home = kind::Home { lines: Vec::new(), root: &root, pids: Vec::new(), whose: kind::Whose::Nested };
     let mapped = (None, &Mapped::default());
     let record = Record::collect((kind, namespace), None, proc().as_fd(), blobs, mapped, (&places, &home));
     let record = record.map_err(|e| e.to_string())?;
@@ -131,7 +131,7 @@ fn mounts_law(fill: impl Fn() + Send + Sync) -> Result<kind::Record, String> {
         let namespace = made(Kind::Mount, alone, &fill);
         let (place, root) = (Place::new(), directory("/"));
         let pids = rustix::fs::stat("/proc/self/ns/pid").unwrap().st_ino;
-        let home = kind::Home { lines: lines(), root: &root, pids: vec![(pids, None)] };
+        let home = kind::Home { lines: lines(), root: &root, pids: vec![(pids, None)], whose: kind::Whose::Nested };
         let collect = |name: &str, namespace: &OwnedFd| {
             let at = place.0.join(name);
             let writer = Writer::create(&at).unwrap();

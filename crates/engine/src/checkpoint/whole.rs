@@ -2,15 +2,19 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use yendor_image::{Bytes, Writer};
+use yendor_kinds::file::Gather;
 use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::namespace::layer;
+use yendor_kinds::namespace::mount::own;
 use yendor_kinds::snapshot::{Container, Root, Volume};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 use yendor_task::tree;
 
 use super::Target;
+use crate::collect::namespace;
 use crate::error::{At, Result, Step, With};
 use crate::request;
 use crate::state::State;
@@ -65,6 +69,7 @@ pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container
         links: yendor_kinds::namespace::links::Record::default(),
         own_network,
         layers: Vec::new(),
+        mounts: own::Record::default(),
         ipc: None,
         settings: Vec::new(),
         volumes,
@@ -81,19 +86,63 @@ fn volumes(request: &request::Request) -> Vec<Volume> {
     request.volumes.iter().filter_map(one).collect()
 }
 
-/// The container's own file systems, through the keeper's descriptors of them.
-pub fn layers(state: &State, writer: &Writer) -> std::result::Result<Vec<layer::Record>, Cause> {
+/// What the container's root has made of its mounts.
+pub fn mounts(state: &State, proc: &OwnedFd, gather: &mut Gather<'_>) -> std::result::Result<own::Record, Cause> {
+    let (now, lines) = namespace::mounts(proc.as_fd(), state.init)?;
+    let difference = namespace::difference(&state.mounts, &now)?;
+    gather.lines = lines;
+    if difference.is_none(&gather.lines) {
+        return Ok(own::Record::default());
+    }
+    let pids = namespace_of(proc, state, "pid")?;
+    let pids = rustix::fs::fstat(&pids).named("fstat", || "the pid namespace".into())?.st_ino;
+    let home = (&gather.root, &namespace_of(proc, state, "mnt")?, pids);
+    let record = own::collect(&gather.lines, difference, home, gather.writer)?;
+    gather.remounted = Some(own::late_points(&record));
+    Ok(record)
+}
+
+fn namespace_of(proc: &OwnedFd, state: &State, name: &str) -> std::result::Result<OwnedFd, SysError> {
+    let path = format!("{}/ns/{name}", state.init);
+    rustix::fs::openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .named("openat", || format!("/proc/{path}"))
+}
+
+/// The container's own file systems, through the keeper's descriptors of them; without what its root has mounted there.
+pub fn layers(
+    state: &State,
+    (proc, mounts): (&OwnedFd, &own::Record),
+    writer: &Writer,
+) -> std::result::Result<Vec<layer::Record>, Cause> {
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
     let gone = || SysError::new("pidfd_open", format!("{}", state.keeper), rustix::io::Errno::SRCH);
     let keeper = Pid::from_raw(state.keeper).ok_or_else(gone)?;
     let pidfd = pidfd_open(keeper, PidfdFlags::empty()).named("pidfd_open", || format!("{}", state.keeper))?;
-    let mut out = Vec::new();
-    for (index, (mount, number)) in state.layers.iter().enumerate() {
+    let mut tops = Vec::new();
+    for (mount, number) in &state.layers {
         let fd = pidfd_getfd(&pidfd, *number, PidfdGetfdFlags::empty())
             .named("pidfd_getfd", || format!("{}, {number}", state.keeper))?;
-        out.push(layer::collect(&fd, mount.clone(), &format!("layer-{index}"), writer)?);
+        tops.push((mount, fd));
     }
-    Ok(out)
+    let collect = |visible: &dyn Fn(&Bytes, &OwnedFd) -> Option<OwnedFd>| {
+        let one = |(index, (mount, fd)): (usize, &(&Bytes, OwnedFd))| {
+            let top = visible(mount, fd);
+            layer::collect(top.as_ref().unwrap_or(fd), (*mount).clone(), &format!("layer-{index}"), writer)
+        };
+        tops.iter().enumerate().map(one).collect()
+    };
+    if mounts.mounts.is_empty() {
+        return collect(&|_, _| None);
+    }
+    own::beneath(&namespace_of(proc, state, "mnt")?, mounts, || {
+        collect(&|mount, fd| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let top = rustix::fs::open(mount.0.as_slice(), flags, Mode::empty()).ok()?;
+            let inode = |fd| rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
+            // The layer's upper directory is mounted nowhere.
+            (inode(&top).is_some() && inode(&top) == inode(fd)).then_some(top)
+        })
+    })
 }
 
 fn differs(pid: i32, namespace: &str) -> bool {

@@ -1,6 +1,8 @@
 //! The namespaces that tasks live in. A container has one of each, and so has a tree. Some kinds may be nested (see `nested`); a task that
-//! has made, or entered, one of another kind is refused, and so are mounts that a container has made since it began to run.
+//! has made, or entered, one of another kind is refused. What a container's root has made of its mounts since it began to run is told apart from
+//! what was there.
 
+use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -8,8 +10,9 @@ use rustix::fs::{Mode, OFlags, openat, readlinkat_raw};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, NsId};
 use yendor_kinds::file::{Gather, mqueue};
+use yendor_kinds::namespace::mount::own::{Difference, leads};
 use yendor_kinds::{Cause, Named, Result};
-use yendor_proc::mountinfo;
+use yendor_proc::mountinfo::{self, Mount as Line};
 use yendor_task::tree::read_proc;
 
 /// Of a process, as the links below /proc/PID/ns are called. The first [`OF_THREAD`] are what a thread that is not its
@@ -178,6 +181,12 @@ pub struct Mount {
     fs_type: Bytes,
     /// Options of the mount; of a file system that is the container's own, these too.
     options: Bytes,
+    /// Those of the mount alone.
+    #[serde(default)]
+    attributes: Bytes,
+    /// The device of the file system, which tells apart a mount from another one that got its id.
+    #[serde(default)]
+    device: Option<u64>,
     /// Whether a mount outside hands mounts on to it.
     slave: bool,
     /// Its peer group, and the one that hands mounts on to it.
@@ -188,83 +197,122 @@ pub struct Mount {
 /// File systems whose options belong to the container.
 const OWN: [&[u8]; 6] = [b"tmpfs", b"proc", b"devpts", b"mqueue", b"sysfs", b"cgroup2"];
 
-/// The mounts that a process sees.
+/// The mounts that a process sees, and as the kernel tells them.
 ///
 /// # Errors
 /// A mountinfo that cannot be read.
-pub fn mounts(proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<Mount>> {
+pub fn mounts(proc: BorrowedFd<'_>, pid: i32) -> Result<(Vec<Mount>, Vec<Line>)> {
     let text = read_proc(proc, &format!("{pid}/mountinfo"))?;
-    let one = |m: mountinfo::Mount| {
+    let one = |m: &Line| {
         let own = OWN.contains(&m.fs_type.as_slice());
-        let supers = if own { m.super_options } else { Vec::new() };
-        let options = [m.options, supers].concat().join(&b","[..]);
+        let supers = if own { m.super_options.clone() } else { Vec::new() };
+        let options = [m.options.clone(), supers].concat().join(&b","[..]);
         Mount {
             id: m.id,
             parent: m.parent,
-            point: Bytes(m.mount_point),
-            fs_type: Bytes(m.fs_type),
+            point: Bytes(m.mount_point.clone()),
+            fs_type: Bytes(m.fs_type.clone()),
             options: Bytes(options),
+            attributes: Bytes(m.options.join(&b","[..])),
+            device: Some(m.dev.st_dev()),
             slave: m.master.is_some(),
             groups: (m.shared, m.master),
         }
     };
-    Ok(mountinfo::parse(&text)?.into_iter().map(one).collect())
+    let lines = mountinfo::parse(&text)?;
+    Ok((lines.iter().map(one).collect(), lines))
 }
 
-/// Refuses mounts that are not as they were when the container began to run. What comes from outside by propagation is
+impl Mount {
+    /// Whether it is this one that is looked at now.
+    fn is(&self, now: &Mount) -> bool {
+        self.id == now.id && (self.device.is_none() || self.device == now.device)
+    }
+
+    /// Options of the file system.
+    fn others(&self) -> Option<&[u8]> {
+        self.options.0.strip_prefix(self.attributes.0.as_slice())
+    }
+}
+
+/// What of the mounts that are there `now`, after what the container's root has changed, is the configuration's: as it was `before`. `own`: the
+/// ids of mounts that it has made.
+#[must_use]
+pub fn base(before: &[Mount], now: Vec<Mount>, own: &BTreeSet<i32>) -> Vec<Mount> {
+    let gone = before.iter().filter(|m| now.iter().all(|n| !m.is(n)));
+    let gone: Vec<Mount> = gone.map(|m| Mount { slave: false, groups: (None, None), ..m.clone() }).collect();
+    let as_before = |m: Mount| match before.iter().find(|b| b.is(&m)) {
+        Some(Mount { options, attributes, .. }) => {
+            Mount { options: options.clone(), attributes: attributes.clone(), ..m }
+        }
+        None => m,
+    };
+    now.into_iter().filter(|m| !own.contains(&m.id)).map(as_before).chain(gone).collect()
+}
+
+/// How mounts are not as they were when the container began to run. What comes from outside by propagation is
 /// not the container's: it lies on a mount that a mount outside hands mounts on to, and is itself such a one.
 ///
 /// # Errors
-/// `Unsupported`, naming the mount.
-pub fn unchanged(then: &[Mount], now: &[Mount]) -> Result<()> {
+/// `Unsupported`, naming the mount, for changes that are not made again.
+pub fn difference(then: &[Mount], now: &[Mount]) -> Result<Difference> {
     let refuse = |m: &Mount, what: &str| {
         Err(Cause::unsupported(format!("{}: a mount ({}) {what}", m.point, m.fs_type.0.escape_ascii())))
     };
-    let known = |id: i32| then.iter().find(|m| m.id == id);
+    let known = |now: &Mount| then.iter().find(|m| m.is(now));
+    let parent = |at: &Mount| now.iter().find(|m| m.id == at.parent);
     let inside = |group: Option<i32>| now.iter().any(|m| group.is_some() && m.groups.0 == group);
     // A bind mount has the master of what it shows, whoever made it; below there are no more of them than mounts.
     let from_outside = |mount: &Mount| {
         let comes = |m: &Mount| m.slave && !inside(m.groups.1);
         let mut at = mount;
         for _ in now {
-            match (comes(at), known(at.parent), now.iter().find(|m| m.id == at.parent)) {
-                (false, ..) | (true, None, None) => return false,
-                (true, Some(parent), _) => return parent.slave,
-                (true, None, Some(parent)) => at = parent,
+            let Some(parent) = parent(at).filter(|_| comes(at)) else { return false };
+            match known(parent) {
+                Some(parent) => return parent.slave,
+                None => at = parent,
             }
         }
         false
     };
+    let mut out = Difference::default();
     for mount in now {
-        match known(mount.id) {
-            Some(before) if before.point != mount.point => return refuse(before, "that was moved"),
-            Some(before) if before.options != mount.options => return refuse(before, "that has other options now"),
-            Some(before) if before.groups.0.is_some() != mount.groups.0.is_some() || mount.slave && !before.slave => {
-                return refuse(
-                    before,
-                    "that hands mounts on in another way now (mount --make-shared, --make-private ...)",
-                );
+        let Some(before) = known(mount) else {
+            if from_outside(mount) {
+                out.base.insert(mount.id);
             }
-            Some(_) => {}
-            None if from_outside(mount) => {}
-            None => return refuse(mount, "that the container has made itself"),
+            continue;
+        };
+        if before.point != mount.point {
+            return refuse(before, "that was moved");
         }
+        let told = !before.attributes.0.is_empty();
+        if if told { before.others() != mount.others() } else { before.options != mount.options } {
+            return refuse(before, "that has other options now");
+        }
+        if told && before.attributes != mount.attributes {
+            out.changed.push(mount.id);
+        }
+        if before.groups.0.is_some() != mount.groups.0.is_some() || mount.slave && !before.slave {
+            return refuse(before, "that hands mounts on in another way now (mount --make-shared, --make-private ...)");
+        }
+        out.base.insert(mount.id);
     }
-    match then.iter().find(|m| !m.slave && now.iter().all(|other| other.id != m.id)) {
-        Some(gone) => refuse(gone, "that was removed"),
-        None => Ok(()),
-    }
+    let gone = then.iter().rev().filter(|m| !m.slave && !now.iter().any(|n| m.is(n)));
+    out.removed = gone.map(|m| m.point.clone()).collect();
+    Ok(out)
 }
 
 /// Collects POSIX message queues, which live in the container's ipc namespace even while nobody has them open.
 ///
 /// # Errors
 /// What one refuses; what openat2 and getdents64 say.
-pub fn queues(mounts: &[Mount], gather: &mut Gather<'_>) -> Result<()> {
+pub fn queues(gather: &mut Gather<'_>) -> Result<()> {
     gather.queues = true;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    let directory = match mounts.iter().find(|m| m.fs_type.0 == b"mqueue") {
-        Some(Mount { point, .. }) => gather.open_inside(&point.0, flags)?,
+    let seen = |m: &&Line| m.fs_type == b"mqueue" && leads(&gather.lines, &m.mount_point) == Some(m.id);
+    let directory = match gather.lines.iter().find(seen) {
+        Some(Line { mount_point, .. }) => gather.open_inside(mount_point, flags)?,
         None => std::thread::scope(|scope| scope.spawn(mqueue::mount).join())
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
     };
@@ -278,8 +326,10 @@ mod tests {
     fn mount(id: i32, point: &str, options: &str, slave: bool) -> Mount {
         let bytes = |s: &str| Bytes(s.as_bytes().to_vec());
         let groups = (None, slave.then_some(70));
-        let point = bytes(point);
-        Mount { id, parent: 1, point, fs_type: bytes("tmpfs"), options: bytes(options), slave, groups }
+        let attributes = bytes(options.split(',').next().unwrap_or_default());
+        let (point, options) = (bytes(point), bytes(options));
+        let device = Some(u64::try_from(id).expect("small"));
+        Mount { id, parent: 1, point, fs_type: bytes("tmpfs"), options, attributes, device, slave, groups }
     }
 
     fn on(parent: i32, mount: Mount) -> Mount {
@@ -288,28 +338,48 @@ mod tests {
 
     #[test]
     fn every_change_of_a_mount_is_seen() {
-        let then = [mount(1, "/", "rw", false), mount(2, "/v", "rw", true)];
-        let said = |now: &[Mount]| unchanged(&then, now).expect_err("changed").to_string();
-        assert!(unchanged(&then, &then).is_ok());
-        assert!(said(&[then[0].clone(), then[1].clone(), mount(3, "/x", "rw", false)]).contains("/x"));
-        assert!(said(&[then[1].clone()]).contains("removed"));
-        assert!(said(&[mount(1, "/", "ro", false), then[1].clone()]).contains("options"));
-        assert!(said(&[mount(1, "/y", "rw", false), then[1].clone()]).contains("moved"));
-        // From outside.
-        assert!(unchanged(&then, &[then[0].clone()]).is_ok());
+        let then = [mount(1, "/", "rw,size=1m", false), mount(2, "/v", "rw", true)];
+        let seen = |now: &[Mount]| difference(&then, now).expect("no refusal");
+        let said = |now: &[Mount]| difference(&then, now).expect_err("changed").to_string();
+        let base = |ids: &[i32]| Difference { base: ids.iter().copied().collect(), ..Difference::default() };
+        assert_eq!(seen(&then), base(&[1, 2]));
         let with = |more: &[Mount]| [then.to_vec(), more.to_vec()].concat();
+        assert_eq!(seen(&with(&[mount(3, "/x", "rw", false)])), base(&[1, 2]));
+        assert_eq!(seen(&[then[1].clone()]).removed, [then[0].point.clone()]);
+        assert_eq!(seen(&[mount(1, "/", "ro,size=1m", false), then[1].clone()]).changed, [1]);
+        assert!(said(&[mount(1, "/", "rw,size=2m", false), then[1].clone()]).contains("options"));
+        assert!(said(&[mount(1, "/y", "rw,size=1m", false), then[1].clone()]).contains("moved"));
+        // Another one that has got the id.
+        let reused = Mount { device: Some(9), ..then[0].clone() };
+        let found = seen(&[reused, then[1].clone()]);
+        assert_eq!((found.base, found.removed), ([2].into(), vec![then[0].point.clone()]));
+        // From outside.
+        assert_eq!(seen(&[then[0].clone()]), base(&[1]));
         let below = [on(4, mount(5, "/v/w/x", "rw", true)), on(2, mount(4, "/v/w", "rw", true))];
-        assert!(unchanged(&then, &with(&below)).is_ok());
+        assert_eq!(seen(&with(&below)), base(&[1, 2, 4, 5]));
         // The container's own: a bind mount of /v has its master, too.
-        assert!(said(&with(&[mount(4, "/w", "rw", true)])).contains("/w: a mount (tmpfs) that the container has made"));
-        assert!(said(&with(&[on(4, mount(5, "/w/x", "rw", true)), mount(4, "/w", "rw", false)])).contains("has made"));
+        assert_eq!(seen(&with(&[mount(4, "/w", "rw", true)])), base(&[1, 2]));
+        let own = [on(4, mount(5, "/w/x", "rw", true)), mount(4, "/w", "rw", false)];
+        assert_eq!(seen(&with(&own)), base(&[1, 2]));
         let shared = Mount { groups: (Some(9), None), ..then[0].clone() };
         assert!(
             said(&[shared.clone(), then[1].clone()]).contains("/: a mount (tmpfs) that hands mounts on in another way")
         );
         let own = Mount { groups: (None, Some(9)), ..on(2, mount(4, "/v/w", "rw", true)) };
         let was = [shared.clone(), then[1].clone()];
-        assert!(unchanged(&was, &[shared, then[1].clone(), own]).is_err(), "its master is in the container");
+        let found = difference(&was, &[shared, then[1].clone(), own]).expect("no refusal");
+        assert_eq!(found, base(&[1, 2]), "its master is in the container");
+    }
+
+    #[test]
+    fn what_the_configuration_makes_is_known_after_a_restore() {
+        let before = [mount(1, "/", "rw,x", true), mount(2, "/a", "rw", true), mount(3, "/b", "rw", true)];
+        let now = vec![mount(1, "/", "ro,x", false), mount(3, "/b", "rw", false), mount(4, "/proc", "rw", false)];
+        let with_own = [now.clone(), vec![mount(5, "/c", "rw", false)]].concat();
+        let then = super::base(&before, with_own.clone(), &[5].into());
+        let again = difference(&then, &with_own).expect("no refusal");
+        assert_eq!(again.base, [1, 3, 4].into());
+        assert_eq!((again.changed, again.removed), (vec![1], vec![before[1].point.clone()]));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::NsId;
 use yendor_kinds::file::Gather;
-use yendor_kinds::namespace::mount::{Home, Place, Places};
+use yendor_kinds::namespace::mount::{Home, Place, Places, Whose};
 use yendor_kinds::namespace::nested::{Content, Kind, Record, tables_are_hidden};
 use yendor_kinds::namespace::networks::Networks;
 use yendor_kinds::process::{self, State};
@@ -169,7 +169,7 @@ impl Nested {
         let own = self.home.map(|(_, pids)| (pids, None));
         let theirs = self.found.iter().enumerate().filter(|(_, found)| found.kind == Kind::Pid);
         let pids = own.into_iter().chain(theirs.map(|(number, found)| (found.inode, Some(id(number))))).collect();
-        let home = Home { lines, root: &gather.root, pids };
+        let home = Home { lines, root: &gather.root, pids, whose: Whose::Nested };
         let one = |(number, found): (usize, &Found)| {
             let id = id(number);
             let residents = processes.iter().filter(|process| lives_in(process, id));

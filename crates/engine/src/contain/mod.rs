@@ -17,7 +17,8 @@ pub mod userns;
 pub mod usher;
 pub mod volume;
 
-use std::os::fd::OwnedFd;
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -26,13 +27,14 @@ use rustix::mount::{
 };
 use rustix::process::{Gid, fchdir, pivot_root};
 use rustix::time::Timespec;
+use yendor_kinds::namespace::mount::own::Begun;
 use yendor_kinds::namespace::network;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::namespace::Namespaces;
 use yendor_sys::{Errno, SysError, namespace};
 
 use crate::admit;
-use crate::error::{At, Result, Step};
+use crate::error::{At, Result, Step, With};
 use crate::request::{Net, Request, Root};
 
 pub use cgroup::Cgroup;
@@ -50,6 +52,10 @@ pub struct Contained {
     pub state: OwnedFd,
     /// The limits, if any were asked for.
     pub cgroup: Option<Cgroup>,
+    /// What its root has mounted, as far as that is made.
+    pub begun: Option<Begun>,
+    /// The mounts of it, by their ids.
+    pub mounted: BTreeSet<i32>,
     usher: Option<Usher>,
     /// What the clocks are ahead of the host's: monotonic and boottime.
     ahead: Option<(Timespec, Timespec)>,
@@ -80,7 +86,8 @@ pub fn prepare(request: &Request, given: &Given, usher: Usher, cgroup: Option<Cg
     let state = openat(&given.state, ".", DIRECTORY, Mode::empty())
         .named("open", || "the state directory".into())
         .at(Step::Contain)?;
-    Ok(Contained { host_proc, state, cgroup, usher: Some(usher), ahead: None })
+    let (begun, mounted) = (None, BTreeSet::new());
+    Ok(Contained { host_proc, state, cgroup, begun, mounted, usher: Some(usher), ahead: None })
 }
 
 /// Names, the loopback, and settings of the new namespaces.
@@ -154,7 +161,8 @@ impl Contained {
         self.usher()?.attach_volume(name, inside, read_only)
     }
 
-    /// The last mount, now that there is a pid 1: /proc. From here on nothing is mounted from outside.
+    /// The last mount, now that there is a pid 1: /proc. From here on nothing is mounted from outside, and what the image's root has
+    /// mounted is completed.
     ///
     /// # Errors
     /// What the kernel refused; `EINVAL` when called twice.
@@ -167,7 +175,11 @@ impl Contained {
         self.usher = None;
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .named("mount", || "\"/\", MS_PRIVATE|MS_REC".into())
-            .at(Step::Contain)
+            .at(Step::Contain)?;
+        if let Some(begun) = self.begun.take() {
+            self.mounted = begun.finish(self.host_proc.as_fd()).at(Step::Rebuild).kind("namespace", "mnt")?;
+        }
+        Ok(())
     }
 
     fn usher(&self) -> Result<&Usher> {

@@ -1,11 +1,18 @@
-//! What goes on in a restored container from where the image has it: that it is that image, its names, its clocks.
+//! What goes on in a restored container from where the image has it: that it is that image, its names, its clocks, what its root has mounted.
+
+use std::os::fd::AsFd;
 
 use yendor_image::{Digest, Reader};
 use yendor_kinds::file::timerfd::Clocks;
+use yendor_kinds::namespace::mount::own;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
+use yendor_policy::capability;
 
+use crate::collect::namespace;
 use crate::contain::Contained;
+use crate::error::{At, Result, Step, With};
+use crate::request::{Enforce, Request};
 use crate::wire::Startup;
 
 /// The caller chose the container's surroundings for an image that it looked at: it must be that one still.
@@ -23,6 +30,42 @@ pub(super) fn set_names(startup: &Startup, snapshot: &Snapshot) -> std::result::
     }
     let name = &container.domainname;
     rustix::system::setdomainname(&name.0).named("setdomainname", || name.to_string())?;
+    Ok(())
+}
+
+/// Mounts what the image's root had mounted in its container, as the root of this one, on what is mounted here: the volumes and file systems of
+/// the request. What was mounted before that, where there is any.
+pub(super) fn mount_own(
+    contained: &mut Contained,
+    snapshot: &Snapshot,
+    request: &Request,
+    reader: &Reader,
+) -> Result<Vec<namespace::Mount>> {
+    let record = &snapshot.container.mounts;
+    if record.is_empty() {
+        return Ok(Vec::new());
+    }
+    may_mount(request).at(Step::Rebuild).kind("namespace", "mnt")?;
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    let (before, _) = namespace::mounts(contained.host_proc.as_fd(), me).at(Step::Rebuild)?;
+    let begun = own::begin(record, contained.host_proc.as_fd(), reader);
+    contained.begun = Some(begun.at(Step::Rebuild).kind("namespace", "mnt")?);
+    Ok(before)
+}
+
+/// What this container's root may not do is not done for it.
+fn may_mount(request: &Request) -> std::result::Result<(), Cause> {
+    if request.policy.enforce == Enforce::Early {
+        return Err(Cause::unsupported(
+            "--enforce early for an image whose root has mounted something in its container",
+        ));
+    }
+    let admin = capability::one("CAP_SYS_ADMIN").unwrap_or(capability::ALL);
+    if capability::mask(&request.cap_drop).unwrap_or(capability::ALL) & admin != 0 {
+        return Err(Cause::unsupported(
+            "an image whose root has mounted something in its container, without CAP_SYS_ADMIN",
+        ));
+    }
     Ok(())
 }
 

@@ -84,10 +84,12 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         check_file(entry)?;
         known.blob(blob_of(entry)).map_err(|e| e.kind(entry.record.kind(), format!("file {}", entry.id)))
     })?;
+    mount::own::check(&container.mounts).map_err(|e| Error::new(Step::Load, e))?;
     let inside = namespaces.iter().filter_map(|one| match &one.content {
         Content::Mount(record) => Some(&record.mounts),
         _ => None,
     });
+    let inside = inside.chain(std::iter::once(&container.mounts.mounts));
     let inside = inside.flatten().filter_map(|mount| match &mount.what {
         mount::What::New(system) => system.content.as_ref(),
         _ => None,

@@ -27,7 +27,7 @@ mod program;
 mod running;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -175,6 +175,8 @@ pub struct Rebuilt {
     pub notes: Vec<String>,
     /// Its limits.
     cgroup: Option<Cgroup>,
+    /// The ids of mounts that its root has made.
+    pub mounted: BTreeSet<i32>,
     /// Where tasks' own restrictions will be told, if that can be had.
     pub listener: Option<OwnedFd>,
     /// Threads that have some already.
@@ -366,7 +368,8 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let threads = ready.iter().map(|t| t.tid).collect();
     let restricted = ready.into_iter().filter(|t| t.restricted != Restricted::default()).collect();
     let cgroup = contained.cgroup.take();
-    let rebuilt = Rebuilt { init, main, arena: site.arena, threads, notes, cgroup, listener, restricted, done: false };
+    let (arena, mounted) = (site.arena, contained.mounted);
+    let rebuilt = Rebuilt { init, main, arena, threads, notes, cgroup, mounted, listener, restricted, done: false };
     init::become_init(&rebuilt, root).at(Step::Rebuild)?;
     Ok(rebuilt)
 }

@@ -30,6 +30,8 @@ pub struct Gather<'a> {
     pub root: OwnedFd,
     /// What is mounted in the container.
     pub lines: Vec<mountinfo::Mount>,
+    /// Whether the container's root has changed its mounts; then those that are made again when there is a pid 1, by their places.
+    pub remounted: Option<Vec<Bytes>>,
     /// Mount namespaces inside the container.
     pub places: Places,
     /// The one of them that paths are looked for in; none: the container's.
@@ -89,6 +91,7 @@ impl<'a> Gather<'a> {
             proc,
             root,
             lines: Vec::new(),
+            remounted: None,
             places: Places::default(),
             here: None,
             pids: BTreeMap::new(),
@@ -225,6 +228,9 @@ impl<'a> Gather<'a> {
         let before = std::mem::replace(&mut self.here, mounts);
         let record = Record::collect(seen, self);
         self.here = before;
+        if mounts.is_none() {
+            self.is_in_its_place(seen, record.as_ref().ok())?;
+        }
         match record? {
             record @ (Record::Regular(_) | Record::Fifo(_) | Record::Device(_) | Record::Proc(_)) => Ok(record),
             record if mounts.is_some() => {
@@ -233,6 +239,27 @@ impl<'a> Gather<'a> {
             }
             record => Ok(record),
         }
+    }
+
+    /// Refuses a file that its path leads to no more in the mount that it was opened in, or leads to too late.
+    fn is_in_its_place(&self, seen: &Seen, record: Option<&Record>) -> Result<()> {
+        let Some(late) = &self.remounted else { return Ok(()) };
+        let path = match record {
+            Some(Record::Regular(regular)) if regular.ghost.is_none() => &regular.path.0,
+            Some(Record::Fifo(_) | Record::Device(_) | Record::Proc(_)) => &seen.link.0,
+            _ => return Ok(()),
+        };
+        let Ok(again) = self.open_inside(path, OFlags::PATH | OFlags::NOFOLLOW) else { return Ok(()) };
+        if self.info_of(again.as_fd())?.mnt_id != seen.info.mnt_id {
+            let what = "a file of a mount that is there no more, or that another covers";
+            return Err(Cause::unsupported(format!("{}: {what}", seen.link)));
+        }
+        let line = self.lines.iter().find(|line| line.id == seen.info.mnt_id);
+        if record.is_some_and(|r| !r.is_late()) && line.is_some_and(|l| late.iter().any(|p| p.0 == l.mount_point)) {
+            let what = "a file of a mount that the container has made itself, of /proc";
+            return Err(Cause::unsupported(format!("{}: {what}", seen.link)));
+        }
+        Ok(())
     }
 
     /// The nested network that a socket is in, if that is not the container's own; none for any other.

@@ -8,25 +8,25 @@
 //! or share them among each other; a tmpfs that another mount covers; what is mounted no more or in part only.
 
 mod build;
+pub mod own;
+mod place;
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, NsId, Writer};
-use yendor_proc::mountinfo::{self, Mount as Line};
+use yendor_proc::mountinfo::Mount as Line;
 use yendor_sys::namespace::{Namespaces, unshare};
-use yendor_task::tree::read_proc;
 
 use super::layer;
 use super::nested::in_thread;
 use crate::{Cause, Named, Result};
 
 pub use build::{Made, check, finish, rebuild};
+pub use place::{Place, Places};
 
 /// The mounts of a namespace, each after the one that it is mounted on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,64 +128,7 @@ impl Type {
     }
 }
 
-/// Nested mount namespaces of which files may be open.
-#[derive(Debug, Clone, Default)]
-pub struct Places(pub Arc<Vec<Place>>);
-
-/// One of them.
-#[derive(Debug)]
-pub struct Place {
-    /// Its number in the image.
-    pub id: NsId,
-    /// What is mounted.
-    pub lines: Vec<Line>,
-    /// Its root directory.
-    pub root: OwnedFd,
-    ids: BTreeSet<i32>,
-    /// Device and inode of its root directory.
-    inode: (u64, u64),
-}
-
-impl Places {
-    /// The namespace that a mount is in; none for one of the container's, or of no namespace at all.
-    #[must_use]
-    pub fn of_mount(&self, mount: i32) -> Option<NsId> {
-        self.0.iter().find(|place| place.ids.contains(&mount)).map(|place| place.id)
-    }
-
-    /// The one with this number.
-    #[must_use]
-    pub fn get(&self, id: NsId) -> Option<&Place> {
-        self.0.iter().find(|place| place.id == id)
-    }
-
-    /// Device and inode of the root of one; of none those of the container's, `home`.
-    #[must_use]
-    pub fn root(&self, id: Option<NsId>, home: (u64, u64)) -> (u64, u64) {
-        id.and_then(|id| self.get(id)).map_or(home, |place| place.inode)
-    }
-}
-
-impl Place {
-    /// Looks into a namespace.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn look(id: NsId, namespace: &OwnedFd, proc: impl AsFd + Sync) -> Result<Place> {
-        let (lines, root) = in_thread(|| {
-            enter(namespace)?;
-            let lines = mountinfo::parse(&read_proc(proc.as_fd(), "thread-self/mountinfo")?)?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let root = rustix::fs::open("/", flags, Mode::empty());
-            Ok((lines, root.named("open", || "the root of a nested mnt namespace".into())?))
-        })?;
-        let stat = rustix::fs::fstat(&root).named("fstat", || "the root of a nested mnt namespace".into())?;
-        let ids = lines.iter().map(|line| line.id).collect();
-        Ok(Place { id, lines, root, ids, inode: (stat.st_dev, stat.st_ino) })
-    }
-}
-
-/// The mounts of the container, which nested namespaces have copies of.
+/// The mounts of the container, which nested namespaces have copies of; for what its own root has mounted: those that were there before.
 pub struct Home<'a> {
     /// What is mounted.
     pub lines: Vec<Line>,
@@ -193,6 +136,26 @@ pub struct Home<'a> {
     pub root: &'a OwnedFd,
     /// Pid namespaces by their inodes; none: the container's own.
     pub pids: Vec<(u64, Option<NsId>)>,
+    /// Whose mounts are looked at.
+    pub whose: Whose,
+}
+
+/// Whose mounts are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of a namespace inside.
+    Nested,
+    /// What the container's own root has mounted in its own.
+    Own,
+}
+
+impl std::fmt::Display for Whose {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Whose::Nested => "of a nested mnt namespace",
+            Whose::Own => "that the container has made itself",
+        })
+    }
 }
 
 /// The calling thread, which need not find back, joins a mount namespace.
@@ -215,60 +178,19 @@ pub fn collect(
     (writer, id): (&Writer, NsId),
 ) -> Result<Record> {
     let lines = in_order(&place.lines)?;
+    let all = || others.0.iter().flat_map(|place| &place.lines).chain(&home.lines);
+    let elsewhere = |line: &Line| {
+        let others = others.0.iter().filter(|other| other.id != place.id);
+        others.flat_map(|other| &other.lines).any(|l| l.dev == line.dev)
+    };
     let mut mounts = Vec::with_capacity(lines.len());
     for line in &lines {
-        let refuse = |what: &str| {
-            let fs_type = line.fs_type.escape_ascii();
-            let point = line.mount_point.escape_ascii();
-            Err(Cause::unsupported(format!("{point}: a mount ({fs_type}) of a nested mnt namespace {what}")))
-        };
-        if let Some(left) = line.leftover.first() {
-            return refuse(&format!("that is \"{}\", which is not known", left.escape_ascii()));
-        }
-        if line.root_deleted {
-            return refuse("of what was deleted");
-        }
-        if line.master.is_some() || line.propagate_from.is_some() {
-            return refuse("that receives mounts from others (MS_SLAVE)");
-        }
-        let all = others.0.iter().flat_map(|place| &place.lines).chain(&home.lines);
-        if line
-            .shared
-            .is_some_and(|group| all.filter(|l| l.shared == Some(group) || l.master == Some(group)).count() > 1)
-        {
-            return refuse("that shares mounts with others (MS_SHARED)");
-        }
-        let attributes = match attributes(&line.options) {
-            Ok(attributes) => attributes,
-            Err(other) => return refuse(&format!("that is \"{other}\"")),
-        };
-        let what = match what(line, &lines, place, others, home)? {
-            Ok(what) => what,
-            Err(why) => return refuse(&why),
-        };
-        let on = lines.iter().position(|l| l.id == line.parent && l.id != line.id);
-        mounts.push(Mount {
-            on: on.and_then(|n| u32::try_from(n).ok()),
-            point: Bytes(line.mount_point.clone()),
-            what,
-            attributes,
-            shared: line.shared.is_some(),
-            unbindable: line.unbindable,
-        });
+        mounts.push(one(line, &lines, home, &elsewhere, &|group| in_group(all(), group))?);
     }
     in_thread(|| {
         enter(namespace)?;
         for (number, (mount, line)) in mounts.iter_mut().zip(&lines).enumerate() {
-            if let What::New(system) = &mut mount.what {
-                system.content = match system.fs_type {
-                    Type::Tmpfs => Some(content(line, &format!("mount-{id}-{number}"), writer)?),
-                    Type::Proc => {
-                        system.pids = ids_of(line, home)?;
-                        None
-                    }
-                    Type::Devpts => no_terminals(line).map(|()| None)?,
-                };
-            }
+            mount.look(line, home, &format!("mount-{id}-{number}"), writer)?;
         }
         Ok(())
     })?;
@@ -279,6 +201,71 @@ pub fn collect(
         return Err(Cause::unsupported(what));
     }
     Ok(record)
+}
+
+/// How many mounts are of a peer group, or get theirs from it.
+fn in_group<'a>(all: impl Iterator<Item = &'a Line>, group: i32) -> usize {
+    all.filter(|l| l.shared == Some(group) || l.master == Some(group)).count()
+}
+
+/// A mount among `lines`, without its content. `elsewhere`: whether its file system is shown by others, too; `peers`: how many mounts are
+/// of a peer group.
+fn one(
+    line: &Line,
+    lines: &[Line],
+    home: &Home<'_>,
+    elsewhere: &dyn Fn(&Line) -> bool,
+    peers: &dyn Fn(i32) -> usize,
+) -> Result<Mount> {
+    let refuse = |what: &str| {
+        let (fs_type, point, whose) = (line.fs_type.escape_ascii(), line.mount_point.escape_ascii(), home.whose);
+        Err(Cause::unsupported(format!("{point}: a mount ({fs_type}) {whose} {what}")))
+    };
+    if let Some(left) = line.leftover.first() {
+        return refuse(&format!("that is \"{}\", which is not known", left.escape_ascii()));
+    }
+    if line.root_deleted {
+        return refuse("of what was deleted");
+    }
+    if line.master.is_some() || line.propagate_from.is_some() {
+        return refuse("that receives mounts from others (MS_SLAVE)");
+    }
+    if line.shared.is_some_and(|group| peers(group) > 1) {
+        return refuse("that shares mounts with others (MS_SHARED)");
+    }
+    let attributes = match attributes(&line.options) {
+        Ok(attributes) => attributes,
+        Err(other) => return refuse(&format!("that is \"{other}\"")),
+    };
+    let what = match what(line, lines, elsewhere, home)? {
+        Ok(what) => what,
+        Err(why) => return refuse(&why),
+    };
+    let on = lines.iter().position(|l| l.id == line.parent && l.id != line.id);
+    Ok(Mount {
+        on: on.and_then(|n| u32::try_from(n).ok()),
+        point: Bytes(line.mount_point.clone()),
+        what,
+        attributes,
+        shared: line.shared.is_some(),
+        unbindable: line.unbindable,
+    })
+}
+
+impl Mount {
+    /// Looks into a file system of its own; content goes to `blob`. The calling thread is in the namespace.
+    fn look(&mut self, line: &Line, home: &Home<'_>, blob: &str, writer: &Writer) -> Result<()> {
+        let What::New(system) = &mut self.what else { return Ok(()) };
+        system.content = match system.fs_type {
+            Type::Tmpfs => Some(content(line, home.whose, blob, writer)?),
+            Type::Proc => {
+                system.pids = ids_of(line, home)?;
+                None
+            }
+            Type::Devpts => no_terminals(line, home.whose).map(|()| None)?,
+        };
+        Ok(())
+    }
 }
 
 /// What is mounted, each after the one that it is mounted on.
@@ -327,8 +314,7 @@ fn attributes(options: &[Vec<u8>]) -> std::result::Result<u32, String> {
 fn what(
     line: &Line,
     own: &[Line],
-    place: &Place,
-    others: &Places,
+    elsewhere: &dyn Fn(&Line) -> bool,
     home: &Home<'_>,
 ) -> Result<std::result::Result<What, String>> {
     if let Some(path) = outside(line, home)? {
@@ -338,7 +324,7 @@ fn what(
     if home.lines.iter().any(|l| l.dev == line.dev) {
         return no("of what the container does not see");
     }
-    if others.0.iter().any(|other| other.id != place.id && other.lines.iter().any(|l| l.dev == line.dev)) {
+    if elsewhere(line) {
         return no("that another nested mnt namespace has, too");
     }
     // The first of those that show most of it.
@@ -391,11 +377,22 @@ fn outside(line: &Line, home: &Home<'_>) -> Result<Option<Vec<u8>>> {
         let path = join(&theirs.mount_point, &rest);
         let rank = (theirs.root.len(), alike(&path));
         let better = found.as_ref().is_none_or(|(best, _)| *best < rank);
-        if better && mount_at(home.root, &path)? == Some(theirs.id) {
+        if better && home.leads(&path)? == Some(theirs.id) {
             found = Some((rank, path));
         }
     }
     Ok(found.map(|(_, path)| path))
+}
+
+impl Home<'_> {
+    /// The mount that a path leads into.
+    fn leads(&self, path: &[u8]) -> Result<Option<i32>> {
+        match self.whose {
+            Whose::Nested => mount_at(self.root, path),
+            // What lies on top now did not then.
+            Whose::Own => Ok(own::leads(&self.lines, path)),
+        }
+    }
 }
 
 /// The mount that a path leads into.
@@ -428,7 +425,7 @@ fn join(directory: &[u8], rest: &[u8]) -> Vec<u8> {
 }
 
 /// The place where a mount shows, unless another covers it. The calling thread is in its namespace.
-fn open(line: &Line) -> Result<OwnedFd> {
+fn open(line: &Line, whose: Whose) -> Result<OwnedFd> {
     let point = || line.mount_point.escape_ascii().to_string();
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(line.mount_point.as_slice(), flags, Mode::empty()).named("open", point)?;
@@ -437,13 +434,13 @@ fn open(line: &Line) -> Result<OwnedFd> {
         return Ok(fd);
     }
     let fs_type = line.fs_type.escape_ascii();
-    Err(Cause::unsupported(format!("{}: a mount ({fs_type}) of a nested mnt namespace that another covers", point())))
+    Err(Cause::unsupported(format!("{}: a mount ({fs_type}) {whose} that another covers", point())))
 }
 
 /// What is in a tmpfs, below what is mounted on it.
-fn content(line: &Line, blob: &str, writer: &Writer) -> Result<layer::Record> {
+fn content(line: &Line, whose: Whose, blob: &str, writer: &Writer) -> Result<layer::Record> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let copy = open_tree(open(line)?, c"", flags);
+    let copy = open_tree(open(line, whose)?, c"", flags);
     let copy = copy.named("open_tree", || line.mount_point.escape_ascii().to_string())?;
     layer::collect(&copy, Bytes(line.mount_point.clone()), blob, writer)
 }
@@ -451,11 +448,9 @@ fn content(line: &Line, blob: &str, writer: &Writer) -> Result<layer::Record> {
 /// The pid namespace that a proc shows; none: the container's.
 fn ids_of(line: &Line, home: &Home<'_>) -> Result<Option<NsId>> {
     let shown = || line.mount_point.escape_ascii().to_string();
-    let refuse = |what: &str| {
-        Err(Cause::unsupported(format!("{}: a mount (proc) of a nested mnt namespace of {what}", shown())))
-    };
+    let refuse = |what: &str| Err(Cause::unsupported(format!("{}: a mount (proc) {} of {what}", shown(), home.whose)));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = rustix::fs::openat(open(line)?, ".", flags, Mode::empty()).named("openat", shown)?;
+    let top = rustix::fs::openat(open(line, home.whose)?, ".", flags, Mode::empty()).named("openat", shown)?;
     let Some(inode) = build::pids_of(&top)? else { return refuse("a pid namespace whose pid 1 is no more") };
     match home.pids.iter().find(|(other, _)| *other == inode) {
         Some((_, number)) => Ok(*number),
@@ -464,15 +459,15 @@ fn ids_of(line: &Line, home: &Home<'_>) -> Result<Option<NsId>> {
 }
 
 /// Refuses terminals: each is one of the file system that it was made in.
-fn no_terminals(line: &Line) -> Result<()> {
+fn no_terminals(line: &Line, whose: Whose) -> Result<()> {
     let shown = || line.mount_point.escape_ascii().to_string();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = rustix::fs::openat(open(line)?, ".", flags, Mode::empty()).named("openat", shown)?;
+    let top = rustix::fs::openat(open(line, whose)?, ".", flags, Mode::empty()).named("openat", shown)?;
     for entry in rustix::fs::Dir::read_from(&top).named("getdents64", shown)? {
         let entry = entry.named("getdents64", shown)?;
         if entry.file_name().to_bytes().first().is_some_and(u8::is_ascii_digit) {
             let name = entry.file_name().to_bytes().escape_ascii().to_string();
-            return Err(Cause::unsupported(format!("{}/{name}: a terminal of a nested mnt namespace", shown())));
+            return Err(Cause::unsupported(format!("{}/{name}: a terminal {whose}", shown())));
         }
     }
     Ok(())

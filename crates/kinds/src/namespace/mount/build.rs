@@ -195,7 +195,7 @@ fn born_in<T>(pids: &OwnedFd, proc: BorrowedFd<'_>, body: impl FnOnce() -> Resul
     done
 }
 
-fn propagation(mount: &Mount) -> MountPropagationFlags {
+pub(super) fn propagation(mount: &Mount) -> MountPropagationFlags {
     match (mount.shared, mount.unbindable) {
         (true, _) => MountPropagationFlags::SHARED,
         (false, true) => MountPropagationFlags::UNBINDABLE,
@@ -208,32 +208,14 @@ fn propagation(mount: &Mount) -> MountPropagationFlags {
 /// # Errors
 /// `Corrupt`.
 pub fn check(record: &Record) -> Result<()> {
-    /// `mount-max`, sysctl(8), of `fs`.
-    const MOST: usize = 100_000;
+    let Record { mounts } = record;
     let corrupt = |what: &str| Err(Cause::corrupt(format!("a mount namespace {what}")));
-    if record.mounts.is_empty() || record.mounts.len() > MOST {
-        return corrupt("without mounts, or with too many");
+    if mounts.is_empty() {
+        return corrupt("without mounts");
     }
-    for (number, mount) in record.mounts.iter().enumerate() {
-        let before = |n: u32| usize::try_from(n).is_ok_and(|n| n < number);
-        let path = |path: &[u8]| is_plain(path.strip_prefix(b"/"));
-        if mount.on.is_none() != (number == 0) || !mount.on.is_none_or(before) || !path(&mount.point.0) {
-            return corrupt("with a mount that hangs on none");
-        }
-        let fine = match &mount.what {
-            What::Outside(outside) => path(&outside.0),
-            What::Part { of, path } => is_part_of(*of, record) && is_plain(Some(&path.0)),
-            What::New(System { fs_type, options, root, content, pids }) => {
-                let known = |(name, _): &(String, Option<String>)| fs_type.options().contains(&name.as_str());
-                (pids.is_none() || *fs_type == Type::Proc && root.0.is_empty())
-                    && is_plain(Some(&root.0))
-                    && options.iter().all(known)
-                    && content.is_some() == (*fs_type == Type::Tmpfs)
-            }
-        };
-        if !fine || MountAttrFlags::from_bits(mount.attributes).is_none() {
-            return corrupt("with a mount that cannot be");
-        }
+    check_all(mounts)?;
+    if mounts.iter().enumerate().any(|(number, mount)| mount.on.is_none() != (number == 0)) {
+        return corrupt("with a mount that hangs on none");
     }
     let odd = |(number, late): (usize, bool)| late && (number == 0 || !record.mounts[number].may_be_late());
     if record.late().enumerate().any(odd) {
@@ -242,19 +224,64 @@ pub fn check(record: &Record) -> Result<()> {
     Ok(())
 }
 
-fn is_part_of(of: u32, record: &Record) -> bool {
-    let of = usize::try_from(of).ok().and_then(|n| record.mounts.get(n));
+/// `mount-max`, sysctl(8), of `fs`.
+pub(super) const MOST: usize = 100_000;
+
+/// What holds of all mounts in a list.
+pub(super) fn check_all(mounts: &[Mount]) -> Result<()> {
+    let corrupt = |what: &str| Err(Cause::corrupt(format!("a mount namespace {what}")));
+    if mounts.len() > MOST {
+        return corrupt("with too many mounts");
+    }
+    for (number, mount) in mounts.iter().enumerate() {
+        let before = |n: u32| usize::try_from(n).is_ok_and(|n| n < number);
+        let path = |path: &[u8]| is_plain(path.strip_prefix(b"/"));
+        if !mount.on.is_none_or(before) || !path(&mount.point.0) {
+            return corrupt("with a mount that hangs on none");
+        }
+        let fine = match &mount.what {
+            What::Outside(outside) => path(&outside.0),
+            What::Part { of, path } => is_part_of(*of, mounts) && is_plain(Some(&path.0)),
+            What::New(System { fs_type, options, root, content, pids }) => {
+                let known = |(name, _): &(String, Option<String>)| fs_type.options().contains(&name.as_str());
+                (pids.is_none() || *fs_type == Type::Proc && root.0.is_empty())
+                    && is_plain(Some(&root.0))
+                    && options.iter().all(known)
+                    && content.is_some() == (*fs_type == Type::Tmpfs)
+            }
+        };
+        if !fine || !are_attributes(mount.attributes) {
+            return corrupt("with a mount that cannot be");
+        }
+    }
+    Ok(())
+}
+
+/// Whether these are attributes that a record can have.
+pub(super) fn are_attributes(bits: u32) -> bool {
+    let known = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+        | MountAttrFlags::MOUNT_ATTR__ATIME
+        | MountAttrFlags::MOUNT_ATTR_NODIRATIME
+        | MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW;
+    bits & !known.bits() == 0
+}
+
+fn is_part_of(of: u32, mounts: &[Mount]) -> bool {
+    let of = usize::try_from(of).ok().and_then(|n| mounts.get(n));
     of.is_some_and(|mount| matches!(mount.what, What::New(_)))
 }
 
 /// Whether a relative path leads nowhere else.
-fn is_plain(path: Option<&[u8]>) -> bool {
+pub(super) fn is_plain(path: Option<&[u8]>) -> bool {
     let odd = |part: &[u8]| matches!(part, b"" | b"." | b"..") || part.contains(&0);
     path.is_some_and(|path| path.is_empty() || !path.split(|b| *b == b'/').any(odd))
 }
 
 /// A new file system, mounted nowhere: what of it is shown.
-fn make(system: &System) -> Result<OwnedFd> {
+pub(super) fn make(system: &System) -> Result<OwnedFd> {
     let System { fs_type, options, root, content: _, pids: _ } = system;
     let name = fs_type.name();
     let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).named("fsopen", || format!("{name:?}"))?;
@@ -287,32 +314,32 @@ fn make(system: &System) -> Result<OwnedFd> {
     Ok(part)
 }
 
-fn open_directory(path: &str) -> Result<OwnedFd> {
+pub(super) fn open_directory(path: &str) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty()).named("open", || format!("{path:?}"))?)
 }
 
 /// Mounts a tree on a place.
-fn put(tree: &OwnedFd, place: &OwnedFd) -> Result<()> {
+pub(super) fn put(tree: &OwnedFd, place: &OwnedFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(tree, c"", place, c"", flags).named("move_mount", String::new)?)
 }
 
 /// A copy of a mount, or of all below a place.
-fn copy(place: &OwnedFd, all: bool) -> std::result::Result<OwnedFd, SysError> {
+pub(super) fn copy(place: &OwnedFd, all: bool) -> std::result::Result<OwnedFd, SysError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let flags = if all { flags | OpenTreeFlags::AT_RECURSIVE } else { flags };
     open_tree(place, c"", flags).named("open_tree", || format!("{flags:?}"))
 }
 
-fn find(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd> {
+pub(super) fn find(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let path = if path.is_empty() { b"." } else { path };
     Ok(openat2(root, path, flags, Mode::empty(), resolve).named("openat2", || path.escape_ascii().to_string())?)
 }
 
-fn below_root(path: &[u8]) -> &[u8] {
+pub(super) fn below_root(path: &[u8]) -> &[u8] {
     path.strip_prefix(b"/").unwrap_or(path)
 }
 
@@ -365,7 +392,7 @@ fn assemble(record: &Record, mut made: Vec<Option<OwnedFd>>, proc: BorrowedFd<'_
 }
 
 /// The mount that brings this one along when all below it is copied.
-fn copied_with(
+pub(super) fn copied_with(
     number: usize,
     mount: &Mount,
     record: &Record,
@@ -382,7 +409,13 @@ fn copied_with(
 }
 
 /// What shall be mounted; `whole`: with all that the container has mounted below it.
-fn tree(mount: &Mount, whole: bool, made: &mut Option<OwnedFd>, old: &OwnedFd, places: &[OwnedFd]) -> Result<OwnedFd> {
+pub(super) fn tree(
+    mount: &Mount,
+    whole: bool,
+    made: &mut Option<OwnedFd>,
+    old: &OwnedFd,
+    places: &[OwnedFd],
+) -> Result<OwnedFd> {
     match &mount.what {
         What::New(_) => made.take().ok_or_else(|| Cause::corrupt("a file system that was not made")),
         What::Part { of, path } => {
@@ -402,7 +435,7 @@ fn tree(mount: &Mount, whole: bool, made: &mut Option<OwnedFd>, old: &OwnedFd, p
 }
 
 /// Unmounts what was copied with a mount and is not in the record. The working directory is the new root.
-fn remove_others(
+pub(super) fn remove_others(
     number: usize,
     (point, path): (&[u8], &[u8]),
     record: &Record,
