@@ -31,10 +31,15 @@ os.setxattr('/usr/share/noted/g', 'system.posix_acl_access', ACCESS)
 os.setxattr('/usr/share/noted/g', 'security.capability', CAPABILITY)
 flags('/tmp/f', 0xc0); flags('/tmp/d/e', 0x40); flags('/usr/share/noted/g', 0x80); flags('/usr/share/noted', 0x10040)
 os.link('/tmp/f', '/tmp/d/another')
+# Several names that the host has: one inode hides them all. A directory over what is a file there.
+hidden = sorted(e.path for e in os.scandir('/etc') if e.is_file(follow_symlinks=False))[:3]
+for path in hidden: os.remove(path)
+os.mkdir(hidden[0])
 def say(*_):
     for path in ['/tmp/f', '/tmp/d', '/tmp/d/e', '/tmp/d/plain', '/tmp/d/inherits', '/usr/share/noted', '/usr/share/noted/g']:
         names = sorted(name for name in os.listxattr(path) if name != 'security.selinux')
         print(path, oct(os.stat(path).st_mode), flags(path), [(name, os.getxattr(path, name).hex()) for name in names], flush=True)
+    print(len(hidden), [path for path in hidden if os.path.exists(path)] == hidden[:1], os.path.isdir(hidden[0]))
     print('said', flush=True)
 signal.signal(signal.SIGUSR1, say)
 say()
@@ -52,6 +57,7 @@ fn of_files(flavour: Flavour) {
     assert!(said && !failed(), "{before}");
     assert_eq!(before.matches("system.posix_acl").count(), 4, "{before}");
     assert_eq!(before.matches("0xc0").count(), 1, "{before}");
+    assert!(before.contains("3 True True"), "{before}");
     assert!(before.contains("security.capability") && before.contains("user.of-a-directory"), "{before}");
     let image = yendor.path("image");
     yendor.checkpoint(&first, &image);

@@ -42,8 +42,12 @@ fn nothing(yendor: &Yendor) {
 /// The restore is refused: this exit code, one of these words, nothing started.
 #[track_caller]
 fn refused(yendor: &Yendor, image: &Path, code: i32, words: &[&str]) -> Outcome {
+    refused_with(yendor, image, &[], code, words)
+}
+
+fn refused_with(yendor: &Yendor, image: &Path, options: &[&str], code: i32, words: &[&str]) -> Outcome {
     let container = yendor.fresh("bad");
-    let outcome = yendor.restore_with(image, &container, &[]).exits(code);
+    let outcome = yendor.restore_with(image, &container, options).exits(code);
     let said = &outcome.stderr;
     assert!(words.iter().any(|word| said.contains(word)), "none of {words:?} in: {said}");
     assert!(!said.contains("panicked"), "{said}");
@@ -87,7 +91,8 @@ fn a_damaged_large_image(flavour: Flavour) {
     yendor.call(&["rm", &again]).exits(0);
 }
 
-/// Every file of an image missing, truncated, with a bit flipped, too long.
+/// Every file of an image missing, truncated, with a bit flipped, too long, of a version to come: the file and the place in it are named, as
+/// fields, too.
 fn a_damaged_image(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let mut random = Random::new();
@@ -100,8 +105,18 @@ fn a_damaged_image(flavour: Flavour) {
         let bad = yendor.path(&format!("bad-{number}"));
         copy_image(&good, &bad);
         damage(&bad.join(name));
-        let outcome = refused(&yendor, &bad, 4, &[name]);
-        assert!(words.iter().any(|word| outcome.stderr.contains(word)), "{name}: {words:?}: {}", outcome.stderr);
+        let outcome = refused_with(&yendor, &bad, &["--json"], 4, &[name]);
+        let said: serde_json::Value = serde_json::from_str(outcome.stderr.trim()).expect("JSON");
+        let error = &said["error"];
+        let message = error["message"].as_str().unwrap_or_default();
+        let word = words.iter().find(|word| message.contains(**word));
+        assert!(word.is_some(), "{name}: {words:?}: {said}");
+        // A file that is missing is so as a whole.
+        let is_missing = word == Some(&"missing");
+        assert!(error["file"] == name && error["offset"].is_u64() != is_missing && error["exit_code"] == 4, "{said}");
+        if word == Some(&"version") {
+            assert_eq!(error["offset"], "yendor image ".len(), "{said}");
+        }
         yendor.call(&["inspect", text(&bad)]);
         fs::remove_dir_all(&bad).expect("remove an image of our own");
         cases += 1;
@@ -136,6 +151,8 @@ fn a_damaged_image(flavour: Flavour) {
             case(name, flip, &["byte", "version"]);
         }
     }
+    let future = &mut |path: &Path| fs::write(path, "yendor image 99\n").expect("write");
+    case("format", future, &["version"]);
     println!("{cases} damaged images of {names:?}");
     // The good one is one still.
     let container = yendor.fresh("good");
@@ -416,11 +433,11 @@ fn changed_files(flavour: Flavour) {
     let outcome = yendor.restore_with(&image, &yendor.fresh("shorter"), &[]).exits(5);
     assert!(outcome.stderr.contains(text(&file)) && outcome.stderr.contains("bytes"), "{}", outcome.stderr);
     fs::remove_file(&file).expect("remove");
-    let outcome = yendor.restore_with(&image, &yendor.fresh("gone"), &[]).exits(1);
+    let outcome = yendor.restore_with(&image, &yendor.fresh("gone"), &[]).exits(5);
     assert!(outcome.stderr.contains(text(&file)) && outcome.stderr.contains("No such file"), "{}", outcome.stderr);
     fs::create_dir(&file).expect("mkdir");
-    let outcome = yendor.restore_with(&image, &yendor.fresh("kind"), &[]);
-    assert!(matches!(outcome.code, 1 | 5) && outcome.stderr.contains(text(&file)), "{outcome:?}");
+    let outcome = yendor.restore_with(&image, &yendor.fresh("kind"), &[]).exits(5);
+    assert!(outcome.stderr.contains(text(&file)), "{outcome:?}");
     fs::remove_dir(&file).expect("rmdir");
     nothing(&yendor);
     drop(yendor.output("tmp/held"));

@@ -9,15 +9,16 @@ use crate::error::{Error, Step};
 const IDENTITY: [&str; 10] =
     ["setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid", "capset", "chown", "fchown", "fchownat", "lchown"];
 
-/// Values that no kernel takes are the image's fault, and ids that the container does not have are a denial. A call that is
-/// refused for any other reason says nothing about the image.
-pub fn image(e: Error) -> Error {
+/// Values that no kernel takes are the image's fault, ids that the container does not have are a denial, and what the machine does not
+/// have is a hole. A call that is refused for any other reason says nothing about the image. `alone`: nobody else can have its addresses.
+pub fn image(e: Error, alone: bool) -> Error {
     if matches!(e.place.step, Step::Admit | Step::Contain) {
         return e;
     }
     let Some(sys) = e.cause.sys() else { return e };
     let what = sys.to_string();
     let cause = match sys.errno {
+        Errno::ADDRINUSE if alone => Cause::corrupt(format!("two have what one can have: {what}")),
         Errno::INVAL if IDENTITY.contains(&sys.call) => {
             let hint = e.hint().unwrap_or_else(|| "the image asks for an id that this container does not have".into());
             Cause::Denied { what, hint }
@@ -31,6 +32,11 @@ pub fn image(e: Error) -> Error {
         | Errno::LOOP
         | Errno::XDEV => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         Errno::IO if sys.call == "ptrace" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
+        // Nobody is borrowed without one, so nobody was who had none.
+        Errno::NOENT if sys.call == "borrow" => Cause::corrupt(format!("a task without the vdso that it had: {what}")),
+        Errno::NODEV if sys.call == "arch_prctl" => {
+            Cause::of_machine(format!("a processor that can deny cpuid ({what})"), "a machine that has one")
+        }
         _ => return e,
     };
     Error { cause: Box::new(cause), ..e }
@@ -43,10 +49,17 @@ mod tests {
 
     #[test]
     fn an_image_is_blamed_for_what_it_asks_and_not_for_the_rest() {
-        let code = |step, call, errno| image(Error::new(step, SysError::new(call, "", errno))).exit_code();
+        let code = |step, call, errno| image(Error::new(step, SysError::new(call, "", errno)), true).exit_code();
         assert_eq!(code(Step::Confine, "setresuid", Errno::INVAL), 5);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::INVAL), 4);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::NOMEM), 1);
+        assert_eq!(code(Step::Rebuild, "read", Errno::IO), 1);
+        assert_eq!(code(Step::Rebuild, "openat", Errno::NOSPC), 1);
+        assert_eq!(code(Step::Thaw, "borrow", Errno::NOENT), 4);
+        assert_eq!(code(Step::Rebuild, "bind", Errno::ADDRINUSE), 4);
+        let taken = Error::new(Step::Rebuild, SysError::new("bind", "", Errno::ADDRINUSE));
+        assert_eq!(image(taken, false).exit_code(), 1);
+        assert_eq!(code(Step::Rebuild, "arch_prctl", Errno::NODEV), 5);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::PERM), 5);
         assert_eq!(code(Step::Contain, "mount", Errno::INVAL), 1);
     }

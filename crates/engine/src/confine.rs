@@ -18,7 +18,7 @@ use yendor_kinds::process::{Record, State};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::capability;
 use yendor_policy::landlock::{self as policy, Domain};
-use yendor_sys::{SysError, landlock, seccomp};
+use yendor_sys::{Errno, SysError, landlock, seccomp};
 use yendor_task::Script;
 
 use crate::error::{At, Error, Result, Step, With};
@@ -76,16 +76,25 @@ impl<'a> Confine<'a> {
     /// Fills in the rules, once all mounts of the container are there.
     ///
     /// # Errors
-    /// A path that is not there.
+    /// A path that is not there: a `Hole` where the image has it.
     pub fn allow(&self) -> Result<()> {
-        for Ready { layer, ruleset, .. } in self.domain.iter().chain(&self.own) {
+        let of_caller = self.domain.iter().map(|ready| (ready, false));
+        let of_image = self.own.iter().map(|ready| (ready, true));
+        for (Ready { layer, ruleset, .. }, is_images) in of_caller.chain(of_image) {
             for rule in &layer.rules {
                 let one = Layer { rules: vec![rule.clone()], ..Layer::default() };
                 let name = match rule {
                     Rule::Beneath { path, .. } => path.to_string(),
                     Rule::Port { port, .. } => port.to_string(),
                 };
-                one.fill(ruleset, open_in_container).at(Step::Confine).kind("landlock", name)?;
+                let filled = one.fill(ruleset, open_in_container).map_err(|e| match e.sys().map(|sys| sys.errno) {
+                    Some(Errno::NOENT | Errno::NOTDIR) if is_images => {
+                        let what = format!("{name}, for which a Landlock domain has a rule");
+                        Cause::Hole { what, option: "--volume or --rootfs".into() }
+                    }
+                    _ => e,
+                });
+                filled.at(Step::Confine).kind("landlock", name)?;
             }
         }
         Ok(())

@@ -122,7 +122,7 @@ impl Error {
         match &*self.cause {
             Cause::Unsupported { .. } | Cause::Passing { .. } => 3,
             Cause::Corrupt { .. } => 4,
-            Cause::Image(e) if e.is_damage() => 4,
+            cause if cause.spot().is_some() => 4,
             Cause::Parse(_) => 3,
             Cause::Reported { code, .. } => *code,
             cause if cause.is_denied() || self.is_unmapped() => 5,

@@ -81,7 +81,7 @@ fn live(inherited: Inherited) -> i32 {
             let _ = contain::leave();
             claim::discard(&startup.request.name, directory, parent);
             let e = around.name(e, startup.request.pids);
-            let e = if startup.spec.is_none() { blame::image(e) } else { e };
+            let e = if startup.spec.is_none() { blame::image(e, is_alone(&startup.request)) } else { e };
             // If the front is gone, nobody wants to know.
             let _ = control.send(&Report::Failed(Failure::from(&e)), &[]);
             1
@@ -120,6 +120,11 @@ struct Kept {
     filling: Option<Filling>,
     /// Kept open: checkpoints compare with them, and reach the container's layer through them.
     _open: Vec<OwnedFd>,
+}
+
+/// Whether addresses and names of sockets are the container's only.
+fn is_alone(request: &Request) -> bool {
+    request.net != Net::Host && request.root != Root::Caller
 }
 
 /// Whether somebody waits for this container still: a start whose front has died is undone.

@@ -1,7 +1,7 @@
 //! What front and keeper say to each other.
 
 use serde::{Deserialize, Serialize};
-use yendor_image::{Bytes, Digest};
+use yendor_image::{Bytes, Digest, Spot};
 use yendor_kinds::Cause;
 use yendor_policy::host::Granted;
 use yendor_sys::SysError;
@@ -154,6 +154,7 @@ enum Why {
     Denied { what: String, hint: String },
     Hole { what: String, option: String },
     Other { message: String, code: u8 },
+    Damaged { spot: Spot, what: String },
 }
 
 impl From<&Error> for Failure {
@@ -163,12 +164,13 @@ impl From<&Error> for Failure {
             Cause::Corrupt { what } => Why::Corrupt(what.clone()),
             Cause::Denied { what, hint } => Why::Denied { what: what.clone(), hint: hint.clone() },
             Cause::Hole { what, option } => Why::Hole { what: what.clone(), option: option.clone() },
-            cause => match cause.sys() {
-                Some(SysError { call, args, errno }) => {
+            cause => match (cause.sys(), cause.spot()) {
+                (Some(SysError { call, args, errno }), _) => {
                     let hint = if let Cause::Refused { hint, .. } = cause { Some(hint.clone()) } else { None };
                     Why::Call { call: (*call).to_owned(), args: args.clone(), errno: errno.raw_os_error(), hint }
                 }
-                None => Why::Other { message: cause.to_string(), code: e.exit_code() },
+                (None, Some(spot)) => Why::Damaged { spot, what: cause.to_string() },
+                (None, None) => Why::Other { message: cause.to_string(), code: e.exit_code() },
             },
         };
         let Place { step, task, kind, object } = &e.place;
@@ -194,6 +196,7 @@ impl From<Failure> for Error {
             },
             Why::Unsupported(what) => Cause::Unsupported { what },
             Why::Corrupt(what) => Cause::Corrupt { what },
+            Why::Damaged { spot, what } => Cause::Damaged { spot, what },
             Why::Denied { what, hint } => Cause::Denied { what, hint },
             Why::Hole { what, option } => Cause::Hole { what, option },
             // A reader that an image has taken over says what it likes, but not that all is well.
@@ -215,6 +218,11 @@ mod tests {
         let text = serde_json::to_string(&Failure::from(&e)).expect("json");
         let back = Error::from(serde_json::from_str::<Failure>(&text).expect("failure"));
         assert_eq!((back.to_string(), back.exit_code()), (e.to_string(), e.exit_code()));
+        let e = Error::new(Step::Load, yendor_image::Error::Truncated { file: "pages-0".into(), offset: 7 });
+        let text = serde_json::to_string(&Failure::from(&e)).expect("json");
+        let back = Error::from(serde_json::from_str::<Failure>(&text).expect("failure"));
+        assert_eq!((back.to_string(), back.exit_code()), (e.to_string(), 4));
+        assert_eq!(back.cause.spot(), Some(Spot { file: "pages-0".into(), offset: Some(7), bytes: None }));
         let error = SysError::new("unshare", "", Errno::NOSPC);
         let mut e = Error::new(Step::Contain, Cause::Refused { error, hint: "raise it".into() });
         e.by = Some("sysctl".into());

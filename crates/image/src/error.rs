@@ -2,6 +2,11 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
+use crate::FORMAT_FILE;
+use crate::upgrade::PREFIX;
+
 /// Result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -110,16 +115,32 @@ pub enum Error {
     },
 }
 
+/// Where an image is damaged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spot {
+    /// The file, or the path of an image that is none.
+    pub file: String,
+    /// From which byte on, as near as it is known.
+    pub offset: Option<u64>,
+    /// How many bytes from there on may be damaged, where that is all that is known.
+    pub bytes: Option<u64>,
+}
+
 impl Error {
-    /// Whether the image is at fault, so that another attempt cannot help (exit code 4). Meant for errors of reading.
-    pub fn is_damage(&self) -> bool {
-        match self {
-            Error::Missing { .. }
-            | Error::Truncated { .. }
-            | Error::Digest { .. }
-            | Error::Format { .. }
-            | Error::Version { .. }
-            | Error::TooLarge { .. } => true,
+    /// Where the image is damaged; none: it is not.
+    pub fn spot(&self) -> Option<Spot> {
+        let (file, offset, bytes) = match self {
+            Error::Missing { file } => (file.as_str(), None, None),
+            Error::Truncated { file, offset } | Error::Format { file, offset, .. } => {
+                (file.as_str(), Some(*offset), None)
+            }
+            Error::Digest { file, bytes } => (file.as_str(), Some(0), Some(*bytes)),
+            Error::Version { .. } => (FORMAT_FILE, Some(u64::try_from(PREFIX.len()).unwrap_or(0)), None),
+            // What is counted may be something else than bytes, and then stands behind the name.
+            Error::TooLarge { file, limit, .. } => match file.split_once(": ") {
+                Some((file, _)) => (file, None, None),
+                None => (file.as_str(), Some(*limit), None),
+            },
             Error::Io { .. }
             | Error::Exists { .. }
             | Error::Name { .. }
@@ -127,8 +148,14 @@ impl Error {
             | Error::Compressed { .. }
             | Error::Encrypted { .. }
             | Error::NotForUs { .. }
-            | Error::Unfinished { .. } => false,
-        }
+            | Error::Unfinished { .. } => return None,
+        };
+        Some(Spot { file: file.to_owned(), offset, bytes })
+    }
+
+    /// Whether the image is at fault, so that another attempt cannot help (exit code 4). Meant for errors of reading.
+    pub fn is_damage(&self) -> bool {
+        self.spot().is_some()
     }
 
     pub(crate) fn io(file: &str, op: &'static str, source: impl Into<io::Error>) -> Error {

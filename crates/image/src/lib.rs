@@ -29,7 +29,7 @@ pub use block::{BLOCK_BYTES, decode, find_damage};
 pub use bytes::Bytes;
 pub use compress::Compression;
 pub use digest::Digest;
-pub use error::{Error, Result};
+pub use error::{Error, Result, Spot};
 pub use id::{Addr, FdNum, FileId, MmId, NsId, NsPid, ShmId, Tid};
 pub use limits::Limits;
 pub use manifest::{Codec, Compressed, Encryption, FileEntry, Kind, Manifest, Method};

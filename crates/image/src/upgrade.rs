@@ -12,7 +12,7 @@ pub const NEWEST: u32 = 1;
 /// The `format` file of the newest version.
 pub const NEWEST_LINE: &[u8] = b"yendor image 1\n";
 
-const PREFIX: &[u8] = b"yendor image ";
+pub(crate) const PREFIX: &[u8] = b"yendor image ";
 
 /// A `format` file is never longer: the words, ten digits and the line feed.
 pub(crate) const LINE_BYTES: u64 = 24;

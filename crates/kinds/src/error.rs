@@ -42,6 +42,14 @@ pub enum Cause {
         /// What it claims.
         what: String,
     },
+    /// The image is damaged, as another process has found that reads it.
+    #[error("{what}")]
+    Damaged {
+        /// Where.
+        spot: yendor_image::Spot,
+        /// What it said, with the place.
+        what: String,
+    },
     /// Refused by permission or policy, not by a call.
     #[error("{what}")]
     Denied {
@@ -96,6 +104,20 @@ impl Cause {
         Cause::Passing { what: what.into() }
     }
 
+    /// A [`Cause::Hole`] that another machine fills.
+    pub fn of_machine(what: impl Into<String>, machine: &str) -> Self {
+        Cause::Hole { what: what.into(), option: machine.into() }
+    }
+
+    /// What refuses a checkpoint is nothing that an image can truly say.
+    #[must_use]
+    pub fn claimed(self) -> Self {
+        match self {
+            Cause::Unsupported { what } | Cause::Passing { what } => Cause::Corrupt { what },
+            other => other,
+        }
+    }
+
     /// `Corrupt` in one word.
     pub fn corrupt(what: impl Into<String>) -> Self {
         Cause::Corrupt { what: what.into() }
@@ -118,6 +140,16 @@ impl Cause {
         match self {
             Cause::Image(yendor_image::Error::Io { file, op, source }) => Some(SysError::io(op, file.clone(), source)),
             other => other.sys().cloned(),
+        }
+    }
+
+    /// Where the image is damaged, if that is the cause.
+    #[must_use]
+    pub fn spot(&self) -> Option<yendor_image::Spot> {
+        match self {
+            Cause::Image(e) => e.spot(),
+            Cause::Damaged { spot, .. } => Some(spot.clone()),
+            _ => None,
         }
     }
 

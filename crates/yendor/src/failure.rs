@@ -80,6 +80,16 @@ impl Failure {
                 fields.insert("errno".into(), json!(sys.errno.raw_os_error()));
             }
         }
+        let spot = match self {
+            Failure::Engine(error) => error.cause.spot(),
+            Failure::Image(error) => error.spot(),
+            _ => None,
+        };
+        if let (Some(spot), Some(fields)) = (spot, fields.as_object_mut()) {
+            fields.insert("file".into(), json!(spot.file));
+            fields.insert("offset".into(), json!(spot.offset));
+            fields.insert("bytes".into(), json!(spot.bytes));
+        }
         json!({ "error": fields })
     }
 }

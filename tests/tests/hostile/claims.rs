@@ -18,8 +18,6 @@ pub enum May {
     Named(&'static str),
     /// Refused, or it runs and has nothing.
     Contained,
-    /// Contained, or it fails for lack of something that the container, or the kernel, does not have.
-    Fail,
 }
 
 /// What is changed.
@@ -320,10 +318,13 @@ fn restrictions() -> Vec<Claim> {
             filter(f, 0, &[5, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])
         }),
         lie("a domain above the root", May::Contained, |f, _| domain(f, vec![beneath(4, "/../../../..")])),
-        lie("a domain for a file of the host", May::Fail, |f, bait| {
+        lie("a domain for a file of the host", May::Contained, |f, bait| {
             domain(f, vec![beneath(4, bait.join("secret").to_str().expect("UTF-8"))]);
         }),
-        lie("a domain for a magic link", May::Fail, |f, _| domain(f, vec![beneath(4, "/proc/1/root")])),
+        lie("a domain for a magic link", May::Damaged, |f, _| domain(f, vec![beneath(4, "/proc/1/root")])),
+        lie("a domain for what is not there", May::Named("--volume or --rootfs"), |f, _| {
+            domain(f, vec![beneath(4, "/no/such")]);
+        }),
         lie("a domain of all accesses", May::Damaged, |f, _| domain(f, vec![beneath(u64::MAX, "/")])),
         lie("large registers that no processor has", May::Damaged, |f, _| {
             f.set(&p("controls/large"), Value::Array(vec![number(u64::MAX); 2]));
@@ -488,7 +489,9 @@ fn namespaces() -> Vec<Claim> {
         lie("mounts of the host", May::Contained, |f, _| inside(f, &[mounts("/", "/etc", "/proc/1/root")], &[0])),
         lie("mounts below nothing", May::Damaged, |f, _| inside(f, &[mounts("/", "/../etc", "/etc")], &[0])),
         lie("mounts of nothing", May::Damaged, |f, _| inside(f, &[mounts("/", "/etc", "../etc")], &[0])),
-        lie("a root that is not there", May::Fail, |f, _| inside(f, &[mounts("/no/such", "/etc", "/etc")], &[0])),
+        lie("a root that is not there", May::Named("--volume or --rootfs"), |f, _| {
+            inside(f, &[mounts("/no/such", "/etc", "/etc")], &[0]);
+        }),
         lie("no mounts at all", May::Damaged, |f, _| {
             inside(f, &[namespace(Value::Null, "mount", &[("mounts", Value::Array(Vec::new()))])], &[0]);
         }),
@@ -949,7 +952,7 @@ fn descriptors() -> Vec<Claim> {
         lie("a file of a kind that does not exist", May::Damaged, |f, _| {
             f.set("files/3/record", map(&[("hostsocket", Value::Null)]));
         }),
-        lie("all open flags", May::Fail, |f, _| f.set("files/3/flags", number(u64::from(u32::MAX)))),
+        lie("all open flags", May::Damaged, |f, _| f.set("files/3/flags", number(u64::from(u32::MAX)))),
         lie("a position of 2^63", May::Damaged, |f, _| {
             let path = file(f, "regular");
             f.set(&format!("{path}/position"), number(1 << 63));
@@ -992,19 +995,19 @@ fn paths() -> Vec<Claim> {
         lie("a file of the host to truncate", May::Contained, |f, bait| {
             regular(f, bait.join("mine"), 0o100_644, 0o101_001);
         }),
-        lie("a file of the host to create", May::Fail, |f, bait| {
+        lie("a file of the host to create", May::Named("--volume or --rootfs"), |f, bait| {
             regular(f, bait.join("new"), 0o100_644, 0o100_301);
         }),
         lie("a file through a symbolic link", May::Contained, |f, bait| {
             regular(f, bait.join("link"), 0o100_644, 0o100_001);
         }),
-        lie("a path of magic links", May::Fail, |f, _| {
+        lie("a path of magic links", May::Denied, |f, _| {
             regular(f, "/proc/1/root/etc/shadow", 0o100_640, 0o100_000);
         }),
-        lie("the keeper's own descriptors", May::Fail, |f, _| {
+        lie("the keeper's own descriptors", May::Denied, |f, _| {
             regular(f, "/proc/self/fd/3", 0o100_600, 0o100_002);
         }),
-        lie("a block device for a file", May::Fail, |f, _| regular(f, "/dev/sda", 0o60_600, 0o100_002)),
+        lie("a block device for a file", May::Damaged, |f, _| regular(f, "/dev/sda", 0o60_600, 0o100_002)),
         lie("a NUL in a path", May::Damaged, |f, _| regular(f, "/etc/pass\0wd", 0o100_644, 0o100_000)),
         lie("a path of 5000 bytes", May::Damaged, |f, _| {
             regular(f, format!("/{}", "x/".repeat(2500)), 0o100_644, 0o100_000);
@@ -1074,17 +1077,15 @@ fn layers() -> Vec<Claim> {
             layer(f, b"evil", &map(&[("symlink", target)]), 0o777, 0);
             layer(f, b"evil/mine", &empty_file(0), 0o666, 0);
         }),
-        lie("a hard link to a file above the layer", May::Contained, |f, bait| {
+        lie("a hard link to a file above the layer", May::Damaged, |f, bait| {
             let target = Value::Bytes([b"../../../../".to_vec(), beneath(bait, "secret")].concat());
             layer(f, b"linked", &map(&[("link", target)]), 0o644, 0);
         }),
         lie("host files deleted in the layer", May::Contained, |f, bait| {
-            let entry = layer_entry(&beneath(bait, "mine"), whiteout(), 0o644, 0);
-            f.list("container/layers/0/entries").push(entry);
+            at_depth(f, &beneath(bait, "mine"), whiteout(), 0o644);
         }),
         lie("host files replaced in the layer", May::Contained, |f, bait| {
-            let entry = layer_entry(&beneath(bait, "mine"), empty_file(0), 0o6777, 0);
-            f.list("container/layers/0/entries").push(entry);
+            at_depth(f, &beneath(bait, "mine"), empty_file(0), 0o6777);
         }),
         lie("a layer over a directory of the host", May::Contained, |f, bait| {
             f.set("container/layers/1/mount", bytes(bait));
@@ -1110,7 +1111,7 @@ fn layers() -> Vec<Claim> {
         lie("a label of a file", May::Damaged, |f, _| attribute(f, "security.selinux", b"system_u:object_r:bin_t:s0")),
         lie("an overlay's own mark", May::Damaged, |f, _| attribute(f, "user.overlay.redirect", b"/etc")),
         lie("an attribute of the machine's root", May::Damaged, |f, _| attribute(f, "trusted.overlay.opaque", b"y")),
-        lie("a symbolic link that is a directory, too", May::Fail, |f, bait| {
+        lie("a symbolic link that is a directory, too", May::Damaged, |f, bait| {
             let target = bytes(bait.join("mine"));
             layer(f, b"evil", &map(&[("symlink", target)]), 0o777, 0);
             layer(f, b"evil", &directory(), 0o777, 0);
@@ -1123,6 +1124,26 @@ fn layers() -> Vec<Claim> {
             f.list("container/layers/1/entries").push(entry);
         }),
     ]
+}
+
+/// Puts an entry into the layer of the root, and the directories above it that the layer does not have.
+fn at_depth(f: &mut Forge, path: &[u8], what: Value, mode: u64) {
+    let list = f.list("container/layers/0/entries");
+    let has = |list: &[Value], path: &[u8]| {
+        let is = |entry: &Value| {
+            let Value::Map(fields) = entry else { return false };
+            fields
+                .iter()
+                .any(|(name, value)| name.as_text() == Some("path") && value.as_bytes().is_some_and(|b| b == path))
+        };
+        list.iter().any(is)
+    };
+    for (end, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+        if !has(list, &path[..end]) {
+            list.push(layer_entry(&path[..end], directory(), 0o755, 0));
+        }
+    }
+    list.push(layer_entry(path, what, mode, 0));
 }
 
 /// A file in /tmp with an extended attribute.
@@ -1169,7 +1190,9 @@ fn surroundings() -> Vec<Claim> {
         }),
         lie("a setting with a name that begins like another", May::Damaged, |f, _| setting(f, "network/x", b"1")),
         lie("a setting of 64 KiB", May::Damaged, |f, _| setting(f, "net/ipv4/ip_forward", &[b'1'; 1 << 16])),
-        lie("a setting that nobody knows", May::Fail, |f, _| setting(f, "net/ipv4/yendor", b"1")),
+        lie("a setting that nobody knows", May::Named("a kernel that has it"), |f, _| {
+            setting(f, "net/ipv4/yendor", b"1")
+        }),
         lie("a setting that forwards", May::Contained, |f, _| setting(f, "net/ipv4/ip_forward", b"1")),
         lie("a file with flags that are not kept", May::Damaged, |f, _| {
             let mut entry = layer_entry(b"flagged", empty_file(0), 0o755, 0);
@@ -1192,6 +1215,9 @@ fn surroundings() -> Vec<Claim> {
         lie("words that steer a terminal", May::Contained, |f, _| {
             let words = || Value::Text("\u{1b}[2J\u{1b}]0;owned\u{7}".into());
             f.list("lost").push(Value::Array(vec![words(), words()]));
+        }),
+        lie("another kernel", May::Named("a machine that runs it"), |f, _| {
+            f.set("machine/vdso", Value::Text("07".repeat(32)));
         }),
         lie("another machine", May::Contained, |f, _| f.set("machine/architecture", Value::Text("vax".into()))),
     ]

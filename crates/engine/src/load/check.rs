@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use rustix::fs::OFlags;
 use yendor_image::{FileId, Manifest, NsId, PAGE_BYTES, PageRun, RECORDS_FILE, ShmId, pages_name};
 use yendor_kinds::file::{self, Descriptor};
 use yendor_kinds::memory::vma::{self, Backing};
@@ -95,7 +96,9 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         _ => None,
     });
     for layer in container.layers.iter().chain(inside) {
-        known.blob(layer.blob.as_ref()).map_err(|e| e.kind("file system", layer.mount.to_string()))?;
+        let checked = namespace::layer::check(layer).map_err(|e| Error::new(Step::Load, e));
+        let checked = checked.and_then(|()| known.blob(layer.blob.as_ref()));
+        checked.map_err(|e| e.kind("file system", layer.mount.to_string()))?;
     }
     let is_mount = |id: &NsId| {
         let record = usize::try_from(id.0).ok().and_then(|n| namespaces.get(n));
@@ -129,7 +132,7 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         }
     }
     // Ids of processes in all pid namespaces, parents, and that nobody is his own ancestor.
-    plan::plan(processes, namespaces).map_err(|e| Error::new(Step::Load, e))?;
+    plan::plan(processes, namespaces).map_err(|e| Error::new(Step::Load, e.claimed()))?;
     let mut tids = BTreeSet::new();
     for process in processes {
         let pid = process.pid.0;
@@ -227,6 +230,20 @@ fn check_file(entry: &file::Entry) -> Result<()> {
         && (owner.0 == NOBODY || owner.1 == NOBODY)
     {
         return Err(wrong(entry.record.kind(), format!("file {}", entry.id), "its owner cannot be"));
+    }
+    if let file::Record::Regular(r) = &entry.record
+        && !r.is_possible(entry.flags)
+    {
+        return Err(wrong(
+            entry.record.kind(),
+            format!("file {}", entry.id),
+            "nothing that is opened so is of this kind",
+        ));
+    }
+    const PATH: u32 = OFlags::PATH.bits();
+    let beside = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::LARGEFILE;
+    if entry.flags & PATH != 0 && entry.flags & !(PATH | beside.bits()) != 0 {
+        return Err(wrong(entry.record.kind(), format!("file {}", entry.id), "a path (O_PATH) has no other flags"));
     }
     // A position may lie behind the end, but not where no file has bytes.
     if size > MOST_BYTES || i64::try_from(position).is_err() {

@@ -159,9 +159,12 @@ impl Calls {
             return Ok(());
         }
         if !chain.allows(Nr::CAPSET, self.regs.rip + 2) {
-            return Err(Cause::unsupported(
-                "a seccomp filter forbids capset, which a task without no_new_privs needs after it",
-            ));
+            return Err(Cause::Denied {
+                what:
+                    "a seccomp filter of the task's own forbids capset, which it needs after it: it has no no_new_privs"
+                        .into(),
+                hint: "a program that sets no_new_privs before its filter can be restored".into(),
+            });
         }
         let mut script = Script::new();
         credential::capabilities(record, &mut script);

@@ -155,8 +155,8 @@ fn check_vdso(site: &Site<'_>, me: i32, map: &maps::Map) -> Result<()> {
         return Ok(());
     }
     let taken = &site.snapshot.machine.kernel;
-    Err(Cause::unsupported(format!("the image was taken under kernel {taken}, whose vdso differs from this one's")))
-        .at(Step::Rebuild)
+    let what = format!("kernel {taken}, under which it was taken and whose vdso this one's differs from");
+    Err(Cause::of_machine(what, "a machine that runs it")).at(Step::Rebuild)
 }
 
 fn ask(site: &Site<'_>, task: &Task) -> std::result::Result<(sched::Record, control::Thread), Cause> {

@@ -233,6 +233,9 @@ fn behind(site: &Site<'_>, area: &vma::Record) -> Result<Option<i32>> {
     found.copied().map(Some).ok_or_else(|| Cause::corrupt(format!("mapping at {}: nothing behind it", area.start)))
 }
 
+/// What fills a hole that is the kernel's.
+const KERNEL: &str = "the kernel that it was taken under";
+
 /// Moves the parked vdso to where the process had it.
 fn place_vdso(site: &Site<'_>, memory: &Record, script: &mut Script) -> Result<()> {
     for (what, at, len) in &site.parked {
@@ -243,7 +246,8 @@ fn place_vdso(site: &Site<'_>, memory: &Record, script: &mut Script) -> Result<(
             }
             Some(area) => {
                 let had = area.len();
-                return Err(Cause::unsupported(format!("{what:?} had {had} bytes and has {len} under this kernel")));
+                let what = format!("{what:?} of {had} bytes, which has {len} under this kernel");
+                return Err(Cause::of_machine(what, KERNEL));
             }
             None => {
                 script.call(Nr::MUNMAP, args![*at, *len]);
@@ -252,7 +256,7 @@ fn place_vdso(site: &Site<'_>, memory: &Record, script: &mut Script) -> Result<(
     }
     for area in memory.areas.iter().filter(|a| a.is_kernel()) {
         if !site.parked.iter().any(|(what, ..)| *what == area.backing) {
-            return Err(Cause::unsupported(format!("this kernel has no {:?}", area.backing)));
+            return Err(Cause::of_machine(format!("{:?}, which this kernel does not have", area.backing), KERNEL));
         }
     }
     Ok(())

@@ -53,12 +53,12 @@ impl FileKind for Record {
         let usual = format!("/dev/{name}");
         let fd = workshop
             .open(&path.0, flags | OFlags::PATH, Mode::empty())
-            .or_else(|_| workshop.open(usual.as_bytes(), flags | OFlags::PATH, Mode::empty()))?;
+            .or_else(|_| workshop.find(usual.as_bytes(), flags | OFlags::PATH))?;
         let stat = rustix::fs::fstat(&fd).named("fstat", || path.to_string())?;
         let found = (major(stat.st_rdev), minor(stat.st_rdev));
         let right = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && found == *number;
         let path = if right { path.0.as_slice() } else { usual.as_bytes() };
-        Ok(workshop.open(path, flags, Mode::empty())?)
+        workshop.find(path, flags)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, FileId};
 
@@ -44,7 +44,7 @@ impl FileKind for Record {
         let Record { path, pipe, content } = self;
         let key = (Self::NAME, u64::from(pipe.0));
         if !workshop.objects.contains_key(&key) {
-            let both = workshop.open(&path.0, OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?;
+            let both = workshop.find(&path.0, OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY)?;
             let stat = rustix::fs::fstat(&both).named("fstat", || path.to_string())?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
                 return Err(Cause::Hole {

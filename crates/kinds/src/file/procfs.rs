@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, SeekFrom, fstatfs};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
+use yendor_sys::Errno;
 
 use super::{Entry, FileKind, Gather, Seen, Workshop, regular};
 use crate::{Cause, Named, Result};
@@ -23,6 +24,15 @@ pub struct Record {
     pub path: Bytes,
     /// The position.
     pub position: u64,
+}
+
+/// Why a file of /proc is not there: that of a process is not in the image either, others are the kernel's.
+fn lacking(path: &Bytes) -> Cause {
+    let first = path.0.strip_prefix(b"/proc/").and_then(|rest| rest.first());
+    if first.is_some_and(u8::is_ascii_digit) {
+        return Cause::corrupt(format!("{path}: no process of it is in the image"));
+    }
+    Cause::of_machine(format!("{path}, which this kernel does not have"), "a kernel that has it")
 }
 
 impl FileKind for Record {
@@ -46,7 +56,10 @@ impl FileKind for Record {
 
     fn rebuild(&self, entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
         let Record { path, position } = self;
-        let fd = workshop.open(&path.0, regular::reopen_flags(entry.flags), Mode::empty())?;
+        let fd = match workshop.open(&path.0, regular::reopen_flags(entry.flags), Mode::empty()) {
+            Err(e) if matches!(e.errno, Errno::NOENT | Errno::NOTDIR) => return Err(lacking(path)),
+            opened => opened?,
+        };
         if fstatfs(&fd).named("fstatfs", || path.to_string())?.f_type != MAGIC {
             return Err(Cause::corrupt(format!("{path} is no file of /proc")));
         }

@@ -45,6 +45,16 @@ pub struct Ghost {
     pub owner: (u32, u32),
 }
 
+impl Record {
+    /// Whether what is opened with these flags can be of its kind: a file or a directory, but for what is only a path to something
+    /// (`O_PATH`).
+    #[must_use]
+    pub fn is_possible(&self, flags: u32) -> bool {
+        let plain = matches!(FileType::from_raw_mode(self.mode), FileType::RegularFile | FileType::Directory);
+        plain || flags & OFlags::PATH.bits() != 0
+    }
+}
+
 impl FileKind for Record {
     const NAME: &'static str = "regular";
 
@@ -84,7 +94,7 @@ impl FileKind for Record {
         let flags = reopen_flags(entry.flags);
         let fd = match ghost {
             Some(ghost) => ghost.open(self, entry.flags, workshop)?,
-            None => workshop.open(&path.0, flags, Mode::empty())?,
+            None => workshop.find(&path.0, flags)?,
         };
         let stat = rustix::fs::fstat(&fd).named("fstat", || path.to_string())?;
         let kind = |m| FileType::from_raw_mode(m);

@@ -69,7 +69,7 @@ impl FileKind for Record {
 
     fn rebuild(&self, _entry: &Entry, workshop: &mut Workshop<'_>) -> Result<OwnedFd> {
         let Record { clock, settime_flags, expiry, interval, ticks } = self;
-        let (id, ahead) = base(*clock, *settime_flags, workshop.clocks)?;
+        let (id, ahead) = base(*clock, *settime_flags, workshop.clocks).map_err(Cause::claimed)?;
         let fd = event::timerfd(*clock)?;
         let value = match expiry {
             None => (0, 0),

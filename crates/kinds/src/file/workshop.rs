@@ -206,6 +206,22 @@ impl<'a> Workshop<'a> {
         super::inotify::watch_all(self)
     }
 
+    /// Opens what the image has open at a path, which whoever makes the container has to have there.
+    ///
+    /// # Errors
+    /// `Hole` for what is not there, or is not there so; what else openat2 says.
+    pub fn find(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+        self.open(path, flags, Mode::empty()).map_err(|e| match e.errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::NXIO | Errno::NODEV | Errno::ROFS => {
+                let why = std::io::Error::from(e.errno).to_string();
+                let why = why.split(" (os error").next().unwrap_or_default();
+                let what = format!("{} as it was: {why}", path.escape_ascii());
+                Cause::Hole { what, option: "--volume or --rootfs".into() }
+            }
+            _ => e.into(),
+        })
+    }
+
     /// Opens a path beneath the container's root.
     ///
     /// # Errors

@@ -446,9 +446,8 @@ impl Record {
         let mut slots = [0; 4];
         vm::read_exact(tid, made + 4, &mut slots)?;
         if u64::from(u32::from_ne_bytes(slots)) != self.slots() {
-            let what =
-                "asynchronous I/O (io_setup) with a smaller ring than this machine makes, which has more processors";
-            return Err(Cause::unsupported(what));
+            let what = "asynchronous I/O (io_setup) with a ring of another size than this machine makes";
+            return Err(Cause::of_machine(what, "a machine with no more processors"));
         }
         let mut script = Script::new();
         let want = Want::Exactly(start);

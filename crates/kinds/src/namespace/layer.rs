@@ -6,7 +6,7 @@
 
 pub mod attribute;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -149,7 +149,9 @@ impl<'w> Walk<'w> {
             }
             return self.directory(&sub, path);
         }
-        if stat.st_nlink > 1 {
+        // Whiteouts are names of one inode, and no file.
+        let is_whiteout = kind == FileType::CharacterDevice && stat.st_rdev == 0;
+        if stat.st_nlink > 1 && !is_whiteout {
             if let Some(first) = self.links.get(&stat.st_ino) {
                 let first = first.clone();
                 self.push(path, What::Link(first), &stat, Vec::new());
@@ -173,7 +175,7 @@ impl<'w> Walk<'w> {
             }
             FileType::Fifo => What::Fifo,
             FileType::Socket => What::Socket,
-            FileType::CharacterDevice if stat.st_rdev == 0 => What::Whiteout,
+            _ if is_whiteout => What::Whiteout,
             other => {
                 return Err(Cause::unsupported(format!("{}: {other:?} in the container's file system", shown(path))));
             }
@@ -256,15 +258,11 @@ pub fn rebuild(record: &Record, top: &OwnedFd, keep: &[Vec<u8>], reader: &Reader
         }
         None => None,
     };
+    let hidden = |entry: &&Entry| entry.what == What::Whiteout;
+    let gone: BTreeSet<&[u8]> = entries.iter().filter(hidden).map(|entry| entry.path.0.as_slice()).collect();
     let ours = |entry: &&Entry| !keep.iter().any(|kept| is_within(&mount.0, &entry.path.0, kept));
     for entry in entries.iter().filter(ours) {
-        make(entry, top, data.as_ref()).map_err(|e| match e {
-            Cause::Sys(mut s) => {
-                s.args = format!("{mount}/{}: {}", entry.path, s.args);
-                s.into()
-            }
-            other => other,
-        })?;
+        make(entry, top, data.as_ref(), &gone).map_err(|e| at(mount, entry, e))?;
     }
     // Directories last and deepest first: making what is in them changed their times.
     for entry in entries.iter().filter(ours).rev().filter(|e| matches!(e.what, What::Directory(_))) {
@@ -272,13 +270,55 @@ pub fn rebuild(record: &Record, top: &OwnedFd, keep: &[Vec<u8>], reader: &Reader
         match furnish(&parent, &name, entry).and_then(|()| stamp(&parent, &name, entry)) {
             // Something of the host is mounted on it, read-only: not the container's to change.
             Err(Cause::Sys(e)) if e.errno == Errno::ROFS => {}
-            other => other?,
+            other => other.map_err(|e| at(mount, entry, e))?,
         }
     }
     // A file may be such that nobody can change it any more, nor its directory.
     for entry in entries.iter().filter(ours).rev().filter(|entry| entry.flags != 0) {
         let (parent, name) = place(top, &entry.path.0)?;
         attribute::set_flags(&parent, &name, entry.flags)?;
+    }
+    Ok(())
+}
+
+/// Says of a call which entry it was for.
+fn at(mount: &Bytes, entry: &Entry, e: Cause) -> Cause {
+    match e {
+        Cause::Sys(mut s) => {
+            s.args = format!("{mount}/{}: {}", entry.path, s.args);
+            s.into()
+        }
+        other => other,
+    }
+}
+
+/// Whether it is what [`collect`] writes: each name once, in a directory that comes before it, and a link to something.
+///
+/// # Errors
+/// `Corrupt` with the path that cannot be.
+pub fn check(record: &Record) -> Result<()> {
+    let mut seen: BTreeMap<&[u8], &What> = BTreeMap::new();
+    for entry in &record.entries {
+        let path = entry.path.0.as_slice();
+        let wrong = |what: &str| Err(Cause::corrupt(format!("{} in a layer: {what}", path.escape_ascii())));
+        if !is_plain(path) {
+            return wrong("no path of a file in it");
+        }
+        let directory = path.iter().rposition(|b| *b == b'/').map_or(&b""[..], |at| &path[..at]);
+        if !directory.is_empty() && !matches!(seen.get(directory), Some(What::Directory(_))) {
+            return wrong("no directory before it has it");
+        }
+        if path.is_empty() && !matches!(entry.what, What::Directory(_)) {
+            return wrong("its root is no directory");
+        }
+        if let What::Link(to) = &entry.what
+            && matches!(seen.get(to.0.as_slice()), None | Some(What::Directory(_)))
+        {
+            return wrong("another name of what is not there");
+        }
+        if seen.insert(path, &entry.what).is_some() {
+            return wrong("it is there twice");
+        }
     }
     Ok(())
 }
@@ -290,10 +330,15 @@ fn is_within(mount: &[u8], path: &[u8], kept: &[u8]) -> bool {
     whole.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
+/// Whether a path leads to nothing but what is beneath.
+fn is_plain(path: &[u8]) -> bool {
+    let leaves = path.starts_with(b"/") || path.split(|b| *b == b'/').any(|part| part == b".." || part == b".");
+    !leaves && !path.contains(&0)
+}
+
 /// The directory of a path, opened without following any link, and the last name; "." for the mount itself.
 fn place(top: &OwnedFd, path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
-    let bad = path.starts_with(b"/") || path.split(|b| *b == b'/').any(|part| part == b".." || part == b".");
-    if bad || path.contains(&0) {
+    if !is_plain(path) {
         return Err(Cause::corrupt(format!("the path {} in a layer", path.escape_ascii())));
     }
     let (dir, name) = match path.iter().rposition(|b| *b == b'/') {
@@ -307,7 +352,8 @@ fn place(top: &OwnedFd, path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
     Ok((parent, if name.is_empty() { b".".to_vec() } else { name.to_vec() }))
 }
 
-fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>) -> Result<()> {
+/// Older images have all whiteouts but the first as links to it, which is `gone`.
+fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>, gone: &BTreeSet<&[u8]>) -> Result<()> {
     let Entry { path, what, mode, owner: _, modified: _, attributes, flags: _ } = entry;
     let mut written = None;
     let (parent, name) = place(top, &path.0)?;
@@ -318,16 +364,24 @@ fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>) -> Re
     }
     match what {
         What::Whiteout => return Ok(()),
-        What::Directory(_) => match rustix::fs::mkdirat(&parent, name.as_slice(), Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(SysError::new("mkdirat", "", e).into()),
-        },
+        What::Directory(_) => {
+            let mut made = rustix::fs::mkdirat(&parent, name.as_slice(), Mode::RWXU);
+            // What is no directory is hidden by one, as in a layer.
+            if made == Err(Errno::EXIST) && !is_directory(&parent, &name)? && remove(&parent, &name)? {
+                made = rustix::fs::mkdirat(&parent, name.as_slice(), Mode::RWXU);
+            }
+            match made {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(SysError::new("mkdirat", "", e).into()),
+            }
+        }
         What::File { start, size, extents } => {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = openat(&parent, name.as_slice(), flags, Mode::RUSR | Mode::WUSR).named("openat", String::new)?;
             fill(&file, *start, *size, extents, data)?;
             written = Some(file);
         }
+        What::Link(to) if gone.contains(to.0.as_slice()) => return Ok(()),
         What::Link(to) => {
             let (old_parent, old_name) = place(top, &to.0)?;
             rustix::fs::linkat(&old_parent, old_name.as_slice(), &parent, name.as_slice(), AtFlags::empty())
@@ -347,6 +401,11 @@ fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>) -> Re
     }
     stamp(&parent, &name, entry)?;
     written.map_or(Ok(()), |file| attribute::rebuild(&file, attributes))
+}
+
+fn is_directory(parent: &OwnedFd, name: &[u8]) -> Result<bool> {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).named("fstatat", String::new)?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
 /// The extended attributes of a directory, which must be one.

@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
+use yendor_sys::Errno;
 use yendor_sys::namespace::{Namespaces, read_there, unshare};
-use yendor_sys::{Errno, SysError};
 use yendor_task::tree::read_proc_into;
 
 use crate::{Cause, Named, Result};
@@ -238,11 +238,15 @@ fn settle(wanted: &[(&str, &Bytes)], proc: BorrowedFd<'_>) -> Result<()> {
     let now = look()?;
     match wanted.iter().find(|(name, value)| now.get(*name) != Some(&Some(value.0.clone()))) {
         Some((name, value)) => {
-            Err(Cause::unsupported(format!("{value} as the setting {name}: this kernel makes something else of it")))
+            let what = format!("{value} as the setting {name}, of which this kernel makes something else");
+            Err(Cause::of_machine(what, KERNEL))
         }
         None => Ok(()),
     }
 }
+
+/// What fills a hole that is the kernel's.
+const KERNEL: &str = "a kernel that has it";
 
 fn is_below(name: &str, part: &str) -> bool {
     name.strip_prefix(part).is_some_and(|rest| rest.starts_with('/'))
@@ -256,12 +260,19 @@ fn plain(name: &[u8]) -> Option<&str> {
     (own && parts).then_some(name)
 }
 
-fn write(proc: BorrowedFd<'_>, name: &str, value: &[u8]) -> std::result::Result<(), SysError> {
+fn write(proc: BorrowedFd<'_>, name: &str, value: &[u8]) -> Result<()> {
     let path = format!("sys/{name}");
     let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd: OwnedFd = openat(proc, path.as_str(), flags, Mode::empty()).named("openat", || format!("/proc/{path}"))?;
+    let fd: OwnedFd = match openat(proc, path.as_str(), flags, Mode::empty()) {
+        // Perhaps of a module that is not loaded.
+        Err(Errno::NOENT) => {
+            return Err(Cause::of_machine(format!("the setting {name}, which this kernel does not have"), KERNEL));
+        }
+        opened => opened.named("openat", || format!("/proc/{path}"))?,
+    };
     let shown = || format!("/proc/{path}, \"{}\"", value.escape_ascii());
-    rustix::io::write(&fd, value).named("write", shown).map(drop)
+    rustix::io::write(&fd, value).named("write", shown)?;
+    Ok(())
 }
 
 #[cfg(test)]

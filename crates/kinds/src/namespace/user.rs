@@ -235,8 +235,22 @@ pub(super) fn elsewhere<T>(
         let text = String::from_utf8_lossy(&text);
         match errno {
             0 => Ok(text.split_whitespace().filter_map(|number| number.parse().ok()).collect()),
+            HOLE => {
+                let (option, what) = text.split_once('\n').unwrap_or(("a machine that has it", &text));
+                Err(Cause::Hole { what: format!("in a nested {name} namespace {what}"), option: option.into() })
+            }
             CORRUPT => Err(Cause::corrupt(format!("a nested {name} namespace: {text}"))),
-            errno => Err(SysError::said("unshare", format!("a nested {name} namespace: {text}"), errno).into()),
+            errno => {
+                let error = SysError::said("unshare", format!("a nested {name} namespace: {text}"), errno);
+                // Only mounts lead to what others have to have there.
+                Err(match (name, error.errno) {
+                    ("mnt", Errno::NOENT | Errno::NOTDIR) => {
+                        let what = format!("what a nested mnt namespace leads to: {text}");
+                        Cause::Hole { what, option: "--volume or --rootfs".into() }
+                    }
+                    _ => error.into(),
+                })
+            }
         }
     };
     let numbers = heard()?;
@@ -255,12 +269,15 @@ fn its(proc: BorrowedFd<'_>, pid: i32, name: &str) -> Result<OwnedFd> {
 
 /// No errno.
 const CORRUPT: i32 = -1;
+/// The image needs something: the option, a line feed, and what.
+const HOLE: i32 = -2;
 
 /// An errno, and a text: numbers, or what went wrong.
 fn said(done: Result<Vec<i32>>) -> Vec<u8> {
     let (errno, text) = match done {
         Ok(numbers) => (0, numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         Err(Cause::Sys(e)) => (e.errno.raw_os_error(), e.to_string()),
+        Err(Cause::Hole { what, option }) => (HOLE, format!("{option}\n{what}")),
         Err(e) => (CORRUPT, e.to_string()),
     };
     let length = i32::try_from(text.len()).unwrap_or(0);

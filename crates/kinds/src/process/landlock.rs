@@ -48,6 +48,9 @@ pub enum Rule {
     },
 }
 
+/// What fills a hole that is the kernel's.
+const KERNEL: &str = "a kernel that has it";
+
 /// Accesses that a file which is no directory can have (linux/landlock.h).
 const OF_FILE: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15;
 
@@ -64,14 +67,15 @@ impl Layer {
     /// The layer's ruleset, without its rules.
     ///
     /// # Errors
-    /// `Unsupported` when this kernel does not know all of it: nothing is left out in silence.
+    /// `Hole` when this kernel does not know all of it: nothing is left out in silence.
     pub fn ruleset(&self) -> Result<OwnedFd> {
         landlock::create_ruleset(self.fs, self.net, self.scoped).map_err(|e| {
             let abi = landlock::abi();
             match e.errno {
-                _ if abi == 0 => Cause::unsupported("Landlock: this kernel has none, or it is switched off"),
+                _ if abi == 0 => Cause::of_machine("Landlock, which this kernel does not have or that is off", KERNEL),
                 yendor_sys::Errno::INVAL | yendor_sys::Errno::TOOBIG => {
-                    Cause::unsupported(format!("Landlock: this kernel (ABI {abi}) cannot do all of {}", e.args))
+                    let what = format!("Landlock that can do all of {}, and not only ABI {abi}", e.args);
+                    Cause::of_machine(what, KERNEL)
                 }
                 _ => e.into(),
             }

@@ -176,7 +176,8 @@ fn join(record: &Extended, (possible, len): (u64, usize)) -> Result<Vec<u8>> {
     let old = old.ok_or_else(|| Cause::corrupt("an extended state that is not what it says"))?;
     if let Some(lacking) = (0..64).find(|n| in_use & !possible & 1 << n != 0) {
         let name = xstate::name(lacking);
-        return Err(Cause::unsupported(format!("registers of {name}, which this processor does not have")));
+        let what = format!("registers of {name}, which this processor does not have");
+        return Err(Cause::of_machine(what, "a machine that has them"));
     }
     let mut state = xstate::with(*in_use, old, len);
     for (number, bytes) in numbers.into_iter().zip(components) {

@@ -376,7 +376,7 @@ fn set(fd: BorrowedFd<'_>, name: Name, level: i32, number: i32, value: i32) -> R
     if now == value {
         return Ok(());
     }
-    Err(Cause::unsupported(format!("{name:?} {value}: this kernel made it {now}")))
+    Err(Cause::of_machine(format!("{name:?} {value}, of which this kernel makes {now}"), "a kernel that takes it"))
 }
 
 /// A size that was set must be the same again; one that grows by itself may be larger.
@@ -393,9 +393,8 @@ fn buffer(fd: BorrowedFd<'_>, option: i32, force: i32, wanted: i32, locked: bool
     let now = now()?;
     if locked && now != wanted {
         let limit = if option == RCVBUF { "rmem_max" } else { "wmem_max" };
-        return Err(Cause::unsupported(format!(
-            "a socket buffer of {wanted} bytes: net.core.{limit} of this host allows {now}"
-        )));
+        let what = format!("a socket buffer of {wanted} bytes, of which this host allows {now}");
+        return Err(Cause::of_machine(what, &format!("net.core.{limit} of the host")));
     }
     Ok(())
 }

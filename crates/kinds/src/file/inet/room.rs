@@ -52,7 +52,8 @@ pub fn socket(workshop: &Workshop<'_>, family: Family, bytes: usize) -> Result<O
     if has(made.as_fd(), wanted)? {
         return Ok(made);
     }
-    Err(Cause::unsupported(format!("{bytes} bytes that wait to be sent: net.core.wmem_max of this host is too small")))
+    let what = format!("room for {bytes} bytes that wait to be sent");
+    Err(Cause::of_machine(what, "net.core.wmem_max of the host"))
 }
 
 fn has(fd: BorrowedFd<'_>, wanted: i32) -> Result<bool> {

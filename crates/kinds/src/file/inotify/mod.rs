@@ -7,8 +7,8 @@ mod search;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::OFlags;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_proc::fdinfo::Detail;
@@ -84,7 +84,7 @@ pub fn watch_all(workshop: &Workshop<'_>) -> Result<()> {
             overflow(fd, workshop)?;
         }
         for Watch { number, path, mask } in watches {
-            let target = workshop.open(&path.0, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+            let target = workshop.find(&path.0, OFlags::PATH | OFlags::NOFOLLOW)?;
             event::next_watch(fd, *number)?;
             let got = add(fd, &workshop.proc, target.as_fd(), *mask)?;
             if got != *number {
