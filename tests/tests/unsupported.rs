@@ -310,6 +310,44 @@ fn refused(yendor: &Yendor, container: &str, name: &str, says: &str) {
     assert_eq!(yendor.wait(container), 9, "{name}: {}", yendor.logs(container));
 }
 
+/// What the container's root has mounted is mounted on what the caller gives, and not where the caller's policy may forbid it.
+#[test]
+fn the_containers_mounts_are_the_callers_to_allow() {
+    let yendor = Yendor::new(Flavour::user()).expect("any account will do");
+    for place in ["one", "two"] {
+        fs::create_dir_all(yendor.path(place).join("sub")).expect("a directory of our own");
+        fs::write(yendor.path(place).join("sub/who"), place).expect("a file of our own");
+        yendor.owns(&yendor.path(place));
+        yendor.owns(&yendor.path(place).join("sub"));
+    }
+    let volume = |place: &str| format!("data={}", yendor.path(place).display());
+    let script = "mkdir -p /tmp/m /tmp/n && mount --bind /data/sub /tmp/m && mount -o remount,bind,ro /tmp/m &&
+                  mount -t tmpfs none /tmp/n && echo kept > /tmp/n/f || exit 3; echo ready
+                  trap 'cat /tmp/m/who /tmp/n/f; exit 7' USR1; while :; do sleep 0.05; done";
+    let (name, image) = (yendor.fresh("mounted"), yendor.path("image"));
+    let given = format!("{}:/data", volume("one"));
+    yendor.run_detached_with(&name, &["--volume", &given], &["sh", "-c", script]).exits(0);
+    yendor.wait_for_log(&name, "ready", PATIENCE);
+    yendor.checkpoint(&name, &image);
+    let restore = |options: &[&str]| yendor.restore_with(&image, &yendor.fresh("again"), options);
+    let volume = volume("two");
+    let hole = restore(&[]).exits(5).stderr;
+    assert!(hole.contains("--volume data=HOSTPATH"), "{hole}");
+    let forbidden: [&[&str]; 3] =
+        [&["--cap-drop", "CAP_SYS_ADMIN"], &["--landlock", "rw:/tmp"], &["--enforce", "early"]];
+    for options in forbidden {
+        let said = restore(&[options, &["--volume", &volume]].concat()).exits(3).stderr;
+        assert!(said.contains("root has mounted"), "{options:?}: {said}");
+    }
+    let again = yendor.fresh("again");
+    yendor.restore_with(&image, &again, &["--volume", &volume]).exits(0);
+    yendor.kill(&again, "USR1");
+    assert_eq!(yendor.wait(&again), 7, "{}", yendor.logs(&again));
+    assert_eq!(yendor.logs(&again).replace('\n', ""), "twokept", "what the caller gives is shown, and the tmpfs");
+    let files = fs::read_dir(yendor.path("two/sub")).map(Iterator::count).ok();
+    assert_eq!(files, Some(1), "a volume is written to by nobody");
+}
+
 yendor_tests::flavours! {
     everything
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
+use yendor_kinds::Cause;
+use yendor_policy::capability;
 pub use yendor_policy::landlock::Rule;
 pub use yendor_policy::lsm::Profile;
 
@@ -33,6 +35,32 @@ pub struct Request {
     pub policy: Policy,
     /// What is mounted in the root and how it is shown, where the caller says so (an OCI bundle); none: as usual.
     pub layout: Option<Layout>,
+}
+
+impl Request {
+    /// Whether the container's root may mount something in its container, as far as the request tells: what its tasks may not do is not done for
+    /// them. Paths of Landlock, and of profiles, would mean something else.
+    ///
+    /// # Errors
+    /// `Unsupported`, naming what forbids it or may do so.
+    pub fn may_mount(&self) -> std::result::Result<(), Cause> {
+        const ADMIN: &str = "CAP_SYS_ADMIN";
+        let Policy { landlock, seccomp, enforce: _, profiles, keep_lsm: _ } = &self.policy;
+        let admin = capability::one(ADMIN).unwrap_or(capability::ALL);
+        let without = capability::mask(&self.cap_drop).is_ok_and(|dropped| dropped & admin == 0);
+        let with = if !without {
+            "a container without CAP_SYS_ADMIN"
+        } else if !landlock.is_empty() {
+            "a container with rules of Landlock"
+        } else if seccomp.is_some() {
+            "a container with a seccomp filter"
+        } else if !profiles.is_empty() {
+            "a container with a profile (--lsm-profile)"
+        } else {
+            return Ok(());
+        };
+        Err(Cause::unsupported(format!("what the container's root has mounted, in {with}")))
+    }
 }
 
 /// The container's own policy: applied to every task after it is made and before it runs.

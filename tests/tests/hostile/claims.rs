@@ -196,6 +196,7 @@ pub static CLAIMS: std::sync::LazyLock<Vec<Claim>> = std::sync::LazyLock::new(||
         layers(),
         surroundings(),
         encoding(),
+        own_mounts(),
         disk(),
     ]
     .into_iter()
@@ -1249,6 +1250,139 @@ fn encoding() -> Vec<Claim> {
             let mut out = Vec::new();
             ciborium::into_writer(&forge.records, &mut out).expect("encode");
             out
+        }),
+    ]
+}
+
+/// What the container's root is said to have mounted.
+fn own_mounts() -> Vec<Claim> {
+    fn record(f: &mut Forge, removed: &[&str], changed: Vec<Value>, mounts: Vec<Value>) {
+        let removed = Value::Array(removed.iter().map(bytes).collect());
+        let fields = [("removed", removed), ("changed", Value::Array(changed)), ("mounts", Value::Array(mounts))];
+        f.set("container/mounts", map(&fields));
+    }
+    fn mount(on: Value, point: &str, what: Value) -> Value {
+        map(&[
+            ("on", on),
+            ("point", bytes(point)),
+            ("what", what),
+            // What is locked (nodev of the root, nosuid of /tmp) cannot be taken away.
+            ("attributes", number(6)),
+            ("shared", Value::Bool(false)),
+            ("unbindable", Value::Bool(false)),
+        ])
+    }
+    fn outside(path: impl AsRef<Path>) -> Value {
+        map(&[("outside", bytes(path))])
+    }
+    fn bind(f: &mut Forge, path: impl AsRef<Path>, point: &str) {
+        record(f, &[], Vec::new(), vec![mount(Value::Null, point, outside(path))]);
+    }
+    fn new(kind: &str, option: (&str, &str), content: Value, pids: Value) -> Value {
+        let options = vec![Value::Array(vec![Value::Text(option.0.into()), Value::Text(option.1.into())])];
+        map(&[(
+            "new",
+            map(&[
+                ("fs_type", Value::Text(kind.into())),
+                ("options", Value::Array(options)),
+                ("root", bytes("")),
+                ("content", content),
+                ("pids", pids),
+            ]),
+        )])
+    }
+    fn tmpfs(f: &mut Forge, option: (&str, &str), blob: Value, entry: Value) {
+        let entries = Value::Array(vec![entry]);
+        let content = map(&[("mount", bytes("/mnt")), ("blob", blob), ("entries", entries)]);
+        let what = new("tmpfs", option, content, Value::Null);
+        record(f, &[], Vec::new(), vec![mount(Value::Null, "/mnt", what)]);
+    }
+    fn changed(f: &mut Forge, point: &str, attributes: u64) {
+        let one = map(&[("point", bytes(point)), ("attributes", number(attributes))]);
+        record(f, &[], vec![one], Vec::new());
+    }
+    fn directory(path: &[u8]) -> Value {
+        layer_entry(path, map(&[("directory", Value::Bool(false))]), 0o755, 0)
+    }
+    const SIZE: (&str, &str) = ("size", "1m");
+    vec![
+        lie("a directory of the host's, bound", May::Contained, |f, bait| bind(f, bait, "/mnt")),
+        lie("the container's own directory, bound over others", May::Contained, |f, _| bind(f, "/tmp", "/home")),
+        lie("a bind through a link of proc", May::Contained, |f, _| bind(f, "/proc/self/root/etc", "/mnt")),
+        lie("a bind of a descriptor of the keeper's", May::Contained, |f, _| bind(f, "/proc/self/fd/3", "/mnt")),
+        lie("a bind of the keeper's memory", May::Contained, |f, _| bind(f, "/proc/thread-self/mem", "/etc/passwd")),
+        lie("a bind at the root", May::Damaged, |f, _| bind(f, "/tmp", "/")),
+        lie("a bind above the root", May::Damaged, |f, _| bind(f, "/tmp", "/mnt/../../tmp")),
+        lie("a bind from above the root", May::Damaged, |f, _| bind(f, "/../tmp", "/mnt")),
+        lie("a bind of a relative path", May::Damaged, |f, _| bind(f, "tmp", "/mnt")),
+        lie("a bind at a link that the image brings", May::Contained, |f, bait| {
+            let link = layer_entry(b"out", map(&[("symlink", bytes(bait))]), 0o777, 0);
+            f.list("container/layers/1/entries").push(link);
+            bind(f, "/etc", "/tmp/out");
+        }),
+        lie("a bind of a link that the image brings", May::Contained, |f, bait| {
+            let link = layer_entry(b"out", map(&[("symlink", bytes(bait))]), 0o777, 0);
+            f.list("container/layers/1/entries").push(link);
+            bind(f, "/tmp/out", "/mnt");
+        }),
+        lie("a mount on one that comes later", May::Damaged, |f, _| {
+            record(f, &[], Vec::new(), vec![mount(number(0), "/mnt", outside("/tmp"))]);
+        }),
+        lie("a part of what is no new file system", May::Damaged, |f, _| {
+            let part = map(&[("part", map(&[("of", number(0)), ("path", bytes("x"))]))]);
+            let all = vec![mount(Value::Null, "/mnt", outside("/tmp")), mount(Value::Null, "/opt", part)];
+            record(f, &[], Vec::new(), all);
+        }),
+        lie("a proc of the host's", May::Damaged, |f, _| {
+            let what = new("proc", ("hidepid", "0"), Value::Null, number(0));
+            record(f, &[], Vec::new(), vec![mount(Value::Null, "/mnt", what)]);
+        }),
+        lie("a proc of its own", May::Contained, |f, _| {
+            let what = new("proc", ("hidepid", "0"), Value::Null, Value::Null);
+            record(f, &[], Vec::new(), vec![mount(Value::Null, "/mnt", what)]);
+        }),
+        lie("a disk of the host's", May::Damaged, |f, _| {
+            let what = new("ext4", ("source", "/dev/vda"), Value::Null, Value::Null);
+            record(f, &[], Vec::new(), vec![mount(Value::Null, "/mnt", what)]);
+        }),
+        lie("a tmpfs with a source", May::Damaged, |f, _| {
+            tmpfs(f, ("source", "/dev/vda"), Value::Null, directory(b""));
+        }),
+        lie("a tmpfs beyond all memory", May::Contained, |f, _| {
+            tmpfs(f, ("size", "18446744073709551615"), Value::Null, directory(b""));
+        }),
+        lie("a tmpfs with files above it", May::Damaged, |f, _| {
+            tmpfs(f, SIZE, Value::Null, directory(b"../out"));
+        }),
+        lie("a tmpfs with a device", May::Damaged, |f, _| {
+            let entry = layer_entry(b"vda", map(&[("device", number(0xfe00))]), 0o666, 0);
+            tmpfs(f, SIZE, Value::Null, entry);
+        }),
+        lie("a tmpfs with somebody's file", May::Damaged, |f, _| {
+            let entry = layer_entry(b"x", map(&[("directory", Value::Bool(false))]), 0o4755, u64::from(u32::MAX));
+            tmpfs(f, SIZE, Value::Null, entry);
+        }),
+        lie("a tmpfs with a blob that is not there", May::Damaged, |f, _| {
+            tmpfs(f, SIZE, Value::Text("../../etc/shadow".into()), directory(b""));
+        }),
+        lie("a layer in what is bound", May::Contained, |f, _| {
+            f.set("container/layers/1/mount", bytes("/mnt"));
+            bind(f, "/etc", "/mnt");
+        }),
+        lie("that a cover is removed", May::Contained, |f, _| {
+            record(f, &["/sys", "/dev/null"], Vec::new(), Vec::new())
+        }),
+        lie("that /proc is removed", May::Contained, |f, _| record(f, &["/proc"], Vec::new(), Vec::new())),
+        lie("that the root is removed", May::Damaged, |f, _| record(f, &["/"], Vec::new(), Vec::new())),
+        lie("that /sys can be written", May::Denied, |f, _| changed(f, "/sys", 0)),
+        lie("attributes that are none", May::Damaged, |f, _| changed(f, "/tmp", 0x0010_0000)),
+        lie("attributes of what is no mount", May::Contained, |f, _| changed(f, "/etc/passwd", 1)),
+        lie("too many mounts", May::Damaged, |f, _| {
+            let one = || mount(Value::Null, "/mnt", outside("/tmp"));
+            record(f, &[], Vec::new(), std::iter::repeat_with(one).take(100_001).collect());
+        }),
+        lie("mounts by a list", May::Damaged, |f, _| {
+            f.set("container/mounts", Value::Array(vec![Value::Text("/:/host".into())]));
         }),
     ]
 }

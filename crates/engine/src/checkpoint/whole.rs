@@ -94,6 +94,8 @@ pub fn mounts(state: &State, proc: &OwnedFd, gather: &mut Gather<'_>) -> std::re
     if difference.is_none(&gather.lines) {
         return Ok(own::Record::default());
     }
+    // Nobody could restore it with the same policy.
+    state.request.may_mount()?;
     let pids = namespace_of(proc, state, "pid")?;
     let pids = rustix::fs::fstat(&pids).named("fstat", || "the pid namespace".into())?.st_ino;
     let home = (&gather.root, &namespace_of(proc, state, "mnt")?, pids);

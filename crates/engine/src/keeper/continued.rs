@@ -7,7 +7,6 @@ use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::namespace::mount::own;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
-use yendor_policy::capability;
 
 use crate::collect::namespace;
 use crate::contain::Contained;
@@ -45,28 +44,16 @@ pub(super) fn mount_own(
     if record.is_empty() {
         return Ok(Vec::new());
     }
-    may_mount(request).at(Step::Rebuild).kind("namespace", "mnt")?;
+    if request.policy.enforce == Enforce::Early {
+        let what = "--enforce early for an image whose root has mounted something in its container";
+        return Err(Cause::unsupported(what)).at(Step::Confine);
+    }
+    request.may_mount().at(Step::Confine).kind("namespace", "mnt")?;
     let me = rustix::process::getpid().as_raw_nonzero().get();
     let (before, _) = namespace::mounts(contained.host_proc.as_fd(), me).at(Step::Rebuild)?;
     let begun = own::begin(record, contained.host_proc.as_fd(), reader);
     contained.begun = Some(begun.at(Step::Rebuild).kind("namespace", "mnt")?);
     Ok(before)
-}
-
-/// What this container's root may not do is not done for it.
-fn may_mount(request: &Request) -> std::result::Result<(), Cause> {
-    if request.policy.enforce == Enforce::Early {
-        return Err(Cause::unsupported(
-            "--enforce early for an image whose root has mounted something in its container",
-        ));
-    }
-    let admin = capability::one("CAP_SYS_ADMIN").unwrap_or(capability::ALL);
-    if capability::mask(&request.cap_drop).unwrap_or(capability::ALL) & admin != 0 {
-        return Err(Cause::unsupported(
-            "an image whose root has mounted something in its container, without CAP_SYS_ADMIN",
-        ));
-    }
-    Ok(())
 }
 
 /// The container's clocks go on from where they stood.

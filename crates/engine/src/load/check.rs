@@ -48,7 +48,17 @@ const MOST_OF_RING: u64 = 1 << 32;
 /// `Corrupt` with the record that claims what cannot be.
 pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     let Snapshot { machine: _, container, processes, files, objects, restrictions, namespaces, lost: _ } = snapshot;
-    for layer in &container.layers {
+    let inside = namespaces.iter().filter_map(|one| match &one.content {
+        Content::Mount(record) => Some(&record.mounts),
+        _ => None,
+    });
+    let inside = inside.chain(std::iter::once(&container.mounts.mounts)).flatten();
+    let inside = inside.filter_map(|mount| match &mount.what {
+        mount::What::New(system) => system.content.as_ref(),
+        _ => None,
+    });
+    let layers: Vec<&namespace::layer::Record> = container.layers.iter().chain(inside).collect();
+    for layer in &layers {
         let plain = layer.mount.0.split(|b| *b == b'/').all(|part| part != b".." && part != b".");
         if !layer.mount.0.starts_with(b"/") || !plain || layer.mount.0.contains(&0) {
             return Err(wrong("file system", layer.mount.to_string(), "its place is no absolute path"));
@@ -86,16 +96,7 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         known.blob(blob_of(entry)).map_err(|e| e.kind(entry.record.kind(), format!("file {}", entry.id)))
     })?;
     mount::own::check(&container.mounts).map_err(|e| Error::new(Step::Load, e))?;
-    let inside = namespaces.iter().filter_map(|one| match &one.content {
-        Content::Mount(record) => Some(&record.mounts),
-        _ => None,
-    });
-    let inside = inside.chain(std::iter::once(&container.mounts.mounts));
-    let inside = inside.flatten().filter_map(|mount| match &mount.what {
-        mount::What::New(system) => system.content.as_ref(),
-        _ => None,
-    });
-    for layer in container.layers.iter().chain(inside) {
+    for layer in layers {
         let checked = namespace::layer::check(layer).map_err(|e| Error::new(Step::Load, e));
         let checked = checked.and_then(|()| known.blob(layer.blob.as_ref()));
         checked.map_err(|e| e.kind("file system", layer.mount.to_string()))?;

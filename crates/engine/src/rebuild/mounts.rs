@@ -61,6 +61,10 @@ impl Promised {
         if request.policy.enforce == Enforce::Early {
             return Err(Cause::unsupported("--enforce early for an image with a mnt namespace inside"));
         }
+        // Who is held by such rules can mount nothing; and paths would mean something else there.
+        if !promised.namespaces.is_empty() && !request.policy.landlock.is_empty() {
+            return Err(Cause::unsupported("--landlock for an image with a mnt namespace inside"));
+        }
         let me = rustix::process::getpid();
         let own = rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty());
         promised.keeper = lift(own.named("pidfd_open", || "the keeper".into())?, above, held)?;

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{AtFlags, Mode, StatxAttributes, StatxFlags, statx};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, unmount};
 use yendor_image::{Bytes, Reader};
 use yendor_proc::mountinfo::{self, Mount as Line};
@@ -113,7 +113,8 @@ impl Begun {
                 self.with[*number] = copied_with(*number, mount, record, &self.with, &theirs);
             }
         }
-        let whole = |number: usize| self.with.contains(&Some(number));
+        let bearers: BTreeSet<usize> = self.with.iter().flatten().copied().collect();
+        let whole = |number: usize| bearers.contains(&number);
         let mut trees = Vec::with_capacity(mine.len());
         for number in &mine {
             let mount = &record.mounts[*number];
@@ -126,8 +127,9 @@ impl Begun {
             });
         }
         for point in self.removed.iter().filter(|point| is_of_proc(&point.0) == late) {
-            take_away(below_root(&point.0))?;
+            take_away(&old, below_root(&point.0))?;
         }
+        rustix::process::fchdir(&old).named("fchdir", || "\"/\"".into())?;
         for (number, made) in mine.into_iter().zip(trees) {
             let mount = &record.mounts[number];
             let point = below_root(&mount.point.0);
@@ -206,12 +208,19 @@ fn mount_proc(system: &System, point: &[u8], proc: BorrowedFd<'_>) -> Result<()>
     elsewhere((proc, None), "mnt", enter, |_, _| Ok(()), || Ok(()), |_| Ok(()))
 }
 
-/// Unmounts what is at a path below the working directory, if that is a mount.
-fn take_away(point: &[u8]) -> Result<()> {
-    let stat = statx(CWD, point, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
-    if stat.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)) {
-        let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
-        unmount(point, flags).named("umount2", || point.escape_ascii().to_string())?;
+/// Unmounts what is at a path, if that is a mount. No link leads there.
+fn take_away(root: &OwnedFd, point: &[u8]) -> Result<()> {
+    let stat = statx(find(root, point)?, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+    let stat = stat.named("statx", || point.escape_ascii().to_string())?;
+    if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(());
     }
-    Ok(())
+    let (directory, name) = match point.iter().rposition(|b| *b == b'/') {
+        Some(slash) => (&point[..slash], &point[slash + 1..]),
+        None => (&b""[..], point),
+    };
+    let directory = find(root, directory)?;
+    rustix::process::fchdir(&directory).named("fchdir", || point.escape_ascii().to_string())?;
+    let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+    Ok(unmount(name, flags).named("umount2", || point.escape_ascii().to_string())?)
 }
