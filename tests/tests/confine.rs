@@ -265,6 +265,63 @@ fn a_file_of_mode_000_comes_back_unless_the_policy_is_enforced_early_and_forbids
     });
 }
 
+/// Has sockets and a watch.
+const OPENED: &str = r"
+import ctypes, os, signal, socket, time
+tcp = socket.socket(); tcp.bind(('127.0.0.1', 81)); tcp.listen()
+unix = socket.socket(socket.AF_UNIX); unix.bind('/tmp/name'); unix.listen()
+watch = ctypes.CDLL(None).inotify_init1(0)
+signal.signal(signal.SIGUSR1, lambda *_: os._exit(7 if watch >= 0 and tcp.getsockname()[1] == 81 else 1))
+print('ready', flush=True)
+while True: time.sleep(0.05)
+";
+
+/// Each policy judges what tasks have open with `--enforce early`, and not without it.
+#[test]
+fn what_early_enforcement_judges() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let (first, image) = (yendor.fresh("a"), yendor.path("image"));
+    yendor.run_detached(&first, &["python3", "-c", OPENED]);
+    yendor.wait_for_log(&first, "ready", PATIENCE);
+    yendor.checkpoint(&first, &image);
+    let restores = |options: &[&str]| {
+        let name = yendor.fresh("b");
+        yendor.restore_with(&image, &name, options).exits(0);
+        yendor.kill(&name, "USR1");
+        assert_eq!(yendor.wait(&name), 7, "{}", yendor.logs(&name));
+    };
+    let refused = |options: &[&str], words: &[&str]| {
+        let name = yendor.fresh("b");
+        let outcome = yendor.restore_with(&image, &name, &[&["--enforce", "early"], options].concat()).exits(5);
+        for word in words {
+            assert!(outcome.stderr.contains(word), "{word}: {}", outcome.stderr);
+        }
+        assert!(yendor.tasks_left().is_empty(), "{:?}", yendor.tasks_left());
+        assert!(!yendor.path("state/run").join(&name).exists(), "its directory is left");
+    };
+    let filter = |file: &str, names: &[&str], args: serde_json::Value| {
+        let rule = serde_json::json!({ "names": names, "action": "SCMP_ACT_ERRNO", "args": args });
+        let text = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
+        std::fs::write(yendor.path(file), text.to_string()).expect("write a file of our own");
+        utf8(&yendor.path(file)).to_owned()
+    };
+    let inet = serde_json::json!([{ "index": 0, "value": 2, "op": "SCMP_CMP_EQ" }]);
+    let none = serde_json::json!([]);
+    let sockets = filter("sockets", &["socket"], inet);
+    let listen = filter("listen", &["listen"], none.clone());
+    let watches = filter("watches", &["inotify_init", "inotify_init1"], none.clone());
+    let one_way = filter("one-way", &["inotify_init", "open", "creat", "eventfd"], none);
+    let paths = ["--landlock", "exec:/usr", "--landlock", "rw:/dev"];
+    restores(&["--seccomp", &sockets]);
+    restores(&["--enforce", "early", "--seccomp", &one_way]);
+    refused(&["--seccomp", &sockets], &["internet socket", "socket", "denied by: seccomp"]);
+    refused(&["--seccomp", &listen], &["listen", "denied by: seccomp"]);
+    refused(&["--seccomp", &watches], &["inotify", "denied by: seccomp"]);
+    refused(&["--cap-drop", "NET_BIND_SERVICE"], &["bind", "81", "denied by: capabilities"]);
+    refused(&paths, &["/tmp/name", "denied by: Landlock"]);
+    refused(&["--landlock", "bind:82"], &["bind", "81", "denied by: Landlock"]);
+}
+
 /// Tries what takes a capability in the initial user namespace; asked with USR1, since it is about a restored task.
 const POWERS: &str = r"
 import os, signal, socket, time

@@ -8,10 +8,13 @@
 //!
 //! What tasks had forbidden themselves comes on top of it, never instead of it.
 
+mod calls;
+
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use yendor_image::Bytes;
+use yendor_kinds::file::Entry;
 use yendor_kinds::process::credential;
 use yendor_kinds::process::landlock::{Layer, Rule};
 use yendor_kinds::process::{Record, State};
@@ -113,7 +116,7 @@ impl<'a> Confine<'a> {
     }
 
     /// Makes the image's files, with `--enforce early` under the policy: each call that opens, binds or connects is judged
-    /// as the container's own would be. Seccomp is not among it: it judges calls, and these are ours, not the program's.
+    /// as the container's own would be. Seccomp is asked before, about the program's calls, not ours ([`calls`], docs/adr/0021).
     /// `places` are outside the container, where the keeper reads from.
     ///
     /// # Errors
@@ -121,12 +124,14 @@ impl<'a> Confine<'a> {
     pub fn early<T: Send>(
         &self,
         request: &Request,
+        files: &[Entry],
         places: &[OwnedFd],
         make: impl FnOnce() -> Result<T> + Send,
     ) -> Result<T> {
         if request.policy.enforce == Enforce::Late {
             return make();
         }
+        self.seccomp.map_or(Ok(()), |filter| calls::judge(filter, files))?;
         let ruleset = self.domain.as_ref().map(|d| d.with_places(places)).transpose().at(Step::Confine)?;
         landlock::confined(ruleset.as_ref(), self.dropped, make).at(Step::Confine)?
     }
