@@ -11,6 +11,31 @@ use yendor_tests::{Flavour, Outcome, Started, Terminal, Yendor, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
+/// Without YENDOR_ROOT an account's containers and images lie where XDG says.
+#[test]
+fn state_lies_where_xdg_says() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let name = yendor.fresh("xdg");
+    let call = |words: &[&str]| {
+        let mut command = yendor.command(words);
+        command.env_remove("YENDOR_ROOT");
+        yendor.to_its_end(command, words.join(" "))
+    };
+    let said = call(&["-vv", "run", "-d", "--name", &name, "--", "sleep", "1000"]).exits(0).stderr;
+    let (run, images) = (yendor.path("run/yendor"), yendor.path("data/yendor/images"));
+    let places = format!("containers in {}, images in {}", run.display(), images.display());
+    assert!(said.contains(&places) && said.contains(env!("CARGO_PKG_VERSION")), "{said}");
+    assert!(run.join(&name).join("state.json").exists());
+    call(&["checkpoint", &name]).exits(0);
+    assert!(
+        images.join(&name).join("1").join("manifest.json").exists(),
+        "{:?}",
+        fs::read_dir(&images).map(Iterator::count)
+    );
+    call(&["rm", &name]).exits(0);
+    assert!(!run.join(&name).exists() && !yendor.path("state/run").join(&name).exists());
+}
+
 /// Each of these is a test as real root in a new user namespace, and as an account without rights.
 macro_rules! both {
     ($($name:ident)+) => {

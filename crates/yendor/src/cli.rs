@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
+use yendor_engine::state::Places;
 
 use crate::failure::Outcome;
 use crate::{print, verb};
@@ -22,7 +23,7 @@ the status of what they waited for, 128+N after signal N.";
 #[derive(Debug, Parser)]
 #[command(name = "yendor", version, about = ABOUT, after_help = EXAMPLE)]
 pub struct Cli {
-    /// Say more; twice for still more
+    /// Say more: how long each step took; twice: under what and where, too
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
     /// Say less: errors only; twice is the same
@@ -99,11 +100,23 @@ impl Verb {
     }
 }
 
+/// What a report of an error should tell.
+fn surroundings() -> String {
+    let (version, kernel) = (env!("CARGO_PKG_VERSION"), rustix::system::uname());
+    let user = rustix::process::geteuid().as_raw();
+    let places = Places::from_environment().map_or_else(
+        |why| why.to_string(),
+        |places| format!("containers in {}, images in {}", places.run.display(), places.images.display()),
+    );
+    format!("yendor {version} under Linux {}, user {user}; {places}", kernel.release().to_string_lossy())
+}
+
 /// Reads the command line and does what it says.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     print::set_loudness(i8::try_from(cli.verbose).unwrap_or(2), cli.quiet > 0);
     let json = cli.verb.json();
+    print::surroundings(surroundings);
     match cli.verb.run() {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {

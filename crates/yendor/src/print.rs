@@ -62,6 +62,13 @@ pub fn detail(text: &str) {
     }
 }
 
+/// Surroundings; only with -vv.
+pub fn surroundings(text: impl FnOnce() -> String) {
+    if loudness() >= 2 {
+        error(&text());
+    }
+}
+
 /// A table with aligned columns, the first row its head.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -6,7 +6,7 @@ use yendor_kinds::Result;
 use yendor_kinds::namespace::ipc;
 use yendor_kinds::process::{Record, State, label};
 use yendor_kinds::snapshot::{Policy, Security, Snapshot};
-use yendor_policy::lsm::{Attribute, Here, Module};
+use yendor_policy::lsm::{Attribute, Here, Module, apparmor};
 
 /// What a restore compares with when it is asked to keep the labels.
 pub fn collect(here: &Here, processes: &[Record]) -> Security {
@@ -57,6 +57,21 @@ fn counted(module: Module, snapshot: &Snapshot) -> [(usize, &'static str, &'stat
     ]
 }
 
+/// The tokens of hats: what is in one comes back in it, and stays.
+fn hats(snapshot: &Snapshot) -> Option<String> {
+    let alive =
+        snapshot.processes.iter().filter_map(|p| if let State::Alive(alive) = &p.state { Some(alive) } else { None });
+    let current = |l: &&label::Label| l.module == Module::AppArmor.name() && l.attribute == Attribute::Current.name();
+    let labels = alive.flat_map(|alive| &alive.threads).filter_map(|t| t.labels.iter().find(current)?.label.as_ref());
+    match labels.filter(|label| apparmor::is_in_hat(&label.0)).count() {
+        0 => None,
+        count => Some(format!(
+            "the tokens of hats (aa_change_hat) of {count} threads with a label of a hat or a child profile: AppArmor tells \
+             nobody, and with --keep-lsm such a thread cannot leave its hat"
+        )),
+    }
+}
+
 /// Labels that no kernel tells, those of System V objects, and under which files were opened; and those that nobody can give again, of
 /// pipes, and of sockets where the module is not SELinux. A restore gives all of them its caller's, so there is nothing to say where every
 /// task has the label of whoever takes the image.
@@ -67,7 +82,7 @@ pub fn untold(here: &Here, proc: &OwnedFd, snapshot: &Snapshot) -> Result<Vec<(S
     let me = rustix::process::getpid().as_raw_nonzero().get();
     let modules: Vec<Module> = here.modules().into_iter().filter(|m| *m != Module::Tomoyo).collect();
     let own = label::collect(proc, (me, me), &modules, |_| None)?;
-    let mut out = Vec::new();
+    let mut out: Vec<_> = hats(snapshot).into_iter().map(|what| (KIND.to_owned(), what)).collect();
     for module in modules {
         let of = |l: &&label::Label| l.module == module.name() && l.attribute == Attribute::Current.name();
         let own = own.iter().find(of).and_then(|l| l.label.as_ref()).map(|l| l.0.as_slice());

@@ -32,6 +32,16 @@ pub(super) fn load(security: Option<&OwnedFd>) -> Option<String> {
     Some(String::from_utf8_lossy(text.get(..count)?).trim().to_owned())
 }
 
+/// Whether a task with this label is in a hat of a profile, or in a child of it: labels do not tell these two apart.
+#[must_use]
+pub fn is_in_hat(label: &[u8]) -> bool {
+    let plain =
+        |name: &str| name.strip_prefix(':').and_then(|rest| rest.split_once(':')).map(|(_, own)| own.to_owned());
+    components(label)
+        .iter()
+        .any(|name| plain(name).unwrap_or_else(|| name.clone()).trim_start_matches("//").contains("//"))
+}
+
 /// The profiles that a label consists of (`a//&b` is both at once, `a//b` is one, `unconfined` is none). Of several that
 /// follow each other in one namespace (`:n:a//&b`) only the first names it (security/apparmor/label.c).
 pub(super) fn components(label: &[u8]) -> Vec<String> {
@@ -96,7 +106,7 @@ fn names(dir: &OwnedFd, path: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{components, nested};
+    use super::{components, is_in_hat, nested};
 
     #[test]
     fn labels_fall_into_profiles() {
@@ -105,6 +115,16 @@ mod tests {
         assert!(components(b"unconfined").is_empty());
         assert_eq!(components(b"a//&:n//m:b//&c//&:o:d"), ["a", ":n//m:b", ":n//m:c", ":o:d"]);
         assert!(components(b":n:unconfined//&unconfined").iter().all(|name| name != ":n:unconfined"));
+    }
+
+    #[test]
+    fn hats_are_known_by_their_profiles() {
+        for hat in [&b"a//hat"[..], b"x//&a//hat", b":n://a//hat", b":n:a//hat", b"/usr/sbin/a b//c//&d"] {
+            assert!(is_in_hat(hat), "{}", hat.escape_ascii());
+        }
+        for none in [&b"a"[..], b"unconfined", b"a//&b", b":n://a", b":n//m:b", b"/usr/sbin/a"] {
+            assert!(!is_in_hat(none), "{}", none.escape_ascii());
+        }
     }
 
     #[test]

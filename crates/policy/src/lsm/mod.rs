@@ -4,7 +4,7 @@
 //! caller makes; recorded labels are used on request only, under the same modules with the same policy, and only as far as
 //! the kernel permits each.
 
-mod apparmor;
+pub mod apparmor;
 mod entry;
 mod keep;
 mod selinux;
