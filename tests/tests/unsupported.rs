@@ -163,6 +163,11 @@ child(enter)",
         "/tmp/m: a mount (tmpfs) that the container has made itself that another covers",
     ),
     (
+        "a directory that a mount covers",
+        "os.mkdir('/tmp/m'); os.chdir('/tmp/m'); call(165, b'none', b'/tmp/m', b'tmpfs', 0, 0)",
+        "/tmp/m: the working directory of process",
+    ),
+    (
         "a file that a mount covers",
         "os.mkdir('/tmp/m'); file = open('/tmp/m/f', 'w')
 call(165, b'/tmp/m', b'/tmp/m', b'', 0x1000, 0); return file",

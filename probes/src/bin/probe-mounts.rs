@@ -106,6 +106,8 @@ fn make(dir: &Dir) -> Mounted {
     tmpfs(&at("fs/in"), 0, "");
     tmpfs(&at("over"), libc::MS_NOATIME, "nr_inodes=100");
     put(&at("over/new"), "above");
+    let flags = libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOATIME;
+    ok("mount -o remount,ro", mount(Path::new("none"), &at("over"), "tmpfs", flags, ""));
     bind(&at("data"), &at("shown"), 0);
     remount(&at("shown"), libc::MS_RDONLY | libc::MS_NODEV | libc::MS_NOSUID);
     bind(&at("data/file"), &at("fs/name"), 0);
@@ -202,6 +204,8 @@ fn look(dir: &Dir, mounted: Mounted) {
     expect("size", space, 2 << 20);
     let written = unsafe { libc::open(c(&at("shown/new")).as_ptr(), libc::O_CREAT | libc::O_WRONLY, 0o600) };
     refused("a file in what is read-only", written, libc::EROFS);
+    let written = unsafe { libc::open(c(&at("over/later")).as_ptr(), libc::O_CREAT | libc::O_WRONLY, 0o600) };
+    refused("a file in a tmpfs that is read-only", written, libc::EROFS);
     put(&at("fs/sub/later"), "");
     let own_numbers = text(&at("fs/processes/self/stat"));
     let own_number = format!("{} ", std::process::id());

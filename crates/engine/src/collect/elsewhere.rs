@@ -1,9 +1,10 @@
-//! What a process has of mount namespaces that it does not live in, beside open files: refused by name.
+//! What a process has of mount namespaces that it does not live in, or of mounts that nobody can reach, beside open files: refused by name.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx};
 use yendor_image::NsId;
+use yendor_kinds::file::Gather;
 use yendor_kinds::namespace::mount::Places;
 use yendor_kinds::{Cause, Named, Result};
 use yendor_task::tree::read_proc;
@@ -28,4 +29,37 @@ pub fn check(proc: &OwnedFd, pid: i32, (places, own): (&Places, Option<NsId>), c
         )));
     }
     Ok(())
+}
+
+/// Refuses directories of processes of the container's mount namespace that their paths lead to no more, where its root has changed its mounts.
+///
+/// # Errors
+/// `Unsupported`, by name.
+pub fn covered(gather: &Gather<'_>, pid: i32) -> Result<()> {
+    for (name, what) in [("cwd", "working"), ("root", "root")] {
+        let link = format!("{pid}/{name}");
+        let path = rustix::fs::readlinkat(&gather.proc, link.as_str(), Vec::new());
+        let path = path.named("readlinkat", || format!("/proc/{link}"))?.into_bytes();
+        if path.ends_with(b" (deleted)") {
+            continue;
+        }
+        let fd = openat(&gather.proc, link.as_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let there = place_of(&fd.named("openat", || format!("/proc/{link}"))?)?;
+        let again = gather.open_inside(&path, OFlags::PATH).ok().map(|fd| place_of(&fd)).transpose()?;
+        if again != Some(there) {
+            let path = path.escape_ascii();
+            let what = format!(
+                "{path}: the {what} directory of process {pid}, which a mount covers or that is mounted no more"
+            );
+            return Err(Cause::unsupported(what));
+        }
+    }
+    Ok(())
+}
+
+/// Mount and inode.
+fn place_of(fd: &OwnedFd) -> Result<(u64, u64)> {
+    let stat = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID | StatxFlags::INO);
+    let stat = stat.named("statx", || "a directory".into())?;
+    Ok((stat.stx_mnt_id, stat.stx_ino))
 }

@@ -151,6 +151,11 @@ pub fn collect<'w>(
         let networks = nested.networks(proc.as_fd(), &home, &alive);
         gather.networks = networks.at(Step::Collect).kind("namespace", "nested")?;
         gather.places = nested.places(proc.as_fd(), &home, &alive).at(Step::Collect).kind("namespace", "nested")?;
+        for pid in alive.iter().filter(|_| gather.remounted.is_some()) {
+            if home.other_mounts(proc.as_fd(), *pid).at(Step::Collect)?.is_none() {
+                elsewhere::covered(gather, *pid).at(Step::Collect)?;
+            }
+        }
     }
     let ahead = Ahead::start(own, living).at(Step::Collect)?;
     for facts in &order {

@@ -8,6 +8,7 @@
 //! or share them among each other; a tmpfs that another mount covers; what is mounted no more or in part only.
 
 mod build;
+mod check;
 pub mod own;
 mod place;
 
@@ -25,7 +26,8 @@ use super::layer;
 use super::nested::in_thread;
 use crate::{Cause, Named, Result};
 
-pub use build::{Made, check, finish, rebuild};
+pub use build::{Made, finish, rebuild};
+pub use check::check;
 pub use place::{Place, Places};
 
 /// The mounts of a namespace, each after the one that it is mounted on.
@@ -112,9 +114,9 @@ impl Type {
     /// Options that are given again.
     fn options(self) -> &'static [&'static str] {
         match self {
-            Type::Tmpfs => &["size", "nr_blocks", "nr_inodes", "mode", "huge", "inode64", "inode32", "noswap"],
-            Type::Proc => &["hidepid", "subset"],
-            Type::Devpts => &["mode", "ptmxmode", "max"],
+            Type::Tmpfs => &["ro", "size", "nr_blocks", "nr_inodes", "mode", "huge", "inode64", "inode32", "noswap"],
+            Type::Proc => &["ro", "hidepid", "subset"],
+            Type::Devpts => &["ro", "mode", "ptmxmode", "max"],
         }
     }
 

@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, openat, openat2, statx};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    fspick, move_mount, open_tree, unmount,
 };
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, fchdir, pidfd_getfd, pidfd_open, pivot_root};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -21,6 +22,7 @@ use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_sys::{Errno, SysError};
 use yendor_task::tree::read_proc;
 
+use super::check::check;
 use super::{Mount, Record, System, Type, What, comparable, join, layer, rest_of};
 use crate::namespace::user::elsewhere;
 use crate::{Cause, Named, Result};
@@ -203,81 +205,18 @@ pub(super) fn propagation(mount: &Mount) -> MountPropagationFlags {
     }
 }
 
-/// Refuses what could not have been.
-///
-/// # Errors
-/// `Corrupt`.
-pub fn check(record: &Record) -> Result<()> {
-    let Record { mounts } = record;
-    let corrupt = |what: &str| Err(Cause::corrupt(format!("a mount namespace {what}")));
-    if mounts.is_empty() {
-        return corrupt("without mounts");
-    }
-    check_all(mounts)?;
-    if mounts.iter().enumerate().any(|(number, mount)| mount.on.is_none() != (number == 0)) {
-        return corrupt("with a mount that hangs on none");
-    }
-    let odd = |(number, late): (usize, bool)| late && (number == 0 || !record.mounts[number].may_be_late());
-    if record.late().enumerate().any(odd) {
-        return corrupt("with a mount on the proc of a pid namespace");
-    }
-    Ok(())
-}
+/// The option of a file system that nobody can write.
+const READ_ONLY: &str = "ro";
 
-/// `mount-max`, sysctl(8), of `fs`.
-pub(super) const MOST: usize = 100_000;
-
-/// What holds of all mounts in a list.
-pub(super) fn check_all(mounts: &[Mount]) -> Result<()> {
-    let corrupt = |what: &str| Err(Cause::corrupt(format!("a mount namespace {what}")));
-    if mounts.len() > MOST {
-        return corrupt("with too many mounts");
+/// Gives a tmpfs with its content the option that it could not have before.
+pub(super) fn seal(system: &System, made: &OwnedFd) -> Result<()> {
+    if system.fs_type != Type::Tmpfs || !system.options.iter().any(|(key, _)| key == READ_ONLY) {
+        return Ok(());
     }
-    for (number, mount) in mounts.iter().enumerate() {
-        let before = |n: u32| usize::try_from(n).is_ok_and(|n| n < number);
-        let path = |path: &[u8]| is_plain(path.strip_prefix(b"/"));
-        if !mount.on.is_none_or(before) || !path(&mount.point.0) {
-            return corrupt("with a mount that hangs on none");
-        }
-        let fine = match &mount.what {
-            What::Outside(outside) => path(&outside.0),
-            What::Part { of, path } => is_part_of(*of, mounts) && is_plain(Some(&path.0)),
-            What::New(System { fs_type, options, root, content, pids }) => {
-                let known = |(name, _): &(String, Option<String>)| fs_type.options().contains(&name.as_str());
-                (pids.is_none() || *fs_type == Type::Proc && root.0.is_empty())
-                    && is_plain(Some(&root.0))
-                    && options.iter().all(known)
-                    && content.is_some() == (*fs_type == Type::Tmpfs)
-            }
-        };
-        if !fine || !are_attributes(mount.attributes) {
-            return corrupt("with a mount that cannot be");
-        }
-    }
-    Ok(())
-}
-
-/// Whether these are attributes that a record can have.
-pub(super) fn are_attributes(bits: u32) -> bool {
-    let known = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC
-        | MountAttrFlags::MOUNT_ATTR__ATIME
-        | MountAttrFlags::MOUNT_ATTR_NODIRATIME
-        | MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW;
-    bits & !known.bits() == 0
-}
-
-fn is_part_of(of: u32, mounts: &[Mount]) -> bool {
-    let of = usize::try_from(of).ok().and_then(|n| mounts.get(n));
-    of.is_some_and(|mount| matches!(mount.what, What::New(_)))
-}
-
-/// Whether a relative path leads nowhere else.
-pub(super) fn is_plain(path: Option<&[u8]>) -> bool {
-    let odd = |part: &[u8]| matches!(part, b"" | b"." | b"..") || part.contains(&0);
-    path.is_some_and(|path| path.is_empty() || !path.split(|b| *b == b'/').any(odd))
+    let flags = FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC;
+    let context = fspick(made, c"", flags).named("fspick", || "tmpfs".into())?;
+    fsconfig_set_flag(context.as_fd(), READ_ONLY).named("fsconfig", || "tmpfs, ro".into())?;
+    Ok(fsconfig_reconfigure(context.as_fd()).named("fsconfig", || "tmpfs, FSCONFIG_CMD_RECONFIGURE".into())?)
 }
 
 /// A new file system, mounted nowhere: what of it is shown.
@@ -285,7 +224,8 @@ pub(super) fn make(system: &System) -> Result<OwnedFd> {
     let System { fs_type, options, root, content: _, pids: _ } = system;
     let name = fs_type.name();
     let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).named("fsopen", || format!("{name:?}"))?;
-    for (key, value) in options {
+    // A tmpfs is filled first.
+    for (key, value) in options.iter().filter(|(key, _)| *fs_type != Type::Tmpfs || key != READ_ONLY) {
         match value {
             Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()),
             None => fsconfig_set_flag(context.as_fd(), key.as_str()),
@@ -417,7 +357,11 @@ pub(super) fn tree(
     places: &[OwnedFd],
 ) -> Result<OwnedFd> {
     match &mount.what {
-        What::New(_) => made.take().ok_or_else(|| Cause::corrupt("a file system that was not made")),
+        What::New(system) => {
+            let made = made.take().ok_or_else(|| Cause::corrupt("a file system that was not made"))?;
+            seal(system, &made)?;
+            Ok(made)
+        }
         What::Part { of, path } => {
             let of = usize::try_from(*of).ok().and_then(|n| places.get(n));
             let of = of.ok_or_else(|| Cause::corrupt("a part of a file system that is mounted later"))?;

@@ -228,18 +228,18 @@ pub fn beneath<T: Send>(namespace: &OwnedFd, record: &Record, body: impl FnOnce(
 pub fn check(record: &Record) -> Result<()> {
     let Record { removed, changed, mounts } = record;
     let corrupt = |what: &str| Err(Cause::corrupt(format!("a mount of the container's root {what}")));
-    let is_point = |path: &Bytes| path.0.len() > 1 && super::build::is_plain(path.0.strip_prefix(b"/"));
+    let is_point = |path: &Bytes| path.0.len() > 1 && super::check::is_plain(path.0.strip_prefix(b"/"));
     let at_root = |path: &Bytes| path.0 == b"/" || is_point(path);
-    if removed.len() > super::build::MOST || changed.len() > super::build::MOST {
+    if removed.len() > super::check::MOST || changed.len() > super::check::MOST {
         return corrupt("beyond all number");
     }
     if !removed.iter().all(is_point) {
         return corrupt("that was nowhere");
     }
-    if !changed.iter().all(|change| at_root(&change.point) && super::build::are_attributes(change.attributes)) {
+    if !changed.iter().all(|change| at_root(&change.point) && super::check::are_attributes(change.attributes)) {
         return corrupt("with attributes that cannot be");
     }
-    super::build::check_all(mounts)?;
+    super::check::check_all(mounts)?;
     for (number, mount) in mounts.iter().enumerate() {
         let later = |n: u32| usize::try_from(n).is_ok_and(|n| n >= number);
         if matches!(mount.what, What::Part { of, .. } if later(of)) {

@@ -16,7 +16,7 @@ use yendor_sys::mount::furnish;
 use yendor_task::tree::read_proc;
 
 use super::super::build::{
-    below_root, copied_with, copy, find, make, open_directory, propagation, put, remove_others, tree,
+    below_root, copied_with, copy, find, make, open_directory, propagation, put, remove_others, seal, tree,
 };
 use super::super::{self as all, System, Type, What, comparable, layer};
 use super::{Changed, Record, check, is_of_proc, late};
@@ -33,8 +33,8 @@ pub struct Begun {
     /// The mount that each comes with.
     with: Vec<Option<usize>>,
     places: Vec<Option<OwnedFd>>,
-    /// Ids of mounts that are made.
-    own: BTreeSet<i32>,
+    /// New file systems with their content, until they are mounted.
+    made: Vec<Option<OwnedFd>>,
 }
 
 /// Makes what can be made before there is a pid 1: the calling process sees the container's mounts, and nothing is mounted there yet that is not
@@ -51,16 +51,22 @@ pub fn begin(record: &Record, proc: BorrowedFd<'_>, reader: &Reader) -> Result<B
         changed,
         with: vec![None; mounts.len()],
         places: mounts.iter().map(|_| None).collect(),
+        made: Vec::new(),
         record: all::Record { mounts },
         late,
-        own: BTreeSet::new(),
     };
     let before = ids(&lines(proc)?);
     let umask = rustix::process::umask(Mode::empty());
-    let done = begun.stage(false, Some(reader), proc);
+    let made = begun.record.mounts.iter().map(|mount| match &mount.what {
+        What::New(system) if system.fs_type != Type::Proc => filled(system, reader).map(Some),
+        What::New(_) | What::Outside(_) | What::Part { .. } => Ok(None),
+    });
+    let made = made.collect::<Result<_>>();
     rustix::process::umask(umask);
-    done?;
-    begun.own = ids(&lines(proc)?).difference(&before).copied().collect();
+    begun.made = made?;
+    begun.stage(false, proc)?;
+    let own = begun.ids()?;
+    unexpected(&lines(proc)?, &own, &before)?;
     // It is written, and may be large.
     for mount in &mut begun.record.mounts {
         if let What::New(system) = &mut mount.what {
@@ -85,8 +91,8 @@ impl Begun {
     /// # Errors
     /// The kernel's; `Unsupported` where the mounts are not what they were.
     pub fn finish(mut self, proc: BorrowedFd<'_>) -> Result<BTreeSet<i32>> {
-        let before: BTreeSet<i32> = ids(&lines(proc)?).difference(&self.own).copied().collect();
-        self.stage(true, None, proc)?;
+        let before: BTreeSet<i32> = ids(&lines(proc)?).difference(&self.ids()?).copied().collect();
+        self.stage(true, proc)?;
         let top = open_directory("/")?;
         for (mount, place) in self.record.mounts.iter().zip(&self.places) {
             let place = place.as_ref().ok_or_else(|| Cause::corrupt("a mount that was not made"))?;
@@ -100,7 +106,7 @@ impl Begun {
     }
 
     /// Those that are `late`, or the others.
-    fn stage(&mut self, late: bool, reader: Option<&Reader>, proc: BorrowedFd<'_>) -> Result<()> {
+    fn stage(&mut self, late: bool, proc: BorrowedFd<'_>) -> Result<()> {
         let old = open_directory("/")?;
         rustix::process::fchdir(&old).named("fchdir", || "\"/\"".into())?;
         let theirs = lines(proc)?;
@@ -122,8 +128,8 @@ impl Begun {
                 What::Outside(_) if self.with[*number].is_none() => {
                     Some(tree(mount, whole(*number), &mut None, &old, &[])?)
                 }
-                What::New(system) if system.fs_type != Type::Proc => Some(filled(system, reader)?),
-                What::New(_) | What::Outside(_) | What::Part { .. } => None,
+                What::New(_) => self.made[*number].take(),
+                What::Outside(_) | What::Part { .. } => None,
             });
         }
         for point in self.removed.iter().filter(|point| is_of_proc(&point.0) == late) {
@@ -162,9 +168,20 @@ impl Begun {
         Ok(())
     }
 
-    /// The ids of the mounts that are not among those `before`, which must be the record's.
+    /// The ids of the mounts that are made; one may be that of a mount that was removed.
+    fn ids(&self) -> Result<BTreeSet<i32>> {
+        let one = |place: &OwnedFd| {
+            let stat = statx(place, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).named("statx", String::new)?;
+            i32::try_from(stat.stx_mnt_id).map_err(|_| Cause::corrupt("a mount beyond all numbers"))
+        };
+        self.places.iter().flatten().map(one).collect()
+    }
+
+    /// The ids of the mounts that are made, which must be as the record has them; beside those `before` there is no other.
     fn compare(&self, before: &BTreeSet<i32>, proc: BorrowedFd<'_>) -> Result<BTreeSet<i32>> {
-        let own: Vec<Line> = lines(proc)?.into_iter().filter(|line| !before.contains(&line.id)).collect();
+        let (lines, made) = (lines(proc)?, self.ids()?);
+        unexpected(&lines, &made, before)?;
+        let own: Vec<Line> = lines.into_iter().filter(|line| made.contains(&line.id)).collect();
         let mut now: Vec<_> = own.iter().map(|line| comparable(line, &own)).collect();
         let parent = |on: u32| usize::try_from(on).ok().and_then(|on| self.record.mounts.get(on));
         for mount in &self.record.mounts {
@@ -179,22 +196,28 @@ impl Begun {
                 }
             }
         }
-        match now.first() {
-            Some((point, ..)) => {
-                let what = format!("{}: a mount that the container's root had not made", point.escape_ascii());
-                Err(Cause::unsupported(what))
-            }
-            None => Ok(ids(&own)),
+        Ok(made)
+    }
+}
+
+/// Refuses mounts beside those that are made, and those that were there before.
+fn unexpected(lines: &[Line], made: &BTreeSet<i32>, before: &BTreeSet<i32>) -> Result<()> {
+    match lines.iter().find(|line| !made.contains(&line.id) && !before.contains(&line.id)) {
+        Some(line) => {
+            let point = line.mount_point.escape_ascii();
+            Err(Cause::unsupported(format!("{point}: a mount that the container's root had not made")))
         }
+        None => Ok(()),
     }
 }
 
 /// A new file system with its content.
-fn filled(system: &System, reader: Option<&Reader>) -> Result<OwnedFd> {
+fn filled(system: &System, reader: &Reader) -> Result<OwnedFd> {
     let made = make(system)?;
-    if let (Some(content), Some(reader)) = (&system.content, reader) {
+    if let Some(content) = &system.content {
         layer::rebuild(content, &made, &[], reader)?;
     }
+    seal(system, &made)?;
     Ok(made)
 }
 
