@@ -68,6 +68,20 @@ fn checkpoint_tree(yendor: &Yendor, name: &str) {
     assert!(wait_until(PATIENCE, || output().lines().any(|line| line == "ready")), "probe {name}: {}", output());
     yendor.checkpoint_pid(started.pid(), &yendor.path("image"));
     assert!(started.ended(PATIENCE).is_some(), "the tree of probe {name} outlives its checkpoint");
+    remove_what_outlives(started.pid());
+}
+
+/// What a probe that has ended leaves in the host's ipc namespace and in /dev/shm: named by its pid, which somebody else gets one day.
+fn remove_what_outlives(pid: libc::pid_t) {
+    let _ = fs::remove_file(format!("/dev/shm/probe-named-{pid}"));
+    for key in [0x5eed_0000 + pid, 0x7eed_0000 + pid] {
+        // SAFETY: no pointers are taken. An error means that it has left none.
+        unsafe {
+            libc::shmctl(libc::shmget(key, 0, 0), libc::IPC_RMID, std::ptr::null_mut());
+            libc::semctl(libc::semget(key, 0, 0), 0, libc::IPC_RMID);
+            libc::msgctl(libc::msgget(key, 0), libc::IPC_RMID, std::ptr::null_mut());
+        }
+    }
 }
 
 /// Checkpoints and restores a probe `count` times; it checks itself and sets everything up anew in between.

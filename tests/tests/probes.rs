@@ -70,8 +70,8 @@ probes! {
     locks "locks": root userns user tree_root tree_user three_generations_root three_generations_user;
     many_fds "many-fds": root userns user tree_root tree_user three_generations_root three_generations_user;
     many_maps "many-maps": root userns user tree_root tree_user three_generations_root three_generations_user;
-    many_tasks "many-tasks": root userns user tree_root tree_user three_generations_root three_generations_user;
-    many_threads "many-threads": root userns user tree_root tree_user three_generations_root three_generations_user;
+    many_tasks "many-tasks": root userns user tree_root tree_user;
+    many_threads "many-threads": root userns user tree_root tree_user three_generations_user;
     memory_policy "memory-policy": root userns user tree_root tree_user three_generations_root three_generations_user;
     misc_prctl "misc-prctl": root userns user tree_root tree_user three_generations_root three_generations_user;
     mounts "mounts": root userns user three_generations_root three_generations_user;

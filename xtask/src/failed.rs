@@ -17,7 +17,7 @@ impl Failed {
     /// Reading or writing fails.
     pub fn listen(from: impl BufRead, mut to: impl Write) -> io::Result<Self> {
         let mut failed = Vec::new();
-        let mut section = false;
+        let (mut section, mut backtrace) = (false, false);
         for line in from.split(b'\n') {
             let line = line?;
             to.write_all(&line)?;
@@ -25,7 +25,10 @@ impl Failed {
             let line = String::from_utf8_lossy(&line).into_owned();
             if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
                 failed.push((name.to_owned(), Vec::new()));
-                section = true;
+                (section, backtrace) = (true, false);
+            } else if line == "stack backtrace:" || backtrace {
+                // Of a harness that panics on purpose: it would push the reason out of the two ends.
+                backtrace = !line.starts_with("note: ");
             } else if line == "failures:" || line.starts_with("test result:") {
                 section = false;
             } else if let Some((_, lines)) = failed.last_mut().filter(|_| section) {
@@ -61,7 +64,7 @@ mod tests {
     #[test]
     fn what_a_failed_test_printed_is_kept() {
         let said = "\nrunning 2 tests\ntest a ... ok\ntest b::root ... FAILED\n\nfailures:\n\n---- b::root stdout ----\nwhy\n\
-                    more\n\n\nfailures:\n    b::root\n\ntest result: FAILED. 1 passed; 1 failed\n\nrunning 0 tests\n";
+                    stack backtrace:\n   0: it\n             at lib.rs:1\nnote: Some details are omitted\nmore\n\n\nfailures:\n    b::root\n\ntest result: FAILED. 1 passed; 1 failed\n\nrunning 0 tests\n";
         let mut passed_on = Vec::new();
         let failed = Failed::listen(said.as_bytes(), &mut passed_on).expect("memory");
         assert_eq!(passed_on, said.as_bytes());

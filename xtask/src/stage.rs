@@ -23,6 +23,8 @@ pub enum Act {
     Cargo(&'static [&'static str]),
     /// A function of ours.
     Inside(fn(&mut Session) -> Outcome),
+    /// A function of ours that runs beside all later stages, and says what it skips.
+    Beside(fn() -> Outcome<Vec<String>>),
 }
 
 /// How a line of a test begins, on its own standard error, that says what it skips.
@@ -56,35 +58,48 @@ impl Session {
     /// Names the stages that failed.
     pub fn run(mut self, stages: &[&Stage]) -> Outcome {
         let begin = Instant::now();
-        let mut lines = Vec::new();
-        let mut failed = Vec::new();
-        for stage in stages {
-            println!("\n== {}: {}", stage.name, stage.why);
-            let begin = Instant::now();
-            let outcome = self.act(&stage.act);
-            if let Err(error) = &outcome {
-                println!("{}: {error}", stage.name);
-                failed.push(stage.name);
+        let ended = std::thread::scope(|scope| {
+            let (mut ended, mut beside) = (Vec::new(), Vec::new());
+            for stage in stages {
+                println!("\n== {}: {}", stage.name, stage.why);
+                let begin = Instant::now();
+                let outcome = match stage.act {
+                    Act::Cargo(arguments) => self.cargo(arguments),
+                    Act::Inside(function) => function(&mut self),
+                    Act::Beside(function) => {
+                        // Errors are text on their way between threads.
+                        let work = move || (function().map_err(|error| error.to_string()), begin.elapsed());
+                        beside.push((stage.name, scope.spawn(work)));
+                        continue;
+                    }
+                };
+                ended.push(Ended::new(stage.name, outcome.map_err(|error| error.to_string()), begin.elapsed()));
             }
-            let word = if outcome.is_ok() { "ok" } else { "FAILED" };
-            lines.push(line(stage.name, begin.elapsed(), word));
-        }
+            for (name, thread) in beside {
+                let (outcome, took) = thread.join().unwrap_or_else(|_| (Err("it panicked".into()), begin.elapsed()));
+                let outcome = outcome.map(|skipped| self.skipped.extend(skipped));
+                ended.push(Ended::new(name, outcome, took));
+            }
+            ended
+        });
+        println!("\n== summary");
+        self.print_skipped();
         for tests in &self.failed {
             tests.print();
         }
-        println!("\n== summary\n{}\n{}", lines.join("\n"), line("total", begin.elapsed(), ""));
-        self.print_skipped();
+        println!();
+        for stage in &ended {
+            println!("{}", line(stage.name, stage.took, if stage.failed { "FAILED" } else { "ok" }));
+        }
+        println!("{}", line("total", begin.elapsed(), ""));
+        let failed: Vec<&str> = ended.iter().filter(|stage| stage.failed).map(|stage| stage.name).collect();
         if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
     }
 
-    fn act(&mut self, act: &Act) -> Outcome {
-        let arguments = match act {
-            Act::Inside(function) => return function(self),
-            Act::Cargo(arguments) => arguments,
-        };
+    fn cargo(&mut self, arguments: &[&str]) -> Outcome {
         let mut command = Command::new(workspace::cargo());
         command
-            .args(*arguments)
+            .args(arguments)
             .envs(self.environment.iter().cloned())
             .current_dir(workspace::root())
             .stdin(Stdio::null());
@@ -98,7 +113,7 @@ impl Session {
             let errors = child.stderr.take().ok_or("no errors of cargo")?;
             let (failed, skipped) = std::thread::scope(|scope| {
                 let skipped = scope.spawn(|| pass_on(BufReader::new(errors), io::stderr()));
-                let failed = Failed::listen(BufReader::new(said), io::stdout().lock());
+                let failed = Failed::listen(BufReader::new(said), io::stdout());
                 (failed, skipped.join())
             });
             self.failed.push(failed?);
@@ -117,6 +132,22 @@ impl Session {
         for what in summed_up(&self.skipped) {
             println!("skipped  {what}");
         }
+    }
+}
+
+/// A stage that has been run.
+struct Ended {
+    name: &'static str,
+    took: Duration,
+    failed: bool,
+}
+
+impl Ended {
+    fn new(name: &'static str, outcome: Result<(), String>, took: Duration) -> Self {
+        if let Err(error) = &outcome {
+            println!("{name}: {error}");
+        }
+        Self { name, took, failed: outcome.is_err() }
     }
 }
 
@@ -172,7 +203,9 @@ mod tests {
     const STAGES: &[Stage] = &[
         Stage { name: "good", why: "works", act: Act::Inside(|_| Ok(())) },
         Stage { name: "bad", why: "does not", act: Act::Inside(|_| Err("no".into())) },
+        Stage { name: "slow", why: "does not, in its own time", act: Act::Beside(|| Err("no".into())) },
         Stage { name: "ugly", why: "is no command", act: Act::Cargo(&["expected-to-be-unknown-in-a-test-of-xtask"]) },
+        Stage { name: "other", why: "works beside", act: Act::Beside(|| Ok(vec!["what it skips".into()])) },
     ];
 
     fn run(names: &[&str]) -> Result<(), String> {
@@ -184,7 +217,7 @@ mod tests {
     #[test]
     fn a_failed_stage_fails_the_run_and_does_not_end_it() {
         assert_eq!(run(&["good"]), Ok(()));
-        assert_eq!(run(&[]), Err("failed: bad, ugly".to_owned()));
+        assert_eq!(run(&[]), Err("failed: bad, ugly, slow".to_owned()));
     }
 
     #[test]

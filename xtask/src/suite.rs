@@ -33,14 +33,14 @@ const STAGES: &[Stage] = &[
         act: Act::Cargo(&["build", "--workspace", "--bins"]),
     },
     Stage {
+        name: "lab",
+        why: "security modules that this kernel does not have, in virtual machines, beside the tests",
+        act: Act::Beside(lab::stage),
+    },
+    Stage {
         name: "test",
         why: "unit, golden, law and probe tests, house rules and real programs",
         act: Act::Cargo(TESTS),
-    },
-    Stage {
-        name: "lab",
-        why: "security modules that this kernel does not have, in virtual machines",
-        act: Act::Inside(lab::stage),
     },
 ];
 

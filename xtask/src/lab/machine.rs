@@ -39,7 +39,9 @@ pub fn boot(parts: &Parts<'_>, words: &str, log: &Path, limit: Duration) -> Outc
     // On a busy host an emulated timer ticks too late for the kernel's own test of it, which would end in a panic.
     // Programs at the same addresses each time are translated once: half of the time.
     let words = format!("console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check norandmaps {words}");
-    let mut command = Command::new(qemu);
+    // Beside tests it takes what they leave of the processors, which is a good part: they wait a lot.
+    let mut command = Command::new("nice");
+    command.arg(qemu);
     // /dev/kvm is often there and fails when it is used, so emulation always.
     command.args(["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "1G"]);
     command.args(["-display", "none", "-monitor", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
