@@ -45,3 +45,16 @@ macro_rules! flavours {
         })*
     };
 }
+
+/// Tests of what a user namespace does not change, and which take long: as real root without one, and as a plain user.
+#[macro_export]
+macro_rules! root_and_user {
+    ($($name:ident)*) => {
+        $(mod $name {
+            #[test]
+            fn root() { super::$name($crate::Flavour::Root) }
+            #[test]
+            fn user() { super::$name($crate::Flavour::user()) }
+        })*
+    };
+}

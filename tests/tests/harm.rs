@@ -1,6 +1,6 @@
 //! Yendor dies, or a call of its own fails, at any instant: a checkpoint harms nobody, a restore leaves nothing.
 //!
-//! Rounds are few here and many with `YENDOR_SOAK`; seeds are printed. A kill by time hits where it is slow, a kill by the
+//! 200 instants of a checkpoint and of a restore, more with `YENDOR_SOAK`; seeds are printed. A kill by time hits where it is slow, a kill by the
 //! number of the system call everywhere alike.
 
 use std::fs;
@@ -108,7 +108,7 @@ fn checkpoint_killed(flavour: Flavour) {
     let calls = with_fault(yendor.traced(&arguments), 0, Fault::None, PATIENCE).calls;
     assert!(whole_or_nothing(&yendor, &image) && calls > 100, "{calls} calls");
     let (mut killed, mut done) = (0, 0);
-    for round in 0..rounds(30, 200) {
+    for round in 0..200 {
         if round % 2 == 0 {
             let mut command = yendor.command(&arguments);
             let mut started = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
@@ -248,7 +248,7 @@ fn restore_killed(flavour: Flavour) {
     let image = small_image(&yendor);
     let calls = count(&yendor, &image);
     let mut all = 0;
-    for _ in 0..rounds(15, 200) {
+    for _ in 0..rounds(40, 200) {
         all += u64::from(restore_with(&yendor, &orphans, &image, 1 + random.below(calls), Fault::Kill));
     }
     println!("{calls} calls; {all} containers ran");
@@ -265,7 +265,7 @@ fn restore_killed_by_time(flavour: Flavour) {
     yendor.restore(&image, &container);
     let duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
     finish(&yendor, &container);
-    for round in 0..rounds(10, 200) {
+    for round in 0..rounds(160, 200) {
         let container = yendor.fresh("again");
         let mut arguments = vec!["restore", "-d", "--name", &container];
         arguments.extend(options(&yendor));
@@ -486,13 +486,16 @@ while True: signal.pause()";
 }
 
 yendor_tests::flavours! {
+    restore_fails
+    script_fails
+    keeper_killed
+    a_killed_start_is_cleared_up
+}
+
+yendor_tests::root_and_user! {
     checkpoint_killed
     ending_checkpoint_killed
     restore_killed
     restore_killed_by_time
-    restore_fails
-    script_fails
     checkpoint_fails
-    keeper_killed
-    a_killed_start_is_cleared_up
 }

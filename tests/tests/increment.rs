@@ -264,9 +264,12 @@ fn bad_parents(flavour: Flavour) {
 
 yendor_tests::flavours! {
     little_that_changed
-    a_chain
     generations
     flattened
     of_another_program
     bad_parents
+}
+
+yendor_tests::root_and_user! {
+    a_chain
 }

@@ -285,10 +285,13 @@ check()
 }
 
 yendor_tests::flavours! {
-    of_one_instant
     who_cannot_be_tracked
     who_tracks_itself
     guarded_pages
     killed_at_any_instant
+}
+
+yendor_tests::root_and_user! {
+    of_one_instant
     it_is_stopped_for_less
 }

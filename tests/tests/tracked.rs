@@ -317,8 +317,11 @@ fn killed_at_any_instant(flavour: Flavour) {
 
 yendor_tests::flavours! {
     little_is_read
-    no_other_parent
-    what_happens_meanwhile
-    a_chain
     killed_at_any_instant
+}
+
+yendor_tests::root_and_user! {
+    what_happens_meanwhile
+    no_other_parent
+    a_chain
 }
