@@ -2,9 +2,11 @@
 
 use crate::account::Flavour;
 use crate::binary::probe;
+use crate::same::differences;
 use crate::task::{Started, lead_a_session, wait_until};
 use crate::yendor::{PATIENCE, Yendor};
 use std::fs;
+use std::path::Path;
 
 /// What is checkpointed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,10 @@ pub fn probe_survives(name: &str, flavour: Flavour, via: Via) {
     assert!(left.is_empty(), "tasks that outlive their checkpoint: {left:?}");
     let restored = yendor.fresh(name);
     yendor.restore(&image, &restored);
+    let restored = match (yendor.flavour(), via) {
+        (Flavour::User(_), Via::Container) => obeys_the_law(&yendor, name, &image, restored, &mut log),
+        _ => restored,
+    };
     yendor.kill(&restored, "USR1");
     let code = yendor.wait(&restored);
     let said = yendor.logs(&restored) + &fs::read_to_string(yendor.path("output")).unwrap_or_default();
@@ -48,6 +54,18 @@ pub fn probe_survives(name: &str, flavour: Flavour, via: Via) {
     assert!(said.lines().any(|line| line == "ok"), "probe {name} does not say ok:\n{said}");
     log.push_str(&said);
     assert_eq!(tick_gap(&log), None, "numbers are missing or twice");
+}
+
+/// What was just restored is checkpointed and restored once more, and both images say the same. The container that lives then.
+fn obeys_the_law(yendor: &Yendor, name: &str, image: &Path, restored: String, log: &mut String) -> String {
+    let again = yendor.path("again");
+    yendor.checkpoint(&restored, &again);
+    log.push_str(&yendor.logs(&restored));
+    let differences = differences(name, image, &again);
+    assert!(differences.is_empty(), "images of one state differ:\n{}", differences.join("\n"));
+    let third = yendor.fresh(name);
+    yendor.restore(&again, &third);
+    third
 }
 
 fn start(yendor: &Yendor, name: &str, container: &str) {

@@ -447,6 +447,9 @@ fn gather<'w>(
         for (number, record) in &state.standard {
             gather.externals.push((state.keeper, *number, *record));
         }
+        let path = format!("{}/ns/pid", state.init);
+        let theirs = rustix::fs::openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        gather.pid_namespace = Some(theirs.named("openat", || format!("/proc/{path}")).at(Step::Collect)?);
     }
     let mut mounts = own::Record::default();
     if let Target::Container(state, _) = target {

@@ -64,11 +64,22 @@ impl Console {
     }
 }
 
+/// What descriptors are that somebody sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parcel {
+    /// The listener of the filter of one more command in the container.
+    Listener,
+    /// What a checkpoint leaves for the next one.
+    Held,
+}
+
 /// The socket on which attaching is asked for.
 #[derive(Debug)]
 pub struct Door {
     listener: UnixListener,
     guests: Vec<UnixStream>,
+    /// Who has been told to send descriptors, and may take its time.
+    senders: Vec<(UnixStream, Parcel)>,
     /// What a checkpoint has left for the next one.
     held: Vec<OwnedFd>,
 }
@@ -85,7 +96,7 @@ impl Door {
         rustix::process::chdir("/").named("chdir", || "/".into())?;
         let listener = listener.map_err(|e| SysError::io("bind", "control.sock", &e))?;
         listener.set_nonblocking(true).map_err(|e| SysError::io("fcntl", "O_NONBLOCK", &e))?;
-        Ok(Door { listener, guests: Vec::new(), held: Vec::new() })
+        Ok(Door { listener, guests: Vec::new(), senders: Vec::new(), held: Vec::new() })
     }
 
     /// Serves until `end` can be read: lends the terminal, and writes to `log` what nobody else reads.
@@ -122,8 +133,12 @@ impl Door {
                 }
                 recorder.hung_up(|index| ready.hung_up.contains(&index));
             }
+            for index in ready.senders.iter().rev() {
+                let (stream, parcel) = self.senders.swap_remove(*index);
+                self.take(&stream, parcel, recorder.as_deref_mut());
+            }
             if ready.guest {
-                self.admit(console, recorder.as_deref_mut(), filling.as_deref());
+                self.admit(console, recorder.is_some(), filling.as_deref());
             }
             self.guests.retain(is_open);
             if ready.end {
@@ -146,6 +161,9 @@ impl Door {
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
         ];
         fds.extend(self.guests.iter().map(|g| PollFd::from_borrowed_fd(g.as_fd(), PollFlags::IN)));
+        let senders_at = fds.len();
+        fds.extend(self.senders.iter().map(|(s, _)| PollFd::from_borrowed_fd(s.as_fd(), PollFlags::IN)));
+        let others_at = fds.len();
         let output = console.map(|c| PollFd::from_borrowed_fd(c.master.as_fd(), PollFlags::IN));
         let output_at = output.as_ref().map(|_| fds.len());
         fds.extend(output);
@@ -162,6 +180,7 @@ impl Door {
             }
         }
         let hit = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let senders = fds[senders_at..others_at].iter().enumerate().filter(|(_, fd)| hit(fd));
         let listeners = |wanted: PollFlags| -> Vec<usize> {
             let with = fds[listeners_at..].iter().enumerate().filter(|(_, fd)| fd.revents().intersects(wanted));
             with.map(|(index, _)| index).collect()
@@ -169,6 +188,7 @@ impl Door {
         Ok(Ready {
             end: hit(&fds[0]),
             guest: hit(&fds[1]),
+            senders: senders.map(|(index, _)| index).collect(),
             output: output_at.is_some_and(|at| hit(&fds[at])),
             pager: pager_at.is_some_and(|at| hit(&fds[at])),
             calls: listeners(PollFlags::IN),
@@ -176,8 +196,22 @@ impl Door {
         })
     }
 
+    /// Takes what has been sent.
+    fn take(&mut self, stream: &UnixStream, parcel: Parcel, recorder: Option<&mut Recorder>) {
+        let sent = shadow::receive(stream);
+        match (parcel, recorder) {
+            (Parcel::Listener, Some(recorder)) => sent.into_iter().for_each(|listener| recorder.add(listener)),
+            (Parcel::Listener, None) => {}
+            (Parcel::Held, _) => {
+                self.held = sent;
+                // Who does not read it is gone.
+                let _ = (&*stream).write_all(b"\n");
+            }
+        }
+    }
+
     /// Lends the master to one who asks; whoever asks for something else, or for what is not there, gets nothing.
-    fn admit(&mut self, console: Option<&Console>, recorder: Option<&mut Recorder>, filling: Option<&Filling>) {
+    fn admit(&mut self, console: Option<&Console>, records: bool, filling: Option<&Filling>) {
         let Ok((stream, _)) = self.listener.accept() else { return };
         // The directory is closed to others, and nobody may keep the keeper waiting.
         let limit = Some(Duration::from_millis(500));
@@ -187,27 +221,27 @@ impl Door {
             && BufReader::new(&stream).read_line(&mut line).is_ok();
         let wish = serde_json::from_str::<Wish>(&line).ok().filter(|_| asked);
         let verb = wish.as_ref().map_or("", |wish| wish.verb.as_str());
-        match (verb, recorder) {
-            ("record", Some(recorder)) => {
-                // One more command in the container: its filter's listener.
-                if writeln!(&stream, "{}", exec::YES).is_ok() {
-                    shadow::receive(&stream).into_iter().for_each(|listener| recorder.add(listener));
-                }
-                return;
-            }
-            (shadow::HOLD, _) => {
+        let parcel = match verb {
+            "record" if records => Some(Parcel::Listener),
+            shadow::HOLD => Some(Parcel::Held),
+            _ => None,
+        };
+        if let Some(parcel) = parcel {
+            // It may have much to do before it sends anything, or no processor to do it on.
+            if parcel == Parcel::Held {
                 self.held.clear();
-                if writeln!(&stream, "{}", exec::YES).is_ok() {
-                    self.held = shadow::receive(&stream);
-                    let _ = (&stream).write_all(b"\n");
-                }
-                return;
             }
-            (pager::FILLED, _) => {
+            if writeln!(&stream, "{}", exec::YES).is_ok() {
+                self.senders.push((stream, parcel));
+            }
+            return;
+        }
+        match verb {
+            pager::FILLED => {
                 let _ = writeln!(&stream, "{}", pager::answer(filling));
                 return;
             }
-            (shadow::RELEASE, _) => {
+            shadow::RELEASE => {
                 let held = std::mem::take(&mut self.held);
                 let fds: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
                 // Whoever asked and is gone: then nothing is tracked any more.
@@ -235,6 +269,8 @@ struct Wish {
 struct Ready {
     end: bool,
     guest: bool,
+    /// Those whose descriptors have come, or who are gone.
+    senders: Vec<usize>,
     output: bool,
     /// Who brings memory has something to say.
     pager: bool,
@@ -293,7 +329,8 @@ mod tests {
         rustix::io::write(&console.slave, b"last words").expect("a line");
         let (end, ended) = rustix::pipe::pipe().expect("a pipe");
         rustix::io::write(&ended, b"x").expect("the end");
-        Door { listener, guests, held: Vec::new() }.serve(end.as_fd(), (Some(&console), Some(&log.into())), None, None);
+        let door = Door { listener, guests, senders: Vec::new(), held: Vec::new() };
+        door.serve(end.as_fd(), (Some(&console), Some(&log.into())), None, None);
         let text = std::fs::read(directory.join("log")).expect("the log");
         std::fs::remove_dir_all(&directory).expect("gone");
         (text, console)
@@ -310,5 +347,36 @@ mod tests {
         let n = rustix::io::read(&console.master, &mut buffer).expect("the guest's part");
         assert_eq!(&buffer[..n], b"last words");
         drop(guest);
+    }
+
+    /// The keeper gave it half a second: on a busy machine whoever ran one more command got EPIPE.
+    #[test]
+    fn who_sends_descriptors_may_take_its_time() {
+        let directory = std::env::temp_dir().join(format!("yendor-door-{}-late", std::process::id()));
+        std::fs::create_dir(&directory).expect("a directory");
+        let path = directory.join("control.sock");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let door = Door { listener, guests: Vec::new(), senders: Vec::new(), held: Vec::new() };
+        let (end, ended) = rustix::pipe::pipe().expect("a pipe");
+        let ask = |verb: &str| {
+            let mut stream = UnixStream::connect(&path).expect("a guest");
+            writeln!(stream, "{{\"verb\":\"{verb}\"}}").expect("a wish");
+            stream
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| door.serve(end.as_fd(), (None, None), None, None));
+            let mut stream = ask(shadow::HOLD);
+            let mut word = [0; 4];
+            std::io::Read::read_exact(&mut stream, &mut word).expect("an answer");
+            assert_eq!(&word, b"yes\n");
+            std::thread::sleep(Duration::from_millis(700));
+            // Others are served meanwhile.
+            assert!(shadow::receive(&ask(shadow::RELEASE)).is_empty());
+            shadow::send(&stream, &[end.as_fd()]).expect("somebody listens still");
+            std::io::Read::read_exact(&mut stream, &mut word[..1]).expect("it has come");
+            assert_eq!(shadow::receive(&ask(shadow::RELEASE)).len(), 1);
+            rustix::io::write(&ended, b"x").expect("the end");
+        });
+        std::fs::remove_dir_all(&directory).expect("gone");
     }
 }

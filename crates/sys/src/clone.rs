@@ -198,7 +198,7 @@ pub fn stub(flags: u64) -> Result<i32> {
 /// Who a child of [`as_process`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Who {
-    /// Its pid in the namespace of our children; 0 for any.
+    /// Its pid in the namespace of our children; 0 for any, as for one that is too large here.
     pub pid: i32,
     /// Its user, in our user namespace.
     pub uid: u32,
@@ -216,17 +216,19 @@ pub fn as_process(who: Who, make: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Resu
     let shown = || format!("as process {} of user {}", who.pid, who.uid);
     let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)
         .map_err(|e| SysError::new("pipe2", "", e))?;
-    let args = CloneArgs {
-        flags: CLONE_FILES,
-        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
-        set_tid: if who.pid == 0 { 0 } else { (&raw const who.pid) as u64 },
-        set_tid_size: u64::from(who.pid != 0),
-        ..CloneArgs::default()
-    };
+    let any =
+        CloneArgs { flags: CLONE_FILES, exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()), ..CloneArgs::default() };
+    let wanted = CloneArgs { set_tid: (&raw const who.pid) as u64, set_tid_size: 1, ..any };
     // SAFETY: no CLONE_VM: the child has its own memory and never returns from this block. We have no other thread that
     // could hold a lock when memory was copied.
     let pid = unsafe {
-        match libc::syscall(libc::SYS_clone3, &raw const args, std::mem::size_of::<CloneArgs>()) {
+        let clone = |args: &CloneArgs| libc::syscall(libc::SYS_clone3, &raw const *args, size_of::<CloneArgs>());
+        let mut pid = clone(if who.pid == 0 { &any } else { &wanted });
+        if pid < 0 && who.pid != 0 && *libc::__errno_location() == libc::EINVAL {
+            // kernel.pid_max is lower here, and whoever it was need not live: all who do are made elsewhere.
+            pid = clone(&any);
+        }
+        match pid {
             0 => {
                 let answer = become_and_make(who, make);
                 let _ = rustix::io::write(&tell, &answer);

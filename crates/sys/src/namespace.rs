@@ -81,15 +81,36 @@ pub fn owner_id(users: impl AsFd) -> Result<u32> {
 /// # Errors
 /// `EPERM` for a namespace that the caller may not enter.
 pub fn read_there(users: BorrowedFd<'_>, directory: BorrowedFd<'_>, paths: &[CString]) -> Result<Vec<Option<Vec<u8>>>> {
+    let users = users.as_raw_fd();
+    // SAFETY: see `read_all`.
+    let said = child_says("a user namespace", |out| unsafe { read_all([users, directory.as_raw_fd(), out], paths) })?;
+    Ok(said.chunks_exact(RECORD).map(|record| record.get(1..=usize::from(record[0])).map(<[u8]>::to_vec)).collect())
+}
+
+/// The pids of these sockets' peers (`SO_PEERCRED`) as a pid namespace shows them, also of processes that are no more; 0 where it does
+/// not. Nobody enters a pid namespace but by birth, so a child's child looks.
+///
+/// # Errors
+/// `EPERM` for a namespace that the caller may not enter.
+pub fn peers_there(processes: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
+    let raw: Vec<i32> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    let processes = processes.as_raw_fd();
+    // SAFETY: see `peers_all`.
+    let said = child_says("a pid namespace", |out| unsafe { peers_all(processes, &raw, out) })?;
+    Ok(said.chunks_exact(4).filter_map(|word| word.try_into().ok()).map(i32::from_ne_bytes).collect())
+}
+
+/// What a forked child writes. It makes system calls only, with what the parent has put together before, and ends with 0 or what setns
+/// said: whatever locks other threads hold in its copy of memory, it takes none.
+fn child_says(namespace: &str, child: impl FnOnce(i32) -> i32) -> Result<Vec<u8>> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| SysError::new("pipe2", "O_CLOEXEC", e))?;
-    let raw = [users.as_raw_fd(), directory.as_raw_fd(), write.as_raw_fd()];
-    // SAFETY: the child makes system calls only, with paths that the parent has put together before, and ends by _exit: whatever locks
-    // other threads hold in its copy of memory, it takes none.
+    // SAFETY: see above.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        // SAFETY: see above.
-        unsafe { read_all(raw, paths) }
+        let code = child(write.as_raw_fd());
+        // SAFETY: takes no pointer.
+        unsafe { libc::_exit(code) }
     }
     if pid < 0 {
         return Err(SysError::last("fork", ""));
@@ -100,11 +121,41 @@ pub fn read_there(users: BorrowedFd<'_>, directory: BorrowedFd<'_>, paths: &[CSt
     let end = crate::wait::wait(Some(pid), true)?;
     heard.map_err(|e| SysError::io("read", "a child's answer", &e))?;
     match end {
-        Some((_, crate::wait::Event::Exited(0))) => {}
-        Some((_, crate::wait::Event::Exited(errno))) => return Err(SysError::said("setns", "a user namespace", errno)),
-        _ => return Err(SysError::new("setns", "a user namespace: the child has died", Errno::CHILD)),
+        Some((_, crate::wait::Event::Exited(0))) => Ok(said),
+        Some((_, crate::wait::Event::Exited(errno))) => Err(SysError::said("setns", namespace, errno)),
+        _ => Err(SysError::new("setns", format!("{namespace}: the child has died"), Errno::CHILD)),
     }
-    Ok(said.chunks_exact(RECORD).map(|record| record.get(1..=usize::from(record[0])).map(<[u8]>::to_vec)).collect())
+}
+
+/// The child of [`peers_there`], and its own child.
+///
+/// # Safety
+/// In a child whose memory is its own; async-signal-safe.
+unsafe fn peers_all(processes: i32, sockets: &[i32], out: i32) -> i32 {
+    // SAFETY: descriptors that are open, and buffers of the lengths that are said.
+    unsafe {
+        if libc::setns(processes, libc::CLONE_NEWPID) < 0 {
+            return *libc::__errno_location();
+        }
+        let pid = libc::fork();
+        if pid < 0 {
+            return *libc::__errno_location();
+        }
+        if pid > 0 {
+            let mut status = 0;
+            let waited = libc::waitpid(pid, &raw mut status, 0);
+            return if waited == pid && status == 0 { 0 } else { libc::ECHILD };
+        }
+        for socket in sockets {
+            let mut peer = [0_i32; 3];
+            let mut length: libc::socklen_t = 12;
+            libc::getsockopt(*socket, libc::SOL_SOCKET, libc::SO_PEERCRED, peer.as_mut_ptr().cast(), &raw mut length);
+            if libc::write(out, peer.as_ptr().cast(), 4) < 4 {
+                return libc::EPIPE;
+            }
+        }
+        0
+    }
 }
 
 /// A length, or `UNREADABLE`, and so many bytes.
@@ -115,11 +166,11 @@ const UNREADABLE: u8 = 255;
 ///
 /// # Safety
 /// In a child whose memory is its own; async-signal-safe.
-unsafe fn read_all([users, directory, out]: [i32; 3], paths: &[CString]) -> ! {
+unsafe fn read_all([users, directory, out]: [i32; 3], paths: &[CString]) -> i32 {
     // SAFETY: descriptors that are open, strings that end, a buffer of the length that is said.
     unsafe {
         if libc::setns(users, libc::CLONE_NEWUSER) < 0 {
-            libc::_exit(*libc::__errno_location());
+            return *libc::__errno_location();
         }
         for path in paths {
             let mut record = [0_u8; RECORD];
@@ -130,10 +181,10 @@ unsafe fn read_all([users, directory, out]: [i32; 3], paths: &[CString]) -> ! {
                 libc::close(fd);
             }
             if libc::write(out, record.as_ptr().cast(), RECORD) < 0 {
-                libc::_exit(libc::EPIPE);
+                return libc::EPIPE;
             }
         }
-        libc::_exit(0)
+        0
     }
 }
 

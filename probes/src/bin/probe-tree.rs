@@ -31,7 +31,7 @@ struct State {
     living: Vec<i32>,
     exited: i32,
     /// The signal, real-time ones too, and whom it has killed.
-    killed: [(i32, i32); 4],
+    killed: [(i32, i32); 5],
     stopped: [i32; 2],
 }
 
@@ -54,12 +54,20 @@ fn setup() -> State {
     });
     let plain = child(|| stays(board, "plain child"));
     board.wait(UP, 5);
-    let exited = child(|| unsafe { libc::_exit(37) });
-    let killed = [libc::SIGKILL, 34, 40, 64].map(|signal| {
+    // Who will not be looked into: how it ends the kernel tells nobody but its parent.
+    let exited = child(|| unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        libc::_exit(37)
+    });
+    let killed = [libc::SIGKILL, libc::SIGABRT, 34, 40, 64].map(|signal| {
         let killed = child(|| unsafe {
+            // No core, whose handler would be told.
+            if signal == libc::SIGABRT {
+                libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+            }
+            libc::kill(libc::getpid(), signal);
             libc::pause();
         });
-        ok("kill", unsafe { libc::kill(killed, signal) });
         (signal, killed)
     });
     // The stop of the first one is known to the parent, that of the second one not yet.

@@ -6,6 +6,7 @@
 
 mod address_space;
 mod ahead;
+mod children;
 mod contexts;
 mod descriptor;
 mod direct;
@@ -31,7 +32,7 @@ mod space;
 mod twins;
 pub mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -54,6 +55,7 @@ use yendor_sys::futex::RobustList;
 use yendor_task::Stopped;
 use yendor_task::tree::{FrozenTree, read_proc};
 
+use self::children::Said;
 use crate::error::{At, Error, Result, Step, With};
 use crate::rebuild::plan;
 use crate::request::Userns;
@@ -230,7 +232,7 @@ pub fn collect<'w>(
         let copied = copied?;
         asked.map(|asked| (asked, copied, lost))
     });
-    let (mut completes, Collected { mut records, left, late, apart }, lost) = asked?;
+    let ((mut completes, said), Collected { mut records, left, late, apart }, lost) = asked?;
     if let Some(twins) = twins {
         apart.into_iter().for_each(|task| twins.without(task, Why::Parent));
     }
@@ -239,7 +241,7 @@ pub fn collect<'w>(
     for (place, facts) in order.iter().enumerate() {
         let state = match (completes.remove(&place), records.remove(&place)) {
             (Some(complete), Some(memory)) => State::Alive(Box::new(complete(memory))),
-            _ => State::Zombie(facts.stat.exit_code),
+            _ => State::Zombie(said.status(tree, facts, &proc).at(Step::Collect).task(facts.inside().0)?),
         };
         if matches!(state, State::Zombie(status) if status & 0x80 != 0) {
             gather.lost.push(("wait status".into(), format!("process {}: that it has left a core", facts.inside())));
@@ -313,15 +315,16 @@ struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    /// Asks all processes, and sends their address spaces to be copied: what makes their records of the copies.
-    fn ask_everybody(&mut self, mut mine: Mine) -> Result<BTreeMap<usize, Complete>> {
+    /// Asks all processes, and sends their address spaces to be copied: what makes their records of the copies, and what they said of
+    /// their children.
+    fn ask_everybody(&mut self, mut mine: Mine) -> Result<(BTreeMap<usize, Complete>, Said)> {
         let mut robust = RobustList::register().at(Step::Collect)?;
-        let mut unknown_stops = BTreeSet::new();
+        let mut said = Said::default();
         let mut completes = BTreeMap::new();
         for gang in gangs(self.order, self.tree) {
             let mut asking = Vec::with_capacity(gang.len());
             for (_, facts, threads) in &gang {
-                let stopped = stopped_children(self.tree, self.order, facts);
+                let children = children::of(self.tree, self.order, facts, self.proc.as_fd());
                 let view = View {
                     proc: self.proc,
                     root: self.root,
@@ -336,7 +339,7 @@ impl Asker<'_> {
                 let (home, nested) = &mut self.home;
                 texts.live_in(home, nested, self.proc.as_fd()).at(Step::Collect).task(facts.inside().0)?;
                 texts.mounts = nested.mounts(texts.nested.first().map_or(&[], Vec::as_slice));
-                let one = process::Asking::new(view, facts, texts, threads, mine, &stopped);
+                let one = process::Asking::new(view, facts, texts, threads, mine, &children);
                 let one = one.at(Step::Collect).task(facts.inside().0)?;
                 if let Some(twins) = self.twins.as_mut().filter(|_| !one.may_fork()) {
                     twins.leave(facts.pid);
@@ -347,7 +350,7 @@ impl Asker<'_> {
             let told = told.map_err(|(i, cause)| Error::new(Step::Collect, cause).task(gang[i].1.inside().0))?;
             let mut adopting = Vec::new();
             for ((asking, told), (place, facts, _)) in asking.into_iter().zip(told).zip(&gang) {
-                let answered = asking.answered(told, &mut unknown_stops).at(Step::Collect).task(facts.inside().0)?;
+                let answered = asking.answered(told, &mut said).at(Step::Collect).task(facts.inside().0)?;
                 let Answered { mut space, adopts, lost, complete } = answered;
                 space.twin = self.twins.as_ref().and_then(|twins| twins.of(facts.pid));
                 self.lost.extend(lost);
@@ -355,14 +358,14 @@ impl Asker<'_> {
                 completes.insert(*place, complete);
                 if self.copies.send((*place, space)).is_err() {
                     // Whoever copies has failed, and says why.
-                    return Ok(completes);
+                    return Ok((completes, said));
                 }
             }
             for (pid, adopts) in adopting {
                 self.watch.adopts(pid, adopts);
             }
         }
-        Ok(completes)
+        Ok((completes, said))
     }
 }
 
@@ -412,15 +415,6 @@ fn terminal(
         Cause::unsupported(format!("a controlling terminal {}:{} that no task has open", device.major, device.minor))
     })?;
     Ok(Some(Terminal { file, foreground: gather.pids.get(&facts.stat.tpgid).copied() }))
-}
-
-/// Children of a process that job control has stopped: their ids inside, and as it knows them.
-fn stopped_children(tree: &FrozenTree, order: &[Facts], parent: &Facts) -> Vec<(i32, i32)> {
-    let stopped =
-        |pid: &i32| tree.processes.get(pid).is_some_and(|t| t.first().is_some_and(|l| l.group_stop().is_some()));
-    let own = parent.status.ns_pid.as_ref().map_or(0, |ids| ids.len().saturating_sub(1));
-    let both = |f: &Facts| (f.inside().0, levels::at(own, f.status.ns_pid.as_deref(), f.pid).0);
-    order.iter().filter(|f| f.status.ppid == parent.pid && stopped(&f.pid)).map(both).collect()
 }
 
 fn kernel() -> String {

@@ -1,14 +1,13 @@
 //! One process of a frozen tree.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_image::{Addr, Bytes, Tid};
 use yendor_kinds::memory::{aio, future, policy};
 use yendor_kinds::namespace::mount::Places;
 use yendor_kinds::process::{
-    Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, control, credential, directory, half_at,
-    hidden, itimer, label, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
+    Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, control, credential, directory, hidden,
+    itimer, label, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_policy::lsm::Here;
@@ -17,12 +16,12 @@ use yendor_sys::futex::RobustList;
 use yendor_sys::ptrace;
 use yendor_task::live::twin;
 use yendor_task::live::{Borrowed, Loan, Region, Registers};
-use yendor_task::script::out;
 use yendor_task::tree::read_proc;
 use yendor_task::{Nr, RunError, Stopped, args};
 
 use super::Facts;
 use super::ahead::Texts;
+use super::children::{self, Child, Said};
 use super::contexts;
 use super::descriptor::{Doubts, Held};
 use super::elsewhere;
@@ -110,7 +109,7 @@ struct AskedProcess {
     brk: Question,
     future: future::Asked,
     doubts: Doubts,
-    stops: Vec<(i32, Question)>,
+    children: Vec<children::Asked>,
     policies: Vec<(Addr, Question)>,
 }
 
@@ -147,7 +146,7 @@ impl AskedThread {
 }
 
 impl<'a> Asking<'a> {
-    /// Lays out the questions. `stopped_children`: by their ids inside, and as it knows them.
+    /// Lays out the questions. `mine`: its children that it is asked about.
     ///
     /// # Errors
     /// A process that must not be asked: its restrictions are not known, or would not let it answer.
@@ -157,7 +156,7 @@ impl<'a> Asking<'a> {
         texts: Texts,
         threads: &'a [Stopped],
         (held, terminal): (Held, Option<Terminal>),
-        stopped_children: &[(i32, i32)],
+        mine: &[Child],
     ) -> Result<Asking<'a>> {
         let pid = facts.pid;
         let statuses = statuses(view.proc, facts, threads)?;
@@ -179,7 +178,7 @@ impl<'a> Asking<'a> {
             brk: inquiry.ask(Nr::BRK, args![0]),
             future: future::ask(inquiry, page),
             doubts: Doubts::ask(&held, inquiry),
-            stops: stopped_children.iter().map(|(c, own)| (*c, ask_stop(inquiry, *own))).collect(),
+            children: children::ask(mine, inquiry),
             policies: policy::ask_mappings(inquiry, &texts.smaps),
         };
         for (asked, restricted) in asked.iter().zip(&restricted) {
@@ -193,9 +192,9 @@ impl<'a> Asking<'a> {
     }
 
     /// Its job-control stop. Whether the parent knows of it the parent has said before (pid 1 never asks).
-    fn stopped(&self, unknown: &BTreeSet<i32>) -> Option<Stop> {
+    fn stopped(&self, said: &Said) -> Option<Stop> {
         let signal = self.threads.first()?.group_stop()?;
-        Some(Stop { signal, known: !unknown.contains(&self.facts.inside().0) })
+        Some(Stop { signal, known: !said.is_unknown_stop(self.facts.inside().0) })
     }
 
     /// Whether its leader may make and bury a copy.
@@ -234,12 +233,11 @@ impl<'a> Asking<'a> {
         Ok(Loan::new(self.facts.pid, self.threads, regions, *base)?)
     }
 
-    /// Makes what was told and what /proc says one record. `unknown_stops`: stopped processes whose parent has not waited for
-    /// the stop yet, by their id inside; it adds its children.
+    /// Makes what was told and what /proc says one record. `said`: what parents have said; it adds what it says.
     ///
     /// # Errors
     /// What cannot be captured.
-    pub fn answered(mut self, told: Told, unknown_stops: &mut BTreeSet<i32>) -> Result<Answered> {
+    pub fn answered(mut self, told: Told, said: &mut Said) -> Result<Answered> {
         let Told { registers, more: More { waiting, policies, contexts } } = told;
         let (mut shared_pending, own_pending) = std::mem::take(&mut self.queued);
         let pending_for_all = shared_pending.mask();
@@ -263,12 +261,7 @@ impl<'a> Asking<'a> {
         let lost = self.lost()?;
         let leader = &self.asked[0].inquiry;
         self.about.doubts.settle(&mut self.held.descriptors, leader)?;
-        for (child, question) in &self.about.stops {
-            // si_pid, where anything was to be told.
-            if half_at(leader.bytes(*question)?, 16) != 0 {
-                unknown_stops.insert(*child);
-            }
-        }
+        said.hear(&self.about.children, leader)?;
         let inside = |tid: i32| {
             let i = self.threads.iter().position(|t| t.tid() == tid)?;
             threads.get(i).map(|t| t.tid.0)
@@ -287,7 +280,7 @@ impl<'a> Asking<'a> {
         let future = future::collect(leader, self.about.future)?;
         let limits = rlimit::collect(&self.texts.limits);
         let directory = self.directory()?;
-        let stopped = self.stopped(unknown_stops);
+        let stopped = self.stopped(said);
         let Asking { facts, texts: Texts { mut smaps, auxv, mounts, children, .. }, held, terminal, .. } = self;
         let adopts = attributes.subreaper;
         smaps.retain(|smap| contexts.iter().all(|context| context.area.start.0 != smap.map.start));
@@ -490,11 +483,4 @@ fn count_overruns(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>) -> Result<Ve
         out.push((waiting.id, overruns));
     }
     Ok(out)
-}
-
-/// Asks whether a stopped child would still be reported, without taking the report.
-fn ask_stop(inquiry: &mut Inquiry, child: i32) -> Question {
-    const P_PID: u32 = 1;
-    const WNOHANG_WSTOPPED_WNOWAIT: u32 = 1 | 2 | 0x0100_0000;
-    inquiry.ask(Nr::WAITID, args![P_PID, child, out(128), WNOHANG_WSTOPPED_WNOWAIT, 0])
 }

@@ -19,6 +19,11 @@ pub fn is_status(status: i32) -> bool {
     }
 }
 
+/// Whether a signal leaves a core by default (signal(7)): QUIT, ILL, TRAP, ABRT, BUS, FPE, SEGV, XCPU, XFSZ, SYS.
+fn leaves_core(signal: i32) -> bool {
+    [3, 4, 5, 6, 7, 8, 11, 24, 25, 31].contains(&signal)
+}
+
 /// The task ends with this wait status.
 ///
 /// # Errors
@@ -30,10 +35,13 @@ pub fn die(site: &Site<'_>, task: &Task, status: i32) -> std::result::Result<(),
         script.call(Nr::EXIT_GROUP, args![status >> 8 & 0xff]);
         site.arena.start(task.slot, &script.calls).map_err(Cause::from)?;
     } else {
-        let mut script = Script::new();
-        // No core, nor a handler of the host's that is told of one, whom RLIMIT_CORE would not hinder.
-        script.call(Nr::PRCTL, args![PR_SET_DUMPABLE, 0, 0, 0, 0]);
-        site.run(task, &script)?;
+        if leaves_core(signal) {
+            let mut script = Script::new();
+            // No core, nor a handler of the host's that is told of one, whom RLIMIT_CORE would not hinder. Its status is then told its
+            // parent alone: see `collect::children`.
+            script.call(Nr::PRCTL, args![PR_SET_DUMPABLE, 0, 0, 0, 0]);
+            site.run(task, &script)?;
+        }
         let pid = rustix::process::Pid::from_raw(task.tid).ok_or_else(|| Cause::corrupt("a task without an id"))?;
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
         let pidfd = pidfd.named("pidfd_open", || format!("{}", task.tid))?;

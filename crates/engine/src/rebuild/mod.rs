@@ -179,7 +179,7 @@ pub struct Rebuilt {
     pub mounted: BTreeSet<i32>,
     /// Where tasks' own restrictions will be told, if that can be had.
     pub listener: Option<OwnedFd>,
-    /// Threads that have some already.
+    /// All threads, where some have restrictions already.
     pub restricted: Vec<Ready>,
     done: bool,
 }
@@ -366,7 +366,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     };
     let main = ready.iter().find(|t| t.inside == root).map_or(init, |t| t.tid);
     let threads = ready.iter().map(|t| t.tid).collect();
-    let restricted = ready.into_iter().filter(|t| t.restricted != Restricted::default()).collect();
+    // All or none: that one has none, when another has, is to be known as well.
+    let any = ready.iter().any(|t| t.restricted != Restricted::default());
+    let restricted = if any { ready } else { Vec::new() };
     let cgroup = contained.cgroup.take();
     let (arena, mounted) = (site.arena, contained.mounted);
     let rebuilt = Rebuilt { init, main, arena, threads, notes, cgroup, mounted, listener, restricted, done: false };

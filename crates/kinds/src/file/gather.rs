@@ -66,6 +66,8 @@ pub struct Gather<'a> {
     pub(super) epolls: BTreeMap<FileId, Vec<EpollTarget>>,
     /// Whether POSIX message queues are the container's own.
     pub queues: bool,
+    /// The container's pid namespace, where it has one of its own.
+    pub pid_namespace: Option<OwnedFd>,
     /// Networks inside the container.
     pub networks: Networks,
     /// The network that all sockets must be in; none until the first, unless the caller knows.
@@ -111,6 +113,7 @@ impl<'a> Gather<'a> {
             holders: BTreeMap::new(),
             epolls: BTreeMap::new(),
             queues: false,
+            pid_namespace: None,
             networks: Networks::default(),
             network: None,
             firsts: BTreeMap::new(),

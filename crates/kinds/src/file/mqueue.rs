@@ -257,6 +257,8 @@ pub fn names(directory: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
             out.push(name.to_vec());
         }
     }
+    // The kernel lists those first that were made last.
+    out.sort_unstable();
     Ok(out)
 }
 

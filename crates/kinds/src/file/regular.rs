@@ -3,7 +3,7 @@
 //! *Made again by:* openat2 beneath the container's root; a deleted file is written anew and unlinked.
 //! *Lost:* the inode number of a deleted file; the name of one that was replaced by another; that a name was removed while
 //! the file has others: it is opened by one; a position in a directory that changed meanwhile means what it means then;
-//! times and extended attributes of a deleted file; what `F_NOTIFY` watches, which nobody can read.
+//! times, extended attributes and `O_NOFOLLOW` of a deleted file; what `F_NOTIFY` watches, which nobody can read.
 
 use std::os::fd::{AsFd, OwnedFd};
 

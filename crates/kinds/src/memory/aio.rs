@@ -4,11 +4,11 @@
 //! *Made again by:* io_setup with as many requests as make a ring of that size, mremap to its address, as many empty requests as bring
 //! it to the same position; what nobody has read is written over the last of them.
 //! *Lost:* with how many requests io_setup was asked, as the kernel rounds up and shows only the ring (/proc/sys/fs/aio-nr); in the
-//! program that goes on, that nobody had chosen the thread's processors: sched_setaffinity puts its mask back as one that was chosen, and a
-//! cpuset that grows later does not widen it. If Yendor is killed while the task submits, or before it has taken back from outside
-//! (requests in flight, more than 256 completions unread, room for more than 4096), up to a ring of empty completions
-//! stays in it, whose data is 0x79656e646f72a10a, and the thread may stay on one processor. Requests that do not end
-//! within seconds refuse the checkpoint.
+//! program that goes on, the position of a ring, which has come round further by what was taken back, and that nobody had chosen the
+//! thread's processors: sched_setaffinity puts its mask back as one that was chosen, and a cpuset that grows later does not widen it. If
+//! Yendor is killed while the task submits, or before it has taken back from outside (requests in flight, more than 256 completions
+//! unread, room for more than 4096), up to a ring of empty completions stays in it, whose data is 0x79656e646f72a10a, and the thread may
+//! stay on one processor. Requests that do not end within seconds refuse the checkpoint.
 
 use serde::{Deserialize, Serialize};
 use yendor_proc::smaps::Smap;

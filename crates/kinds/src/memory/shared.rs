@@ -2,7 +2,7 @@
 //! closed.
 //! *Read from:* the memory of a task that has it mapped, device and inode from /proc/PID/smaps.
 //! *Made again by:* a memfd of the workshop, filled from the image, mapped by all that had it.
-//! *Lost:* the name in /proc/PID/maps becomes that of a memfd; what no task has mapped.
+//! *Lost:* the name in /proc/PID/maps becomes that of a memfd, once; what no task has mapped.
 
 use std::os::fd::OwnedFd;
 
@@ -32,9 +32,10 @@ pub struct Record {
 pub fn rebuild(record: &Record, reader: &Reader) -> Result<OwnedFd> {
     let Record { id, name, size, pages } = record;
     let shown = || format!("shared object {id} ({name})");
-    // memfd_create wants a C string of at most 249 bytes.
+    // memfd_create wants a C string of at most 249 bytes. What was a memfd already has the word before its name.
+    let bare = name.0.strip_prefix(b"/memfd:").unwrap_or(&name.0);
     let plain: String =
-        name.0.iter().take(200).map(|b| if b.is_ascii_graphic() { char::from(*b) } else { '_' }).collect();
+        bare.iter().take(200).map(|b| if b.is_ascii_graphic() { char::from(*b) } else { '_' }).collect();
     let fd = rustix::fs::memfd_create(plain.trim_start_matches('/'), rustix::fs::MemfdFlags::CLOEXEC)
         .named("memfd_create", shown)?;
     rustix::fs::ftruncate(&fd, *size).named("ftruncate", || format!("{}, {size}", shown()))?;

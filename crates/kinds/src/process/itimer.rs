@@ -1,7 +1,7 @@
 //! The three interval timers of a process (setitimer(2)).
 //! *Read from:* getitimer in the task.
 //! *Made again by:* setitimer, last of all, so that no time is lost.
-//! *Lost:* nothing.
+//! *Lost:* up to a tick of the kernel's clock (clock_getres(2), `CLOCK_MONOTONIC_COARSE`) of what remains of the two that measure processor time.
 
 use serde::{Deserialize, Serialize};
 use yendor_task::script::{bytes, out};
@@ -37,6 +37,22 @@ pub fn collect(inquiry: &Inquiry, asked: [Question; 3]) -> Result<Record> {
     Ok(record)
 }
 
+/// `ITIMER_REAL`, which measures no processor time.
+const REAL: usize = 0;
+
+/// What remains, in seconds and microseconds, without a tick: the kernel adds one to what measures processor time
+/// (kernel/time/itimer.c), at each restore another.
+fn without_tick([seconds, micros]: [u64; 2], tick: u64) -> [u64; 2] {
+    let left = seconds.saturating_mul(1_000_000).saturating_add(micros).saturating_sub(tick).max(1);
+    [left / 1_000_000, left % 1_000_000]
+}
+
+/// The kernel's tick, in microseconds.
+fn tick() -> u64 {
+    let tick = rustix::time::clock_getres(rustix::time::ClockId::MonotonicCoarse);
+    u64::try_from(tick.tv_nsec / 1000).unwrap_or(0)
+}
+
 /// Arms those that were armed.
 pub fn rebuild(record: &Record, script: &mut Script) {
     let Record { timers } = record;
@@ -46,7 +62,23 @@ pub fn rebuild(record: &Record, script: &mut Script) {
             // It has rung and waits for SIGALRM to be taken, which starts it anew (kernel/signal.c). A zero would disarm
             // it: let it ring again at once, beside the signal that is pending still.
             timer[3] = 1;
+        } else if which != REAL {
+            [timer[2], timer[3]] = without_tick([timer[2], timer[3]], tick());
         }
         script.call(Nr::SETITIMER, args![which, bytes(words(&timer)), 0]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_is_taken_off_and_the_timer_stays_armed() {
+        assert_eq!(without_tick([3, 1000], 4000), [2, 997_000]);
+        assert_eq!(without_tick([0, 4000], 4000), [0, 1]);
+        assert_eq!(without_tick([0, 1], 4000), [0, 1]);
+        // HZ is 100 to 1000.
+        assert!((1000..=10_000).contains(&tick()));
     }
 }

@@ -84,6 +84,8 @@ pub fn collect(
         let overrun = if has_wall_clock(timer.clock) { inquiry.value(*overrun)? } else { 0 };
         out.push(One { overrun, waiting, ..one(timer, setting, &inside)? });
     }
+    // The kernel shows them in the order in which they were made last.
+    out.sort_unstable_by_key(|timer| timer.id);
     Ok(Record { timers: out })
 }
 

@@ -58,12 +58,17 @@ pub fn may_look(gather: &Gather<'_>, id: FileId, listening: BorrowedFd<'_>, clie
     }
 }
 
-/// Accepts what waits at the sockets that [`may_look`] has found, and notes what has come. Whether there were any: from
-/// then on only the image has them.
+/// Asks who made connections where no task tells, then accepts what waits at the sockets that [`may_look`] has found, and notes what has
+/// come. Whether there were any: from then on only the image has them.
 ///
 /// # Errors
 /// With true if some have been accepted.
 pub fn look(gather: &mut Gather<'_>, entries: &mut [Entry]) -> std::result::Result<bool, (bool, Cause)> {
+    let peers = entries.iter_mut().filter_map(|entry| match &mut entry.record {
+        file::Record::Unix(record) => Some((gather.ours(entry.id).ok()?, record.peer.as_mut()?)),
+        _ => None,
+    });
+    peer::complete(peers, gather).map_err(|e| (false, e))?;
     let mut touched = false;
     for id in std::mem::take(&mut gather.backlogs) {
         let index = usize::try_from(id.0).unwrap_or(usize::MAX);
@@ -79,7 +84,9 @@ pub fn look(gather: &mut Gather<'_>, entries: &mut [Entry]) -> std::result::Resu
                 let accepted =
                     accept_with(listening, SocketFlags::CLOEXEC).named("accept4", || format!("file {id}"))?;
                 touched = true;
-                Ok((peer::collect(accepted.as_fd(), gather)?, queue::collect(accepted.as_fd(), kind, gather)?))
+                let mut who = peer::collect(accepted.as_fd(), gather)?;
+                peer::complete(who.iter_mut().map(|who| (accepted.as_fd(), who)), gather)?;
+                Ok((who, queue::collect(accepted.as_fd(), kind, gather)?))
             })();
             (client.who, client.queue) = seen.map_err(|e| (touched, e))?;
         }

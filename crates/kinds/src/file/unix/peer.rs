@@ -1,9 +1,10 @@
 //! Who made a connection, as the other end is told (`SO_PEERCRED`).
-//! *Read from:* getsockopt.
+//! *Read from:* getsockopt, also by a process inside the container: who is no more, or made a connection again at a restore, has an id
+//! there, but none of a task's.
 //! *Made again by:* making the connection in a short-lived process with that pid, user and group.
-//! *Lost:* the pid of a process that is no more, and in a pid namespace inside the container that of any; which process it is (`SO_PEERPIDFD`), its further groups and label.
+//! *Lost:* in a tree that Yendor did not start the pid of a process that is no more, and in a pid namespace inside the container that of any; which process it is (`SO_PEERPIDFD`), its further groups and label.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 use yendor_image::NsPid;
@@ -17,7 +18,7 @@ use crate::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    /// Its pid; 0 for one that is not of the tree.
+    /// Its pid; 0 for one that was never inside.
     pub pid: NsPid,
     /// Its effective user.
     pub uid: u32,
@@ -36,6 +37,26 @@ pub fn collect(fd: BorrowedFd<'_>, gather: &Gather<'_>) -> Result<Option<Record>
     }
     let pid = gather.pids.get(&pid).copied().unwrap_or(NsPid(0));
     Ok(Some(Record { pid, uid: uid.cast_unsigned(), gid: gid.cast_unsigned() }))
+}
+
+/// Asks inside the container for pids of peers that are not of its tasks.
+///
+/// # Errors
+/// What setns says.
+pub fn complete<'a>(
+    peers: impl IntoIterator<Item = (BorrowedFd<'a>, &'a mut Record)>,
+    gather: &Gather<'_>,
+) -> Result<()> {
+    let Some(namespace) = &gather.pid_namespace else { return Ok(()) };
+    let (sockets, records): (Vec<_>, Vec<_>) = peers.into_iter().filter(|(_, peer)| peer.pid == NsPid(0)).unzip();
+    if sockets.is_empty() {
+        return Ok(());
+    }
+    let pids = yendor_sys::namespace::peers_there(namespace.as_fd(), &sockets)?;
+    for (record, pid) in records.into_iter().zip(pids) {
+        record.pid = NsPid(pid);
+    }
+    Ok(())
 }
 
 /// Runs `make` as `peer`, where processes can be made already; else as ourselves. What it made, and the pid that
