@@ -32,6 +32,10 @@ pub fn image(e: Error, alone: bool) -> Error {
         | Errno::LOOP
         | Errno::XDEV => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         Errno::IO if sys.call == "ptrace" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
+        // Keys of System V objects, in a namespace that is new.
+        Errno::EXIST if matches!(sys.call, "shmget" | "semget" | "msgget") => {
+            Cause::corrupt(format!("two have what one can have: {what}"))
+        }
         // Of files whose size is right, into memory that ends too early.
         Errno::PROTO if sys.call == "pread64" => Cause::corrupt(format!("pages without memory to lie in: {what}")),
         // Nobody is borrowed without one, so nobody was who had none.
@@ -59,6 +63,7 @@ mod tests {
         assert_eq!(code(Step::Rebuild, "openat", Errno::NOSPC), 1);
         assert_eq!(code(Step::Thaw, "borrow", Errno::NOENT), 4);
         assert_eq!(code(Step::Rebuild, "pread64", Errno::PROTO), 4);
+        assert_eq!(code(Step::Rebuild, "shmget", Errno::EXIST), 4);
         assert_eq!(code(Step::Rebuild, "pread64", Errno::IO), 1);
         assert_eq!(code(Step::Rebuild, "bind", Errno::ADDRINUSE), 4);
         let taken = Error::new(Step::Rebuild, SysError::new("bind", "", Errno::ADDRINUSE));
