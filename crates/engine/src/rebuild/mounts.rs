@@ -10,6 +10,7 @@ use yendor_kinds::namespace::mount::{self, Made};
 use yendor_kinds::namespace::nested::{Content, Kind};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
+use yendor_policy::lsm::Profile;
 use yendor_task::{Nr, Script, args};
 
 use super::birth::Tasks;
@@ -64,6 +65,13 @@ impl Promised {
         // Who is held by such rules can mount nothing; and paths would mean something else there.
         if !promised.namespaces.is_empty() && !request.policy.landlock.is_empty() {
             return Err(Cause::unsupported("--landlock for an image with a mnt namespace inside"));
+        }
+        // So would they in a profile of a module that goes by them, which might not let anybody in it mount.
+        let by_path = |profile: &&Profile| ["apparmor", "tomoyo"].contains(&profile.module.as_str());
+        if let Some(profile) = request.policy.profiles.iter().find(by_path).filter(|_| !promised.namespaces.is_empty())
+        {
+            let what = format!("--lsm-profile {profile} for an image with a mnt namespace inside");
+            return Err(Cause::unsupported(what));
         }
         let me = rustix::process::getpid();
         let own = rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty());
