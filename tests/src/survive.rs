@@ -27,6 +27,7 @@ pub fn probe_survives(name: &str, flavour: Flavour, via: Via) {
     let yendor = if via == Via::PidTree { Yendor::on_disk(flavour) } else { Yendor::new(flavour) };
     let Some(yendor) = yendor else { return };
     let image = yendor.path("image");
+    let mut outlived = None;
     let mut log = match via {
         Via::Container => {
             let container = yendor.fresh(name);
@@ -35,7 +36,7 @@ pub fn probe_survives(name: &str, flavour: Flavour, via: Via) {
             yendor.logs(&container)
         }
         Via::PidTree => {
-            checkpoint_tree(&yendor, name);
+            outlived = Some(checkpoint_tree(&yendor, name));
             String::new()
         }
     };
@@ -54,6 +55,7 @@ pub fn probe_survives(name: &str, flavour: Flavour, via: Via) {
     assert!(said.lines().any(|line| line == "ok"), "probe {name} does not say ok:\n{said}");
     log.push_str(&said);
     assert_eq!(tick_gap(&log), None, "numbers are missing or twice");
+    outlived.into_iter().for_each(remove_what_outlives);
 }
 
 /// What was just restored is checkpointed and restored once more, and both images say the same. The container that lives then.
@@ -75,8 +77,8 @@ fn start(yendor: &Yendor, name: &str, container: &str) {
     yendor.wait_for_log(container, "ready", PATIENCE);
 }
 
-/// Starts the probe as a session leader of no container, and checkpoints it when it is ready.
-fn checkpoint_tree(yendor: &Yendor, name: &str) {
+/// Starts the probe as a session leader of no container, and checkpoints it when it is ready. The id that it had.
+fn checkpoint_tree(yendor: &Yendor, name: &str) -> libc::pid_t {
     let mut command = yendor.program(&probe(name));
     // In a container it uses the container's /tmp; here nothing of it may stay.
     command.env("TMPDIR", yendor.path("tmp")).stdout(yendor.output("output")).stderr(yendor.output("errors"));
@@ -86,10 +88,11 @@ fn checkpoint_tree(yendor: &Yendor, name: &str) {
     assert!(wait_until(PATIENCE, || output().lines().any(|line| line == "ready")), "probe {name}: {}", output());
     yendor.checkpoint_pid(started.pid(), &yendor.path("image"));
     assert!(started.ended(PATIENCE).is_some(), "the tree of probe {name} outlives its checkpoint");
-    remove_what_outlives(started.pid());
+    started.pid()
 }
 
-/// What a probe that has ended leaves in the host's ipc namespace and in /dev/shm: named by its pid, which somebody else gets one day.
+/// What a probe that has ended leaves in the host's ipc namespace and in /dev/shm: named by its pid, which somebody else gets one
+/// day. A restored tree has the host's /dev/shm.
 fn remove_what_outlives(pid: libc::pid_t) {
     let _ = fs::remove_file(format!("/dev/shm/probe-named-{pid}"));
     for key in [0x5eed_0000 + pid, 0x7eed_0000 + pid] {

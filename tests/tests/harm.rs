@@ -248,7 +248,7 @@ fn restore_killed(flavour: Flavour) {
     let image = small_image(&yendor);
     let calls = count(&yendor, &image);
     let mut all = 0;
-    for _ in 0..rounds(40, 200) {
+    for _ in 0..rounds(20, 200) {
         all += u64::from(restore_with(&yendor, &orphans, &image, 1 + random.below(calls), Fault::Kill));
     }
     println!("{calls} calls; {all} containers ran");
@@ -265,7 +265,7 @@ fn restore_killed_by_time(flavour: Flavour) {
     yendor.restore(&image, &container);
     let duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
     finish(&yendor, &container);
-    for round in 0..rounds(160, 200) {
+    for round in 0..rounds(180, 200) {
         let container = yendor.fresh("again");
         let mut arguments = vec!["restore", "-d", "--name", &container];
         arguments.extend(options(&yendor));
@@ -276,10 +276,11 @@ fn restore_killed_by_time(flavour: Flavour) {
         if round % 2 == 0 {
             started.kill();
         } else {
-            for keeper in keepers_of(started.pid()) {
-                kill(keeper);
-            }
+            let keepers = keepers_of(started.pid());
+            keepers.iter().for_each(|keeper| kill(*keeper));
             started.ended(PATIENCE).expect("the front notices");
+            // Until it is gone its container is said to run.
+            assert!(wait_until(DYING, || keepers.iter().all(|keeper| is_dead(*keeper))), "{keepers:?}");
         }
         // All or nothing: it runs already, or whoever is left of it is dying.
         let ended = wait_until(DYING, || {
@@ -298,6 +299,11 @@ fn restore_killed_by_time(flavour: Flavour) {
         }
         nothing_left(&yendor, &orphans, &container, true);
     }
+}
+
+fn is_dead(pid: libc::pid_t) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with(['Z', 'X']))
 }
 
 fn keepers_of(front: libc::pid_t) -> Vec<libc::pid_t> {

@@ -67,8 +67,8 @@ probes! {
     locks "locks": root userns user tree_root tree_user three_generations_root;
     many_fds "many-fds": root userns user tree_root tree_user three_generations_root;
     many_maps "many-maps": root userns user tree_root tree_user three_generations_root;
-    many_tasks "many-tasks": root userns user tree_root tree_user;
-    many_threads "many-threads": root userns user tree_root tree_user;
+    many_tasks "many-tasks": root userns user tree_user;
+    many_threads "many-threads": root userns user tree_user;
     memory_policy "memory-policy": root userns user tree_root tree_user three_generations_root;
     misc_prctl "misc-prctl": root userns user tree_root tree_user three_generations_root;
     mounts "mounts": root userns user three_generations_root;

@@ -210,7 +210,7 @@ fn start(
     let log = if late { open_log(&directory).at(Step::Contain)? } else { log };
     let keeper_start = own_start(&contained).at(Step::Contain)?;
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation);
-    let (mut clocks, mut settings, mut before) = (Clocks::default(), None, Vec::new());
+    let (mut clocks, mut settings) = (Clocks::default(), None);
     let mut nested = Nested::default();
     let layers = layers::own(&startup.request, &directory).at(Step::Contain)?;
     if let Some(reader) = &reader {
@@ -218,7 +218,7 @@ fn start(
         set_names(startup, &snapshot).at(Step::Rebuild)?;
         clocks = continue_clocks(&mut contained, snapshot.container.clocks);
         layers::fill(&snapshot, &request, reader).at(Step::Rebuild)?;
-        before = mount_own(&mut contained, &snapshot, &request, reader)?;
+        mount_own(&mut contained, &snapshot, &request, reader)?;
         // Before settings say how many there may be.
         nested = Nested::make(&snapshot, contained.host_proc.as_fd(), reader)
             .at(Step::Rebuild)
@@ -275,7 +275,7 @@ fn start(
     let stdio_kept = if console.is_some() && !late { &[][..] } else { &stdio[..] };
     state.standard = stdio_kept.iter().map(AsRawFd::as_raw_fd).zip(kinds).collect();
     state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
-    state.mounts = namespace::base(&before, mounts, &rebuilt.mounted);
+    state.mounts = rebuilt.again.base(mounts);
     state.network = network;
     write_state(&directory, &state).at(Step::Thaw)?;
     let open = stdio.into_iter().chain(layers.into_iter().map(|(_, fd)| fd)).collect();

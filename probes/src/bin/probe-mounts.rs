@@ -119,6 +119,8 @@ fn make(dir: &Dir) -> Mounted {
     // Not where something of /proc is covered.
     mount(Path::new("none"), &at("fs/proc"), "proc", libc::MS_NODEV, "");
     remount(Path::new("/dev/shm"), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC);
+    // It comes last, and is known as the configuration's in the next image as well.
+    remount(Path::new("/proc"), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY);
     let create = |name: &str| File::options().read(true).write(true).create_new(true).open(at(name));
     let create = |name: &str| create(name).unwrap_or_else(|e| probe::fail(&format!("{name}: {e}")));
     let mut deep = create("fs/in/deep");

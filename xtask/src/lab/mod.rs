@@ -78,8 +78,8 @@ const WANTS_IT: &str = "selinux";
 /// Instead of a series: a kernel built here, since Debian's do not have everything.
 const OWN: &str = "own";
 
-/// For how long a machine may run. Emulated, on a busy host.
-const LIMIT: Duration = Duration::from_secs(900);
+/// For how long a machine may run. Emulated, beside tests that come first.
+const LIMIT: Duration = Duration::from_secs(1400);
 
 /// Bytes of the disk by which one machine hands an image to another.
 const DISK: u64 = 64 << 20;

@@ -126,25 +126,28 @@ pub fn layers(
             .named("pidfd_getfd", || format!("{}, {number}", state.keeper))?;
         tops.push((mount, fd));
     }
-    let collect = |visible: &dyn Fn(&Bytes, &OwnedFd) -> Option<OwnedFd>| {
+    let collect = |visible: &dyn Fn(&Bytes, &OwnedFd) -> Option<OwnedFd>| -> yendor_kinds::Result<Vec<_>> {
         let one = |(index, (mount, fd)): (usize, &(&Bytes, OwnedFd))| {
             let top = visible(mount, fd);
             layer::collect(top.as_ref().unwrap_or(fd), (*mount).clone(), &format!("layer-{index}"), writer)
         };
         tops.iter().enumerate().map(one).collect()
     };
-    if mounts.mounts.is_empty() {
-        return collect(&|_, _| None);
-    }
-    own::beneath(&namespace_of(proc, state, "mnt")?, mounts, || {
-        collect(&|mount, fd| {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let top = rustix::fs::open(mount.0.as_slice(), flags, Mode::empty()).ok()?;
-            let inode = |fd| rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
-            // The layer's upper directory is mounted nowhere.
-            (inode(&top).is_some() && inode(&top) == inode(fd)).then_some(top)
-        })
-    })
+    let layers: Vec<layer::Record> = if mounts.mounts.is_empty() {
+        collect(&|_, _| None)?
+    } else {
+        own::beneath(&namespace_of(proc, state, "mnt")?, mounts, || {
+            collect(&|mount, fd| {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let top = rustix::fs::open(mount.0.as_slice(), flags, Mode::empty()).ok()?;
+                let inode = |fd| rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
+                // The layer's upper directory is mounted nowhere.
+                (inode(&top).is_some() && inode(&top) == inode(fd)).then_some(top)
+            })
+        })?
+    };
+    mounts.permits(&layers)?;
+    Ok(layers)
 }
 
 fn differs(pid: i32, namespace: &str) -> bool {

@@ -178,13 +178,16 @@ pub struct Mount {
     #[serde(default)]
     parent: i32,
     point: Bytes,
+    /// What of the file system it shows; none where that was not noted.
+    #[serde(default)]
+    root: Option<Bytes>,
     fs_type: Bytes,
     /// Options of the mount; of a file system that is the container's own, these too.
     options: Bytes,
     /// Those of the mount alone.
     #[serde(default)]
     attributes: Bytes,
-    /// The device of the file system, which tells apart a mount from another one that got its id.
+    /// The device of the file system: it and the root tell apart a mount from another one that got its id.
     #[serde(default)]
     device: Option<u64>,
     /// Whether a mount outside hands mounts on to it.
@@ -211,6 +214,7 @@ pub fn mounts(proc: BorrowedFd<'_>, pid: i32) -> Result<(Vec<Mount>, Vec<Line>)>
             id: m.id,
             parent: m.parent,
             point: Bytes(m.mount_point.clone()),
+            root: Some(Bytes(m.root.clone())),
             fs_type: Bytes(m.fs_type.clone()),
             options: Bytes(options),
             attributes: Bytes(m.options.join(&b","[..])),
@@ -226,7 +230,8 @@ pub fn mounts(proc: BorrowedFd<'_>, pid: i32) -> Result<(Vec<Mount>, Vec<Line>)>
 impl Mount {
     /// Whether it is this one that is looked at now.
     fn is(&self, now: &Mount) -> bool {
-        self.id == now.id && (self.device.is_none() || self.device == now.device)
+        let same_root = self.root.is_none() || self.root == now.root;
+        self.id == now.id && (self.device.is_none() || self.device == now.device) && same_root
     }
 
     /// Options of the file system.
@@ -235,19 +240,41 @@ impl Mount {
     }
 }
 
-/// What of the mounts that are there `now`, after what the container's root has changed, is the configuration's: as it was `before`. `own`: the
-/// ids of mounts that it has made.
-#[must_use]
-pub fn base(before: &[Mount], now: Vec<Mount>, own: &BTreeSet<i32>) -> Vec<Mount> {
-    let gone = before.iter().filter(|m| now.iter().all(|n| !m.is(n)));
-    let gone: Vec<Mount> = gone.map(|m| Mount { slave: false, groups: (None, None), ..m.clone() }).collect();
-    let as_before = |m: Mount| match before.iter().find(|b| b.is(&m)) {
-        Some(Mount { options, attributes, .. }) => {
-            Mount { options: options.clone(), attributes: attributes.clone(), ..m }
-        }
-        None => m,
-    };
-    now.into_iter().filter(|m| !own.contains(&m.id)).map(as_before).chain(gone).collect()
+/// The mounts of a restored container, in which its root's own are made again.
+#[derive(Debug, Default)]
+pub struct Again {
+    /// What was mounted before.
+    pub before: Vec<Mount>,
+    /// What it had mounted itself, by their ids now.
+    pub made: BTreeSet<i32>,
+}
+
+impl Again {
+    /// Notes what is mounted by now on and below /proc, which comes last.
+    ///
+    /// # Errors
+    /// A mountinfo that cannot be read.
+    pub fn note_proc(&mut self, proc: BorrowedFd<'_>) -> Result<()> {
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        let late = |m: &Mount| m.point.0.strip_prefix(b"/proc").is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
+        self.before.extend(mounts(proc, me)?.0.into_iter().filter(late));
+        Ok(())
+    }
+
+    /// What of the mounts that are there `now`, after all that is made again, is the configuration's: as it was before.
+    #[must_use]
+    pub fn base(&self, now: Vec<Mount>) -> Vec<Mount> {
+        let Again { before, made } = self;
+        let gone = before.iter().filter(|m| now.iter().all(|n| !m.is(n)));
+        let gone: Vec<Mount> = gone.map(|m| Mount { slave: false, groups: (None, None), ..m.clone() }).collect();
+        let as_before = |m: Mount| match before.iter().find(|b| b.is(&m)) {
+            Some(Mount { options, attributes, .. }) => {
+                Mount { options: options.clone(), attributes: attributes.clone(), ..m }
+            }
+            None => m,
+        };
+        now.into_iter().filter(|m| !made.contains(&m.id)).map(as_before).chain(gone).collect()
+    }
 }
 
 /// How mounts are not as they were when the container began to run. What comes from outside by propagation is
@@ -329,7 +356,8 @@ mod tests {
         let attributes = bytes(options.split(',').next().unwrap_or_default());
         let (point, options) = (bytes(point), bytes(options));
         let device = Some(u64::try_from(id).expect("small"));
-        Mount { id, parent: 1, point, fs_type: bytes("tmpfs"), options, attributes, device, slave, groups }
+        let root = Some(bytes("/"));
+        Mount { id, parent: 1, point, root, fs_type: bytes("tmpfs"), options, attributes, device, slave, groups }
     }
 
     fn on(parent: i32, mount: Mount) -> Mount {
@@ -376,7 +404,7 @@ mod tests {
         let before = [mount(1, "/", "rw,x", true), mount(2, "/a", "rw", true), mount(3, "/b", "rw", true)];
         let now = vec![mount(1, "/", "ro,x", false), mount(3, "/b", "rw", false), mount(4, "/proc", "rw", false)];
         let with_own = [now.clone(), vec![mount(5, "/c", "rw", false)]].concat();
-        let then = super::base(&before, with_own.clone(), &[5].into());
+        let then = Again { before: before.to_vec(), made: [5].into() }.base(with_own.clone());
         let again = difference(&then, &with_own).expect("no refusal");
         assert_eq!(again.base, [1, 3, 4].into());
         assert_eq!((again.changed, again.removed), (vec![1], vec![before[1].point.clone()]));

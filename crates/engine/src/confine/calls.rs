@@ -21,7 +21,9 @@ type Way = (&'static str, &'static [Option<u64>]);
 /// # Errors
 /// `Denied` for the first one that no program could have under the filter.
 pub fn judge(filter: &Seccomp, files: &[Entry]) -> Result<()> {
-    let Some(program) = seccomp::program(&filter.program.0) else { return Ok(()) };
+    let program = seccomp::program(&filter.program.0).ok_or_else(|| {
+        Error::new(Step::Rebuild, Cause::unsupported("--enforce early by a filter that is no program"))
+    })?;
     for entry in files {
         for ways in needed(&entry.record) {
             if !ways.iter().any(|way| may(&program, *way)) {
@@ -50,7 +52,10 @@ fn may(filter: &[Instruction], (name, known): Way) -> bool {
 
 /// The steps by which a program comes to such a file; of each one way is enough.
 fn needed(record: &Record) -> Vec<&'static [Way]> {
-    const OPEN: &[Way] = &[("openat", &[]), ("open", &[]), ("openat2", &[]), ("creat", &[])];
+    const OPEN: &[Way] = &[("openat", &[]), ("open", &[]), ("openat2", &[]), ("creat", &[]), ("open_tree", &[])];
+    // Also the other side of a terminal (TIOCGPTPEER), and what is asked of a namespace (ioctl_nsfs(2)).
+    const OPEN_OR_ASK: &[Way] =
+        &[("openat", &[]), ("open", &[]), ("openat2", &[]), ("creat", &[]), ("ioctl", &[]), ("open_tree", &[])];
     const SOCKET_UNIX: &[Way] =
         &[("socket", &[Some(UNIX)]), ("socketpair", &[Some(UNIX)]), ("accept4", &[]), ("accept", &[])];
     const SOCKET_INET: &[Way] = &[("socket", &[Some(INET)])];
@@ -65,10 +70,9 @@ fn needed(record: &Record) -> Vec<&'static [Way]> {
         | Record::Device(_)
         | Record::Fifo(_)
         | Record::Proc(_)
-        | Record::Namespace(_)
         | Record::Tty(_)
-        | Record::Pts(_)
         | Record::Ptmx(_) => vec![OPEN],
+        Record::Namespace(_) | Record::Pts(_) => vec![OPEN_OR_ASK],
         Record::Pipe(_) => vec![&[("pipe2", &[]), ("pipe", &[])]],
         Record::Eventfd(_) => vec![&[("eventfd2", &[]), ("eventfd", &[])]],
         Record::Epoll(_) => vec![&[("epoll_create1", &[]), ("epoll_create", &[])]],
@@ -76,8 +80,11 @@ fn needed(record: &Record) -> Vec<&'static [Way]> {
         Record::Signalfd(_) => vec![&[("signalfd4", &[]), ("signalfd", &[])]],
         Record::Inotify(_) => vec![&[("inotify_init1", &[]), ("inotify_init", &[])]],
         Record::Memfd(_) => vec![&[("memfd_create", &[])]],
-        Record::Mqueue(_) => vec![&[("mq_open", &[])]],
-        Record::Pidfd(_) => vec![&[("pidfd_open", &[]), ("clone", &[]), ("clone3", &[])]],
+        Record::Mqueue(_) => vec![&[("mq_open", &[]), ("openat", &[]), ("open", &[]), ("openat2", &[])]],
+        Record::Pidfd(_) => {
+            // By SO_PEERPIDFD and SCM_PIDFD, too.
+            vec![&[("pidfd_open", &[]), ("clone", &[]), ("clone3", &[]), ("getsockopt", &[]), ("recvmsg", &[])]]
+        }
         Record::Netlink(_) => vec![&[("socket", &[Some(NETLINK)])]],
         Record::Unix(socket) => match socket.state {
             unix::State::Listening { .. } => vec![SOCKET_UNIX, LISTEN],

@@ -17,7 +17,6 @@ pub mod userns;
 pub mod usher;
 pub mod volume;
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -34,6 +33,7 @@ use yendor_sys::namespace::Namespaces;
 use yendor_sys::{Errno, SysError, namespace};
 
 use crate::admit;
+use crate::collect::namespace::Again;
 use crate::error::{At, Result, Step, With};
 use crate::request::{Net, Request, Root};
 
@@ -54,8 +54,8 @@ pub struct Contained {
     pub cgroup: Option<Cgroup>,
     /// What its root has mounted, as far as that is made.
     pub begun: Option<Begun>,
-    /// The mounts of it, by their ids.
-    pub mounted: BTreeSet<i32>,
+    /// The mounts of it, and those that were there before.
+    pub again: Again,
     usher: Option<Usher>,
     /// What the clocks are ahead of the host's: monotonic and boottime.
     ahead: Option<(Timespec, Timespec)>,
@@ -86,8 +86,8 @@ pub fn prepare(request: &Request, given: &Given, usher: Usher, cgroup: Option<Cg
     let state = openat(&given.state, ".", DIRECTORY, Mode::empty())
         .named("open", || "the state directory".into())
         .at(Step::Contain)?;
-    let (begun, mounted) = (None, BTreeSet::new());
-    Ok(Contained { host_proc, state, cgroup, begun, mounted, usher: Some(usher), ahead: None })
+    let (begun, again) = (None, Again::default());
+    Ok(Contained { host_proc, state, cgroup, begun, again, usher: Some(usher), ahead: None })
 }
 
 /// Names, the loopback, and settings of the new namespaces.
@@ -177,7 +177,8 @@ impl Contained {
             .named("mount", || "\"/\", MS_PRIVATE|MS_REC".into())
             .at(Step::Contain)?;
         if let Some(begun) = self.begun.take() {
-            self.mounted = begun.finish(self.host_proc.as_fd()).at(Step::Rebuild).kind("namespace", "mnt")?;
+            self.again.note_proc(self.host_proc.as_fd()).at(Step::Rebuild)?;
+            self.again.made = begun.finish(self.host_proc.as_fd()).at(Step::Rebuild).kind("namespace", "mnt")?;
         }
         Ok(())
     }

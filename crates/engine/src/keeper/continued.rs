@@ -33,16 +33,16 @@ pub(super) fn set_names(startup: &Startup, snapshot: &Snapshot) -> std::result::
 }
 
 /// Mounts what the image's root had mounted in its container, as the root of this one, on what is mounted here: the volumes and file systems of
-/// the request. What was mounted before that, where there is any.
+/// the request.
 pub(super) fn mount_own(
     contained: &mut Contained,
     snapshot: &Snapshot,
     request: &Request,
     reader: &Reader,
-) -> Result<Vec<namespace::Mount>> {
+) -> Result<()> {
     let record = &snapshot.container.mounts;
     if record.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     if request.policy.enforce == Enforce::Early {
         let what = "--enforce early for an image whose root has mounted something in its container";
@@ -50,10 +50,10 @@ pub(super) fn mount_own(
     }
     request.may_mount().at(Step::Confine).kind("namespace", "mnt")?;
     let me = rustix::process::getpid().as_raw_nonzero().get();
-    let (before, _) = namespace::mounts(contained.host_proc.as_fd(), me).at(Step::Rebuild)?;
+    (contained.again.before, _) = namespace::mounts(contained.host_proc.as_fd(), me).at(Step::Rebuild)?;
     let begun = own::begin(record, contained.host_proc.as_fd(), reader);
     contained.begun = Some(begun.at(Step::Rebuild).kind("namespace", "mnt")?);
-    Ok(before)
+    Ok(())
 }
 
 /// The container's clocks go on from where they stood.

@@ -27,7 +27,7 @@ mod program;
 mod running;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -54,6 +54,7 @@ use self::mounts::Promised;
 pub use self::process::Ready;
 pub use self::running::Running;
 use crate::ark::Ark;
+use crate::collect::namespace::Again;
 use crate::confine::Confine;
 use crate::contain::{Cgroup, Contained};
 use crate::error::{At, Result, Step, With};
@@ -175,8 +176,8 @@ pub struct Rebuilt {
     pub notes: Vec<String>,
     /// Its limits.
     cgroup: Option<Cgroup>,
-    /// The ids of mounts that its root has made.
-    pub mounted: BTreeSet<i32>,
+    /// The mounts that its root had made.
+    pub again: Again,
     /// Where tasks' own restrictions will be told, if that can be had.
     pub listener: Option<OwnedFd>,
     /// All threads, where some have restrictions already.
@@ -369,9 +370,8 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     // All or none: that one has none, when another has, is to be known as well.
     let any = ready.iter().any(|t| t.restricted != Restricted::default());
     let restricted = if any { ready } else { Vec::new() };
-    let cgroup = contained.cgroup.take();
-    let (arena, mounted) = (site.arena, contained.mounted);
-    let rebuilt = Rebuilt { init, main, arena, threads, notes, cgroup, mounted, listener, restricted, done: false };
+    let (cgroup, arena, again) = (contained.cgroup.take(), site.arena, std::mem::take(&mut contained.again));
+    let rebuilt = Rebuilt { init, main, arena, threads, notes, cgroup, again, listener, restricted, done: false };
     init::become_init(&rebuilt, root).at(Step::Rebuild)?;
     Ok(rebuilt)
 }

@@ -150,7 +150,13 @@ impl Record {
             rustix::fs::chmodat(CWD, &*address.0, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
                 .named("fchmodat", path)
         });
-        Ok(bound?)
+        match bound {
+            Err(e) if e.errno == Errno::ADDRINUSE => Err(Cause::Hole {
+                what: format!("the place of the socket \"{address}\", where somebody has something already"),
+                option: "--volume or --rootfs".into(),
+            }),
+            bound => Ok(bound?),
+        }
     }
 
     /// Takes the path away again, if it is one that no longer led to the socket.

@@ -17,6 +17,7 @@ use yendor_proc::mountinfo::Mount as Line;
 use yendor_sys::namespace::{Namespaces, unshare};
 
 use super::{Home, Mount, System, Type, What, Whose, attributes, enter, in_group, one, rest_of};
+use crate::namespace::layer;
 use crate::namespace::nested::in_thread;
 use crate::{Cause, Named, Result};
 
@@ -68,6 +69,22 @@ impl Record {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.removed.is_empty() && self.changed.is_empty() && self.mounts.is_empty()
+    }
+
+    /// Layers are filled before a mount is taken away again that was removed: what they have in its place would be covered by it, and lost.
+    ///
+    /// # Errors
+    /// `Unsupported`, naming what is there.
+    pub fn permits(&self, layers: &[layer::Record]) -> Result<()> {
+        for (layer, entry) in layers.iter().flat_map(|layer| layer.entries.iter().map(move |entry| (layer, entry))) {
+            let top = layer.mount.0.strip_suffix(b"/").unwrap_or(&layer.mount.0);
+            let place = Bytes([top, &entry.path.0[..]].join(&b'/'));
+            let below = |of: &[u8], point: &[u8]| of.strip_prefix(point).is_some_and(|rest| rest.starts_with(b"/"));
+            if self.removed.iter().any(|point| below(&point.0, top) && below(&place.0, &point.0)) {
+                return Err(Cause::unsupported(format!("{place}: a file in the place of a mount that was removed")));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -274,6 +291,30 @@ mod tests {
         assert_eq!([to("/mnt"), to("/mnt/a/b")], [Some(4), Some(4)], "what is covered is not reached");
         assert_eq!(leads(&lines[..3], b"/mnt/a/b"), Some(3));
         assert_eq!(leads(&[], b"/"), None);
+    }
+
+    #[test]
+    fn nothing_may_lie_where_a_mount_was_removed() {
+        let entry = |path: &str| layer::Entry {
+            path: path.into(),
+            what: layer::What::Directory(false),
+            mode: 0o755,
+            owner: (0, 0),
+            modified: (0, 0),
+            attributes: Vec::new(),
+            flags: 0,
+        };
+        let layer = |mount: &str, paths: &[&str]| layer::Record {
+            mount: mount.into(),
+            blob: None,
+            entries: paths.iter().map(|path| entry(path)).collect(),
+        };
+        let removed = |point: &str| Record { removed: vec![point.into()], ..Record::default() };
+        let top = layer("/", &["", "data", "data/f", "database/x"]);
+        assert!(removed("/data").permits(std::slice::from_ref(&top)).is_err_and(|e| e.to_string().contains("/data/f")));
+        assert!(removed("/data/f").permits(std::slice::from_ref(&top)).is_ok());
+        assert!(removed("/tmp").permits(&[layer("/tmp", &["", "f"])]).is_ok(), "it went with it");
+        assert!(removed("/tmp/in").permits(&[layer("/tmp", &["in", "in/f"]), top]).is_err());
     }
 
     #[test]

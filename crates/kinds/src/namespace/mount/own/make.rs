@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Mode, StatxAttributes, StatxFlags, statx};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, unmount};
 use yendor_image::{Bytes, Reader};
 use yendor_proc::mountinfo::{self, Mount as Line};
+use yendor_sys::Errno;
 use yendor_sys::mount::furnish;
 use yendor_task::tree::read_proc;
 
@@ -64,7 +65,7 @@ pub fn begin(record: &Record, proc: BorrowedFd<'_>, reader: &Reader) -> Result<B
     let made = made.collect::<Result<_>>();
     rustix::process::umask(umask);
     begun.made = made?;
-    begun.stage(false, proc)?;
+    begun.stage(false, proc).map_err(lacking)?;
     let own = begun.ids()?;
     unexpected(&lines(proc)?, &own, &before)?;
     // It is written, and may be large.
@@ -92,14 +93,14 @@ impl Begun {
     /// The kernel's; `Unsupported` where the mounts are not what they were.
     pub fn finish(mut self, proc: BorrowedFd<'_>) -> Result<BTreeSet<i32>> {
         let before: BTreeSet<i32> = ids(&lines(proc)?).difference(&self.ids()?).copied().collect();
-        self.stage(true, proc)?;
+        self.stage(true, proc).map_err(lacking)?;
         let top = open_directory("/")?;
         for (mount, place) in self.record.mounts.iter().zip(&self.places) {
             let place = place.as_ref().ok_or_else(|| Cause::corrupt("a mount that was not made"))?;
             furnish(place, MountAttrFlags::from_bits_retain(mount.attributes), propagation(mount))?;
         }
         for Changed { point, attributes } in &self.changed {
-            let place = find(&top, below_root(&point.0))?;
+            let place = find(&top, below_root(&point.0)).map_err(lacking)?;
             furnish(&place, MountAttrFlags::from_bits_retain(*attributes), MountPropagationFlags::PRIVATE)?;
         }
         self.compare(&before, proc)
@@ -245,5 +246,23 @@ fn take_away(root: &OwnedFd, point: &[u8]) -> Result<()> {
     let directory = find(root, directory)?;
     rustix::process::fchdir(&directory).named("fchdir", || point.escape_ascii().to_string())?;
     let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
-    Ok(unmount(name, flags).named("umount2", || point.escape_ascii().to_string())?)
+    match unmount(name, flags).named("umount2", || point.escape_ascii().to_string()) {
+        // It came together with others: nobody inside may take it away.
+        Err(e) if e.errno == Errno::INVAL => Err(Cause::Hole {
+            what: format!("the rights to unmount /{}, as the image's root had done", point.escape_ascii()),
+            option: "the options that the image's container was started with (--userns host, the same --volume)".into(),
+        }),
+        other => Ok(other?),
+    }
+}
+
+/// A place that this container does not have is a hole.
+fn lacking(e: Cause) -> Cause {
+    match e.sys().filter(|e| e.call == "openat2").map(|e| (e.errno, e.to_string())) {
+        Some((Errno::NOENT | Errno::NOTDIR | Errno::LOOP, text)) => Cause::Hole {
+            what: format!("a place of what the container's root had mounted: {text}"),
+            option: "--volume or --rootfs".into(),
+        },
+        _ => e,
+    }
 }
