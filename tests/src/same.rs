@@ -33,6 +33,8 @@ const MAY_DIFFER: &[&str] = &[
 const OF_ONE: &[(&str, &str)] = &[
     // It makes children all the time: nothing of it is compared.
     ("ending", ""),
+    // Its calls begin and end, and its files with them: likewise.
+    ("syscalls-interrupted", ""),
     // A program that is a memfd, which has two descriptions: by which of them it is mapped nobody sees.
     ("file-map", "/backing/file/0"),
     // Lost by name, of what is deleted: the name of a file that was replaced, of one that never had one, of a queue; O_NOFOLLOW.

@@ -33,7 +33,8 @@ fn after_a_crash(flavour: Flavour) {
     let container = yendor.fresh("counter");
     let options = ["--checkpoint-every", "300ms", "--keep-last", "2", "--track"];
     yendor.run_detached_with(&container, &options, &["sh", "-c", COUNTER]).exits(0);
-    assert_eq!(guards(&container), 1);
+    // Until it has executed its program it looks like its parent.
+    assert!(wait_until(PATIENCE, || guards(&container) == 1));
     let newest = |n: usize| format!("{container}@{n}");
     let log = || fs::read_to_string(yendor.path(&format!("run/{container}/guard.log"))).unwrap_or_default();
     assert!(wait_until(PATIENCE, || images(&yendor, &container).contains(&newest(5))), "{}", log());

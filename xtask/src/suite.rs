@@ -15,9 +15,6 @@ pub struct Options {
 pub const TESTS: &[&str] =
     &["test", "--workspace", "--no-fail-fast", "--lib", "--test", "*", "--bin", "yendor", "--bin", "lab-guest"];
 
-/// How many tests of a program run at a time (the harness of Rust).
-const THREADS: &str = "RUST_TEST_THREADS";
-
 const STAGES: &[Stage] = &[
     Stage {
         name: "host",
@@ -53,11 +50,5 @@ const STAGES: &[Stage] = &[
 /// Names the stages that failed.
 pub fn run(options: &Options) -> Outcome {
     let stages = chosen(STAGES, &options.stages)?;
-    let mut session = Session::default();
-    if std::env::var_os(THREADS).is_none() {
-        // Tests wait a lot: for what they have started, and for what must not happen.
-        let processors = std::thread::available_parallelism()?.get();
-        session.export(THREADS, (processors + 1).to_string());
-    }
-    session.run(&stages)
+    Session::default().run(&stages)
 }

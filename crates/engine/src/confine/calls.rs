@@ -52,10 +52,9 @@ fn may(filter: &[Instruction], (name, known): Way) -> bool {
 
 /// The steps by which a program comes to such a file; of each one way is enough.
 fn needed(record: &Record) -> Vec<&'static [Way]> {
-    const OPEN: &[Way] = &[("openat", &[]), ("open", &[]), ("openat2", &[]), ("creat", &[]), ("open_tree", &[])];
+    const OPEN: &[Way] = &[("openat", &[]), ("open", &[]), ("openat2", &[]), ("creat", &[])];
     // Also the other side of a terminal (TIOCGPTPEER), and what is asked of a namespace (ioctl_nsfs(2)).
-    const OPEN_OR_ASK: &[Way] =
-        &[("openat", &[]), ("open", &[]), ("openat2", &[]), ("creat", &[]), ("ioctl", &[]), ("open_tree", &[])];
+    const OPEN_OR_ASK: &[Way] = &[("openat", &[]), ("open", &[]), ("openat2", &[]), ("creat", &[]), ("ioctl", &[])];
     const SOCKET_UNIX: &[Way] =
         &[("socket", &[Some(UNIX)]), ("socketpair", &[Some(UNIX)]), ("accept4", &[]), ("accept", &[])];
     const SOCKET_INET: &[Way] = &[("socket", &[Some(INET)])];
