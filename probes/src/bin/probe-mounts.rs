@@ -98,12 +98,13 @@ fn make(dir: &Dir) -> Mounted {
     put(&at("data/file"), "of the container");
     put(&at("over/in/under"), "covered");
     tmpfs(&at("fs"), libc::MS_NOSUID | libc::MS_NOEXEC, "size=2m,mode=751");
-    directories(&["fs/in", "fs/sub", "fs/dev", "fs/proc", "fs/processes"].map(at));
+    directories(&["fs/in", "fs/sub", "fs/dev", "fs/proc", "fs/processes", "fs/pts"].map(at));
     put(&at("fs/sub/file"), "in a part");
     put(&at("fs/name"), "");
     let permissions = std::fs::Permissions::from_mode(0o640);
     expect("chmod", std::fs::set_permissions(at("fs/sub/file"), permissions).is_ok(), true);
     tmpfs(&at("fs/in"), 0, "");
+    ok("mount -t devpts", mount(Path::new("none"), &at("fs/pts"), "devpts", libc::MS_NOEXEC, "ptmxmode=620"));
     tmpfs(&at("over"), libc::MS_NOATIME, "nr_inodes=100");
     put(&at("over/new"), "above");
     let flags = libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOATIME;
