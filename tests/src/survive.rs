@@ -7,6 +7,7 @@ use crate::task::{Started, lead_a_session, wait_until};
 use crate::yendor::{PATIENCE, Yendor};
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// What is checkpointed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,9 @@ const ALONE: &[&str] = &["-e", "PROBE_SET_NAMES=1"];
 /// Runs the probe, checkpoints it when it is ready, restores it, and asks it: it must find nothing changed.
 #[track_caller]
 pub fn probe_survives(name: &str, flavour: Flavour, via: Via) {
+    // A tree wants the number that its terminal has on the host: one at a time.
+    static TERMINALS: Mutex<()> = Mutex::new(());
+    let _one = (via == Via::PidTree && name == "tty").then(|| TERMINALS.lock().unwrap_or_else(PoisonError::into_inner));
     // Trees on a disk, containers where all tests are: file systems differ in what they tell.
     let yendor = if via == Via::PidTree { Yendor::on_disk(flavour) } else { Yendor::new(flavour) };
     let Some(yendor) = yendor else { return };

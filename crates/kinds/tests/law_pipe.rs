@@ -159,3 +159,33 @@ fn named_pipes() {
     std::fs::remove_file(&path).unwrap();
     assert!(refusal(&[lost.as_fd()]).contains("no longer leads to"));
 }
+
+/// Pipes of one user are small from `fs.pipe-user-pages-soft` on (pipe(7)): that a copy cannot be large is no reason to give up.
+#[test]
+fn a_user_with_many_pipes() {
+    const USER: u32 = 1_054_321;
+    let limit = std::fs::read_to_string("/proc/sys/fs/pipe-user-pages-soft").unwrap();
+    if !rustix::process::getuid().is_root() || limit.trim() != "16384" {
+        eprintln!("skipped: needs root, who can be a user without pipes, and the kernel's own limit of them");
+        return;
+    }
+    let (r, w) = pipe(PipeFlags::NONBLOCK);
+    write(&w, b"little").unwrap();
+    let (full, full_write) = pipe(PipeFlags::NONBLOCK);
+    write(&full_write, &[b'x'; 1 << 16]).unwrap();
+    let user = rustix::process::Uid::from_raw(USER);
+    rustix::thread::set_thread_res_uid(user, user, rustix::process::Uid::ROOT).unwrap();
+    let large: Vec<_> = (0..64).map(|_| pipe(PipeFlags::empty())).collect();
+    for (_, w) in &large {
+        fcntl_setpipe_size(w, 1 << 20).unwrap();
+    }
+    assert_eq!(fcntl_setpipe_size(&pipe(PipeFlags::empty()).1, 1 << 16), Err(Errno::PERM));
+    let image = collect(&[r.as_fd(), w.as_fd()]);
+    let refused = law::try_collect(&[full.as_fd(), full_write.as_fd()]).err().expect("more than a small pipe takes");
+    rustix::thread::set_thread_res_uid(rustix::process::Uid::ROOT, rustix::process::Uid::ROOT, user).unwrap();
+    drop(large);
+    assert!(format!("{refused:?}").contains("F_SETPIPE_SZ"), "{refused:?}");
+    let made = again(&image);
+    assert_eq!(take(&made[0], 100), b"little");
+    assert_eq!(fcntl_getpipe_size(&made[0]).unwrap(), 1 << 16);
+}

@@ -24,6 +24,8 @@ fn one(number: usize, dir: &Dir, last: Option<&One>) -> One {
             let mut ends = [0; 2];
             ok("pipe2", unsafe { libc::pipe2(ends.as_mut_ptr(), 0) });
             let write = own("pipe2", ends[1]);
+            // All tests that run at once share what a user gets of pages in pipes.
+            ok("fcntl", unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) });
             transfer(&write, &text);
             One { fd: own("pipe2", ends[0]), kind: Kind::Pipe(write) }
         }

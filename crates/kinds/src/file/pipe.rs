@@ -229,11 +229,11 @@ fn copy(reader: BorrowedFd<'_>, capacity: usize) -> Result<Vec<Buffer>> {
     }
     let new = || pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).named("pipe2", String::new);
     let (all, write) = new()?;
-    if get_size(&write)? < capacity {
-        set_size(&write, capacity)?;
-    }
+    // Whoever has many pipes gets small ones (fs.pipe-user-pages-soft, pipe(7)): little content fits into these.
+    let large = if get_size(&write)? < capacity { set_size(&write, capacity) } else { Ok(()) };
     let n = tee(reader, &write, waiting, SpliceFlags::NONBLOCK).named("tee", || format!("{waiting}"))?;
     if n != waiting {
+        large?;
         return Err(Cause::unsupported(format!("a pipe with {waiting} bytes of which only {n} can be copied")));
     }
     // A pipe with room for one buffer takes exactly the next one from the copy.
