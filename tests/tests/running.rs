@@ -228,6 +228,12 @@ fn no_call_is_interrupted(flavour: Flavour) {
     checkpoint("one", &[&container]).exits(0);
     checkpoint("two", &[&container]).exits(0);
     ends_well(&yendor, &container);
+    // Whoever is notified of a message has been by us, and will be.
+    let notified = yendor.fresh("notified");
+    yendor.run_detached(&notified, &[text(&probe("mqueue"))]);
+    yendor.wait_for_log(&notified, "ready", PATIENCE);
+    checkpoint("notified", &[&notified]).exits(0);
+    ends_well(&yendor, &notified);
     // It was going on with what the first one had interrupted.
     let restored = yendor.fresh("again");
     yendor.restore(&yendor.path("two"), &restored);

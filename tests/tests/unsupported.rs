@@ -193,10 +193,21 @@ return request, event",
         "secret memory (memfd_secret)",
     ),
     (
-        "a queue that notifies",
-        "queue = call(240, b'q', 0o102, 0o600, 0)
+        "a queue with a message that notifies of the next",
+        "queue = call(240, b'q', 0o102, 0o600, 0); call(242, queue, b'x', 1, 0, 0)
 call(244, queue, struct.pack('=Qii48x', 7, 10, 0))",
-        "a POSIX message queue that notifies process",
+        "of messages after those that wait in it",
+    ),
+    (
+        "a queue that notifies a thread",
+        "queue, s, cookie = call(240, b'q', 0o102, 0o600, 0), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0), ctypes.create_string_buffer(32)
+call(244, queue, struct.pack('=Qii48x', ctypes.addressof(cookie), s.fileno(), 2)); return s",
+        "by a thread (SIGEV_THREAD)",
+    ),
+    (
+        "a queue that notifies by a signal that ends",
+        "queue = call(240, b'q', 0o102, 0o600, 0); call(244, queue, struct.pack('=Qii48x', 7, 9, 0))",
+        "a POSIX message queue that notifies (mq_notify) by signal 9",
     ),
     ("a thread's key", "thread(lambda: call(248, b'user', b'x', b'y', 1, -1))", "a keyring of its own"),
     ("a process's key", "call(248, b'user', b'x', b'y', 1, -2)", "a keyring of its own"),

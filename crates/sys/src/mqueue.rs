@@ -129,6 +129,59 @@ pub fn look(queue: BorrowedFd<'_>, bytes: usize) -> Result<Vec<Message>> {
         .ok_or_else(|| SysError::new("mq_timedreceive", "the messages of a queue", Errno::AGAIN))
 }
 
+/// A child that sends an empty message to an empty queue and takes it back, as soon as it is told to: whoever waits to be notified is. It survives us
+/// once it is told; before, it ends with us.
+#[derive(Debug)]
+pub struct Nudge {
+    child: i32,
+    go: OwnedFd,
+}
+
+impl Nudge {
+    /// `queue`: for reading and writing, without waiting.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(queue: BorrowedFd<'_>) -> Result<Nudge> {
+        let size = usize::try_from(attributes(queue)?.size).unwrap_or(0);
+        let mut data = vec![0_u8; size];
+        let mut heads: Vec<(u32, usize)> = Vec::with_capacity(1);
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|e| SysError::new("pipe2", "O_CLOEXEC", e))?;
+        let (raw, other) = (queue.as_raw_fd(), write.as_raw_fd());
+        let child = forked(|| {
+            // SAFETY: the child's own copy, which nobody in it uses: else it would never see our end.
+            unsafe { libc::close(other) };
+            let mut told = [0_u8; 1];
+            if rustix::io::read(&read, &mut told) != Ok(1) {
+                return 0;
+            }
+            match put(raw, 0, &[]).and_then(|()| take_all(raw, 1, &mut data, &mut heads)) {
+                Ok(()) => 0,
+                Err(e) => e.raw_os_error(),
+            }
+        })?;
+        Ok(Nudge { child, go: write })
+    }
+
+    /// Tells it.
+    ///
+    /// # Errors
+    /// What sending and receiving say.
+    pub fn go(self) -> Result<()> {
+        let told = rustix::io::write(&self.go, &[1]).map_err(|e| SysError::new("write", "a pipe", e));
+        drop(self.go);
+        let status = reap(self.child)?;
+        told?;
+        match libc::WEXITSTATUS(status) {
+            0 if libc::WIFEXITED(status) => Ok(()),
+            errno => {
+                Err(SysError::said("mq_timedsend", "an empty message", if errno == 0 { libc::EIO } else { errno }))
+            }
+        }
+    }
+}
+
 fn take_all(
     queue: i32,
     count: usize,

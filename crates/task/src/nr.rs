@@ -159,6 +159,7 @@ calls! {
     237 MBIND "mbind",
     238 SET_MEMPOLICY "set_mempolicy",
     239 GET_MEMPOLICY "get_mempolicy",
+    244 MQ_NOTIFY "mq_notify",
     247 WAITID "waitid",
     250 KEYCTL "keyctl",
     251 IOPRIO_SET "ioprio_set",

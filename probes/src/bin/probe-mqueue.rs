@@ -1,5 +1,6 @@
 //! POSIX message queues: one with messages of all sorts of priorities, opened twice; one that is full and that nobody has open, larger than
-//! what may be made now; two without names, one of which has been taken by another; one that a child waits at.
+//! what may be made now; two without names, one of which has been taken by another; one that a child waits at; three that notify
+//! their process of a message: by a signal that it blocks, by one that would end it, and not at all.
 #![allow(unsafe_code)]
 
 use probe::{Board, child, expect, expect_that, ok, own, read_file, refused, succeeded};
@@ -79,6 +80,47 @@ fn flags(queue: &OwnedFd) -> [i32; 2] {
         .map(|what| ok("fcntl", unsafe { libc::fcntl(queue.as_raw_fd(), what) }) & !libc::O_CLOEXEC)
 }
 
+/// Asks to be notified: `SIGEV_SIGNAL` is 0, `SIGEV_NONE` 1.
+fn notify(queue: &OwnedFd, signal: i32, how: i32, value: u64) -> i64 {
+    let mut event = [0_u64; 8];
+    (event[0], event[1]) = (value, signal as u64 | (how as u64) << 32);
+    unsafe { libc::syscall(libc::SYS_mq_notify, queue.as_raw_fd(), event.as_ptr()) }
+}
+
+/// What a queue says of itself.
+fn says(queue: &OwnedFd) -> String {
+    let mut text = [0_u8; 128];
+    let n = ok("pread", unsafe { libc::pread(queue.as_raw_fd(), text.as_mut_ptr().cast(), text.len(), 0) });
+    String::from_utf8_lossy(&text[..n as usize]).into_owned()
+}
+
+/// The signal that waits, if it is one of a queue: its value.
+fn taken(signal: i32) -> u64 {
+    unsafe {
+        let (mut set, mut info): (libc::sigset_t, libc::siginfo_t) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigaddset(&mut set, signal);
+        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        expect("a signal", ok("sigtimedwait", libc::sigtimedwait(&set, &mut info, &at_once)), signal);
+        expect("of a message queue", info.si_code, libc::SI_MESGQ);
+        info.si_value().sival_ptr as u64
+    }
+}
+
+/// `how`: `SIG_BLOCK` or `SIG_UNBLOCK`.
+fn mask(how: i32, signal: i32) {
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut set, signal);
+        ok("sigprocmask", libc::sigprocmask(how, &set, std::ptr::null_mut()));
+    }
+}
+
+/// One that the process blocks, and one that would end it.
+const BLOCKED: i32 = 63;
+const DEADLY: i32 = libc::SIGALRM;
+const VALUES: [u64; 2] = [0x8000_0001_7fff_fffe, 0x0102_0304_0506_0708];
+const NOTIFIES: [&CStr; 3] = [c"notifies", c"notifies-too", c"notifies-nobody"];
+
 const NEW: i32 = libc::O_CREAT | libc::O_EXCL;
 const ABANDONED: &CStr = c"aban\xffdoned queue (deleted)";
 
@@ -89,6 +131,8 @@ struct State {
     taken: OwnedFd,
     waited_at: OwnedFd,
     epoll: OwnedFd,
+    notify: [OwnedFd; 3],
+    said: [String; 3],
     then: Vec<(u32, u32, u32, u64)>,
     flags: Vec<[i32; 2]>,
     limit: String,
@@ -131,13 +175,37 @@ fn setup() -> State {
     let epoll = own("epoll_create1", unsafe { libc::epoll_create1(0) });
     let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: u64::MAX };
     ok("epoll_ctl", unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, reads.as_raw_fd(), &mut event) });
+    let notifying = NOTIFIES.map(|name| open(name, libc::O_RDONLY | NEW, 0o600, 1));
+    mask(libc::SIG_BLOCK, BLOCKED);
+    ok("mq_notify", notify(&notifying[0], BLOCKED, 0, VALUES[0]));
+    ok("mq_notify", notify(&notifying[1], DEADLY, 0, VALUES[1]));
+    ok("mq_notify", notify(&notifying[2], 0, 1, 7));
+    let said = notifying.each_ref().map(says);
     let all = [&reads, &writes, &gone, &taken, &waited_at];
     let (then, flags) = (all.map(stat).to_vec(), all.map(flags).to_vec());
-    State { then, flags, reads, writes, gone, taken, waited_at, epoll, limit: read_file(LIMIT), waiting, board }
+    let limit = read_file(LIMIT);
+    let notify = notifying;
+    State { then, flags, reads, writes, gone, taken, waited_at, epoll, notify, said, limit, waiting, board }
+}
+
+fn check_notifications(queues: &[OwnedFd; 3], said: &[String; 3]) {
+    expect("whom they notify", &queues.each_ref().map(says), said);
+    mask(libc::SIG_BLOCK, DEADLY);
+    for (queue, name) in queues.iter().zip(NOTIFIES) {
+        refused("another mq_notify", notify(queue, DEADLY, 0, 0), libc::EBUSY);
+        send(&open(name, libc::O_WRONLY, 0, 0), 0, b"to be notified of");
+    }
+    expect("values", [taken(BLOCKED), taken(DEADLY)], VALUES);
+    mask(libc::SIG_UNBLOCK, DEADLY);
+    for queue in queues {
+        ok("mq_notify, once it has notified", notify(queue, BLOCKED, 0, 0));
+    }
+    NOTIFIES.into_iter().for_each(unlink);
 }
 
 fn check(state: State) {
-    let State { reads, writes, gone, taken, waited_at, epoll, then, flags: before, limit, waiting, board } = state;
+    check_notifications(&state.notify, &state.said);
+    let State { reads, writes, gone, taken, waited_at, epoll, then, flags: before, limit, waiting, board, .. } = state;
     let all = [&reads, &writes, &gone, &taken, &waited_at];
     expect("queues", all.map(stat).to_vec(), then);
     expect("flags", all.map(flags).to_vec(), before);

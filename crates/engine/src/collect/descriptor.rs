@@ -8,6 +8,7 @@ use yendor_kinds::process::{Inquiry, Question, lock};
 use yendor_kinds::{Cause, Named};
 use yendor_task::{Nr, args};
 
+use super::notification::{self, Wanted};
 use crate::error::{At, Error, Result, Step, With};
 
 type Caused<T> = std::result::Result<T, Cause>;
@@ -19,6 +20,8 @@ pub struct Held {
     pub descriptors: Vec<Descriptor>,
     /// The locks that it has through them.
     pub locks: Vec<lock::Record>,
+    /// The message queues that notify it.
+    pub notifying: Vec<Wanted>,
     /// The descriptors, by their place, of which only it can say whether they are closed on exec.
     doubtful: Vec<usize>,
 }
@@ -50,6 +53,7 @@ pub fn collect(gather: &mut Gather<'_>, pid: i32) -> Result<Held> {
         }
     }
     held.locks = lock::collect(&locked).at(Step::Collect)?;
+    held.notifying = notification::claim(gather, pid, &held.descriptors).at(Step::Collect)?;
     Ok(held)
 }
 

@@ -18,6 +18,7 @@ mod late;
 mod levels;
 pub mod namespace;
 mod nested;
+mod notification;
 mod object;
 mod oom;
 pub mod peer;
@@ -178,6 +179,7 @@ pub fn collect<'w>(
     for facts in order.iter().filter(|f| tree.processes.contains_key(&f.pid)) {
         held.insert(facts.pid, descriptor::collect(gather, facts.pid).task(facts.inside().0)?);
     }
+    notification::all_claimed(gather).at(Step::Collect)?;
     let terminals = terminals(gather).at(Step::Collect)?;
     let mut mine = BTreeMap::new();
     for facts in &order {

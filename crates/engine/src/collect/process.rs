@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use yendor_image::{Addr, Bytes, Tid};
 use yendor_kinds::memory::{aio, future, policy};
 use yendor_kinds::namespace::mount::Places;
+use yendor_kinds::process::notification::Record as Notification;
 use yendor_kinds::process::{
     Alive, Inquiry, Question, Restricted, Stop, Terminal, Thread, attribute, control, credential, directory, hidden,
     itimer, label, posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
@@ -26,6 +27,7 @@ use super::contexts;
 use super::descriptor::{Doubts, Held};
 use super::elsewhere;
 use super::levels;
+use super::notification;
 use super::oom;
 use super::peer::{Look, Peers};
 use super::scratch;
@@ -128,6 +130,8 @@ struct More {
     policies: Vec<(Addr, policy::Record)>,
     /// Its contexts of asynchronous I/O.
     contexts: Vec<aio::Record>,
+    /// What it is notified of.
+    notifications: Vec<Notification>,
 }
 
 impl AskedThread {
@@ -187,6 +191,7 @@ impl<'a> Asking<'a> {
         contexts::permitted(view.watch, &restricted, &texts.smaps)?;
         let queues = threads.iter().map(|t| signal::Queue::collect(t.tid(), false)).collect::<Result<Vec<_>>>()?;
         let queued = (signal::Queue::collect(pid, true)?, queues);
+        notification::permitted(&held.notifying, view.watch, (&restricted, &statuses), &queued)?;
         let scratch = (regions, base);
         Ok(Asking { view, facts, texts, threads, held, terminal, statuses, restricted, scratch, queued, asked, about })
     }
@@ -238,7 +243,7 @@ impl<'a> Asking<'a> {
     /// # Errors
     /// What cannot be captured.
     pub fn answered(mut self, told: Told, said: &mut Said) -> Result<Answered> {
-        let Told { registers, more: More { waiting, policies, contexts } } = told;
+        let Told { registers, more: More { waiting, policies, contexts, notifications } } = told;
         let (mut shared_pending, own_pending) = std::mem::take(&mut self.queued);
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
@@ -288,6 +293,7 @@ impl<'a> Asking<'a> {
             actions,
             itimers,
             posix_timers,
+            notifications,
             limits,
             directory,
             memory,
@@ -463,7 +469,8 @@ fn ask_more(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>) -> Result<More> {
         if places.is_empty() { Vec::new() } else { policy::looked(&places, &borrowed.run(0, &policy::look(&places))?) };
     let ids = (asking.facts.pid, asking.facts.innermost());
     let contexts = contexts::look(borrowed, &asking.texts.smaps, ids)?;
-    Ok(More { waiting, policies, contexts })
+    let notifications = notification::learn(borrowed, &asking.held.notifying)?;
+    Ok(More { waiting, policies, contexts, notifications })
 }
 
 /// The timers whose signals wait, and how often each has expired since: see [`posix_timer`].

@@ -6,8 +6,8 @@ use rustix::fs::{Mode, OFlags, openat};
 use yendor_image::{FileId, Tid};
 use yendor_kinds::memory::{future, vma};
 use yendor_kinds::process::{
-    Alive, Restricted, State, Stop, Thread, attribute, control, credential, directory, itimer, lock, posix_timer, regs,
-    rlimit, rseq, sched, sigaction, signal,
+    Alive, Restricted, State, Stop, Thread, attribute, control, credential, directory, itimer, lock, notification,
+    posix_timer, regs, rlimit, rseq, sched, sigaction, signal,
 };
 use yendor_kinds::{Cause, Named};
 use yendor_sys::ptrace;
@@ -349,6 +349,7 @@ impl Building<'_, '_> {
         owner::own_files(site, self.pid, &mut script).at(Step::Confine)?;
         posix_timer::arm(&alive.posix_timers, &mut script);
         itimer::rebuild(&alive.itimers, &mut script);
+        notification::rebuild(&alive.notifications, &mut script);
         site.begin(self.task, script).at(Step::Confine)
     }
 

@@ -66,6 +66,8 @@ pub struct Gather<'a> {
     pub(super) epolls: BTreeMap<FileId, Vec<EpollTarget>>,
     /// Whether POSIX message queues are the container's own.
     pub queues: bool,
+    /// Those that they notify, until their processes are looked at.
+    pub notifying: Vec<super::mqueue::Notifying>,
     /// The container's pid namespace, where it has one of its own.
     pub pid_namespace: Option<OwnedFd>,
     /// Networks inside the container.
@@ -113,6 +115,7 @@ impl<'a> Gather<'a> {
             holders: BTreeMap::new(),
             epolls: BTreeMap::new(),
             queues: false,
+            notifying: Vec::new(),
             pid_namespace: None,
             networks: Networks::default(),
             network: None,

@@ -2,9 +2,8 @@
 //! *Read from:* the queue's own file; what waits in it is taken out and put back at once, by a child that survives us.
 //! *Made again by:* mq_open, mq_send of every message in order; every description is opened anew; one without a name is unlinked
 //! when all are.
-//! *Lost:* times; an edge that epoll has delivered already is delivered again, also where the tasks run on; by whose `RLIMIT_MSGQUEUE` it is counted; the name of an unlinked one in /proc/PID/fd, where another has it. Refused: one
-//! that notifies somebody (mq_notify(3)), as nobody tells with which value; those of a nested ipc namespace, of a tree that Yendor did not
-//! start, and what is open by `O_PATH`.
+//! *Lost:* times; an edge that epoll has delivered already is delivered again, also where the tasks run on; by whose `RLIMIT_MSGQUEUE` it is counted; the name of an unlinked one in /proc/PID/fd, where another has it. Refused:
+//! those of a nested ipc namespace, of a tree that Yendor did not start, and what is open by `O_PATH`. Whom one notifies: see `notification`.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -99,14 +98,27 @@ impl FileKind for Record {
 }
 
 impl Queue {
-    fn collect(seen: &Seen, gather: &Gather<'_>) -> Result<Queue> {
+    fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<Queue> {
         let own = regular::reopen(&gather.proc, seen.fd.as_fd(), OFlags::RDWR | OFlags::NONBLOCK)?;
         let Status { bytes, notifies } = status(own.as_fd())?;
-        if notifies != 0 {
-            let what = format!("{}: a POSIX message queue that notifies process {notifies} (mq_notify)", seen.link);
-            return Err(Cause::unsupported(what));
-        }
         let attributes = mqueue::attributes(own.as_fd())?;
+        if let Some(Notifies { pid, how, signal }) = notifies {
+            let refuse = |why: &str| {
+                let what = format!("{}: a POSIX message queue that notifies process {pid} (mq_notify)", seen.link);
+                Err(Cause::unsupported(format!("{what}{why}")))
+            };
+            // Who takes its messages and puts them back would have it notify.
+            if attributes.waiting != 0 {
+                return refuse(" of messages after those that wait in it");
+            }
+            let signal = match how {
+                0 => Some(signal),
+                1 => None,
+                _ => return refuse(" by a thread (SIGEV_THREAD)"),
+            };
+            let shown = seen.link.clone();
+            gather.notifying.push(Notifying { queue: seen.id, pid, signal, shown });
+        }
         let number =
             |n: i64| u32::try_from(n).map_err(|_| SysError::new("mq_getsetattr", n.to_string(), Errno::OVERFLOW));
         let messages = mqueue::look(own.as_fd(), bytes)?;
@@ -210,8 +222,29 @@ fn write(workshop: &Workshop<'_>, limit: &str, value: &str) -> Result<()> {
 struct Status {
     /// Bytes of all messages.
     bytes: usize,
-    /// Who is notified, by pid; 0 for nobody.
-    notifies: i32,
+    /// Who is notified.
+    notifies: Option<Notifies>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Notifies {
+    pid: i32,
+    /// `SIGEV_*`.
+    how: i32,
+    signal: i32,
+}
+
+/// A process that a queue notifies, until that says with which value.
+#[derive(Debug)]
+pub struct Notifying {
+    /// The first description of the queue.
+    pub queue: FileId,
+    /// The process, as we see it.
+    pub pid: i32,
+    /// The signal; none for `SIGEV_NONE`.
+    pub signal: Option<i32>,
+    /// What the queue is called.
+    pub shown: Bytes,
 }
 
 fn status(queue: BorrowedFd<'_>) -> Result<Status> {
@@ -225,7 +258,10 @@ fn status(queue: BorrowedFd<'_>) -> Result<Status> {
 fn parse(text: &[u8]) -> Option<Status> {
     let words = || std::str::from_utf8(text).ok().map(str::split_ascii_whitespace);
     let field = |name: &str| words()?.find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
-    Some(Status { bytes: field("QSIZE")?.parse().ok()?, notifies: field("NOTIFY_PID")?.parse().ok()? })
+    let number = |name| field(name)?.parse::<i32>().ok();
+    let (how, signal, pid) = (number("NOTIFY")?, number("SIGNO")?, number("NOTIFY_PID")?);
+    let notifies = ((how, signal, pid) != (0, 0, 0)).then_some(Notifies { pid, how, signal });
+    Some(Status { bytes: field("QSIZE")?.parse().ok()?, notifies })
 }
 
 /// The directory of all queues of the calling thread's ipc namespace, which enters a mount namespace for that: who mounts needs one of the same
@@ -282,9 +318,9 @@ mod tests {
     #[test]
     fn a_queue_says_how_full_it_is() {
         let said = |text: &str| parse(text.as_bytes()).map(|s| (s.bytes, s.notifies));
-        let text = "QSIZE:129        NOTIFY:2     SIGNO:0     NOTIFY_PID:8260  \n";
-        assert_eq!(said(text), Some((129, 8260)));
-        assert_eq!(said("QSIZE:0          NOTIFY:0     SIGNO:0     NOTIFY_PID:0     \n"), Some((0, 0)));
-        assert!(said("QSIZE:x NOTIFY_PID:0").is_none() && said("").is_none());
+        let text = "QSIZE:129        NOTIFY:2     SIGNO:7     NOTIFY_PID:8260  \n";
+        assert_eq!(said(text), Some((129, Some(Notifies { pid: 8260, how: 2, signal: 7 }))));
+        assert_eq!(said("QSIZE:0          NOTIFY:0     SIGNO:0     NOTIFY_PID:0     \n"), Some((0, None)));
+        assert!(said("QSIZE:x NOTIFY:0 SIGNO:0 NOTIFY_PID:0").is_none() && said("QSIZE:1 NOTIFY_PID:0").is_none());
     }
 }

@@ -13,6 +13,7 @@ pub mod itimer;
 pub mod label;
 pub mod landlock;
 pub mod lock;
+pub mod notification;
 pub mod posix_timer;
 pub mod regs;
 pub mod rlimit;
@@ -112,6 +113,9 @@ pub struct Alive {
     pub itimers: itimer::Record,
     /// POSIX timers.
     pub posix_timers: posix_timer::Record,
+    /// Message queues that notify it.
+    #[serde(default)]
+    pub notifications: Vec<notification::Record>,
     /// Resource limits.
     pub limits: rlimit::Record,
     /// What it allows and forbids itself.

@@ -49,6 +49,8 @@ const SLOT: usize = 48 * 1024;
 const TOUCHED: usize = 6 * PAGE;
 /// Bytes at the end of a slot for the frame.
 pub(crate) const FRAME_ROOM: usize = 16 * 1024;
+/// Where the leader's slot, which has no frame, ends with room for something else: only a very long script reaches it.
+const SPARE: usize = SLOT - 512;
 
 /// A process to be borrowed.
 #[derive(Debug)]
@@ -258,6 +260,18 @@ impl<'a> Borrowed<'a> {
     pub fn finish(&mut self, index: usize, script: &Script, started: usize) -> Result<Vec<Done>, RunError> {
         let tid = self.loan.saved.get(index).map_or(0, |s| s.tid);
         self.arena.complete(index, tid, script, started)
+    }
+
+    /// The address of a few hundred bytes in which the leader's calls may leave something for each other, and for [`Self::left`].
+    #[must_use]
+    pub fn spare(&self) -> u64 {
+        self.arena.slot_address(0) + SPARE as u64
+    }
+
+    /// What lies there.
+    pub fn left(&self, bytes: &mut [u8]) {
+        let at = usize::try_from(self.spare() - self.arena.base()).unwrap_or(0);
+        self.arena.memory().read(at, bytes);
     }
 
     /// Ends the borrowing of processes: scratch memory gone, every thread with its own registers in its stop. Before that those
