@@ -220,9 +220,7 @@ fn start(
         layers::fill(&snapshot, &request, reader).at(Step::Rebuild)?;
         mount_own(&mut contained, &snapshot, &request, reader)?;
         // Before settings say how many there may be.
-        nested = Nested::make(&snapshot, contained.host_proc.as_fd(), reader)
-            .at(Step::Rebuild)
-            .kind("namespace", "nested")?;
+        nested = Nested::make(&snapshot, &contained, reader, clocks).at(Step::Rebuild).kind("namespace", "nested")?;
         settings =
             setting::set(&snapshot, &request, &contained.host_proc).at(Step::Rebuild).kind("namespace", "settings")?;
         if let Some(record) = &snapshot.container.ipc {

@@ -4,26 +4,32 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use yendor_image::{NsId, Reader};
-use yendor_kinds::namespace::mount;
+use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::namespace::nested::{Content, Kind};
 use yendor_kinds::namespace::networks::Networks;
+use yendor_kinds::namespace::{cgroup, clock, mount};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Result};
+
+use crate::contain::Contained;
 
 /// One for each record, in their order; none for mounts, which are made when there is a pid 1, and for pid namespaces.
 #[derive(Debug, Default)]
 pub struct Nested(pub Vec<Option<OwnedFd>>);
 
 impl Nested {
-    /// Makes them. The caller is in the container's user namespace and has one thread.
+    /// Makes them. The caller is in the container's user namespace and has one thread. `clocks`: how far the container's are ahead of ours.
     ///
     /// # Errors
     /// The kernel's; `Corrupt` for what cannot be in one.
-    pub fn make(snapshot: &Snapshot, proc: BorrowedFd<'_>, reader: &Reader) -> Result<Nested> {
-        let mut made = Nested::default();
+    pub fn make(snapshot: &Snapshot, contained: &Contained, reader: &Reader, clocks: Clocks) -> Result<Nested> {
+        let (proc, mut made) = (contained.host_proc.as_fd(), Nested::default());
+        let adopt = |pid| contained.cgroup.iter().try_for_each(|all| all.adopt(pid)).map_err(|e| *e.cause);
         for (number, record) in (0..).zip(&snapshot.namespaces) {
             let one = match &record.content {
                 Content::Mount(_) | Content::Pid { .. } => None,
+                Content::Time(ahead) => Some(clock::rebuild(*ahead, made.owner(record.owner)?, proc, clocks)?),
+                Content::Cgroup {} => Some(cgroup::rebuild(made.owner(record.owner)?, proc, adopt)?),
                 _ => {
                     let above = record.owner.and_then(|id| snapshot.namespaces.get(usize::try_from(id.0).ok()?));
                     let owner = made.owner(record.owner)?.zip(above);

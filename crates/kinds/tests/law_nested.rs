@@ -14,11 +14,12 @@ use rustix::mount::{
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use yendor_image::{Bytes, NsId, Reader, Writer};
+use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::namespace::ipc::Mapped;
 use yendor_kinds::namespace::mount as kind;
 use yendor_kinds::namespace::nested::{Content, Kind, Record, own};
 use yendor_kinds::namespace::network::loopback_up;
-use yendor_kinds::namespace::{links, sysctl, user};
+use yendor_kinds::namespace::{clock, links, sysctl, user};
 use yendor_sys::ipc as sys;
 use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_sys::sandbox;
@@ -107,6 +108,41 @@ fn system_v_objects_come_back() {
     assert_eq!((objects.shm.len(), objects.shm[0].extents.as_slice()), (1, &[(4096, 4096)][..]));
     assert_eq!(objects.limits.map(|limits| limits.shmmni), Some(17));
     assert_eq!(settings.len(), 1, "{settings:?}");
+}
+
+/// What is collected of who lives there is what was made, below zero too, whatever the clocks around are ahead.
+#[test]
+fn clocks_come_back() {
+    if !is_root() {
+        return;
+    }
+    let me = i32::try_from(std::process::id()).unwrap();
+    let text = std::fs::read("/proc/self/timens_offsets").unwrap();
+    let own = yendor_proc::timens_offsets::parse(&text).unwrap();
+    let [monotonic, boottime] =
+        [own.monotonic, own.boottime].map(|own| own.seconds * 1_000_000_000 + i64::from(own.nanoseconds));
+    for record in [
+        clock::Record { monotonic: 1, boottime: -1 },
+        clock::Record { monotonic: -1_000_000_001, boottime: 4_000_000_000_999_999_999 },
+    ] {
+        let home = Clocks { monotonic, boottime };
+        let there = clock::rebuild(record, None, proc().as_fd(), home).unwrap();
+        let path = format!("--time=/proc/{me}/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&there));
+        let mut nsenter = std::process::Command::new("nsenter");
+        let mut resident = nsenter.args([&path, "cat"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let inode = rustix::fs::fstat(&there).unwrap().st_ino;
+        let is_there = || rustix::fs::stat(format!("/proc/{}/ns/time", resident.id())).unwrap().st_ino == inode;
+        while !is_there() {
+            std::thread::yield_now();
+        }
+        let collected = clock::collect(proc().as_fd(), i32::try_from(resident.id()).unwrap(), me).unwrap();
+        drop(resident.stdin.take());
+        assert!(resident.wait().unwrap().success());
+        assert_eq!(collected, record);
+    }
+    let long_ago = clock::Record { monotonic: i64::MIN, boottime: 0 };
+    let said = clock::rebuild(long_ago, None, proc().as_fd(), Clocks::default()).unwrap_err().to_string();
+    assert!(said.contains("timens_offsets"), "{said}");
 }
 
 /// Mounts beside those of a home whose mounts are private.

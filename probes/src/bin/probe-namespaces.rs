@@ -1,5 +1,6 @@
 //! Namespaces inside the container that tasks, and a thread, have made for themselves: names, System V objects with the ids and keys of the
-//! container's own, a network with and one without its loopback, and with sockets of names that the container has, too; descriptors of them; a task that has gone back.
+//! container's own, a network with and one without its loopback, and with sockets of names that the container has, too; descriptors of them; a task that has gone back; clocks that are
+//! ahead, and control groups where they can be had.
 #![allow(unsafe_code)]
 
 use probe::{Board, Dir, block_all, child, expect, expect_that, ok, own, read_file, succeeded};
@@ -278,12 +279,90 @@ fn second(board: Board, home: [u64; 3], port: u16, path: &Path) {
     done("write", (&beyond).write_all(b", later"));
 }
 
+/// How far each clock of the third is ahead, in seconds.
+const AHEAD: [(i32, &str, i128); 2] =
+    [(libc::CLOCK_MONOTONIC, "monotonic", 7_000_000), (libc::CLOCK_BOOTTIME, "boottime", 3_000_000_000)];
+/// Where the first task shows its clocks, and the inodes of its namespaces.
+const CLOCKS: usize = 2;
+const HOME: [(usize, &str); 2] = [(4, "time"), (5, "cgroup")];
+
+fn show_clocks(board: &Board) {
+    HOME.iter().for_each(|(slot, kind)| board.set(*slot, leads_to(&descriptor(kind))));
+    (CLOCKS..).zip(AHEAD).for_each(|(slot, (clock, ..))| board.set(slot, probe::clock(clock) as u64));
+}
+
+fn check_clocks(board: &Board) {
+    for (slot, (clock, name, seconds)) in (CLOCKS..).zip(AHEAD) {
+        let gone = probe::clock(clock) - i128::from(board.get(slot)) - seconds * 1_000_000_000;
+        expect_that(&format!("time since the first task showed its {name}"), (0..60_000_000_000).contains(&gone), gone);
+    }
+}
+
+/// Of clocks, and of control groups; a child of it, with a thread, lives there too.
+fn third(board: Board) {
+    let inode = |kind: &str| leads_to(&descriptor(kind));
+    leave(libc::CLONE_NEWTIME);
+    let line = |(_, name, more): &(i32, &str, i128)| {
+        let (seconds, nanos) = offset(name);
+        format!("{name} {} {nanos}\n", seconds + more)
+    };
+    let lines: String = AHEAD.iter().map(line).collect();
+    done("timens_offsets", std::fs::write("/proc/self/timens_offsets", lines));
+    enter(&descriptor("time_for_children"), libc::CLONE_NEWTIME);
+    // Containers of users of their own may have none.
+    let groups = unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } == 0;
+    let there = |what: &str| {
+        let now = HOME.map(|(_, kind)| inode(kind));
+        expect(what, [0, 1].map(|i| now[i] != board.get(HOME[i].0)), [true, groups]);
+        expect("its children's time", inode("time_for_children"), now[0]);
+        if groups {
+            let text = read_file("/proc/self/cgroup");
+            expect_that("the root of its control groups", text.lines().all(|line| line.ends_with(":/")), &text);
+        }
+        now
+    };
+    let time = descriptor("time");
+    there("other namespaces");
+    check_clocks(&board);
+    let heir = child(|| {
+        let thread = std::thread::spawn(move || {
+            block_all();
+            board.add(UP, 1);
+            board.wait(GO, 1);
+            check_clocks(&board);
+        });
+        expect_that("the heir's thread", thread.join().is_ok(), ());
+        check_clocks(&board);
+    });
+    let until = probe::clock(libc::CLOCK_MONOTONIC) + 1_000_000;
+    board.add(UP, 1);
+    board.wait(GO, 1);
+    let at = libc::timespec { tv_sec: (until / 1_000_000_000) as i64, tv_nsec: (until % 1_000_000_000) as i64 };
+    expect(
+        "a time that has come",
+        unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, 1, &at, std::ptr::null_mut()) },
+        0,
+    );
+    let now = there("other namespaces still");
+    expect("a descriptor of it", leads_to(&time), now[0]);
+    check_clocks(&board);
+    succeeded("heir", heir);
+}
+
+/// How far the calling task's clock is ahead of the host's: seconds, and nanoseconds beside.
+fn offset(name: &str) -> (i128, i128) {
+    let text = read_file("/proc/self/timens_offsets");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let mut numbers = line.split_whitespace().map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 /// What the thread sees: namespaces, names, whether `lo` is up.
 type Seen = ([u64; 3], Names, bool);
 
 struct State {
     board: Board,
-    children: [i32; 2],
+    children: [i32; 3],
     thread: (Sender<()>, JoinHandle<Seen>),
     objects: Objects,
     at: usize,
@@ -306,6 +385,7 @@ fn setup() -> State {
     let dir = Dir::new();
     let path = dir.at("socket");
     let doors = done("bind", UnixListener::bind(&path));
+    show_clocks(&board);
     // They hold what they do not use, too.
     let children = [
         child(|| {
@@ -313,9 +393,10 @@ fn setup() -> State {
             first(board, home, &home_names);
         }),
         child(|| second(board, home, port, &path)),
+        child(|| third(board)),
     ];
     let beyond = done("accept", doors.accept()).0;
-    board.wait(UP, 4);
+    board.wait(UP, 6);
     let (ask, asked) = channel();
     let (up, is_up) = channel();
     let thread = std::thread::spawn(move || {
@@ -367,9 +448,11 @@ fn check(state: State) {
         let mut poll = libc::pollfd { fd: silent, events: libc::POLLIN, revents: 0 };
         expect("connections from another network", unsafe { libc::poll(&mut poll, 1, 0) }, 0);
     }
+    show_clocks(&board);
     board.set(GO, 1);
     succeeded("names and objects", children[0]);
     succeeded("network", children[1]);
+    succeeded("clocks", children[2]);
     let mut text = String::new();
     done("read", (&beyond).read_to_string(&mut text));
     expect("from another network", text.as_str(), "from within, later");

@@ -496,6 +496,18 @@ fn namespaces() -> Vec<Claim> {
         lie("no mounts at all", May::Damaged, |f, _| {
             inside(f, &[namespace(Value::Null, "mount", &[("mounts", Value::Array(Vec::new()))])], &[0]);
         }),
+        lie("clocks before there was time", May::Contained, |f, _| {
+            let far = [("monotonic", number(0)), ("boottime", Value::Integer(i64::MIN.into()))];
+            inside(f, &[namespace(Value::Null, "time", &far)], &[0]);
+        }),
+        lie("clocks beyond all numbers", May::Damaged, |f, _| {
+            let far = [("monotonic", number(u64::MAX)), ("boottime", number(0))];
+            inside(f, &[namespace(Value::Null, "time", &far)], &[0]);
+        }),
+        lie("control groups with a path", May::Damaged, |f, _| {
+            inside(f, &[namespace(Value::Null, "cgroup", &[("path", bytes("/"))])], &[0]);
+        }),
+        lie("control groups", May::Contained, |f, _| inside(f, &[namespace(Value::Null, "cgroup", &[])], &[0])),
         lie("users inside", May::Contained, |f, _| inside(f, &[users(Value::Null, 0, [0, 0, 1])], &[0])),
         lie("all users of the host", May::Contained, |f, _| {
             inside(f, &[users(Value::Null, 0, [0, 0, 0xffff_fffe])], &[0]);

@@ -37,7 +37,9 @@ pub fn clocks_ahead(container: &Container) -> Clocks {
 /// The container, or what stands for one.
 pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container> {
     let names = rustix::system::uname();
-    let offsets = tree::read_proc(proc.as_fd(), &format!("{root}/timens_offsets")).at(Step::Collect)?;
+    // A container's first task may have gone elsewhere.
+    let home = if let Target::Container(state, _) = target { state.init } else { root };
+    let offsets = tree::read_proc(proc.as_fd(), &format!("{home}/timens_offsets")).at(Step::Collect)?;
     let offsets = yendor_proc::timens_offsets::parse(&offsets).at(Step::Collect).task(root)?;
     let (view, own_network, volumes) = match target {
         Target::Tree(_) => (Root::Caller, differs(root, "net"), Vec::new()),

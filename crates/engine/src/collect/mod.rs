@@ -143,12 +143,12 @@ pub fn collect<'w>(
     let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
     let keyrings = of
         .map(|(state, _)| Keyrings { session: state.session_keyring, own_users: state.request.userns != Userns::Host });
-    let home = Namespaces::of_process(proc.as_fd(), home).at(Step::Collect)?;
+    let (home, init) = (Namespaces::of_process(proc.as_fd(), home).at(Step::Collect)?, home);
     if of.is_none() && !twins::bears_its_like(&proc, tree.root) {
         let what = "a pid or time namespace of its own for its children (unshare, setns)";
         return Err(Error::new(Step::Collect, Cause::unsupported(what)).task(tree.root));
     }
-    let mut nested = Nested::new(of.map(|_| &home));
+    let mut nested = Nested::new(of.map(|_| &home), init);
     let alive: Vec<i32> = order.iter().map(|f| f.pid).filter(|pid| tree.processes.contains_key(pid)).collect();
     if of.is_some() {
         let networks = nested.networks(proc.as_fd(), &home, &alive);

@@ -17,8 +17,9 @@ use yendor_task::tree::read_proc;
 
 /// Of a process, as the links below /proc/PID/ns are called. The first [`OF_THREAD`] are what a thread that is not its
 /// process's first can have of its own.
-const NAMES: [&str; 9] = ["mnt", "net", "uts", "ipc", "cgroup", "user", "pid", "pid_for_children", "time_for_children"];
-const OF_THREAD: usize = 5;
+const NAMES: [&str; 10] =
+    ["mnt", "net", "uts", "ipc", "cgroup", "time", "time_for_children", "user", "pid", "pid_for_children"];
+const OF_THREAD: usize = 7;
 
 /// The namespaces of a task by their numbers, in the order of [`NAMES`]: of a thread the first, of a kernel that lacks a kind
 /// none.
@@ -78,7 +79,12 @@ impl Namespaces {
             if home.is_none() || home == theirs {
                 continue;
             }
-            if let Some(number) = theirs.map(|theirs| nested(name, theirs)).transpose()?.flatten() {
+            // Only who has made it can have its children live there, and not itself.
+            let clocks = *name == "time_for_children";
+            if clocks && *theirs == task.number("time") {
+                continue;
+            }
+            if let Some(number) = theirs.filter(|_| !clocks).map(|theirs| nested(name, theirs)).transpose()?.flatten() {
                 match *name {
                     "pid" => away.pids = Some(number),
                     "pid_for_children" => away.children = Some(number).filter(|_| *theirs != task.number("pid")),
@@ -412,8 +418,8 @@ mod tests {
 
     #[test]
     fn a_task_elsewhere_is_named() {
-        let process = |children| Namespaces([0, 1, 2, 3, 4, 5, 6, children, 8].map(Some), Whose::Process);
-        let thread = |net| Namespaces([0, net, 2, 3, 4, 0, 0, 0, 0].map(Some), Whose::Thread);
+        let process = |children| Namespaces([0, 1, 2, 3, 4, 8, 8, 5, 6, children].map(Some), Whose::Process);
+        let thread = |net| Namespaces([0, net, 2, 3, 4, 8, 8, 0, 0, 0].map(Some), Whose::Thread);
         let home = process(7);
         let none = |_: &str, _| Ok(None);
         assert!(home.away(&thread(1), 5, none).is_ok() && home.away(&process(7), 5, none).is_ok());
@@ -424,18 +430,29 @@ mod tests {
             |name: &str, number| Ok(name.starts_with("pid").then_some(NsId(u32::try_from(number).expect("small"))));
         let mut born = process(9);
         assert_eq!(home.away(&born, 5, pids).expect("nested"), Away { children: Some(NsId(9)), ..Away::default() });
-        born.0[6] = Some(9);
+        born.0[8] = Some(9);
         assert_eq!(home.away(&born, 5, pids).expect("nested"), Away { pids: Some(NsId(9)), ..Away::default() });
         assert!(home.away(&process(9), 5, net).is_err());
         assert_eq!(home.users(), Some(5));
         assert!(said(thread(9)).contains("task 5 has a net namespace of its own (unshare"));
         assert!(said(process(9)).contains("pid namespace of its own for its"));
         let mut unborn = process(7);
-        unborn.0[7] = None;
+        unborn.0[9] = None;
         assert!(said(unborn).contains("pid namespace of its own for its"));
+        let clocks = |own, children| {
+            let of = |task: Namespaces| {
+                let mut task = task;
+                (task.0[5], task.0[6]) = (Some(own), Some(children));
+                home.away(&task, 5, |name, _| Ok((name == "time").then_some(NsId(9))))
+            };
+            [of(process(7)), of(thread(1))]
+        };
+        assert!(clocks(9, 9).into_iter().all(|away| away.expect("nested").others == [NsId(9)]));
+        let said_of = clocks(8, 9).map(|away| away.expect_err("its children's").to_string());
+        assert!(said_of.iter().all(|said| said.contains("time namespace of its own for its children")));
         // A kernel without time namespaces.
         let mut old = home;
-        old.0[8] = None;
+        (old.0[5], old.0[6]) = (None, None);
         assert!(old.away(&process(7), 5, none).is_ok());
     }
 

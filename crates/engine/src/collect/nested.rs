@@ -9,6 +9,7 @@ use yendor_kinds::file::Gather;
 use yendor_kinds::namespace::mount::{Home, Place, Places, Whose};
 use yendor_kinds::namespace::nested::{Content, Kind, Record, tables_are_hidden};
 use yendor_kinds::namespace::networks::Networks;
+use yendor_kinds::namespace::{cgroup, clock};
 use yendor_kinds::process::{self, State};
 use yendor_kinds::{Cause, Named, Result};
 use yendor_sys::namespace::{owner, parent};
@@ -22,6 +23,8 @@ pub struct Nested {
     found: Vec<Found>,
     /// The container's user namespace and pid namespace; none: all that is not at home is refused.
     home: Option<(u64, u64)>,
+    /// Its pid 1.
+    init: i32,
 }
 
 #[derive(Debug)]
@@ -38,10 +41,10 @@ struct Found {
 }
 
 impl Nested {
-    /// None yet. `home`: the container's namespaces, or none of a tree that Yendor did not start: we cannot join what its tasks have made.
+    /// None yet. `home`: the container's namespaces, those of its pid 1, `init`, or none of a tree that Yendor did not start: we cannot join what its tasks have made.
     #[must_use]
-    pub fn new(home: Option<&Namespaces>) -> Nested {
-        Nested { found: Vec::new(), home: home.and_then(|home| home.users().zip(home.pids())) }
+    pub fn new(home: Option<&Namespaces>, init: i32) -> Nested {
+        Nested { found: Vec::new(), home: home.and_then(|home| home.users().zip(home.pids())), init }
     }
 
     /// The number of a namespace that a thread lives in; none for one that cannot be in an image.
@@ -176,6 +179,15 @@ impl Nested {
             let Found { kind, inode: _, owner, parent, namespace, resident } = found;
             if *kind == Kind::Pid {
                 return Ok(Record { owner: *owner, content: Content::Pid { parent: *parent } });
+            }
+            if let Some(resident) = resident.filter(|_| matches!(kind, Kind::Time | Kind::Cgroup)) {
+                let content = if *kind == Kind::Time {
+                    Content::Time(clock::collect(proc, resident, self.init)?)
+                } else {
+                    cgroup::check(namespace, proc, resident)?;
+                    Content::Cgroup {}
+                };
+                return Ok(Record { owner: *owner, content });
             }
             Record::collect(
                 (*kind, namespace),

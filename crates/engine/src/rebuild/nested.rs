@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_image::NsId;
 use yendor_kinds::Cause;
-use yendor_kinds::namespace::nested::{Kind, join, own};
+use yendor_kinds::namespace::nested::{Kind, join, of_children};
 use yendor_kinds::process::Thread;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_task::Script;
@@ -42,7 +42,7 @@ impl Places {
             return Ok(places);
         }
         for kind in Kind::ANY_TIME {
-            places.home.insert(kind, lift(own(proc.as_fd(), kind)?, above, held)?);
+            places.home.insert(kind, lift(of_children(proc.as_fd(), kind)?, above, held)?);
         }
         for (id, (record, fd)) in (0..).zip(snapshot.namespaces.iter().zip(nested)) {
             let number = match fd {

@@ -1,5 +1,7 @@
 //! Namespaces, and what lives in one rather than in a process: made before any task exists.
 
+pub mod cgroup;
+pub mod clock;
 pub mod ipc;
 pub mod layer;
 pub mod links;

@@ -1,9 +1,10 @@
-//! Namespaces that tasks inside a container have made for themselves: user, uts, ipc, net, mnt and pid (unshare(2), clone(2)).
+//! Namespaces that tasks inside a container have made for themselves: user, uts, ipc, net, mnt, pid, time
+//! and cgroup (unshare(2), clone(2)).
 //! *Read from:* the links in /proc/PID/task/TID/ns; what is in one, by a thread that has joined it.
 //! *Made again by:* a thread, or a child in the user namespace that it belongs to, that enters a new one; another thread fills it. A task
-//! joins it by setns(2) as soon as it is born, a user namespace when it gets its credentials. Mounts: see [`mount`]. A pid namespace is made
+//! joins it by setns(2) as soon as it is born, a user namespace when it gets its credentials. Mounts: see [`mount`], clocks [`clock`], control groups [`cgroup`]. A pid namespace is made
 //! with its pid 1, by clone3 with all ids that this one has; the others are born there.
-//! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces of other kinds, those that nobody lives in, sockets of a
+//! *Lost:* nothing but what the kinds of what is in it lose. Refused: namespaces that nobody lives in, sockets of a
 //! network that no process's first thread lives in, and what is in one and in no image: devices that `links` does not know, changes of `lo` itself, rules and filters,
 //! POSIX message queues. Of a network that was made before its users had ids nobody can say which tables of iptables it has: that refuses,
 //! unless `--allow-lost iptables` accepts the loss.
@@ -17,6 +18,7 @@ use yendor_image::{Bytes, NsId, Reader, Writer};
 use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_task::{Nr, Script, args};
 
+use super::clock;
 use super::ipc::{self, Mapped, Scope};
 use super::links;
 use super::mount;
@@ -64,6 +66,10 @@ pub enum Content {
         /// The pid namespace that it was made in, which comes before it in the list; none: the container's.
         parent: Option<NsId>,
     },
+    /// Clocks.
+    Time(clock::Record),
+    /// Control groups, seen from that which the container's tasks are in.
+    Cgroup {},
     /// A network. Which sockets are in it they say themselves.
     Net {
         /// Whether `lo` is up.
@@ -91,11 +97,15 @@ pub enum Kind {
     Mount,
     /// pid_namespaces(7).
     Pid,
+    /// time_namespaces(7).
+    Time,
+    /// cgroup_namespaces(7).
+    Cgroup,
 }
 
 impl Kind {
     /// Those that a task enters as soon as it is born.
-    pub const ANY_TIME: [Kind; 4] = [Kind::Uts, Kind::Ipc, Kind::Net, Kind::Mount];
+    pub const ANY_TIME: [Kind; 6] = [Kind::Uts, Kind::Ipc, Kind::Net, Kind::Mount, Kind::Time, Kind::Cgroup];
 
     /// What its link in /proc/PID/ns is called.
     #[must_use]
@@ -107,6 +117,8 @@ impl Kind {
             Kind::Net => "net",
             Kind::Mount => "mnt",
             Kind::Pid => "pid",
+            Kind::Time => "time",
+            Kind::Cgroup => "cgroup",
         }
     }
 
@@ -124,6 +136,8 @@ impl Kind {
             Kind::Net => Namespaces::NEWNET,
             Kind::Mount => Namespaces::NEWNS,
             Kind::Pid => Namespaces::NEWPID,
+            Kind::Time => Namespaces::NEWTIME,
+            Kind::Cgroup => Namespaces::NEWCGROUP,
         }
     }
 
@@ -159,6 +173,8 @@ impl Record {
             Content::Net { .. } => Kind::Net,
             Content::Mount(_) => Kind::Mount,
             Content::Pid { .. } => Kind::Pid,
+            Content::Time(_) => Kind::Time,
+            Content::Cgroup {} => Kind::Cgroup,
         }
     }
 
@@ -202,7 +218,9 @@ impl Record {
                 enter(namespace, kind)?;
                 network(proc)
             }
-            Kind::Mount | Kind::Pid => Err(Cause::corrupt("mounts and ids are looked at before")),
+            Kind::Mount | Kind::Pid | Kind::Time | Kind::Cgroup => {
+                Err(Cause::corrupt("mounts, ids, clocks and control groups are looked at before"))
+            }
         };
         Ok(Record { owner, content: in_thread(inside)? })
     }
@@ -229,8 +247,8 @@ impl Record {
                 };
                 return user::rebuild(record, above, proc);
             }
-            Content::Mount(_) | Content::Pid { .. } => {
-                return Err(Cause::corrupt("a namespace that is made when there are processes"));
+            Content::Mount(_) | Content::Pid { .. } | Content::Time(_) | Content::Cgroup {} => {
+                return Err(Cause::corrupt("a namespace that is made in another way"));
             }
             Content::Uts { .. } | Content::Ipc { .. } | Content::Net { .. } => {}
         }
@@ -252,7 +270,9 @@ impl Record {
     fn fill(&self, id: NsId, proc: BorrowedFd<'_>, reader: &Reader) -> Result<()> {
         let kind = self.kind();
         match &self.content {
-            Content::User(_) | Content::Mount(_) | Content::Pid { .. } => Ok(()),
+            Content::User(_) | Content::Mount(_) | Content::Pid { .. } | Content::Time(_) | Content::Cgroup {} => {
+                Ok(())
+            }
             Content::Uts { hostname, domainname } => {
                 rustix::system::sethostname(&hostname.0).named("sethostname", || hostname.to_string())?;
                 rustix::system::setdomainname(&domainname.0).named("setdomainname", || domainname.to_string())?;
@@ -292,7 +312,23 @@ impl Record {
 /// # Errors
 /// What openat says.
 pub fn own(proc: BorrowedFd<'_>, kind: Kind) -> Result<OwnedFd> {
-    let path = format!("thread-self/ns/{}", kind.name());
+    named(proc, kind.name())
+}
+
+/// The namespace that the calling thread's children are born in.
+///
+/// # Errors
+/// What openat says.
+pub fn of_children(proc: BorrowedFd<'_>, kind: Kind) -> Result<OwnedFd> {
+    match kind {
+        Kind::Time => named(proc, "time_for_children"),
+        Kind::Pid => named(proc, "pid_for_children"),
+        _ => own(proc, kind),
+    }
+}
+
+fn named(proc: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let path = format!("thread-self/ns/{name}");
     let fd = openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     Ok(fd.named("openat", || format!("/proc/{path}"))?)
 }
@@ -312,6 +348,8 @@ pub(super) fn enter(namespace: &OwnedFd, kind: Kind) -> Result<()> {
         Kind::Net => LinkNameSpaceType::Network,
         Kind::Mount => LinkNameSpaceType::Mount,
         Kind::Pid => LinkNameSpaceType::ProcessID,
+        Kind::Time => LinkNameSpaceType::Time,
+        Kind::Cgroup => LinkNameSpaceType::ControlGroup,
     };
     Ok(move_into_link_name_space(namespace.as_fd(), Some(flag)).named("setns", shown)?)
 }

@@ -180,7 +180,7 @@ fn in_terms_of<R: AsMut<[Range]>>(around: Option<&Vec<Range>>, mut ranges: R) ->
     Ok(ranges)
 }
 
-fn enter(users: &OwnedFd) -> Result<()> {
+pub(super) fn enter(users: &OwnedFd) -> Result<()> {
     move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
         .named("setns", || "a nested user namespace".into())?;
     Ok(())
@@ -261,7 +261,7 @@ pub(super) fn elsewhere<T>(
 }
 
 /// The namespace of this name that a process is in.
-fn its(proc: BorrowedFd<'_>, pid: i32, name: &str) -> Result<OwnedFd> {
+pub(super) fn its(proc: BorrowedFd<'_>, pid: i32, name: &str) -> Result<OwnedFd> {
     let path = format!("{pid}/ns/{name}");
     let fd = openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     Ok(fd.named("openat", || format!("/proc/{path}"))?)
@@ -291,7 +291,7 @@ fn lines(map: &[Range]) -> String {
     })
 }
 
-fn put(proc: BorrowedFd<'_>, pid: i32, name: &str, text: &str) -> Result<()> {
+pub(super) fn put(proc: BorrowedFd<'_>, pid: i32, name: &str, text: &str) -> Result<()> {
     let path = format!("{pid}/{name}");
     let fd = openat(proc, path.as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
     let fd = fd.named("openat", || format!("/proc/{path}"))?;
