@@ -431,7 +431,8 @@ impl<'a> Gather<'a> {
         use rustix::fs::ResolveFlags;
         let flags = flags | OFlags::CLOEXEC;
         let root = self.here.and_then(|id| self.places.get(id)).map_or(&self.root, |place| &place.root);
-        rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        super::workshop::undisturbed(|| rustix::fs::openat2(root, path, flags, Mode::empty(), resolve))
             .named("openat2", || format!("{}, RESOLVE_IN_ROOT", path.escape_ascii()))
     }
 

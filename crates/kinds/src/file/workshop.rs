@@ -235,9 +235,17 @@ impl<'a> Workshop<'a> {
             None => &self.root,
             Some(id) => self.roots.get(&id).ok_or(Errno::NOENT).named("openat2", || format!("mounts of {id}"))?,
         };
-        rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve)
+        undisturbed(|| rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve))
             .named("openat2", || format!("\"{}\", {flags:?}", path.escape_ascii()))
     }
+}
+
+/// What opens a path beneath a root, once more where somebody has mounted or renamed something anywhere meanwhile: then the kernel does not know
+/// whether `..` has left the root (`EAGAIN`).
+pub(super) fn undisturbed(open: impl Fn() -> rustix::io::Result<OwnedFd>) -> rustix::io::Result<OwnedFd> {
+    const TRIES: usize = 100;
+    let mut tries = std::iter::repeat_with(open).take(TRIES).skip_while(|opened| matches!(opened, Err(Errno::AGAIN)));
+    tries.next().unwrap_or(Err(Errno::AGAIN))
 }
 
 /// The status flags that fcntl can change; the rest was given at open.

@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use yendor_proc::cgroup;
+use yendor_sys::Errno;
 use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_task::tree::read_proc;
 
@@ -37,7 +38,7 @@ pub fn check(namespace: &OwnedFd, proc: BorrowedFd<'_>, resident: i32) -> Result
 /// container's tasks will be.
 ///
 /// # Errors
-/// The kernel's: `ENOSPC` where the container may have none.
+/// The kernel's; a hole where the container may have none.
 pub fn rebuild(
     owner: Option<&OwnedFd>,
     proc: BorrowedFd<'_>,
@@ -48,5 +49,12 @@ pub fn rebuild(
         Ok(unshare(Namespaces::NEWCGROUP)?)
     };
     let take = |pid| its(proc, pid, "cgroup");
-    elsewhere((proc, owner.map(AsFd::as_fd)), "cgroup", || Ok(Vec::new()), |pid, _| adopt(pid), new, take)
+    let made = elsewhere((proc, owner.map(AsFd::as_fd)), "cgroup", || Ok(Vec::new()), |pid, _| adopt(pid), new, take);
+    made.map_err(|e| match e {
+        Cause::Sys(e) if e.errno == Errno::NOSPC => {
+            let what = "a cgroup namespace, which only a container whose root is the host's can have".into();
+            Cause::Hole { what, option: "--userns host".into() }
+        }
+        e => e,
+    })
 }

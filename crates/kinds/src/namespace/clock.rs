@@ -78,9 +78,6 @@ mod tests {
     fn clocks_are_set_by_seconds_and_what_is_left() {
         assert_eq!(line("monotonic", -1, 0), "monotonic -1 999999999\n");
         assert_eq!(line("boottime", 1_500_000_000, 700_000_000), "boottime 2 200000000\n");
-        assert_eq!(
-            line("boottime", i64::MIN, i64::MIN),
-            "boottime -18446744074 580896768\n".replace("580896768", "290448384")
-        );
+        assert_eq!(line("boottime", i64::MIN, i64::MIN), "boottime -18446744074 290448384\n");
     }
 }
