@@ -40,6 +40,10 @@ pub fn image(e: Error, alone: bool) -> Error {
         Errno::PROTO if sys.call == "pread64" => Cause::corrupt(format!("pages without memory to lie in: {what}")),
         // Nobody is borrowed without one, so nobody was who had none.
         Errno::NOENT if sys.call == "borrow" => Cause::corrupt(format!("a task without the vdso that it had: {what}")),
+        Errno::NOENT | Errno::NOTDIR if sys.call == "openat2" => Cause::Hole {
+            what: format!("a place of its file system as it was: {what}"),
+            option: "--volume or --rootfs".into(),
+        },
         Errno::NODEV if sys.call == "arch_prctl" => {
             Cause::of_machine(format!("a processor that can deny cpuid ({what})"), "a machine that has one")
         }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use yendor_image::{Bytes, Reader};
 use yendor_kinds::namespace::layer;
 use yendor_kinds::snapshot::Snapshot;
@@ -54,8 +54,10 @@ pub(crate) fn fill(snapshot: &Snapshot, request: &Request, reader: &Reader) -> R
     let umask = rustix::process::umask(Mode::empty());
     let filled = snapshot.container.layers.iter().try_for_each(|layer| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = rustix::fs::open(layer.mount.0.as_slice(), flags, Mode::empty());
-        let top = top.named("open", || layer.mount.to_string())?;
+        let mount = layer.mount.0.as_slice();
+        // A link in the given root leads nowhere else (proc(5)).
+        let top = rustix::fs::openat2(CWD, mount, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+        let top = top.named("openat2", || layer.mount.to_string())?;
         hole::check_layer(layer, &top)?;
         layer::rebuild(layer, &top, &keep, reader)
     });

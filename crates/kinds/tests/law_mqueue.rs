@@ -103,12 +103,12 @@ fn what_is_no_queue_is_refused() {
                        f: &dyn Fn(&mut yendor_kinds::file::mqueue::Queue)| {
             r.content.iter_mut().for_each(f);
         };
-        assert!(refused(&|r| content(r, &|q| q.name.0 = b"../etc/x".to_vec())).contains("mq_open"));
+        assert!(refused(&|r| content(r, &|q| q.name.0 = b"../etc/x".to_vec())).contains("without a name"));
         assert!(refused(&|r| content(r, &|q| q.name.0 = b"a\0b".to_vec())).contains("mq_open"));
         assert!(refused(&|r| content(r, &|q| q.most = u32::MAX)).contains("mq_open"));
-        assert!(refused(&|r| content(r, &|q| q.size = 0)).contains("mq_open"));
+        assert!(refused(&|r| content(r, &|q| (q.size, q.messages) = (0, Vec::new()))).contains("mq_open"));
         assert!(refused(&|r| content(r, &|q| q.messages[0].priority = u32::MAX)).contains("mq_timedsend"));
-        assert!(refused(&|r| content(r, &|q| q.size = 10)).contains("mq_timedsend"));
+        assert!(refused(&|r| content(r, &|q| q.size = 10)).contains("more than fits"));
     });
 }
 

@@ -206,6 +206,7 @@ calls! {
     434 PIDFD_OPEN "pidfd_open",
     435 CLONE3 "clone3",
     436 CLOSE_RANGE "close_range",
+    437 OPENAT2 "openat2",
     438 PIDFD_GETFD "pidfd_getfd",
     440 PROCESS_MADVISE "process_madvise",
     442 MOUNT_SETATTR "mount_setattr",

@@ -126,6 +126,40 @@ fn layer(forge: &mut Forge, path: &[u8], what: &Value, mode: u64, owner: u64) {
     }
 }
 
+/// A unix socket with a name, or with none, in the place of a file.
+fn socket(f: &mut Forge, network: u64, name: Value) {
+    let times = Value::Array(vec![number(0), number(0)]);
+    let options =
+        [("numbers", Value::Array(Vec::new())), ("linger", Value::Null), ("timeouts", Value::Array(vec![times; 2]))];
+    let path = file(f, "regular").replace("/regular", "");
+    let record = map(&[
+        ("kind", Value::Text("stream".into())),
+        ("name", name),
+        ("state", Value::Text("plain".into())),
+        ("shutdown", number(0)),
+        ("queue", Value::Array(Vec::new())),
+        ("options", map(&options)),
+        ("peer", Value::Null),
+    ]);
+    f.set(&path, map(&[("unix", record)]));
+    f.set(&path.replace("record", "network"), number(network));
+}
+
+/// The same of the container's own network; `inode`: whether the name leads to it still.
+fn named_socket(f: &mut Forge, address: impl AsRef<Path>, directory: &str, root: Value, inode: bool) {
+    let inode = if inode { Value::Array([0o777, 0, 0].map(number).to_vec()) } else { Value::Null };
+    let name = [("address", bytes(address)), ("directory", bytes(directory)), ("root", root), ("inode", inode)];
+    socket(f, 0, map(&name));
+    let path = file(f, "unix").replace("record/unix", "network");
+    f.set(&path, Value::Null);
+}
+
+/// A link that the image brings to /tmp.
+fn link_in_tmp(f: &mut Forge, name: &str, to: impl AsRef<Path>) {
+    let link = layer_entry(name.as_bytes(), map(&[("symlink", bytes(to))]), 0o777, 0);
+    f.list("container/layers/1/entries").push(link);
+}
+
 fn epoll(target: Value) -> Value {
     let busy_poll = Value::Array(vec![number(0), number(0), number(0)]);
     map(&[("targets", Value::Array(vec![target])), ("busy_poll", busy_poll)])
@@ -193,6 +227,7 @@ pub static CLAIMS: std::sync::LazyLock<Vec<Claim>> = std::sync::LazyLock::new(||
         memory(),
         descriptors(),
         paths(),
+        ways_out(),
         layers(),
         surroundings(),
         encoding(),
@@ -356,15 +391,18 @@ fn queues() -> Vec<Claim> {
             ("size", number(9)),
             ("messages", Value::Array(Vec::new())),
         ];
-        for (name, value) in other {
-            content.retain(|(known, _)| known != name);
-            content.push((*name, value.clone()));
+        for (name, value) in &mut content {
+            if let Some((_, wrong)) = other.iter().find(|(other, _)| other == name) {
+                *value = wrong.clone();
+            }
         }
         let record = map(&[("mqueue", map(&[("queue", number(id)), ("content", map(&content))]))]);
         let entry = [
             ("id", number(3_000_000)),
             ("flags", number(2)),
             ("owner", Value::Null),
+            ("mounts", Value::Null),
+            ("network", Value::Null),
             ("labels", Value::Array(Vec::new())),
             ("record", record),
         ];
@@ -430,28 +468,9 @@ fn namespaces() -> Vec<Claim> {
     }
     fn net(setting: &str) -> Value {
         let setting = map(&[("name", bytes(setting)), ("value", bytes("1"))]);
-        namespace(Value::Null, "net", &[("loopback", Value::Bool(true)), ("settings", Value::Array(vec![setting]))])
-    }
-    /// A unix socket in a network.
-    fn socket(f: &mut Forge, network: u64) {
-        let times = Value::Array(vec![number(0), number(0)]);
-        let options = [
-            ("linger", Value::Null),
-            ("numbers", Value::Array(Vec::new())),
-            ("timeouts", Value::Array(vec![times; 2])),
-        ];
-        let path = file(f, "regular").replace("/regular", "");
-        let record = map(&[
-            ("kind", Value::Text("stream".into())),
-            ("name", Value::Null),
-            ("state", Value::Text("plain".into())),
-            ("shutdown", number(0)),
-            ("queue", Value::Array(Vec::new())),
-            ("options", map(&options)),
-            ("peer", Value::Null),
-        ]);
-        f.set(&path, map(&[("unix", record)]));
-        f.set(&path.replace("record", "network"), number(network));
+        let links = map(&["links", "addresses", "routes"].map(|name| (name, Value::Array(Vec::new()))));
+        let fields = [("loopback", Value::Bool(true)), ("links", links), ("settings", Value::Array(vec![setting]))];
+        namespace(Value::Null, "net", &fields)
     }
     /// What is outside at `root`, and on it, at `point`, what is outside at `path`.
     fn mounts(root: &str, point: &str, path: &str) -> Value {
@@ -542,11 +561,11 @@ fn namespaces() -> Vec<Claim> {
         }),
         lie("users in names", May::Damaged, |f, _| inside(f, &[uts(b"x"), users(number(0), 0, [0, 0, 1])], &[1])),
         lie("a socket in a network that is not there", May::Damaged, |f, _| {
-            socket(f, 7);
+            socket(f, 7, Value::Null);
         }),
         lie("a socket in names", May::Damaged, |f, _| {
             inside(f, &[uts(b"x")], &[]);
-            socket(f, 0);
+            socket(f, 0, Value::Null);
         }),
         lie("a file in a network", May::Damaged, |f, _| {
             inside(f, &[net("net/ipv4/ip_default_ttl")], &[]);
@@ -728,6 +747,7 @@ fn processes() -> Vec<Claim> {
                 ("credentials", credentials),
                 ("limits", Value::Null),
                 ("terminal", Value::Null),
+                ("oom_score_adj", Value::Null),
             ]);
             f.list("processes").truncate(1);
             f.set("processes/0/state", map(&[("exec", exec)]));
@@ -1070,7 +1090,64 @@ fn paths() -> Vec<Claim> {
         lie("a working directory above the root", May::Contained, |f, _| {
             f.set(&p("directory/cwd"), bytes("/../../.."));
         }),
-        lie("a root that leads out", May::Contained, |f, _| f.set(&p("directory/root"), bytes("/proc/1/cwd/../.."))),
+    ]
+}
+
+/// Ways through links of /proc, which lead to what a process has open: the keeper and its copies have much of the host's.
+fn ways_out() -> Vec<Claim> {
+    fn cwd(f: &mut Forge, path: &str, deleted: bool) {
+        f.set(&p("directory/cwd"), bytes(path));
+        f.set(&p("directory/cwd_deleted"), Value::Bool(deleted));
+    }
+    const OUT: &str = "/proc/1/root/tmp";
+    vec![
+        lie("a root that leads out", May::Damaged, |f, _| f.set(&p("directory/root"), bytes("/proc/1/cwd/../.."))),
+        lie("a working directory through a link of proc", May::Damaged, |f, _| cwd(f, "/proc/self/cwd/../..", false)),
+        lie("a working directory through a descriptor", May::Named("/proc/self/fd/5"), |f, _| {
+            cwd(f, "/proc/self/fd/5/../../../../../..", false);
+        }),
+        lie("a working directory through one of the first task's", May::Named("/proc/1/fd/7"), |f, _| {
+            cwd(f, "/proc/1/fd/7/../../../../../..", false);
+        }),
+        lie("a working directory through a link that the image brings", May::Damaged, |f, _| {
+            link_in_tmp(f, "out", "/proc/1/cwd/../..");
+            cwd(f, "/tmp/out", false);
+        }),
+        lie("a deleted working directory through a link of proc", May::Damaged, |f, _| {
+            cwd(f, &format!("{OUT}/x"), true)
+        }),
+        lie("a working directory that is not there", May::Named("/nowhere"), |f, _| cwd(f, "/nowhere", false)),
+        lie("a working directory that is a file", May::Named("/etc/passwd"), |f, _| cwd(f, "/etc/passwd", false)),
+        lie("a socket through a link of proc", May::Damaged, |f, _| {
+            named_socket(f, format!("{OUT}/x"), "/", Value::Null, true);
+        }),
+        lie("a forgotten socket through a link of proc", May::Damaged, |f, _| {
+            named_socket(f, format!("{OUT}/x"), "/", Value::Null, false);
+        }),
+        lie("a socket in a directory behind a link of proc", May::Damaged, |f, _| {
+            named_socket(f, "x", OUT, Value::Null, true);
+        }),
+        lie("a socket below a root behind a link of proc", May::Damaged, |f, _| {
+            named_socket(f, "/tmp/x", "/", bytes("/proc/1/root"), true);
+        }),
+        lie("a socket through a link that the image brings", May::Damaged, |f, _| {
+            link_in_tmp(f, "out", "/proc/1/cwd");
+            named_socket(f, "/tmp/out/tmp/x", "/", Value::Null, true);
+        }),
+        lie("a socket in the place of a link that the image brings", May::Denied, |f, bait| {
+            link_in_tmp(f, "out", bait.join("mine"));
+            named_socket(f, "/tmp/out", "/", Value::Null, true);
+        }),
+        lie("a socket in a directory of the host's", May::Contained, |f, bait| {
+            named_socket(f, bait.join("socket"), "/", Value::Null, true);
+        }),
+        lie("a socket above the root", May::Contained, |f, _| named_socket(f, "/../../tmp/x", "/", Value::Null, true)),
+        lie("a named pipe in the place of a file", May::Named("another kind of file"), |f, _| {
+            let pipe = layer_entry(b"pipe", Value::Text("fifo".into()), 0o666, 0);
+            f.list("container/layers/1/entries").push(pipe);
+            let path = file(f, "regular");
+            f.set(&format!("{path}/path"), bytes("/tmp/pipe"));
+        }),
     ]
 }
 
@@ -1330,13 +1407,11 @@ fn own_mounts() -> Vec<Claim> {
         lie("a bind from above the root", May::Damaged, |f, _| bind(f, "/../tmp", "/mnt")),
         lie("a bind of a relative path", May::Damaged, |f, _| bind(f, "tmp", "/mnt")),
         lie("a bind at a link that the image brings", May::Contained, |f, bait| {
-            let link = layer_entry(b"out", map(&[("symlink", bytes(bait))]), 0o777, 0);
-            f.list("container/layers/1/entries").push(link);
+            link_in_tmp(f, "out", bait);
             bind(f, "/etc", "/tmp/out");
         }),
         lie("a bind of a link that the image brings", May::Contained, |f, bait| {
-            let link = layer_entry(b"out", map(&[("symlink", bytes(bait))]), 0o777, 0);
-            f.list("container/layers/1/entries").push(link);
+            link_in_tmp(f, "out", bait);
             bind(f, "/tmp/out", "/mnt");
         }),
         lie("a mount on one that comes later", May::Damaged, |f, _| {

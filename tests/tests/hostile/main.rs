@@ -7,6 +7,8 @@ mod mutated;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use yendor_tests::{Account, Bait, Census, Flavour, Forge, Outcome, Yendor};
@@ -113,6 +115,8 @@ impl Field {
             if task.parse::<u32>().is_err() || link(&task, "user").ok().as_ref() != Some(&user) {
                 continue;
             }
+            // The keeper is in the container's user namespace, too.
+            let is_keeper = link(&task, "pid").ok() == link("self", "pid").ok();
             let status = fs::read_to_string(format!("/proc/{task}/status")).unwrap_or_default();
             let ids = status.lines().filter_map(|l| l.strip_prefix("Uid:").or_else(|| l.strip_prefix("Gid:")));
             for id in ids.flat_map(str::split_whitespace).filter_map(|id| id.parse::<u32>().ok()) {
@@ -139,8 +143,10 @@ impl Field {
                     wrong.push(format!("task {task} has the hard limit {name} {theirs}, and we {ours}"));
                 }
             }
+            if !is_keeper {
+                wrong.extend(outside(&task, &pid.to_string(), &self.yendor.path("state/run").join(name).join("log")));
+            }
             // The keeper alone shares more than the user namespace with the outside.
-            let is_keeper = link(&task, "pid").ok() == link("self", "pid").ok();
             for ns in ["user", "mnt", "net", "ipc", "uts", "cgroup", "pid"] {
                 let own = link(&task, ns).ok() == link("self", ns).ok();
                 if own && !(is_keeper && ns == "pid") {
@@ -150,6 +156,41 @@ impl Field {
         }
         wrong
     }
+}
+
+/// What a task has open, or is in, that is not on one of its mounts, but for the log that its output goes to.
+fn outside(task: &str, init: &str, log: &Path) -> Vec<String> {
+    // Who has another root is told of the mounts below it only.
+    let mounts = [task, init].map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default());
+    let own: BTreeSet<&str> = mounts.iter().flat_map(|all| all.lines()).filter_map(|l| l.split(' ').next()).collect();
+    let is_own = |info: &str| info.lines().any(|l| l.strip_prefix("mnt_id:").is_some_and(|id| own.contains(id.trim())));
+    let mut wrong = Vec::new();
+    for name in ["cwd", "root"] {
+        let mut options = fs::OpenOptions::new();
+        let opened = options.read(true).custom_flags(libc::O_PATH).open(format!("/proc/{task}/{name}"));
+        let Ok(opened) = opened else { continue };
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", opened.as_raw_fd())).expect("our own");
+        if !is_own(&info) {
+            wrong.push(format!(
+                "task {task} has its {name} outside: {:?}",
+                fs::read_link(format!("/proc/{task}/{name}"))
+            ));
+        }
+    }
+    for entry in fs::read_dir(format!("/proc/{task}/fd")).into_iter().flatten().flatten() {
+        let number = entry.file_name().to_string_lossy().into_owned();
+        let path = fs::read_link(entry.path()).unwrap_or_default();
+        let info = fs::read_to_string(format!("/proc/{task}/fdinfo/{number}")).unwrap_or_default();
+        if path.is_absolute()
+            && !info.is_empty()
+            && !is_own(&info)
+            && path != log
+            && !path.to_string_lossy().starts_with("/memfd:")
+        {
+            wrong.push(format!("task {task} has descriptor {number} outside: {path:?}"));
+        }
+    }
+    wrong
 }
 
 /// Hard limits of a task, in the kernel's order (its columns have fixed widths).
@@ -192,6 +233,25 @@ fn the_good_image_is_good() {
     field.good.write(&image);
     field.yendor.give(&image);
     nothing(&field.restore("the good image", &image, &|code, _| code == 0));
+}
+
+/// A root file system with a link to such a place for a working directory is no way out, either (runc has had that).
+#[test]
+fn the_keepers_descriptors_are_no_way_out() {
+    if !root() {
+        return;
+    }
+    let field = Field::new();
+    let mine = field.bait.path().join("mine");
+    let before = fs::read(&mine).expect("bait");
+    let script = format!("echo owned > {}", mine.strip_prefix("/").expect("absolute").display());
+    // Those by which it was one.
+    for number in [5, 6, 10, 11, 12, 14, 15, 19, 24, 25, 26] {
+        let directory = format!("/proc/self/fd/{number}/../../../../../../../..");
+        let outcome = field.yendor.call(&["run", "--rm", "-w", &directory, "--", "sh", "-c", &script]);
+        assert!(outcome.code == 1 && outcome.stderr.contains("openat2"), "{directory}: {outcome:?}");
+        assert_eq!(fs::read(&mine).expect("bait"), before, "{directory}");
+    }
 }
 
 #[test]
@@ -246,7 +306,12 @@ fn believed(worker: usize, workers: usize) -> Vec<String> {
             May::Contained => matches!(code, 0 | 4 | 5),
         };
         let options: &[&str] = if matches!(claim.on, On::Kept(_)) { &["--keep-lsm"] } else { &[] };
-        wrong.extend(field.restored(claim.name, &image, options, &may).1);
+        let (outcome, more) = field.restored(claim.name, &image, options, &may);
+        wrong.extend(more);
+        // Who reads no further has not seen what it claims.
+        if matches!(claim.on, On::Records(_) | On::Kept(_)) && outcome.stderr.contains("not in the spelling") {
+            wrong.push(format!("{}: fields are missing, or not in their order: {}", claim.name, outcome.stderr.trim()));
+        }
         fs::remove_dir_all(&image).expect("our own");
     }
     wrong

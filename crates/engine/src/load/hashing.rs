@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use yendor_image::{Digest, Error as Damage, Manifest, pages_name};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::Errno;
@@ -31,15 +31,19 @@ impl Hashing {
         let (mut names, mut files, mut bytes) = (Vec::new(), Vec::new(), 0);
         for number in 0..u16::MAX {
             let name = pages_name(number);
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let file = match rustix::fs::openat(directory, name.as_str(), flags, Mode::empty()) {
-                Ok(fd) => File::from(fd),
+            // To open a device can have effects.
+            let there = match rustix::fs::statat(directory, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
                 Err(Errno::NOENT) => break,
-                // Whoever needs it will say what is wrong with it.
-                Err(_) => return Ok(None),
+                there => there.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile),
+            };
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let open = || rustix::fs::openat(directory, name.as_str(), flags, Mode::empty());
+            // Whoever needs it will say what is wrong with it.
+            let Some(file) = there.then(open).and_then(std::result::Result::ok).map(File::from) else {
+                return Ok(None);
             };
             let stat = rustix::fs::fstat(&file).named("fstat", || name.clone()).at(Step::Load)?;
-            if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                 return Ok(None);
             }
             let size = u64::try_from(stat.st_size).unwrap_or(0);

@@ -1,6 +1,7 @@
 //! Pid 1: the first stub. It forgets the keeper's memory, gives birth to the
 //! others, and in the end reaps (a machine-code loop; see the task crate's gadget).
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, openat};
@@ -55,6 +56,7 @@ pub fn start(site: &mut Site<'_>, tid: i32) -> Result<Task> {
     script.call(Nr::MUNMAP, args![0, base]);
     script.call(Nr::MUNMAP, args![end + PARKING, TASK_END - end - PARKING]);
     forget_program(site, &mut script)?;
+    forget_descriptors(site, &mut script);
     site.run(&task, &script).at(Step::Rebuild).task(1)?;
     (site.now.sched, site.now.controls) = ask(site, &task).at(Step::Rebuild)?;
     Ok(task)
@@ -85,6 +87,20 @@ fn forget_program(site: &Site<'_>, script: &mut Script) -> Result<()> {
     };
     layout::rebuild(&record, Some(site.nobody), script);
     Ok(())
+}
+
+/// Of the keeper's descriptors stubs have those only that they are to have: the others lead out of the container, where any path of an
+/// image could follow them (`/proc/self/fd`).
+fn forget_descriptors(site: &Site<'_>, script: &mut Script) {
+    let kept: BTreeSet<u32> = site.held.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    let mut free = 0;
+    for number in kept {
+        if number > free {
+            script.call(Nr::CLOSE_RANGE, args![free, number - 1, 0]);
+        }
+        free = number + 1;
+    }
+    script.call(Nr::CLOSE_RANGE, args![free, u32::MAX, 0]);
 }
 
 /// Everybody's filter that tells us of restrictions which tasks put on themselves: the listener, or why there is none.

@@ -136,6 +136,7 @@ impl Queue {
 
     fn make(&self, id: FileId, workshop: &Workshop<'_>) -> Result<OwnedFd> {
         let Queue { name, unlinked: _, mode, owner, most: _, size: _, messages } = self;
+        self.check()?;
         let fd = self.create(id, workshop)?;
         let (uid, gid) = (rustix::fs::Uid::from_raw(owner.0), rustix::fs::Gid::from_raw(owner.1));
         rustix::fs::fchown(&fd, Some(uid), Some(gid)).named("fchown", || format!("{name}, {owner:?}"))?;
@@ -145,6 +146,16 @@ impl Queue {
             mqueue::send(fd.as_fd(), *priority, &body.0)?;
         }
         Ok(fd)
+    }
+
+    /// What no queue can be.
+    fn check(&self) -> Result<()> {
+        let is_name = !self.name.0.is_empty() && !self.name.0.contains(&b'/');
+        let fits = |message: &Message| message.body.0.len() <= self.size as usize;
+        if is_name && self.messages.len() <= self.most as usize && self.messages.iter().all(fits) {
+            return Ok(());
+        }
+        Err(Cause::corrupt(format!("a message queue \"{}\" without a name, or with more than fits into it", self.name)))
     }
 
     /// The queue without messages. Where the container's own limits have become lower since, they are raised for a moment.

@@ -235,14 +235,21 @@ impl<'a> Workshop<'a> {
             None => &self.root,
             Some(id) => self.roots.get(&id).ok_or(Errno::NOENT).named("openat2", || format!("mounts of {id}"))?,
         };
-        undisturbed(|| rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve))
-            .named("openat2", || format!("\"{}\", {flags:?}", path.escape_ascii()))
+        // What lies in the place of a file may be a named pipe, whose other end nobody opens. `set_status` takes the flag away again.
+        let at_once = if flags.contains(OFlags::PATH) { flags } else { flags | OFlags::NONBLOCK };
+        let open = |flags| undisturbed(|| rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve));
+        let opened = match open(at_once) {
+            // Somebody has a lease on the file, which takes them a while to give back.
+            Err(Errno::AGAIN) if at_once != flags => open(flags),
+            opened => opened,
+        };
+        opened.named("openat2", || format!("\"{}\", {flags:?}", path.escape_ascii()))
     }
 }
 
 /// What opens a path beneath a root, once more where somebody has mounted or renamed something anywhere meanwhile: then the kernel does not know
 /// whether `..` has left the root (`EAGAIN`).
-pub(super) fn undisturbed(open: impl Fn() -> rustix::io::Result<OwnedFd>) -> rustix::io::Result<OwnedFd> {
+pub(in crate::file) fn undisturbed(open: impl Fn() -> rustix::io::Result<OwnedFd>) -> rustix::io::Result<OwnedFd> {
     const TRIES: usize = 100;
     let mut tries = std::iter::repeat_with(open).take(TRIES).skip_while(|opened| matches!(opened, Err(Errno::AGAIN)));
     tries.next().unwrap_or(Err(Errno::AGAIN))

@@ -65,7 +65,7 @@ impl Plan {
             return Ok(0);
         }
         let head = ["STEP", "WHAT", "WHY"].map(str::to_owned).to_vec();
-        let row = |l: &Line| vec![l.step.to_owned(), l.what.clone(), l.why.to_owned()];
+        let row = |l: &Line| vec![l.step.to_owned(), print::safe(&l.what), l.why.to_owned()];
         let rows: Vec<Vec<String>> = std::iter::once(head).chain(lines.iter().map(row)).collect();
         print::out(&print::table(&rows));
         Ok(0)
@@ -234,7 +234,7 @@ fn after(snapshot: &Snapshot) -> Vec<Line> {
     for (kind, object) in &snapshot.lost {
         lines.push(line(
             "rebuild",
-            format!("lost: {kind}: {}", print::safe(object)),
+            format!("lost: {}: {}", print::safe(kind), print::safe(object)),
             if kind == "label" { "no kernel tells it" } else { "allowed at the checkpoint" },
         ));
     }

@@ -7,13 +7,14 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_sys::{Errno, SysError, fd::in_own_directory, sock};
 
 use super::{Gather, Seen};
+use crate::file::workshop::undisturbed;
 use crate::{Cause, Named, Result};
 
 /// An address.
@@ -139,15 +140,15 @@ impl Record {
         if !self.is_path() {
             return Ok(sock::bind(fd, &address.0)?);
         }
-        let bound = self.inside(root, || {
-            remove_stale(&address.0, kind)?;
+        let bound = self.inside(root, |place, name| {
+            self.remove_stale((place, name), kind)?;
             sock::bind(fd, &address.0)?;
             let path = || format!("\"{address}\"");
             // A path that leads to it no more goes again in `unlink`.
             let Some((mode, uid, gid)) = inode else { return Ok(()) };
             let (uid, gid) = (Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
-            rustix::fs::chownat(CWD, &*address.0, uid, gid, AtFlags::SYMLINK_NOFOLLOW).named("fchownat", path)?;
-            rustix::fs::chmodat(CWD, &*address.0, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
+            rustix::fs::chownat(place, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).named("fchownat", path)?;
+            rustix::fs::chmodat(place, name, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
                 .named("fchmodat", path)
         });
         match bound {
@@ -168,8 +169,8 @@ impl Record {
             return Ok(());
         }
         let address = &self.address;
-        Ok(self.inside(root, || {
-            rustix::fs::unlinkat(CWD, &*address.0, AtFlags::empty()).named("unlinkat", || format!("\"{address}\""))
+        Ok(self.inside(root, |place, name| {
+            rustix::fs::unlinkat(place, name, AtFlags::empty()).named("unlinkat", || format!("\"{address}\""))
         })?)
     }
 
@@ -181,7 +182,10 @@ impl Record {
         if !self.is_path() {
             return sock::connect(fd, Some(&self.address.0));
         }
-        self.inside(root, || sock::connect(fd, Some(&self.address.0)))
+        self.inside(root, |place, name| {
+            stays(place, name)?;
+            sock::connect(fd, Some(&self.address.0))
+        })
     }
 
     /// Sends a datagram to this address.
@@ -192,50 +196,79 @@ impl Record {
         if !self.is_path() {
             return Ok(sock::send(fd, data, files, Some(&self.address.0))?);
         }
-        Ok(self.inside(root, || sock::send(fd, data, files, Some(&self.address.0)))?)
+        Ok(self.inside(root, |place, name| {
+            stays(place, name)?;
+            sock::send(fd, data, files, Some(&self.address.0))
+        })?)
     }
 
-    /// Runs `f` where the root is the container's, or the one that the path starts from, in the directory of this path.
+    /// Runs `f` where the root is the container's, or the one that the path starts from, in the directory of this path. It is told where the
+    /// last component of the path is, and that one.
+    ///
+    /// The kernel walks the path itself in bind and connect, through magic links of /proc as well, which lead to whatever a process has
+    /// open: therefore it is walked before without these.
     fn inside(
         &self,
         root: &OwnedFd,
-        f: impl FnOnce() -> std::result::Result<(), SysError> + Send,
+        f: impl FnOnce(BorrowedFd<'_>, &[u8]) -> std::result::Result<(), SysError> + Send,
     ) -> std::result::Result<(), SysError> {
-        let place = |s: &rustix::fs::Stat| (s.st_dev, s.st_ino);
+        let same = |s: &rustix::fs::Stat| (s.st_dev, s.st_ino);
         let wanted = rustix::fs::fstat(root).named("fstat", || "the container's root".into())?;
         let ours = rustix::fs::stat("/").named("stat", || "/".into())?;
-        let elsewhere = place(&wanted) != place(&ours);
-        let Record { address: _, directory, root: own, inode: _ } = self;
+        let elsewhere = same(&wanted) != same(&ours);
+        let Record { address, directory, root: own, inode: _ } = self;
+        let start = own.as_ref().map(|own| enter(root.as_fd(), &own.0)).transpose()?;
+        let start = start.as_ref().unwrap_or(root);
+        let from = enter(start.as_fd(), &directory.0)?;
+        let path = [&directory.0, &b"/"[..], &address.0].concat();
+        let slash = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
+        let place = enter(start.as_fd(), &path[..=slash])?;
         in_own_directory(|| {
-            if elsewhere {
-                rustix::process::fchdir(root).named("fchdir", || "the container's root".into())?;
+            if elsewhere || own.is_some() {
+                rustix::process::fchdir(start).named("fchdir", || "a root".into())?;
                 rustix::process::chroot(".").named("chroot", || ".".into())?;
             }
-            if let Some(own) = own {
-                rustix::process::chdir(&*own.0).named("chdir", || format!("\"{own}\""))?;
-                rustix::process::chroot(".").named("chroot", || format!("\"{own}\""))?;
-            }
-            rustix::process::chdir(&*directory.0).named("chdir", || format!("\"{directory}\""))?;
-            f()
+            rustix::process::fchdir(&from).named("fchdir", || format!("\"{directory}\""))?;
+            f(place.as_fd(), &path[slash + 1..])
         })
+    }
+
+    /// Removes a socket that nobody is bound to any more.
+    fn remove_stale(
+        &self,
+        (place, name): (BorrowedFd<'_>, &[u8]),
+        kind: SocketType,
+    ) -> std::result::Result<(), SysError> {
+        let is_socket = |mode| FileType::from_raw_mode(mode) == FileType::Socket;
+        match rustix::fs::statat(place, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if is_socket(stat.st_mode) => {}
+            _ => return Ok(()),
+        }
+        let probe = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+            .named("socket", || "AF_UNIX".into())?;
+        match sock::connect(probe.as_fd(), Some(&self.address.0)) {
+            Err(e) if e.errno == Errno::CONNREFUSED => rustix::fs::unlinkat(place, name, AtFlags::empty())
+                .named("unlinkat", || format!("\"{}\"", self.address)),
+            // Alive: bind will say that the address is in use.
+            _ => Ok(()),
+        }
     }
 }
 
-/// Removes a socket that nobody is bound to any more.
-fn remove_stale(path: &[u8], kind: SocketType) -> std::result::Result<(), SysError> {
-    let shown = || format!("\"{}\"", path.escape_ascii());
-    let is_socket = |mode| FileType::from_raw_mode(mode) == FileType::Socket;
-    match rustix::fs::lstat(path) {
-        Ok(stat) if is_socket(stat.st_mode) => {}
-        _ => return Ok(()),
-    }
-    let probe = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
-        .named("socket", || "AF_UNIX".into())?;
-    match sock::connect(probe.as_fd(), Some(path)) {
-        Err(e) if e.errno == Errno::CONNREFUSED => {
-            rustix::fs::unlinkat(CWD, path, AtFlags::empty()).named("unlinkat", shown)
-        }
-        // Alive: bind will say that the address is in use.
+/// A directory below a root.
+fn enter(root: BorrowedFd<'_>, path: &[u8]) -> std::result::Result<OwnedFd, SysError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    undisturbed(|| rustix::fs::openat2(root, path, flags, Mode::empty(), resolve))
+        .named("openat2", || format!("\"{}\", O_PATH|O_DIRECTORY", path.escape_ascii()))
+}
+
+/// That a name is the socket's own: a link would be followed.
+fn stays(place: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<(), SysError> {
+    let shown = || format!("\"{}\", AT_SYMLINK_NOFOLLOW", name.escape_ascii());
+    let stat = rustix::fs::statat(place, name, AtFlags::SYMLINK_NOFOLLOW).named("newfstatat", shown)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Symlink => Err(SysError::new("connect", shown(), Errno::LOOP)),
         _ => Ok(()),
     }
 }
