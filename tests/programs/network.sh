@@ -8,9 +8,11 @@ make='ip link set lo up && ip address add 10.9.8.7/32 dev lo && ip address add f
     ip link add link left name left.7 type vlan id 7 2>/dev/null && ip link set left.7 up
     ip link add dummy type dummy 2>/dev/null && ip link set dummy up
     ip link add link dum0 name mac0 type macvlan mode bridge
+    ip link add br0 type bridge ageing_time 1234 && ip link add port type veth peer name far && ip link set port master br0
+    ip link set br0 up && ip link set port up && ip link set far up && ip address add 10.7.0.1/24 dev br0 && bridge link set dev port isolated on learning off
     ip route add 203.0.113.0/24 via 192.0.2.99 metric 5 && ip route add default dev left src 198.51.100.1
     sleep 1; while ip -6 -oneline address show tentative | grep --quiet inet6; do sleep 0.1; done; sleep 1'
-show='ip -oneline address show; ip -oneline link show; ip route show; ip -6 route show'
+show='bridge -details link; ip -oneline address show; ip -oneline link show; ip route show; ip -6 route show'
 # Without what belongs to a moment.
 tell() { sed 's/valid_lft.*//; s/ nodad//; s/ tentative//; s/ qlen [0-9]*//' | sort; }
 server='import socket
@@ -32,9 +34,9 @@ python3 /tmp/server.py &
 served=$!
 ask 'python3 /tmp/server.py & sleep 1'
 before=$(eval "$show" | tell)
-[ "$(grep --count --extended-regexp '10.9.8.7|dum0:one|right@left|mac0@dum0|198.51.100.1|203.0.113.0' <<<"$before")" -ge 7 ] || { echo "FAIL: $before"; exit 1; }
+[ "$(grep --count --extended-regexp '10.9.8.7|dum0:one|right@left|mac0@dum0|198.51.100.1|203.0.113.0|10.7.0.1|port@far.*br0' <<<"$before")" -ge 10 ] || { echo "FAIL: $before"; exit 1; }
 ask "$show"; inside=$(tell <<<"$answer")
-[ "$(grep --count --extended-regexp '10.9.8.7|dum0:one|right@left|mac0@dum0|198.51.100.1|203.0.113.0' <<<"$inside")" -ge 7 ] || { echo "FAIL: $inside"; exit 1; }
+[ "$(grep --count --extended-regexp '10.9.8.7|dum0:one|right@left|mac0@dum0|198.51.100.1|203.0.113.0|10.7.0.1|port@far.*br0' <<<"$inside")" -ge 10 ] || { echo "FAIL: $inside"; exit 1; }
 echo ready
 while [ -z "$asked" ]; do sleep 0.01; done
 after=$(eval "$show" | tell)

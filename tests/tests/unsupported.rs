@@ -75,9 +75,11 @@ const CASES: &[Case] = &[
         "a socket of another net namespace than the container's, in which no process of the tree lives",
     ),
     (
-        "a bridge in a child's network",
-        "child(lambda: (unshare(0x40000000), netlink(16, 0x605, struct.pack('=16xHH4sHHHH8s', 8, 3, b'br9', 16, 18, 11, 1, b'bridge'))))",
-        "br9: a network device that the container has made itself",
+        "a bridge with a fixed address in a child's network",
+        "child(lambda: (unshare(0x40000000),
+    netlink(16, 0x605, struct.pack('=4xi8xHH4sHHHH8s', 99, 8, 3, b'br9', 16, 18, 11, 1, b'bridge')),
+    netlink(28, 0x605, struct.pack('=BxxxiHBBHH6sxx', 7, 99, 0x80, 2, 0, 10, 2, b'\\2abcde'))))",
+        "a fixed address of a bridge that the container has made itself (02:61:62:63:64:65 of device 99)",
     ),
     (
         "larger packets in a child's network",
@@ -285,9 +287,9 @@ return l, c, l.accept()",
         "a network device that the container has made itself (lo, of 1500 bytes)",
     ),
     (
-        "a bridge of the container's own",
-        "netlink(16, 0x605, struct.pack('=16xHH4sHHHH8s', 8, 3, b'br9', 16, 18, 11, 1, b'bridge'))",
-        "a network device that the container has made itself (br9",
+        "a device of the container's own that is of another type",
+        "netlink(16, 0x605, struct.pack('=16xHH8sHHHH4s', 12, 3, b'ifb9', 12, 18, 8, 1, b'ifb'))",
+        "ifb9: a network device that the container has made itself",
     ),
 ];
 

@@ -312,6 +312,8 @@ fn devices_addresses_and_routes_come_back() {
         mtu: 1400 + u32::from(last),
         queue: 500 + u32::from(last),
         flags,
+        settings: Vec::new(),
+        port: None,
     };
     let message = |header: &[u8], attributes: &[(u16, &[u8])]| Message {
         header: Bytes(header.to_vec()),
@@ -329,6 +331,7 @@ fn devices_addresses_and_routes_come_back() {
         message(&[family, prefix, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0], &[&[(1, to)][..], attributes].concat())
     };
     let number = |n: u32| n.to_ne_bytes();
+    let port = |of, place, settings| yendor_kinds::namespace::bridge::Port { of, place, settings };
     let mut record = links::Record {
         links: vec![
             link(77, b"d\xff.0", Is::Veth(78), 9, 1 | 0x1000),
@@ -338,6 +341,26 @@ fn devices_addresses_and_routes_come_back() {
             link(9, b"left", Is::Veth(8), 3, 1 | 0x1000),
             link(8, b"right", Is::Veth(9), 4, 1 | 0x1000),
             link(21, b"above", Is::Macvlan { on: 77, mode: 4 }, 6, 1 | 0x1000),
+            // Hello time and ageing, as the least of its ports; another one without any.
+            Link {
+                settings: vec![(2, Bytes(number(300).to_vec())), (4, Bytes(number(1234).to_vec()))],
+                address: Bytes(Vec::new()),
+                mtu: 1411,
+                ..link(40, b"bridge", Is::Bridge, 1, 1 | 0x1000)
+            },
+            link(41, b"alone", Is::Bridge, 60, 0x1000),
+            // The second port first: isolated, and it does not learn.
+            Link {
+                port: Some(port(
+                    40,
+                    2,
+                    vec![(8, Bytes(vec![0])), (33, Bytes(vec![1])), (3, Bytes(number(77).to_vec()))],
+                )),
+                ..link(50, b"port", Is::Veth(51), 11, 1 | 0x1000)
+            },
+            link(51, b"beyond", Is::Veth(50), 30, 1 | 0x1000),
+            Link { port: Some(port(40, 1, Vec::new())), ..link(52, b"other", Is::Veth(53), 40, 1 | 0x1000) },
+            link(53, b"further", Is::Veth(52), 41, 1 | 0x1000),
         ],
         addresses: vec![
             address(1, 32, &[10, 9, 8, 7]),
@@ -385,16 +408,28 @@ fn devices_addresses_and_routes_come_back() {
     assert_eq!(found.routes.len(), 3, "{:?}", found.routes);
     assert!(found.addresses.len() >= 5, "{:?}", found.addresses);
     assert!(settings.iter().any(|one| one.name.0 == b"net/ipv4/conf/left/rp_filter"), "{settings:?}");
-    // What it does not know keeps its name.
+    let of = |index| found.links.iter().find(|link| link.index == index).unwrap();
+    assert_eq!((of(40).address.0.len(), of(41).address.0.last()), (0, Some(&60)));
+    let has = |index: u32, settings: &[(u16, Bytes)], number| {
+        let value = settings.iter().find(|(n, _)| *n == number).map(|(_, value)| value.0.clone());
+        value.unwrap_or_else(|| panic!("no {number} of {index}"))
+    };
+    assert_eq!([2, 4].map(|n| has(40, &of(40).settings, n)), [number(300).to_vec(), number(1234).to_vec()]);
+    let ports = [50, 52].map(|index| of(index).port.clone().unwrap());
+    assert_eq!(ports.each_ref().map(|port| (port.of, port.place)), [(40, 2), (40, 1)]);
+    assert_eq!([8, 33, 3].map(|n| has(50, &ports[0].settings, n)[0]), [0, 1, 77]);
+    // What it does not know refuses: another name.
+    let pair = links::Record { links: record.links[4..6].to_vec(), ..links::Record::default() };
     let namespace = made(Kind::Net, Namespaces::NEWNET, || {
-        let kind = [&[16, 0, 18, 0, 11, 0, 1, 0][..], b"bridge\0\0"].concat();
-        let request = [&[56, 0, 0, 0, 16, 0, 5, 6][..], &[0; 24], &[8, 0, 3, 0], b"br9\0", &kind].concat();
+        links::rebuild(&pair).unwrap();
+        let about = [&[0; 4][..], &9_u32.to_ne_bytes(), &[0; 8]].concat();
+        let request = [&[40, 0, 0, 0, 16, 0, 5, 0][..], &[0; 8], &about, &[6, 0, 20, 0], b"x\0\0\0"].concat();
         let socket = socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
         send(&socket, &request, SendFlags::empty()).unwrap();
         recv(&socket, &mut [0; 512], RecvFlags::empty()).unwrap();
     });
-    let said = collect(&Place::new(), "bridge", Kind::Net, &namespace).unwrap_err();
-    assert!(said.contains("br9: a network device that the container has made itself"), "{said}");
+    let said = collect(&Place::new(), "named", Kind::Net, &namespace).unwrap_err();
+    assert!(said.contains("a network device that the container has made itself (left"), "{said}");
 }
 
 /// Makes it, has a child enter it, and reads it.

@@ -1,4 +1,5 @@
-//! What a network has beside its loopback: devices (dummy, veth with both ends in it, vlan, macvlan), addresses, main routes.
+//! What a network has beside its loopback: devices (dummy, veth with both ends in it, vlan,
+//! macvlan, bridges with their ports: see `bridge`), addresses, main routes.
 //! *Read from:* dumps over netlink(7) (rtnetlink(7)).
 //! *Made again by:* `RTM_NEWLINK` with the same numbers, `RTM_NEWADDR`, `RTM_NEWROUTE`. A checkpoint tries it in a new network: what does not
 //! come out the same there refuses by name, and so does a container's own network with any of this whose loopback is down.
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_sys::{Errno, SysError};
 
+use super::bridge::{self, Port};
 use super::network::{Network, loopback_up, tell};
 use super::traffic::{Dump, Traffic, attribute, dump, half, word};
 use crate::{Cause, Result};
@@ -47,6 +49,12 @@ pub struct Link {
     pub queue: u32,
     /// `IFF_UP` and others that can be set.
     pub flags: u32,
+    /// Of a bridge, `IFLA_BR_*` by number.
+    #[serde(default)]
+    pub settings: Vec<(u16, Bytes)>,
+    /// The bridge that it belongs to.
+    #[serde(default)]
+    pub port: Option<Port>,
 }
 
 /// What a device is.
@@ -55,6 +63,8 @@ pub struct Link {
 pub enum Kind {
     /// It leads nowhere.
     Dummy,
+    /// It leads to its ports. One without an address gets that of a port.
+    Bridge,
     /// It leads to the device with this number.
     Veth(u32),
     /// A virtual LAN.
@@ -132,9 +142,20 @@ pub fn look() -> Result<Record> {
     let mut links: Vec<Link> = dump(&LINKS)?.iter().filter_map(|body| link(body)).collect();
     // What lies on another one comes after it.
     links.sort_by_key(|link| (link.kind.on().is_some(), link.index));
+    let lowest = |of: u32| ports(&links).filter(|(_, port)| port.of == of).map(|(link, _)| link.address.clone()).min();
+    let follows = |link: &Link| link.kind == Kind::Bridge && lowest(link.index).as_ref() == Some(&link.address);
+    let follow: Vec<bool> = links.iter().map(follows).collect();
+    links.iter_mut().zip(follow).filter(|(_, follows)| *follows).for_each(|(link, _)| link.address.0.clear());
     let addresses = dump(&ADDRESSES)?.iter().filter_map(|body| address(body)).collect();
     let routes = dump(&ROUTES)?.iter().filter_map(|body| route(body)).collect();
     Ok(Record { links, addresses, routes })
+}
+
+/// The ports of bridges, in the order of those.
+fn ports(links: &[Link]) -> impl Iterator<Item = (&Link, &Port)> {
+    let mut all: Vec<_> = links.iter().filter_map(|link| Some((link, link.port.as_ref()?))).collect();
+    all.sort_by_key(|(_, port)| (port.of, port.place));
+    all.into_iter()
 }
 
 /// What a network is like beside what is recorded.
@@ -202,9 +223,9 @@ pub fn rebuild(record: &Record) -> Result<()> {
         there.push(link.index);
         there.extend(other.map(|other| other.index));
     }
+    join_bridges(links)?;
     for link in links {
-        let mut body = vec![0; IFINFO];
-        body[4..8].copy_from_slice(&link.index.to_ne_bytes());
+        let mut body = about(link.index);
         body[8..12].copy_from_slice(&link.flags.to_ne_bytes());
         body[12..16].copy_from_slice(&SETTABLE.to_ne_bytes());
         tell(NEWLINK, 0, &body, &format!("flags of {}", link.name))?;
@@ -223,6 +244,40 @@ pub fn rebuild(record: &Record) -> Result<()> {
     Ok(())
 }
 
+/// Puts ports into their bridges, whose size follows theirs unless it was set.
+fn join_bridges(links: &[Link]) -> Result<()> {
+    const MASTER: u16 = 10;
+    for (link, port) in ports(links) {
+        let mut body = about(link.index);
+        put(&mut body, MASTER, &port.of.to_ne_bytes());
+        tell(NEWLINK, 0, &body, &format!("{}, a port of a bridge", link.name))?;
+        let mut settings = Vec::new();
+        port.settings.iter().for_each(|(number, value)| put(&mut settings, *number, &value.0));
+        let mut slave = Vec::new();
+        put(&mut slave, 4, b"bridge\0");
+        put(&mut slave, 5 | NESTED, &settings);
+        let mut body = about(link.index);
+        put(&mut body, 18 | NESTED, &slave);
+        tell(NEWLINK, 0, &body, &format!("settings of {}, a port of a bridge", link.name))?;
+    }
+    for bridge in links.iter().filter(|link| link.kind == Kind::Bridge) {
+        let least = ports(links).filter(|(_, port)| port.of == bridge.index).map(|(link, _)| link.mtu).min();
+        if least.is_some_and(|least| least != bridge.mtu) {
+            let mut body = about(bridge.index);
+            put(&mut body, 4, &bridge.mtu.to_ne_bytes());
+            tell(NEWLINK, 0, &body, &format!("the size of {}", bridge.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// struct ifinfomsg.
+fn about(index: u32) -> Vec<u8> {
+    let mut body = vec![0; IFINFO];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    body
+}
+
 fn check(record: &Record) -> Result<()> {
     let Record { links, addresses, routes } = record;
     let lies = |all: &[Message], header: usize, known: &[u16]| {
@@ -233,7 +288,7 @@ fn check(record: &Record) -> Result<()> {
         all.len() > MOST || !all.iter().all(fine)
     };
     let bad_link = |link: &Link| {
-        let Link { index, name, kind: _, address, mtu: _, queue: _, flags } = link;
+        let Link { index, name, kind, address, mtu: _, queue: _, flags, settings, port } = link;
         *index < 2
             || *index > i32::MAX.cast_unsigned()
             || name.0.is_empty()
@@ -241,6 +296,8 @@ fn check(record: &Record) -> Result<()> {
             || name.0.contains(&0)
             || address.0.len() > 32
             || flags & !SETTABLE != 0
+            || !(settings.is_empty() || *kind == Kind::Bridge && bridge::are_settings(settings, false))
+            || port.as_ref().is_some_and(|port| !bridge::are_settings(&port.settings, true))
     };
     if links.len() > MOST
         || links.iter().any(bad_link)
@@ -256,7 +313,7 @@ impl Kind {
     /// The device that it lies on.
     fn on(self) -> Option<u32> {
         match self {
-            Kind::Dummy | Kind::Veth(_) => None,
+            Kind::Dummy | Kind::Veth(_) | Kind::Bridge => None,
             Kind::Vlan { on, .. } | Kind::Macvlan { on, .. } => Some(on),
         }
     }
@@ -272,6 +329,10 @@ impl Link {
         let mut data = Vec::new();
         let name: &[u8] = match self.kind {
             Kind::Dummy => b"dummy",
+            Kind::Bridge => {
+                self.settings.iter().for_each(|(number, value)| put(&mut data, *number, &value.0));
+                b"bridge"
+            }
             Kind::Veth(_) => {
                 put(&mut data, 1, &other.map(Link::base).unwrap_or_default());
                 b"veth"
@@ -296,10 +357,11 @@ impl Link {
     }
 
     fn base(&self) -> Vec<u8> {
-        let mut out = vec![0; IFINFO];
-        out[4..8].copy_from_slice(&self.index.to_ne_bytes());
+        let mut out = about(self.index);
         put(&mut out, 3, &[&self.name.0[..], &[0]].concat());
-        put(&mut out, 1, &self.address.0);
+        if self.kind != Kind::Bridge || !self.address.0.is_empty() {
+            put(&mut out, 1, &self.address.0);
+        }
         put(&mut out, 4, &self.mtu.to_ne_bytes());
         put(&mut out, 13, &self.queue.to_ne_bytes());
         out
@@ -326,8 +388,13 @@ fn link(body: &[u8]) -> Option<Link> {
     let about = attribute(body, IFINFO, 18)?;
     let data = attribute(about, 0, 2).unwrap_or_default();
     let on = number(5);
+    let port = match number(10) {
+        Some(master) => Some(bridge::port(about, master)?),
+        None => None,
+    };
     let kind = match attribute(about, 0, 1)?.strip_suffix(&[0])? {
         b"dummy" => Kind::Dummy,
+        b"bridge" => Kind::Bridge,
         b"veth" => Kind::Veth(on?),
         b"vlan" => {
             Kind::Vlan { on: on?, id: half(attribute(data, 0, 1)?, 0)?, protocol: half(attribute(data, 0, 5)?, 0)? }
@@ -344,6 +411,8 @@ fn link(body: &[u8]) -> Option<Link> {
         mtu: number(4)?,
         queue: number(13)?,
         flags: word(body, 8)? & SETTABLE,
+        settings: if kind == Kind::Bridge { bridge::settings(data) } else { Vec::new() },
+        port,
     })
 }
 
@@ -415,6 +484,8 @@ mod tests {
             mtu: 1500,
             queue: 1000,
             flags: 1,
+            settings: Vec::new(),
+            port: None,
         };
         let with = |link: Link| Record { links: vec![link], ..Record::default() };
         assert!(check(&with(link.clone())).is_ok());
@@ -424,6 +495,9 @@ mod tests {
             Link { name: Bytes(Vec::new()), ..link.clone() },
             Link { name: Bytes(b"a name that is too long".to_vec()), ..link.clone() },
             Link { flags: 2, ..link.clone() },
+            Link { settings: vec![(2, Bytes(vec![0; 4]))], ..link.clone() },
+            Link { kind: Kind::Bridge, settings: vec![(10, Bytes(vec![0; 4]))], ..link.clone() },
+            Link { port: Some(Port { of: 3, place: 1, settings: vec![(1, Bytes(vec![3]))] }), ..link.clone() },
         ] {
             assert!(check(&with(bad)).is_err());
         }

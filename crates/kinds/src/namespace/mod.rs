@@ -1,5 +1,6 @@
 //! Namespaces, and what lives in one rather than in a process: made before any task exists.
 
+pub mod bridge;
 pub mod cgroup;
 pub mod clock;
 pub mod ipc;

@@ -15,6 +15,7 @@ use rustix::net::{recv, send, socket_with};
 use yendor_sys::{Errno, SysError};
 use yendor_task::tree::read_proc;
 
+use super::bridge;
 use crate::{Cause, Named, Result};
 
 /// By what tells them apart, how people call them.
@@ -36,6 +37,7 @@ pub(super) struct Dump {
 
 const NFT: u16 = 10 << 8;
 const AF_INET6: u8 = 10;
+const AF_BRIDGE: u8 = 7;
 /// `NTF_PROXY` in a struct ndmsg.
 const PROXY: u8 = 8;
 
@@ -88,10 +90,27 @@ const DUMPS: [Dump; 10] = [
 ];
 
 /// What belongs to devices, compared where `lo` has been set up or not.
-const DEVICES: [Dump; 3] = [
+const DEVICES: [Dump; 5] = [
     Dump { what: "a route", protocol: None, request: 26, body: &[0; 12], answer: 24, take: usual_route },
     Dump { what: "an address", protocol: None, request: 22, body: &[0; 8], answer: 20, take: device_address },
     Dump { what: "a network device", protocol: None, request: 18, body: &[0; 16], answer: 16, take: device },
+    Dump {
+        what: "a fixed address of a bridge",
+        protocol: None,
+        request: 30,
+        body: &[AF_BRIDGE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        answer: 28,
+        take: bridge::told,
+    },
+    // With `IFLA_EXT_MASK`: RTEXT_FILTER_BRVLAN.
+    Dump {
+        what: "a VLAN of a bridge",
+        protocol: None,
+        request: 18,
+        body: &[AF_BRIDGE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 29, 0, 2, 0, 0, 0],
+        answer: 16,
+        take: bridge::vlans,
+    },
 ];
 
 /// Files that name the tables of iptables and its like.
@@ -240,7 +259,7 @@ pub(super) fn attribute(message: &[u8], header: usize, wanted: u16) -> Option<&[
 }
 
 /// The attributes after a header.
-fn attributes(message: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(message: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = message.get(header..).unwrap_or_default();
     std::iter::from_fn(move || {
         let length = usize::from(half(rest, 0)?);
@@ -272,7 +291,8 @@ fn device(body: &[u8]) -> Option<(Vec<u8>, String)> {
     const MTU: u16 = 4;
     /// `IFF_RUNNING`, `LOWER_UP`, `DORMANT`: the kernel's, and perhaps a little later.
     const STATE: u32 = 0x40 | 0x1_0000 | 0x2_0000;
-    let mut key = parts(body, 16, &[NAME, MTU, 1, 13, 20, 27, 30, 18, 5, 10, 37])?;
+    let mut key = parts(body, 16, &[NAME, MTU, 1, 13, 20, 27, 30, 5, 10, 37])?;
+    key.extend(bridge::steady(attribute(body, 16, 18).unwrap_or_default()));
     let flags = word(body, 8)? & !STATE;
     key[8..12].copy_from_slice(&flags.to_ne_bytes());
     let name = attribute(body, 16, NAME)?;
