@@ -289,7 +289,7 @@ return l, c, l.accept()",
     (
         "a device of the container's own that is of another type",
         "netlink(16, 0x605, struct.pack('=16xHH8sHHHH4s', 12, 3, b'ifb9', 12, 18, 8, 1, b'ifb'))",
-        "ifb9: a network device that the container has made itself",
+        "a network device that the container has made itself (ifb9",
     ),
 ];
 

@@ -189,7 +189,9 @@ pub fn again(record: &Record, state: State, proc: BorrowedFd<'_>, now: (&Network
         loopback_up()?;
     }
     let made = rebuild(record);
-    let until = Instant::now() + PATIENCE;
+    // A bridge is told of its ports, and told to the rest, a second later each.
+    let bridges = record.links.iter().any(|link| link.kind == Kind::Bridge);
+    let until = Instant::now() + if bridges { 3 * PATIENCE } else { PATIENCE };
     loop {
         let same = Network::here(proc)?.unchanged(now.0).and_then(|()| now.1.as_new(&Traffic::devices()?));
         match same {
