@@ -116,7 +116,7 @@ impl Account {
     /// Gives a file to the account.
     pub fn owns(self, path: &Path) {
         if self.other {
-            std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid)).expect("chown as root");
+            std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid)).expect("chown as root");
         }
     }
 }

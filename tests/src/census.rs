@@ -97,3 +97,57 @@ fn walk(path: &Path, files: &mut BTreeMap<PathBuf, String>) {
         }
     }
 }
+
+/// What a machine is made of, where nothing changes while tests run: what each file is, not what is in it, which costs a minute.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Machine {
+    facts: BTreeMap<PathBuf, String>,
+    settings: BTreeMap<PathBuf, String>,
+}
+
+impl Machine {
+    /// As it is now.
+    pub fn now() -> Self {
+        let (mut facts, mut settings) = (BTreeMap::new(), BTreeMap::new());
+        for place in ["/bin", "/boot", "/etc", "/lib", "/lib64", "/opt", "/sbin", "/srv", "/usr", "/var/spool"] {
+            each(Path::new(place), &mut |path, data| {
+                let what = (data.mode(), data.uid(), data.gid(), data.nlink(), data.size(), data.ino());
+                let times = (data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
+                facts.insert(path.to_owned(), format!("{what:?} {times:?}"));
+            });
+        }
+        for place in ["/proc/sys/kernel", "/proc/sys/vm", "/proc/sys/fs", "/proc/sys/user", "/proc/sys/net"] {
+            each(Path::new(place), &mut |path, data| {
+                let varies =
+                    ["random", "pty", "-nr", "-state", "inode", "dentry", "ns_last_pid", "_kbytes", "tainted", "perf_"];
+                let name = path.to_string_lossy().into_owned();
+                // Who may write it can be harmed by it.
+                if data.mode() & 0o200 != 0 && !varies.iter().any(|word| name.contains(word)) {
+                    settings.insert(path.to_owned(), fs::read_to_string(path).unwrap_or_default());
+                }
+            });
+        }
+        Self { facts, settings }
+    }
+
+    /// What differs, in words.
+    pub fn differs(&self, now: &Self) -> Vec<String> {
+        let mut out = Vec::new();
+        for (before, after) in [(&self.facts, &now.facts), (&self.settings, &now.settings)] {
+            for path in before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)) {
+                out.push(format!("{}: {:?} became {:?}", path.display(), before.get(path), after.get(path)));
+            }
+        }
+        out
+    }
+}
+
+fn each(path: &Path, look: &mut dyn FnMut(&Path, &fs::Metadata)) {
+    let Ok(data) = fs::symlink_metadata(path) else { return };
+    look(path, &data);
+    if data.is_dir() {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            each(&entry.path(), look);
+        }
+    }
+}

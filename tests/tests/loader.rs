@@ -72,7 +72,7 @@ fn has_nothing(pid: i32, image: &Path, userns: bool) {
 /// No right, and the filter. Its files and how many pipes it has.
 fn has_no_right(pid: i32, userns: bool) -> (Vec<String>, usize) {
     let status = text(&format!("/proc/{pid}/status"));
-    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(field(&status, set), "0000000000000000", "{set}\n{status}");
     }
     assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), ("1".into(), "2".into()), "{status}");

@@ -102,6 +102,8 @@ fn close_others(keep: &[i32]) -> Result<()> {
 pub fn give_up_everything(user_namespace: bool) -> Result<()> {
     // Not the parent's name: whoever looks for what hangs should find this one.
     rustix::thread::set_name(c"yendor-load").map_err(|e| SysError::new("prctl", "PR_SET_NAME", e))?;
+    // With the capabilities that another id would lose.
+    give_up_bounds()?;
     become_nobody()?;
     if user_namespace {
         // Where it is refused there is nothing more to give up.
@@ -128,16 +130,22 @@ pub fn give_up_all_but_paging() -> Result<()> {
 }
 
 /// And the right to gain any.
-fn give_up_capabilities() -> Result<()> {
+/// What no program could have again. Whoever may not say so executes none either.
+fn give_up_bounds() -> Result<()> {
     let number = |n: u32| CapabilitySet::from_bits_retain(1_u64 << n);
     for capability in (0..64).map(number) {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
-            // Past the last one, or not ours to drop: without an exec the bounding set decides nothing.
+            // Past the last one, or not ours to drop.
             Err(Errno::INVAL | Errno::PERM) => break,
             Err(e) => return Err(SysError::new("prctl", "PR_CAPBSET_DROP", e)),
         }
     }
+    Ok(())
+}
+
+fn give_up_capabilities() -> Result<()> {
+    give_up_bounds()?;
     let none = CapabilitySet::empty();
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
     rustix::thread::set_capabilities(None, sets).map_err(|e| SysError::new("capset", "no capability", e))?;

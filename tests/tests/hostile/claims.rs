@@ -16,8 +16,8 @@ pub enum May {
     Denied,
     /// Exit code 5, and these words: the option that fills a hole.
     Named(&'static str),
-    /// Refused, or it runs and has nothing.
-    Contained,
+    /// It runs, and has nothing.
+    Run,
 }
 
 /// What is changed.
@@ -252,30 +252,30 @@ fn identity() -> Vec<Claim> {
         lie("a million groups", May::Damaged, |f, _| {
             f.set(&t("credentials/groups"), Value::Array(vec![number(0); 1_000_000]));
         }),
-        lie("uid 0 with all capabilities", May::Contained, |f, _| {
+        lie("uid 0 with all capabilities", May::Run, |f, _| {
             ids(f, "gids", 0);
             capabilities(f, [ALL, ALL, ALL, ALL, ALL]);
         }),
         lie("capabilities that no kernel has", May::Denied, |f, _| capabilities(f, [u64::MAX; 5])),
-        lie("effective without permitted", May::Contained, |f, _| capabilities(f, [0, 0, ALL, ALL, 0])),
+        lie("effective without permitted", May::Denied, |f, _| capabilities(f, [0, 0, ALL, ALL, 0])),
         lie("ambient without permitted", May::Denied, |f, _| capabilities(f, [0, 0, 0, ALL, ALL])),
         lie("securebits that do not exist", May::Denied, |f, _| {
             f.set(&t("credentials/securebits"), number(u64::from(u32::MAX)));
         }),
-        lie("limits without an end", May::Contained, |f, _| {
+        lie("limits without an end", May::Run, |f, _| {
             f.set(&p("limits/limits"), Value::Array(vec![Value::Array(vec![number(u64::MAX), number(u64::MAX)]); 16]));
             f.set(&p("attributes/coredump_filter"), number(511));
         }),
         lie("a lower oom_score_adj", May::Denied, |f, _| {
             f.set(&p("attributes/oom_score_adj"), negative(-1000));
         }),
-        lie("a foreign label", May::Contained, |f, _| f.list(&t("labels")).push(label("current"))),
-        lie("a foreign label for the next program", May::Contained, |f, _| f.list(&t("labels")).push(label("exec"))),
-        lie("a foreign label of a file", May::Contained, |f, _| f.list("files/3/labels").push(label("socket"))),
+        lie("a foreign label", May::Run, |f, _| f.list(&t("labels")).push(label("current"))),
+        lie("a foreign label for the next program", May::Run, |f, _| f.list(&t("labels")).push(label("exec"))),
+        lie("a foreign label of a file", May::Run, |f, _| f.list("files/3/labels").push(label("socket"))),
         lie("a label that is none", May::Damaged, |f, _| {
             f.list(&t("labels")).push(Value::Array(vec![Value::Text("selinux".into()), bytes("x")]));
         }),
-        lie("other security modules", May::Contained, |f, _| {
+        lie("other security modules", May::Run, |f, _| {
             f.set("machine/security/active", Value::Array(vec![Value::Text("selinux".into())]));
         }),
         keep("a label to be kept, of a module that is not there", |f| f.list(&t("labels")).push(label("current"))),
@@ -348,13 +348,13 @@ fn restrictions() -> Vec<Claim> {
         lie("a filter for all threads, and all other flags", May::Damaged, |f, _| {
             filter(f, u64::from(u32::MAX), ALLOW)
         }),
-        lie("a filter that asks a supervisor", May::Contained, |f, _| filter(f, 0, &[6, 0, 0, 0, 0, 0, 0xc0, 0x7f])),
-        lie("a filter that kills", May::Contained, |f, _| filter(f, 0, &[6, 0, 0, 0, 0, 0, 0, 0x80])),
-        lie("a filter that jumps behind its end", May::Contained, |f, _| {
+        lie("a filter that asks a supervisor", May::Run, |f, _| filter(f, 0, &[6, 0, 0, 0, 0, 0, 0xc0, 0x7f])),
+        lie("a filter that kills", May::Run, |f, _| filter(f, 0, &[6, 0, 0, 0, 0, 0, 0, 0x80])),
+        lie("a filter that jumps behind its end", May::Damaged, |f, _| {
             filter(f, 0, &[5, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])
         }),
-        lie("a domain above the root", May::Contained, |f, _| domain(f, vec![beneath(4, "/../../../..")])),
-        lie("a domain for a file of the host", May::Contained, |f, bait| {
+        lie("a domain above the root", May::Run, |f, _| domain(f, vec![beneath(4, "/../../../..")])),
+        lie("a domain for a file of the host", May::Run, |f, bait| {
             domain(f, vec![beneath(4, bait.join("secret").to_str().expect("UTF-8"))]);
         }),
         lie("a domain for a magic link", May::Damaged, |f, _| domain(f, vec![beneath(4, "/proc/1/root")])),
@@ -412,26 +412,26 @@ fn queues() -> Vec<Claim> {
         queue(f, 3_000_000, &[(name, value)]);
     }
     vec![
-        lie("a queue", May::Contained, |f, _| queue(f, 3_000_000, &[])),
+        lie("a queue", May::Run, |f, _| queue(f, 3_000_000, &[])),
         lie("a queue that is another file", May::Damaged, |f, _| queue(f, 0, &[])),
         lie("a queue that is not there", May::Damaged, |f, _| queue(f, 2_999_999, &[])),
-        lie("a queue with a path", May::Contained, |f, _| lies(f, "name", bytes("../../tmp/q"))),
-        lie("a queue with no name", May::Contained, |f, _| lies(f, "name", bytes(""))),
-        lie("a queue of 2^32-1 messages", May::Contained, |f, _| lies(f, "most", number(0xffff_ffff))),
-        lie("a queue of large messages", May::Contained, |f, _| lies(f, "size", number(0xffff_ffff))),
-        lie("a queue of another's", May::Contained, |f, _| {
+        lie("a queue with a path", May::Damaged, |f, _| lies(f, "name", bytes("../../tmp/q"))),
+        lie("a queue with no name", May::Damaged, |f, _| lies(f, "name", bytes(""))),
+        lie("a queue of 2^32-1 messages", May::Damaged, |f, _| lies(f, "most", number(0xffff_ffff))),
+        lie("a queue of large messages", May::Damaged, |f, _| lies(f, "size", number(0xffff_ffff))),
+        lie("a queue of another's", May::Denied, |f, _| {
             lies(f, "owner", Value::Array(vec![number(4_000_000_000), number(4_000_000_000)]));
         }),
-        lie("a queue with all bits of a mode", May::Contained, |f, _| lies(f, "mode", number(0xffff_ffff))),
-        lie("a message that does not fit", May::Contained, |f, _| {
+        lie("a queue with all bits of a mode", May::Run, |f, _| lies(f, "mode", number(0xffff_ffff))),
+        lie("a message that does not fit", May::Damaged, |f, _| {
             let message = map(&[("priority", number(0)), ("body", Value::Bytes(vec![b'x'; 4096]))]);
             lies(f, "messages", Value::Array(vec![message]));
         }),
-        lie("more messages than there may be", May::Contained, |f, _| {
+        lie("more messages than there may be", May::Damaged, |f, _| {
             let message = map(&[("priority", number(0)), ("body", Value::Bytes(Vec::new()))]);
             lies(f, "messages", Value::Array(vec![message; 3]));
         }),
-        lie("a message of a priority that is none", May::Contained, |f, _| {
+        lie("a message of a priority that is none", May::Damaged, |f, _| {
             let message = map(&[("priority", number(0xffff_ffff)), ("body", Value::Bytes(Vec::new()))]);
             lies(f, "messages", Value::Array(vec![message]));
         }),
@@ -492,7 +492,7 @@ fn namespaces() -> Vec<Claim> {
         lie("a namespace of 2^32-1", May::Damaged, |f, _| inside(f, &[uts(b"x")], &[u64::from(u32::MAX)])),
         lie("in two namespaces of a kind", May::Damaged, |f, _| inside(f, &[uts(b"x"), uts(b"y")], &[0, 1])),
         lie("in one namespace twice", May::Damaged, |f, _| inside(f, &[uts(b"x")], &[0, 0])),
-        lie("a namespace for nobody", May::Contained, |f, _| inside(f, &[uts(b"x")], &[])),
+        lie("a namespace for nobody", May::Run, |f, _| inside(f, &[uts(b"x")], &[])),
         lie("a name of a KiB inside", May::Damaged, |f, _| inside(f, &[uts(&[b'x'; 1024])], &[0])),
         lie("too many namespaces", May::Damaged, |f, _| inside(f, &vec![uts(b"x"); 1025], &[0])),
         lie("a setting of the whole machine inside", May::Damaged, |f, _| {
@@ -502,11 +502,11 @@ fn namespaces() -> Vec<Claim> {
             inside(f, &[net("user/max_net_namespaces")], &[0])
         }),
         lie("a setting of another kind inside", May::Damaged, |f, _| inside(f, &[net("fs/mqueue/msg_max")], &[0])),
-        lie("a network that forwards inside", May::Contained, |f, _| inside(f, &[net("net/ipv4/ip_forward")], &[0])),
+        lie("a network that forwards inside", May::Run, |f, _| inside(f, &[net("net/ipv4/ip_forward")], &[0])),
         lie("a namespace by its path", May::Damaged, |f, _| {
             inside(f, &[namespace(Value::Null, "net", &[("path", bytes("/proc/1/ns/net"))])], &[0]);
         }),
-        lie("mounts of the host", May::Contained, |f, _| inside(f, &[mounts("/", "/etc", "/proc/1/root")], &[0])),
+        lie("mounts of the host", May::Damaged, |f, _| inside(f, &[mounts("/", "/etc", "/proc/1/root")], &[0])),
         lie("mounts below nothing", May::Damaged, |f, _| inside(f, &[mounts("/", "/../etc", "/etc")], &[0])),
         lie("mounts of nothing", May::Damaged, |f, _| inside(f, &[mounts("/", "/etc", "../etc")], &[0])),
         lie("a root that is not there", May::Named("--volume or --rootfs"), |f, _| {
@@ -515,7 +515,7 @@ fn namespaces() -> Vec<Claim> {
         lie("no mounts at all", May::Damaged, |f, _| {
             inside(f, &[namespace(Value::Null, "mount", &[("mounts", Value::Array(Vec::new()))])], &[0]);
         }),
-        lie("clocks before there was time", May::Contained, |f, _| {
+        lie("clocks before there was time", May::Damaged, |f, _| {
             let far = [("monotonic", number(0)), ("boottime", negative(i64::MIN))];
             inside(f, &[namespace(Value::Null, "time", &far)], &[0]);
         }),
@@ -529,14 +529,14 @@ fn namespaces() -> Vec<Claim> {
         lie("control groups", May::Named("--userns host"), |f, _| {
             inside(f, &[namespace(Value::Null, "cgroup", &[])], &[0])
         }),
-        lie("users inside", May::Contained, |f, _| inside(f, &[users(Value::Null, 0, [0, 0, 1])], &[0])),
-        lie("all users of the host", May::Contained, |f, _| {
+        lie("users inside", May::Run, |f, _| inside(f, &[users(Value::Null, 0, [0, 0, 1])], &[0])),
+        lie("all users of the host", May::Denied, |f, _| {
             inside(f, &[users(Value::Null, 0, [0, 0, 0xffff_fffe])], &[0]);
         }),
-        lie("users that nobody is", May::Contained, |f, _| {
+        lie("users that nobody is", May::Denied, |f, _| {
             inside(f, &[users(Value::Null, 0, [0, 4_000_000_000, 9])], &[0])
         }),
-        lie("users made by one of the host's", May::Contained, |f, _| {
+        lie("users made by one of the host's", May::Damaged, |f, _| {
             inside(f, &[users(Value::Null, 4_000_000_000, [0, 0, 1])], &[0]);
         }),
         lie("no users at all", May::Damaged, |f, _| inside(f, &[users(Value::Null, 0, [0, 0, 0])], &[0])),
@@ -550,7 +550,7 @@ fn namespaces() -> Vec<Claim> {
         lie("namespaces that own each other", May::Damaged, |f, _| {
             inside(f, &[users(number(1), 0, [0, 0, 1]), users(number(0), 0, [0, 0, 1])], &[0]);
         }),
-        lie("users in users", May::Contained, |f, _| {
+        lie("users in users", May::Run, |f, _| {
             inside(f, &[users(Value::Null, 0, [5, 0, 1]), users(number(0), 0, [0, 0, 1])], &[1]);
         }),
         lie("users in users that do not have them", May::Damaged, |f, _| {
@@ -594,7 +594,7 @@ fn namespaces() -> Vec<Claim> {
             f.list("container/links/routes").push(map(&route));
         }),
         lie("names that belong to names", May::Damaged, |f, _| inside(f, &[uts(b"x"), uts_of(number(0), b"y")], &[0])),
-        lie("names that belong to users", May::Contained, |f, _| {
+        lie("names that belong to users", May::Run, |f, _| {
             inside(f, &[users(Value::Null, 0, [0, 0, 1]), uts_of(number(0), b"y")], &[0, 1]);
         }),
         lie("names that belong to users to come", May::Damaged, |f, _| {
@@ -728,7 +728,7 @@ fn processes() -> Vec<Claim> {
             f.list(&p("threads")).push(copy);
         }),
         lie("a thread that is pid 1", May::Damaged, |f, _| f.set(&t("tid"), number(1))),
-        lie("a program to execute", May::Contained, |f, bait| {
+        lie("a program to execute", May::Run, |f, bait| {
             let credentials = f.at(&t("credentials")).clone();
             let directory = f.at(&p("directory")).clone();
             let exec = map(&[
@@ -763,12 +763,12 @@ fn processes() -> Vec<Claim> {
         lie("a death signal of 99", May::Damaged, |f, _| f.set(&t("attributes/death_signal"), number(99))),
         lie("three registers", May::Damaged, |f, _| f.list(&t("regs/general")).truncate(3)),
         lie("the kernel's code segment", May::Damaged, |f, _| f.set(&t("regs/general/17"), number(0x10))),
-        lie("the kernel's stack segment", May::Contained, |f, _| f.set(&t("regs/general/20"), number(0x18))),
-        lie("all flags set", May::Contained, |f, _| f.set(&t("regs/general/18"), number(u64::MAX))),
-        lie("an instruction pointer in the kernel", May::Contained, |f, _| {
+        lie("the kernel's stack segment", May::Damaged, |f, _| f.set(&t("regs/general/20"), number(0x18))),
+        lie("all flags set", May::Run, |f, _| f.set(&t("regs/general/18"), number(u64::MAX))),
+        lie("an instruction pointer in the kernel", May::Run, |f, _| {
             f.set(&t("regs/general/16"), number(0xffff_ffff_8100_0000));
         }),
-        lie("a segment base in the kernel", May::Contained, |f, _| {
+        lie("a segment base in the kernel", May::Damaged, |f, _| {
             f.set(&t("regs/general/21"), number(0xffff_8880_0000_0000));
         }),
         lie("an empty extended state", May::Damaged, |f, _| f.set(&t("regs/extended/old"), Value::Bytes(Vec::new()))),
@@ -794,10 +794,10 @@ fn processes() -> Vec<Claim> {
             attributes[16..20].copy_from_slice(&(-20_i32).to_ne_bytes());
             f.set(&t("sched/attributes"), Value::Bytes(attributes));
         }),
-        lie("a robust list in the kernel", May::Contained, |f, _| {
+        lie("a robust list in the kernel", May::Run, |f, _| {
             f.set(&t("rseq/robust/0"), number(0xffff_8880_0000_0000));
         }),
-        lie("an rseq area in the kernel", May::Contained, |f, _| {
+        lie("an rseq area in the kernel", May::Damaged, |f, _| {
             f.set(&t("rseq/rseq/0"), number(0xffff_8880_0000_0000));
         }),
     ]);
@@ -824,7 +824,7 @@ fn memory() -> Vec<Claim> {
         f.list(&p("contexts")).push(map(&[("area", area), ("head", number(head)), ("unread", unread)]));
     }
     vec![
-        lie("a context of asynchronous I/O", May::Contained, |f, _| context(f, [0x2000_0000, 0x2000_1000], 126, 120)),
+        lie("a context of asynchronous I/O", May::Run, |f, _| context(f, [0x2000_0000, 0x2000_1000], 126, 120)),
         lie("a context beyond its ring", May::Damaged, |f, _| context(f, [0x2000_0000, 0x2000_1000], 127, 0)),
         lie("a context with more than its ring holds", May::Damaged, |f, _| {
             context(f, [0x2000_0000, 0x2000_1000], 0, 127);
@@ -847,7 +847,7 @@ fn memory() -> Vec<Claim> {
             f.set(&m("areas/0/start"), number(0x10_0000));
             f.list(&m("areas/0/guards")).push(Value::Array(vec![number(0x10_0001), number(0x10_0002)]));
         }),
-        lie("an end by the signal 70000", May::Contained, |f, _| f.set("processes/0/exit_signal", number(70_000))),
+        lie("an end by the signal 70000", May::Damaged, |f, _| f.set("processes/0/exit_signal", number(70_000))),
         lie("a mapping in the kernel", May::Damaged, |f, _| {
             let last = f.list(&m("areas")).len() - 1;
             f.set(&m(&format!("areas/{last}/start")), number(0xffff_8000_0000_0000));
@@ -888,7 +888,7 @@ fn memory() -> Vec<Claim> {
             list.insert(place, moved);
         }),
         lie("a mapping that ends before it begins", May::Damaged, |f, _| area(f, "end", 4096)),
-        lie("a mapping at 0", May::Contained, |f, _| {
+        lie("a mapping at 0", May::Denied, |f, _| {
             area(f, "start", 0);
             area(f, "end", 16384);
         }),
@@ -897,7 +897,7 @@ fn memory() -> Vec<Claim> {
             let copy = f.at(&m("areas/1")).clone();
             f.list(&m("areas")).insert(1, copy);
         }),
-        lie("a mapping over the scratch area", May::Contained, |f, _| {
+        lie("a mapping over the scratch area", May::Run, |f, _| {
             let start = 0x5b5b_0000_0000;
             let mut scratch = f.at(&m("areas/0")).clone();
             if let Value::Map(fields) = &mut scratch {
@@ -929,7 +929,7 @@ fn memory() -> Vec<Claim> {
         lie("a mapping of an object that does not exist", May::Damaged, |f, _| {
             f.set(&m("areas/0/backing"), map(&[("object", Value::Array(vec![number(77), number(0)]))]));
         }),
-        lie("a mapping of a segment that does not exist", May::Contained, |f, _| {
+        lie("a mapping of a segment that does not exist", May::Damaged, |f, _| {
             let segment = [("id", number(77)), ("offset", number(0)), ("read_only", Value::Bool(false))];
             f.set(&m("areas/0/backing"), map(&[("sysv", map(&segment))]));
         }),
@@ -996,11 +996,11 @@ fn descriptors() -> Vec<Claim> {
             let path = file(f, "regular");
             f.set(&format!("{path}/size"), number(1 << 63));
         }),
-        lie("an epoll that watches itself", May::Contained, |f, _| {
+        lie("an epoll that watches itself", May::Damaged, |f, _| {
             let target = map(&[("number", number(9)), ("file", number(3)), ("events", number(1)), ("data", number(0))]);
             f.set("files/3/record", map(&[("epoll", epoll(target))]));
         }),
-        lie("an epoll that watches what does not exist", May::Contained, |f, _| {
+        lie("an epoll that watches what does not exist", May::Damaged, |f, _| {
             let target =
                 map(&[("number", number(9)), ("file", number(9999)), ("events", number(1)), ("data", number(0))]);
             f.set("files/3/record", map(&[("epoll", epoll(target))]));
@@ -1021,19 +1021,19 @@ fn paths() -> Vec<Claim> {
         f.set(&format!("files/{index}/flags"), number(flags));
     }
     vec![
-        lie("a file above the root", May::Contained, |f, _| {
+        lie("a file above the root", May::Run, |f, _| {
             regular(f, "/../../../../../../etc/passwd", 0o100_644, 0o100_000);
         }),
-        lie("another's secret file", May::Contained, |f, bait| {
+        lie("another's secret file", May::Denied, |f, bait| {
             regular(f, bait.join("secret"), 0o100_600, 0o100_002);
         }),
-        lie("a file of the host to truncate", May::Contained, |f, bait| {
+        lie("a file of the host to truncate", May::Run, |f, bait| {
             regular(f, bait.join("mine"), 0o100_644, 0o101_001);
         }),
         lie("a file of the host to create", May::Named("--volume or --rootfs"), |f, bait| {
             regular(f, bait.join("new"), 0o100_644, 0o100_301);
         }),
-        lie("a file through a symbolic link", May::Contained, |f, bait| {
+        lie("a file through a symbolic link", May::Run, |f, bait| {
             regular(f, bait.join("link"), 0o100_644, 0o100_001);
         }),
         lie("a path of magic links", May::Denied, |f, _| {
@@ -1047,7 +1047,7 @@ fn paths() -> Vec<Claim> {
         lie("a path of 5000 bytes", May::Damaged, |f, _| {
             regular(f, format!("/{}", "x/".repeat(2500)), 0o100_644, 0o100_000);
         }),
-        lie("an executable outside the root", May::Contained, |f, _| {
+        lie("an executable outside the root", May::Run, |f, _| {
             let exe = f.at(&m("layout/exe")).clone();
             let count = f.list("files").len();
             let index = (0..count).find(|i| *f.at(&format!("files/{i}/id")) == exe).expect("the program");
@@ -1062,15 +1062,15 @@ fn paths() -> Vec<Claim> {
             f.set(&format!("{path}/path"), bytes("/dev/mem"));
             f.set(&format!("{path}/number"), Value::Array(vec![number(1), number(1)]));
         }),
-        lie("a file of the host for a device", May::Contained, |f, bait| {
+        lie("a file of the host for a device", May::Run, |f, bait| {
             let path = file(f, "device");
             f.set(&format!("{path}/path"), bytes(bait.join("mine")));
         }),
-        lie("a ghost in the place of a host's file", May::Contained, |f, bait| {
+        lie("a ghost in the place of a host's file", May::Run, |f, bait| {
             let path = ghost(f);
             f.set(&format!("{path}/path"), bytes(bait.join("mine")));
         }),
-        lie("a setuid ghost", May::Contained, |f, bait| {
+        lie("a setuid ghost", May::Run, |f, bait| {
             let path = ghost(f);
             f.set(&format!("{path}/path"), bytes(bait.join("setuid")));
             f.set(&format!("{path}/mode"), number(0o106_777));
@@ -1087,7 +1087,7 @@ fn paths() -> Vec<Claim> {
             let path = ghost(f);
             f.set(&format!("{path}/ghost/extents"), Value::Array(vec![Value::Array(vec![number(1 << 63); 2])]));
         }),
-        lie("a working directory above the root", May::Contained, |f, _| {
+        lie("a working directory above the root", May::Run, |f, _| {
             f.set(&p("directory/cwd"), bytes("/../../.."));
         }),
     ]
@@ -1138,10 +1138,10 @@ fn ways_out() -> Vec<Claim> {
             link_in_tmp(f, "out", bait.join("mine"));
             named_socket(f, "/tmp/out", "/", Value::Null, true);
         }),
-        lie("a socket in a directory of the host's", May::Contained, |f, bait| {
+        lie("a socket in a directory of the host's", May::Run, |f, bait| {
             named_socket(f, bait.join("socket"), "/", Value::Null, true);
         }),
-        lie("a socket above the root", May::Contained, |f, _| named_socket(f, "/../../tmp/x", "/", Value::Null, true)),
+        lie("a socket above the root", May::Run, |f, _| named_socket(f, "/../../tmp/x", "/", Value::Null, true)),
         lie("a named pipe in the place of a file", May::Named("another kind of file"), |f, _| {
             let pipe = layer_entry(b"pipe", Value::Text("fifo".into()), 0o666, 0);
             f.list("container/layers/1/entries").push(pipe);
@@ -1173,23 +1173,23 @@ fn layers() -> Vec<Claim> {
             let target = Value::Bytes([b"../../../../".to_vec(), beneath(bait, "secret")].concat());
             layer(f, b"linked", &map(&[("link", target)]), 0o644, 0);
         }),
-        lie("host files deleted in the layer", May::Contained, |f, bait| {
+        lie("host files deleted in the layer", May::Run, |f, bait| {
             at_depth(f, &beneath(bait, "mine"), whiteout(), 0o644);
         }),
-        lie("host files replaced in the layer", May::Contained, |f, bait| {
+        lie("host files replaced in the layer", May::Run, |f, bait| {
             at_depth(f, &beneath(bait, "mine"), empty_file(0), 0o6777);
         }),
-        lie("a layer over a directory of the host", May::Contained, |f, bait| {
+        lie("a layer over a directory of the host", May::Denied, |f, bait| {
             f.set("container/layers/1/mount", bytes(bait));
             layer(f, b"new", &empty_file(0), 0o644, 0);
         }),
         lie("a layer above the root", May::Damaged, |f, _| f.set("container/layers/1/mount", bytes("/../../tmp"))),
-        lie("a layer in /proc", May::Contained, |f, _| {
+        lie("a layer in /proc", May::Denied, |f, _| {
             f.set("container/layers/1/mount", bytes("/proc"));
             layer(f, b"x", &directory(), 0o755, 0);
         }),
         lie("a layer at a relative path", May::Damaged, |f, _| f.set("container/layers/1/mount", bytes("tmp"))),
-        lie("a setuid file in a layer", May::Contained, |f, _| layer(f, b"setuid", &empty_file(0), 0o6755, 0)),
+        lie("a setuid file in a layer", May::Run, |f, _| layer(f, b"setuid", &empty_file(0), 0o6755, 0)),
         lie("a file of an id without a mapping", May::Denied, |f, _| {
             layer(f, b"foreign", &empty_file(0), 0o644, 4_000_000_000);
         }),
@@ -1208,7 +1208,7 @@ fn layers() -> Vec<Claim> {
             layer(f, b"evil", &map(&[("symlink", target)]), 0o777, 0);
             layer(f, b"evil", &directory(), 0o777, 0);
         }),
-        lie("capabilities of a file", May::Contained, |f, _| {
+        lie("capabilities of a file", May::Run, |f, _| {
             let mut entry = layer_entry(b"capable", empty_file(0), 0o755, 0);
             let value = Value::Bytes(b"\x01\0\0\x02\xff\xff\xff\xff\0\0\0\0\xff\xff\xff\xff\0\0\0\0".to_vec());
             let attributes = Value::Array(vec![Value::Array(vec![bytes("security.capability"), value])]);
@@ -1257,7 +1257,7 @@ fn surroundings() -> Vec<Claim> {
         lie("a root of its own", May::Named("--rootfs DIR"), |f, _| {
             f.set("container/root", Value::Text("dir".into()));
         }),
-        lie("the host's network", May::Contained, |f, _| f.set("container/own_network", Value::Bool(false))),
+        lie("the host's network", May::Run, |f, _| f.set("container/own_network", Value::Bool(false))),
         lie("annotations that override the spec", May::Damaged, |f, _| {
             field(f, "container", "annotations", map(&[("io.devices", Value::Text("/dev/mem".into()))]));
         }),
@@ -1285,7 +1285,7 @@ fn surroundings() -> Vec<Claim> {
         lie("a setting that nobody knows", May::Named("a kernel that has it"), |f, _| {
             setting(f, "net/ipv4/yendor", b"1")
         }),
-        lie("a setting that forwards", May::Contained, |f, _| setting(f, "net/ipv4/ip_forward", b"1")),
+        lie("a setting that forwards", May::Run, |f, _| setting(f, "net/ipv4/ip_forward", b"1")),
         lie("a file with flags that are not kept", May::Damaged, |f, _| {
             let mut entry = layer_entry(b"flagged", empty_file(0), 0o755, 0);
             if let Value::Map(fields) = &mut entry {
@@ -1300,18 +1300,18 @@ fn surroundings() -> Vec<Claim> {
         lie("clocks of 2^64", May::Damaged, |f, _| {
             f.set("container/clocks", Value::Array(vec![number(u64::MAX), number(u64::MAX)]));
         }),
-        lie("a million empty records", May::Contained, |f, _| {
+        lie("a million empty records", May::Run, |f, _| {
             let empty = || Value::Array(vec![Value::Text(String::new()), Value::Text(String::new())]);
             f.list("lost").extend(std::iter::repeat_with(empty).take(1_000_000));
         }),
-        lie("words that steer a terminal", May::Contained, |f, _| {
+        lie("words that steer a terminal", May::Run, |f, _| {
             let words = || Value::Text("\u{1b}[2J\u{1b}]0;owned\u{7}".into());
             f.list("lost").push(Value::Array(vec![words(), words()]));
         }),
         lie("another kernel", May::Named("a machine that runs it"), |f, _| {
             f.set("machine/vdso", Value::Text("07".repeat(32)));
         }),
-        lie("another machine", May::Contained, |f, _| f.set("machine/architecture", Value::Text("vax".into()))),
+        lie("another machine", May::Run, |f, _| f.set("machine/architecture", Value::Text("vax".into()))),
     ]
 }
 
@@ -1397,20 +1397,20 @@ fn own_mounts() -> Vec<Claim> {
     }
     const SIZE: (&str, &str) = ("size", "1m");
     vec![
-        lie("a directory of the host's, bound", May::Contained, |f, bait| bind(f, bait, "/mnt")),
-        lie("the container's own directory, bound over others", May::Contained, |f, _| bind(f, "/tmp", "/home")),
-        lie("a bind through a link of proc", May::Contained, |f, _| bind(f, "/proc/self/root/etc", "/mnt")),
-        lie("a bind of a descriptor of the keeper's", May::Contained, |f, _| bind(f, "/proc/self/fd/3", "/mnt")),
-        lie("a bind of the keeper's memory", May::Contained, |f, _| bind(f, "/proc/thread-self/mem", "/etc/passwd")),
+        lie("a directory of the host's, bound", May::Run, |f, bait| bind(f, bait, "/mnt")),
+        lie("the container's own directory, bound over others", May::Run, |f, _| bind(f, "/tmp", "/home")),
+        lie("a bind through a link of proc", May::Denied, |f, _| bind(f, "/proc/self/root/etc", "/mnt")),
+        lie("a bind of a descriptor of the keeper's", May::Denied, |f, _| bind(f, "/proc/self/fd/3", "/mnt")),
+        lie("a bind of the keeper's memory", May::Denied, |f, _| bind(f, "/proc/thread-self/mem", "/etc/passwd")),
         lie("a bind at the root", May::Damaged, |f, _| bind(f, "/tmp", "/")),
         lie("a bind above the root", May::Damaged, |f, _| bind(f, "/tmp", "/mnt/../../tmp")),
         lie("a bind from above the root", May::Damaged, |f, _| bind(f, "/../tmp", "/mnt")),
         lie("a bind of a relative path", May::Damaged, |f, _| bind(f, "tmp", "/mnt")),
-        lie("a bind at a link that the image brings", May::Contained, |f, bait| {
+        lie("a bind at a link that the image brings", May::Damaged, |f, bait| {
             link_in_tmp(f, "out", bait);
             bind(f, "/etc", "/tmp/out");
         }),
-        lie("a bind of a link that the image brings", May::Contained, |f, bait| {
+        lie("a bind of a link that the image brings", May::Damaged, |f, bait| {
             link_in_tmp(f, "out", bait);
             bind(f, "/tmp/out", "/mnt");
         }),
@@ -1426,7 +1426,7 @@ fn own_mounts() -> Vec<Claim> {
             let what = new("proc", ("hidepid", "0"), Value::Null, number(0));
             record(f, &[], Vec::new(), vec![mount(Value::Null, "/mnt", what)]);
         }),
-        lie("a proc of its own", May::Contained, |f, _| {
+        lie("a proc of its own", May::Run, |f, _| {
             let what = new("proc", ("hidepid", "0"), Value::Null, Value::Null);
             record(f, &[], Vec::new(), vec![mount(Value::Null, "/mnt", what)]);
         }),
@@ -1437,7 +1437,7 @@ fn own_mounts() -> Vec<Claim> {
         lie("a tmpfs with a source", May::Damaged, |f, _| {
             tmpfs(f, ("source", "/dev/vda"), Value::Null, directory(b""));
         }),
-        lie("a tmpfs beyond all memory", May::Contained, |f, _| {
+        lie("a tmpfs beyond all memory", May::Run, |f, _| {
             tmpfs(f, ("size", "18446744073709551615"), Value::Null, directory(b""));
         }),
         lie("a tmpfs with files above it", May::Damaged, |f, _| {
@@ -1454,18 +1454,16 @@ fn own_mounts() -> Vec<Claim> {
         lie("a tmpfs with a blob that is not there", May::Damaged, |f, _| {
             tmpfs(f, SIZE, Value::Text("../../etc/shadow".into()), directory(b""));
         }),
-        lie("a layer in what is bound", May::Contained, |f, _| {
+        lie("a layer in what is bound", May::Denied, |f, _| {
             f.set("container/layers/1/mount", bytes("/mnt"));
             bind(f, "/etc", "/mnt");
         }),
-        lie("that a cover is removed", May::Contained, |f, _| {
-            record(f, &["/sys", "/dev/null"], Vec::new(), Vec::new())
-        }),
-        lie("that /proc is removed", May::Contained, |f, _| record(f, &["/proc"], Vec::new(), Vec::new())),
+        lie("that a cover is removed", May::Denied, |f, _| record(f, &["/sys", "/dev/null"], Vec::new(), Vec::new())),
+        lie("that /proc is removed", May::Run, |f, _| record(f, &["/proc"], Vec::new(), Vec::new())),
         lie("that the root is removed", May::Damaged, |f, _| record(f, &["/"], Vec::new(), Vec::new())),
         lie("that /sys can be written", May::Denied, |f, _| changed(f, "/sys", 0)),
         lie("attributes that are none", May::Damaged, |f, _| changed(f, "/tmp", 0x0010_0000)),
-        lie("attributes of what is no mount", May::Contained, |f, _| changed(f, "/etc/passwd", 1)),
+        lie("attributes of what is no mount", May::Damaged, |f, _| changed(f, "/etc/passwd", 1)),
         lie("too many mounts", May::Damaged, |f, _| {
             let one = || mount(Value::Null, "/mnt", outside("/tmp"));
             record(f, &[], Vec::new(), std::iter::repeat_with(one).take(100_001).collect());
