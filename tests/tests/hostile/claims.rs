@@ -581,6 +581,8 @@ fn namespaces() -> Vec<Claim> {
                 ("mtu", number(1500)),
                 ("queue", number(9)),
                 ("flags", number(1)),
+                ("settings", Value::Array(Vec::new())),
+                ("port", Value::Null),
             ]);
             f.list("container/links/links").push(link);
         }),
