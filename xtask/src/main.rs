@@ -18,7 +18,7 @@ enum Verb {
     Test(suite::Options),
     /// Measure Yendor against yardsticks taken in the same run; writes docs/bench.md
     Bench(bench::Options),
-    /// Write what is made from the code: docs/resources.md; man pages, completions and more below cargo's target directory
+    /// Write what is made from the code: docs/resources.md, docs/records.md; man pages and completions below cargo's target directory
     Docs,
     /// Fuzz the parsers; with --restore, restore mutated images as the plain user
     Fuzz(fuzz::Options),

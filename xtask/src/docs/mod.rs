@@ -1,7 +1,7 @@
 //! `cargo xtask docs`: pages that are made from the code. A house rule holds that those in the repository are fresh.
 //!
-//! Man pages, shell completions and the fields of an image's records are made below cargo's target directory and not kept:
-//! each line of them is in a declaration already, and a copy can only be the same or wrong.
+//! Man pages and shell completions are made below cargo's target directory and not kept: each line of them is in a declaration
+//! already. The fields of an image's records are: who reads the format has not always cargo at hand.
 
 pub mod records;
 mod resources;
@@ -18,7 +18,8 @@ struct Page {
     make: fn(&Tree) -> Outcome<String>,
 }
 
-const PAGES: &[Page] = &[Page { path: "docs/resources.md", make: resources::page }];
+const PAGES: &[Page] =
+    &[Page { path: "docs/resources.md", make: resources::page }, Page { path: "docs/records.md", make: records::page }];
 
 /// Writes all of them.
 ///
@@ -33,7 +34,6 @@ pub fn run() -> Outcome {
     }
     let directory = workspace::target_directory()?.join("docs");
     std::fs::create_dir_all(&directory)?;
-    std::fs::write(directory.join("records.md"), records::page(&tree)?)?;
     generate(&directory)
 }
 

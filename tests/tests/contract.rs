@@ -1,0 +1,543 @@
+//! What the command line and its answers promise in numbers and names: clocks that go on, networks that are chosen, what `plan`,
+//! `inspect` and `generate` say, what is shown while one waits.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ciborium::Value as Cbor;
+use serde_json::Value;
+use yendor_tests::{
+    Flavour, Forge, Outcome, PATIENCE, Random, Started, Terminal, Yendor, cgroups, lead_a_session, probe, skipped,
+    wait_until,
+};
+
+const HOUR: u64 = 3_600 * 1_000_000_000;
+
+yendor_tests::flavours! {
+    clocks_go_on_from_what_the_image_says
+}
+
+yendor_tests::root_and_user! {
+    a_network_is_what_is_asked_for
+    a_tree_gets_the_network_it_had
+    files_and_memory_are_of_one_instant
+    what_is_in_an_image_is_shown
+    a_plan_says_what_will_be_done
+    zeros_are_not_stored
+    long_work_is_shown_at_a_terminal_only
+    standard_input_is_open_in_the_foreground
+}
+
+fn utf8(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are UTF-8")
+}
+
+fn python(yendor: &Yendor, stem: &str, program: &str) -> String {
+    let container = yendor.fresh(stem);
+    yendor.run_detached(&container, &["python3", "-c", program]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    container
+}
+
+fn asleep(yendor: &Yendor, stem: &str) -> String {
+    let container = yendor.fresh(stem);
+    yendor.run_detached(&container, &["sh", "-c", "echo ready; exec sleep 1000"]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    container
+}
+
+/// With the options of the flavour, which `restore` and `plan` take.
+fn plan(yendor: &Yendor, image: &Path, options: &[&str]) -> Outcome {
+    yendor.call(&[&["plan"], yendor.flavour().options(), options, &[utf8(image)]].concat())
+}
+
+/// One host's clocks go on by themselves: the image says that they stood far ahead.
+fn clocks_go_on_from_what_the_image_says(flavour: Flavour) {
+    const PROGRAM: &str = "
+import signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print('ready', flush=True)
+signal.sigwait([signal.SIGUSR1])
+uptime = float(open('/proc/uptime').read().split()[0])
+print('clocks', int(time.monotonic()), int(time.clock_gettime(time.CLOCK_BOOTTIME)), int(uptime))
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = python(&yendor, "clocks", PROGRAM);
+    let (image, ahead) = (yendor.path("image"), yendor.path("ahead"));
+    yendor.checkpoint(&container, &image);
+    let mut forge = Forge::open(&image);
+    let mut stood = [0, 0];
+    for (at, hours) in [(0, 1_000), (1, 3_000)] {
+        let clock = forge.at(&format!("container/clocks/{at}"));
+        let was = u64::try_from(clock.as_integer().expect("a time")).expect("a time");
+        stood[at] = was / 1_000_000_000 + hours * 3_600;
+        *clock = Cbor::from(was + hours * HOUR);
+    }
+    forge.write(&ahead);
+    yendor.give(&ahead);
+    let restored = yendor.fresh("ahead");
+    yendor.restore(&ahead, &restored);
+    yendor.kill(&restored, "USR1");
+    assert_eq!(yendor.wait(&restored), 0, "{}", yendor.logs(&restored));
+    let log = yendor.logs(&restored);
+    let line = log.lines().find_map(|line| line.strip_prefix("clocks ")).unwrap_or_else(|| panic!("{log}"));
+    let clocks: Vec<u64> = line.split(' ').map(|number| number.parse().expect("seconds")).collect();
+    for (clock, stood) in clocks.iter().zip([stood[0], stood[1], stood[1]]) {
+        assert!((stood..stood + 600).contains(clock), "{clocks:?} go on from {stood:?}");
+    }
+}
+
+/// The network that a container sees, and whether its loopback is up.
+fn network(yendor: &Yendor, container: &str) -> (String, bool) {
+    let look = "import os, socket; print(os.readlink('/proc/self/ns/net'))
+try: s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('127.0.0.1', 9)); print('up')
+except OSError: print('down')";
+    let said = yendor.call(&["exec", container, "--", "python3", "-c", look]).exits(0).stdout;
+    let (link, lo) = said.trim().split_once('\n').unwrap_or_else(|| panic!("{said}"));
+    (link.to_owned(), lo == "up")
+}
+
+fn host_network() -> String {
+    fs::read_link("/proc/self/ns/net").expect("a link").display().to_string()
+}
+
+#[track_caller]
+fn has_network(yendor: &Yendor, image: &Path, options: &[&str], wanted: (bool, bool)) {
+    let container = yendor.fresh("net");
+    yendor.restore_with(image, &container, options).exits(0);
+    let (link, up) = network(yendor, &container);
+    assert_eq!((link == host_network(), up), wanted, "{options:?}: the host's, loopback up: {link}");
+    yendor.call(&["rm", "-f", &container]).exits(0);
+}
+
+fn a_network_is_what_is_asked_for(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let image = yendor.path("image");
+    yendor.checkpoint(&asleep(&yendor, "net"), &image);
+    has_network(&yendor, &image, &[], (false, true));
+    has_network(&yendor, &image, &["--net", "private"], (false, true));
+    has_network(&yendor, &image, &["--net", "none"], (false, false));
+    has_network(&yendor, &image, &["--net", "host"], (true, true));
+}
+
+fn a_tree_gets_the_network_it_had(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let image = yendor.path("image");
+    let mut command = yendor.program(Path::new("/usr/bin/sleep"));
+    command.arg("1000").stdout(yendor.output("output")).stderr(yendor.output("output"));
+    lead_a_session(&mut command);
+    let mut started = Started::new(&mut command);
+    yendor.checkpoint_pid(started.pid(), &image);
+    assert!(started.ended(PATIENCE).is_some());
+    has_network(&yendor, &image, &[], (true, true));
+    has_network(&yendor, &image, &["--net", "private"], (false, true));
+    has_network(&yendor, &image, &["--net", "none"], (false, false));
+}
+
+/// A counter in memory, one in the private layer, one in a tmpfs: wherever it is stopped, one that goes on finds all the same.
+fn files_and_memory_are_of_one_instant(flavour: Flavour) {
+    const PROGRAM: &str = "
+import os, signal, sys
+count, ended = 0, False
+def end(*_):
+    global ended
+    ended = True
+signal.signal(signal.SIGUSR1, end)
+paths = ['/var/tmp/count', '/tmp/count']
+def write():
+    for path in paths:
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+        os.pwrite(fd, count.to_bytes(8, 'little'), 0)
+        os.close(fd)
+def read(path):
+    with open(path, 'rb') as file: return int.from_bytes(file.read(), 'little')
+write()
+print('ready', flush=True)
+while not ended:
+    found = [read(path) for path in paths]
+    if found != [count] * 2:
+        print('WRONG', count, found, flush=True)
+        sys.exit(1)
+    count += 1
+    write()
+print('counted', count)
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::new();
+    let container = python(&yendor, "counter", PROGRAM);
+    let mut images = Vec::new();
+    for number in 0..3 {
+        std::thread::sleep(Duration::from_micros(random.below(30_000)));
+        let image = yendor.path(&format!("running-{number}"));
+        yendor.call(&["checkpoint", &container, "--leave-running", "-o", utf8(&image)]).exits(0);
+        images.push(image);
+    }
+    let ends_well = |name: &str| {
+        yendor.kill(name, "USR1");
+        assert_eq!(yendor.wait(name), 0, "{}", yendor.logs(name));
+        assert!(yendor.logs(name).contains("counted"), "{}", yendor.logs(name));
+    };
+    for image in &images {
+        let again = yendor.fresh("again");
+        yendor.restore(image, &again);
+        std::thread::sleep(Duration::from_millis(20));
+        ends_well(&again);
+        yendor.call(&["rm", &again]).exits(0);
+    }
+    ends_well(&container);
+}
+
+fn what_is_in_an_image_is_shown(flavour: Flavour) {
+    const PROGRAM: &str = "
+import ctypes, mmap, os, socket, time
+held = mmap.mmap(-1, 1 << 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+held[5000:5015] = b'planted-in-page'
+at = ctypes.addressof(ctypes.c_char.from_buffer(held))
+file = open('/tmp/planted-file', 'w+b')
+file.write(bytes(4096)); file.flush()
+mapped = mmap.mmap(file.fileno(), 4096)
+listening = socket.socket(socket.AF_UNIX); listening.bind('/tmp/planted-socket'); listening.listen()
+ends = socket.socketpair(); ends[0].send(b'planted-in-queue')
+print('at', os.getpid(), at, file.fileno(), listening.fileno(), flush=True)
+print('ready', flush=True)
+time.sleep(1000)
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = python(&yendor, "planted", PROGRAM);
+    let log = yendor.logs(&container);
+    let line = log.lines().find_map(|line| line.strip_prefix("at ")).unwrap_or_else(|| panic!("{log}"));
+    let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
+    let [pid, at, file, socket] = numbers[..] else { panic!("{line}") };
+    let image = yendor.path("image");
+    yendor.checkpoint(&container, &image);
+    let inspect = |options: &[&str]| yendor.call(&[&["inspect", utf8(&image)], options].concat());
+    let row = |section: &str, first: &[String], word: &str| {
+        let said = inspect(&[section]).exits(0).stdout;
+        let found = said.lines().any(|line| {
+            line.split_whitespace().zip(first).filter(|(cell, wanted)| cell == *wanted).count() == first.len()
+                && line.contains(word)
+        });
+        assert!(found, "{section}: no line of {first:?} with {word}:\n{said}");
+    };
+    row("--files", &[pid.to_string(), file.to_string()], "/tmp/planted-file");
+    row("--files", &[pid.to_string(), socket.to_string()], "planted-socket");
+    row("--memory", &[pid.to_string()], "/tmp/planted-file +0x0");
+    let sockets = inspect(&["--sockets"]).exits(0).stdout;
+    let listening = sockets.lines().find(|line| line.contains("planted-socket")).unwrap_or_else(|| panic!("{sockets}"));
+    assert!(listening.contains(&format!("{pid}:{socket}")), "who holds it: {sockets}");
+    assert!(!sockets.contains("planted-file"), "{sockets}");
+    // The area that the address is in, with its page stored.
+    let memory = inspect(&["--memory"]).exits(0).stdout;
+    let number = |cell: Option<&str>| cell.and_then(|hex| u64::from_str_radix(hex.trim_start_matches("0x"), 16).ok());
+    let area = memory.lines().find(|line| {
+        let mut cells = line.split_whitespace().skip(1);
+        let (start, end) = (number(cells.next()), number(cells.next()));
+        start.zip(end).is_some_and(|(start, end)| start <= at && at < end)
+    });
+    assert!(area.is_some_and(|line| line.contains("rw-p") && line.contains("anonymous")), "{area:?}\n{memory}");
+
+    let span = format!("{pid}:{at:#x}+65536");
+    let said = inspect(&["--strings", &span]).exits(0).stdout;
+    assert_eq!(said.trim(), format!("{:#x}  planted-in-page", at + 5000));
+    let json = inspect(&["--json", "--strings", &span]).exits(0).json();
+    assert_eq!(json["strings"][0]["address"], at + 5000);
+    assert_eq!(json["strings"][0]["text"], "planted-in-page");
+    inspect(&["--strings", &format!("{}:0x1000+1", pid + 1)]).exits(1);
+    inspect(&["--strings", "nonsense"]).exits(2);
+
+    has_keys(&json, "manifest signed_by records strings");
+    has_keys(&json["manifest"], "created generation kind files");
+    has_keys(&json["records"], "machine container processes files objects restrictions namespaces lost");
+    assert!(
+        json["manifest"]["created"].as_u64() > Some(1_700_000_000) && json["manifest"]["generation"] == 1,
+        "{json}"
+    );
+}
+
+/// All of these, and of the same object.
+#[track_caller]
+fn has_keys(value: &Value, keys: &str) {
+    let object = value.as_object().unwrap_or_else(|| panic!("no object: {value}"));
+    for key in keys.split(' ') {
+        assert!(object.contains_key(key), "no {key}: {:?}", object.keys().collect::<Vec<_>>());
+    }
+}
+
+/// Lines of a plan as text; numbers that another kernel or build has otherwise are left out.
+fn lines(outcome: &Outcome) -> Vec<String> {
+    let json = outcome.json();
+    let line = |one: &Value| {
+        assert_eq!(one.as_object().map(serde_json::Map::len), Some(3), "{one}");
+        let [step, what, why] = ["step", "what", "why"].map(|key| one[key].as_str().expect("a text"));
+        format!("{step} | {} | {why}", steady(what))
+    };
+    json.as_array().expect("an array").iter().map(line).collect()
+}
+
+fn steady(what: &str) -> String {
+    const VOLATILE: [&str; 4] = [" of the image, ", "clocks at ", " areas, ", ": {"];
+    let is_volatile = VOLATILE.iter().any(|word| what.contains(word))
+        || ["file ", "shared memory "].iter().any(|start| what.starts_with(start));
+    if !is_volatile {
+        return what.to_owned();
+    }
+    let mut kept: Vec<&str> = Vec::new();
+    for word in what.split(' ') {
+        let word = if word.bytes().any(|b| b.is_ascii_digit()) { "#" } else { word };
+        kept.push(if word.contains('=') || word.contains('/') { "#" } else { word });
+    }
+    kept.dedup();
+    kept.join(" ")
+}
+
+fn a_plan_says_what_will_be_done(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = yendor.fresh("planned");
+    yendor.run_detached(&container, &[utf8(&probe("tree"))]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let image = yendor.path("image");
+    yendor.checkpoint(&container, &image);
+    let plain = lines(&plan(&yendor, &image, &["--json"]).exits(0));
+    let golden = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/golden/plan.txt")).expect("stored");
+    let host = *yendor.flavour() == Flavour::Root;
+    let wanted: Vec<String> = golden
+        .lines()
+        .map(|line| match line.strip_prefix("admit | ") {
+            Some(_) if host => "admit | the caller's user namespace | asked for; only real root may".to_owned(),
+            _ => line.to_owned(),
+        })
+        .collect();
+    assert_eq!(plain, wanted, "it was, line by line:\n{}", plain.join("\n"));
+    let volume = format!("more={}", yendor.path("tmp").display());
+    let root = yendor.path("home").display().to_string();
+    let changes: [(&[&str], &[&str], &[&str]); 5] = [
+        (
+            &["--net", "host"],
+            &["contain | network: a new one, loopback up | never from the image"],
+            &["contain | network: the caller's | the image's tree lived in it, or asked for"],
+        ),
+        (
+            &["--net", "none"],
+            &["contain | network: a new one, loopback up | never from the image"],
+            &["contain | network: a new one, nothing up | asked for"],
+        ),
+        (
+            &["--rootfs", &root],
+            &["contain | root: the host's, read-only, below a private layer | from the caller"],
+            &[&format!("contain | root: {root} | from the caller")],
+        ),
+        (
+            &["--keep-lsm"],
+            &["confine | other labels: the caller's own | a task gets what the caller's tasks get"],
+            &[
+                "confine | other labels: those of the image | asked for; if modules and policy are the same, and host and kernel permit each",
+            ],
+        ),
+        (
+            &["--volume", &volume],
+            &[],
+            &[&format!("contain | volume more = {} | given by the caller", yendor.path("tmp").display())],
+        ),
+    ];
+    for (options, gone, new) in changes {
+        let said = lines(&plan(&yendor, &image, &[options, &["--json"]].concat()).exits(0));
+        let without = |all: &[String], others: &[String]| -> Vec<String> {
+            all.iter().filter(|line| !others.contains(line)).cloned().collect()
+        };
+        assert_eq!(without(&plain, &said), gone, "{options:?} takes away");
+        assert_eq!(without(&said, &plain), new, "{options:?} adds");
+    }
+    let table = plan(&yendor, &image, &[]).exits(0).stdout;
+    assert!(table.lines().next().is_some_and(|head| head.split_whitespace().eq(["STEP", "WHAT", "WHY"])), "{table}");
+    assert_eq!(table.lines().count(), plain.len() + 1, "{table}");
+    assert!(yendor.tasks_left().is_empty(), "a plan starts something");
+}
+
+fn zeros_are_not_stored(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let program = "
+import mmap, time
+held = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+shared = mmap.mmap(-1, 16 << 20)
+for at in range(0, 64 << 20, 1 << 20): held[at:at + (1 << 20)] = bytes(1 << 20)
+for at in range(0, 16 << 20, 1 << 20): shared[at:at + (1 << 20)] = bytes(1 << 20)
+held[12345] = 7
+resident = int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])
+print('ready' if resident > 80 << 10 else resident, flush=True)
+time.sleep(1000)
+";
+    let container = python(&yendor, "zeros", program);
+    for (name, more) in
+        [("running", &["--leave-running"][..]), ("rounds", &["--leave-running", "--rounds", "2"]), ("stopped", &[])]
+    {
+        let image = yendor.path(name);
+        let words = [&["checkpoint", "--json", &container, "-o", utf8(&image)], more].concat();
+        let taken = yendor.call(&words).exits(0).json();
+        let stored: u64 = fs::read_dir(&image)
+            .expect("an image")
+            .flatten()
+            .map(|file| file.metadata().expect("a file of an image").len())
+            .sum();
+        assert!(taken["bytes"].as_u64().is_some_and(|bytes| bytes < 16 << 20), "{taken}");
+        assert!(stored < 16 << 20, "{name}: {stored} bytes");
+    }
+}
+
+/// The keeper is asked before the copy begins, and made to answer late: no copy needs to be large.
+fn long_work_is_shown_at_a_terminal_only(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = asleep(&yendor, "slow");
+    let state = fs::read(yendor.path("state/run").join(&container).join("state.json")).expect("state");
+    let state: Value = serde_json::from_slice(&state).expect("JSON");
+    let keeper = state["keeper"].as_i64().expect("a pid").to_string();
+    let signal = |name: &str| {
+        let sent = Command::new("kill").args(["-s", name, &keeper]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{name} for {keeper}");
+    };
+    let late = |start: &mut dyn FnMut(Command) -> Started, image: &str, more: &[&str]| {
+        let image = yendor.path(image);
+        let words = [&["checkpoint", "--leave-running", &container, "-o", utf8(&image)], more].concat();
+        signal("STOP");
+        let mut command = yendor.command(&words);
+        command.env("TERM", "xterm");
+        let mut started = start(command);
+        std::thread::sleep(Duration::from_millis(1_300));
+        signal("CONT");
+        assert_eq!(started.ended(PATIENCE).map(Started::code), Some(0));
+    };
+    let mut terminal = Terminal::new(24, 100);
+    late(&mut |mut command| terminal.start(&mut command), "one", &[]);
+    terminal.wait_for("copied: ", PATIENCE);
+    let mut quiet = Terminal::new(24, 100);
+    late(&mut |mut command| quiet.start(&mut command), "two", &["-q"]);
+    assert!(!quiet.text().contains("copied: "), "{}", quiet.text());
+    let file = || yendor.output("errors");
+    late(&mut |mut command| Started::new(command.stdout(Stdio::null()).stderr(file())), "three", &[]);
+    let said = fs::read_to_string(yendor.path("errors")).expect("a file of our own");
+    assert!(said.contains("freeze") && !said.contains("copied: ") && !said.contains(['\r', '\x1b']), "{said:?}");
+}
+
+fn standard_input_is_open_in_the_foreground(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    for options in [&["-i"][..], &[]] {
+        let words = [&["run", "--rm"], yendor.flavour().options(), options, &["--", "cat"]].concat();
+        let mut command = yendor.command(&words);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("spawn");
+        use std::io::Write as _;
+        child.stdin.take().expect("a pipe").write_all(b"through").expect("write");
+        assert_eq!(child.wait_with_output().expect("wait").stdout, b"through", "{options:?}");
+    }
+    // Nobody is there to type.
+    let refused = yendor.call(&[&["run", "-d", "-i"], yendor.flavour().options(), &["--", "cat"]].concat()).exits(3);
+    assert!(refused.stderr.contains("--interactive with --detach"), "{}", refused.stderr);
+    assert!(yendor.tasks_left().is_empty());
+}
+
+#[test]
+fn the_hosts_user_namespace_is_for_real_root() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let refused = yendor.call(&["run", "--rm", "--userns", "host", "--", "true"]).exits(5);
+    assert!(refused.stderr.contains("--userns host"), "{}", refused.stderr);
+    let image = yendor.path("image");
+    yendor.checkpoint(&asleep(&yendor, "mine"), &image);
+    let name = yendor.fresh("host");
+    let refused = yendor.restore_with(&image, &name, &["--userns", "host"]).exits(5);
+    assert!(refused.stderr.contains("--userns host"), "{}", refused.stderr);
+    assert!(yendor.tasks_left().is_empty());
+}
+
+/// A page for each verb that the help names, and what each of three shells reads.
+#[test]
+fn pages_and_completions_are_made() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let place = yendor.path("made");
+    yendor.call(&["generate", utf8(&place)]).exits(0);
+    let help = yendor.call(&["--help"]).exits(0).stdout;
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let verbs: Vec<&str> = listed
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|verb| *verb != "help")
+        .collect();
+    assert!(verbs.len() > 15 && verbs.contains(&"checkpoint"), "{verbs:?}");
+    let read = |path: PathBuf| fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    for verb in &verbs {
+        let page = read(place.join("man").join(format!("yendor-{verb}.1")));
+        assert!(
+            page.contains(".SH NAME") && page.contains(".SH SYNOPSIS") && page.contains("Example"),
+            "{verb}: {page}"
+        );
+    }
+    assert!(read(place.join("man/yendor.1")).contains(".TH YENDOR 1"));
+    assert_eq!(fs::read_dir(place.join("man")).expect("pages").count(), verbs.len() + 1);
+    for name in ["yendor.bash", "_yendor", "yendor.fish"] {
+        let completions = read(place.join("completions").join(name));
+        let missing: Vec<_> = verbs.iter().filter(|verb| !completions.contains(**verb)).collect();
+        assert!(missing.is_empty() && completions.contains("leave-running"), "{name}: {missing:?}");
+    }
+    let parsed = Command::new("bash").arg("-n").arg(place.join("completions/yendor.bash")).status();
+    assert!(parsed.is_ok_and(|status| status.success()));
+}
+
+/// A cgroup that somebody has given to an account without rights.
+#[test]
+fn limits_hold_where_a_cgroup_is_delegated() {
+    let (Some(_), Some(yendor)) = (Yendor::new(Flavour::Root), Yendor::new(Flavour::user())) else { return };
+    let Some(delegated) = Delegated::make(&yendor) else {
+        return skipped("no cgroup with a limit of memory can be made here");
+    };
+    let script = format!("echo $$ > {}; exec \"$@\"", delegated.0.join("cgroup.procs").display());
+    let run = |words: &[&str]| yendor.to_its_end(yendor.sheltered(&script, words), words.join(" "));
+    let name = yendor.fresh("delegated");
+    yendor.will_remove(&name);
+    run(&["run", "-d", "--name", &name, "-e", yendor.mark(), "--memory", "48M", "--", "sleep", "1000"]).exits(0);
+    assert!(!cgroups(&name).is_empty(), "no cgroup of the container's is to be seen");
+    let dd = ["dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"];
+    yendor.call(&[&["exec", &name, "--"], &dd[..]].concat()).exits(137);
+    yendor.call(&["rm", "-f", &name]).exits(0);
+    assert!(wait_until(PATIENCE, || cgroups(&name).is_empty()), "{:?}", cgroups(&name));
+    run(&[&["run", "--rm", "--memory", "48M", "--"], &dd[..]].concat()).exits(137);
+    run(&[&["run", "--rm", "--"], &dd[..]].concat()).exits(0);
+    let left: Vec<_> =
+        fs::read_dir(&delegated.0).expect("ours").flatten().filter(|entry| entry.path().is_dir()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// A cgroup below the test's own, made by root for the account, and removed.
+struct Delegated(PathBuf);
+
+impl Delegated {
+    fn make(yendor: &Yendor) -> Option<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let v1 = own.lines().find_map(|line| line.split_once(":memory:"));
+        let (top, inside) = match v1 {
+            Some((_, inside)) => ("/sys/fs/cgroup/memory", inside),
+            None => ("/sys/fs/cgroup", own.lines().find_map(|line| line.strip_prefix("0::"))?),
+        };
+        let path = Path::new(top).join(inside.trim_start_matches('/')).join(format!("test{}", std::process::id()));
+        fs::DirBuilder::new().mode(0o755).create(&path).ok()?;
+        let made = Self(path);
+        let offered = fs::read_to_string(made.0.join("cgroup.controllers")).unwrap_or_default();
+        if v1.is_none() && !offered.split_whitespace().any(|controller| controller == "memory") {
+            return None;
+        }
+        yendor.owns(&made.0);
+        for file in ["cgroup.procs", "cgroup.subtree_control"] {
+            if made.0.join(file).exists() {
+                yendor.owns(&made.0.join(file));
+            }
+        }
+        let mode = fs::metadata(&made.0).expect("ours").permissions().mode() & 0o777;
+        (mode == 0o755).then_some(made)
+    }
+}
+
+impl Drop for Delegated {
+    fn drop(&mut self) {
+        // The last of its tasks may just be going.
+        wait_until(Duration::from_secs(10), || fs::remove_dir(&self.0).is_ok() || !self.0.exists());
+    }
+}
