@@ -30,6 +30,12 @@ pub struct Traced {
     pub calls: u64,
     /// The number of the call that went wrong, and the name of the program that made it.
     pub hit: Option<(u64, String)>,
+    /// Which calls the command itself made while it held others still: from its first ptrace(2) to its last.
+    pub frozen: std::ops::Range<u64>,
+    /// How many calls came before the first rename: before an image was there.
+    pub visible: u64,
+    /// The calls that make things durable or visible, and end processes, in order: `fsync NAME`, `rename`, `kill`.
+    pub durable: Vec<String>,
 }
 
 /// Programs of the system, which are not on trial.
@@ -87,12 +93,16 @@ pub fn with_fault(mut command: Command, nth: u64, fault: Fault, limit: Duration)
                 fault,
                 calls: 0,
                 hit: None,
+                frozen: None,
+                visible: 0,
+                durable: Vec::new(),
                 tasks: Vec::new(),
                 released: Vec::new(),
             };
             let code = trace.run(limit);
             started.forget();
-            Traced { code, calls: trace.calls, hit: trace.hit }
+            let frozen = trace.frozen.unwrap_or(0..0);
+            Traced { code, calls: trace.calls, hit: trace.hit, frozen, visible: trace.visible, durable: trace.durable }
         });
         run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
@@ -108,6 +118,9 @@ struct Trace {
     fault: Fault,
     calls: u64,
     hit: Option<(u64, String)>,
+    frozen: Option<std::ops::Range<u64>>,
+    visible: u64,
+    durable: Vec<String>,
     tasks: Vec<Task>,
     /// Tasks of containers.
     released: Vec<libc::pid_t>,
@@ -235,6 +248,14 @@ impl Trace {
             return;
         }
         let number = regs.orig_rax;
+        let durable = durable(pid, &regs);
+        if self.visible == 0 && durable.as_deref() == Some("rename") {
+            self.visible = self.calls;
+        }
+        self.durable.extend(durable);
+        if pid == self.first && number == libc::SYS_ptrace.cast_unsigned() {
+            self.frozen.get_or_insert(self.calls..self.calls).end = self.calls;
+        }
         // The last that Rust's runtime does before main.
         task.begun |= number == libc::SYS_sigaltstack.cast_unsigned();
         // What is asked of a tracee at its stop cannot be refused, nor can waiting for it, only its seizure can.
@@ -268,6 +289,22 @@ impl Trace {
                 set_registers(pid, &regs);
             }
         }
+    }
+}
+
+/// What a call does that is being made, if it makes something durable or visible or ends somebody.
+fn durable(pid: libc::pid_t, regs: &libc::user_regs_struct) -> Option<String> {
+    let kills = regs.rsi == u64::from(libc::SIGKILL.cast_unsigned());
+    match regs.orig_rax.cast_signed() {
+        libc::SYS_fsync => {
+            let link = std::fs::read_link(format!("/proc/{pid}/fd/{}", regs.rdi)).unwrap_or_default();
+            Some(format!("fsync {}", link.file_name().unwrap_or_default().to_string_lossy()))
+        }
+        libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2 => Some("rename".into()),
+        // A child that only watches is no task.
+        libc::SYS_kill if kills && libc::pid_t::try_from(regs.rdi).is_ok_and(|whom| parent(whom) == pid) => None,
+        libc::SYS_kill | libc::SYS_pidfd_send_signal if kills => Some("kill".into()),
+        _ => None,
     }
 }
 

@@ -29,7 +29,7 @@ pub use mutate::{Dice, mutate, mutate_image};
 pub use orphan::{Orphans, Random, cgroups, rounds};
 pub use same::differences;
 pub use survive::{Via, generations, probe_survives, tick_gap};
-pub use task::{Started, kill, lead_a_session, marked, wait_until};
+pub use task::{Started, kill, lead_a_session, marked, signal, wait_until};
 pub use terminal::Terminal;
 pub use yendor::{Outcome, PATIENCE, Yendor};
 

@@ -84,17 +84,24 @@ pub fn rounds(few: u64, many: u64) -> u64 {
     if std::env::var_os("YENDOR_SOAK").is_some() { many } else { few }
 }
 
-/// Numbers that can be had again: the seed is printed, and taken from `YENDOR_SEED`. Other ones each time with `YENDOR_SOAK`,
-/// the same each time without: what a short run finds does not depend on luck.
+/// Numbers that can be had again: the seed is printed, and taken from `YENDOR_SEED`.
 pub struct Random(u64);
 
 impl Random {
-    /// Says its seed, which a failed test shows.
+    /// The same each time, so that what a short run finds does not depend on luck; others each time with `YENDOR_SOAK`.
     pub fn new() -> Self {
+        if std::env::var_os("YENDOR_SOAK").is_some() { Self::fresh() } else { Self::seeded(|| 1) }
+    }
+
+    /// Others each time.
+    pub fn fresh() -> Self {
+        Self::seeded(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.subsec_nanos().into()))
+    }
+
+    /// Says its seed, which a failed test shows.
+    fn seeded(usual: impl FnOnce() -> u64) -> Self {
         let chosen = std::env::var("YENDOR_SEED").ok().and_then(|text| text.parse().ok());
-        let time = || std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.subsec_nanos().into());
-        let soak = std::env::var_os("YENDOR_SOAK").is_some();
-        let seed: u64 = chosen.unwrap_or_else(|| if soak { time() } else { 1 });
+        let seed: u64 = chosen.unwrap_or_else(usual);
         println!("YENDOR_SEED={seed}");
         Self(seed)
     }

@@ -69,6 +69,12 @@ impl Drop for Started {
     }
 }
 
+/// A signal for a process that was not waited for.
+pub fn signal(pid: libc::pid_t, number: libc::c_int) {
+    // SAFETY: takes numbers.
+    unsafe { libc::kill(pid, number) };
+}
+
 /// SIGKILL for a process that this test has started, directly or not.
 pub fn kill(pid: libc::pid_t) {
     // SAFETY: takes no pointer.

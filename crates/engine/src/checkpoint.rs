@@ -4,38 +4,38 @@
 //! nobody (see docs/adr/0001).
 
 mod before;
+mod end;
+mod gather;
 mod marker;
 mod stop;
 mod store;
 mod whole;
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::Signal;
 use yendor_image::crypt::Recipients;
 use yendor_image::upgrade::Version;
-use yendor_image::{Compression, Digest, Parent, Watcher, Writer};
-use yendor_kinds::file::{Gather, unix};
-use yendor_kinds::namespace::mount::own;
-use yendor_kinds::namespace::network::Network;
+use yendor_image::{Compression, Digest, Manifest, Parent, Watcher, Writer};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
-use yendor_policy::lsm::Here;
 use yendor_sys::SysError;
+use yendor_sys::process::Signals;
+use yendor_sys::undo;
 use yendor_task::tree::{self, FrozenTree, Top};
 
 use crate::admit;
 pub use crate::collect::rounds::{self, Round, Wanted};
 use crate::collect::rounds::{Plan, Rounds};
 use crate::collect::watch::Watch;
-use crate::collect::{Done, Rest, Spared, Twins, Why, collect, ipc, namespace};
-use crate::error::{At, Error, Result, Step, With};
+use crate::collect::{Done, Spared, Twins, Why};
+use crate::error::{At, Error, Result, Step};
 use crate::pager;
-use crate::setting::{self, Looking, Usual};
+use crate::setting;
 use crate::shadow::Shadow;
 use crate::sign::Signer;
 use crate::state::State;
@@ -43,7 +43,6 @@ use crate::who::Surroundings;
 use before::Before;
 use marker::Marker;
 use store::new_writer;
-use whole::{clocks_ahead, container, layers};
 
 /// What is checkpointed.
 #[derive(Debug, Clone)]
@@ -216,12 +215,11 @@ fn attempt(
     summary.tasks = tree.processes.len() + tree.zombies.len();
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
-    let (mut snapshot, rest, touched) =
-        gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds, usual))?;
+    let (mut snapshot, rest, aside) =
+        gather::gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds, usual))?;
     summary.timings.push(("collect".into(), us(collecting)));
     let storing = Instant::now();
     summary.files = snapshot.files.len();
-    summary.lost.clone_from(&snapshot.lost);
     summary.not_copied = twins.as_ref().map_or_else(Vec::new, |twins| twins.missing().to_vec());
     let mut tree = Some(tree);
     if options.leave_running {
@@ -229,37 +227,50 @@ fn attempt(
         drop(tree.take());
         summary.stopped_us = us(begin);
     }
-    let harm = |e: Error| Error { broken: touched, ..e };
     let done =
         rest.read(&mut snapshot, twins.as_mut()).map_err(|e| match twins.as_ref().is_some_and(Twins::is_short) {
             true => {
                 // Without copies, then.
                 *most = Some(0);
-                harm(Error::new(Step::Store, Cause::passing(format!("the copy of a task was killed ({e})"))))
+                Error::new(Step::Store, Cause::passing(format!("the copy of a task was killed ({e})")))
             }
-            false => harm(e),
+            false => e,
         })?;
     let Done { later, shared, held, spared } = done;
     (summary.read_later, summary.shared, summary.spared) = (later, shared, spared);
-    writer.records(&snapshot).at(Step::Store).map_err(harm)?;
+    writer.records(&snapshot).at(Step::Store)?;
     // Whatever can fail still, before there is an image.
     let marker = match target {
         Target::Container(_, directory) if !options.leave_running && !options.leave_stopped => {
-            Some(Marker::make(directory).at(Step::Store).map_err(harm)?)
+            Some(Marker::make(directory).at(Step::Store)?)
         }
         _ => None,
     };
-    let manifest = writer
-        .commit_signed(SystemTime::now(), |manifest| options.sign.as_ref().map(|s| s.sign(manifest)).transpose())
-        .at(Step::Store)
-        .map_err(harm)?;
-    summary.seal = Some(manifest.seal(Version::NEWEST).at(Step::Store).map_err(harm)?);
-    (summary.bytes, summary.content) = (manifest.bytes(), manifest.content_bytes());
+    let mut manifest = commit(&writer, options)?;
+    let mut seal = manifest.seal(Version::NEWEST).at(Step::Store)?;
     summary.timings.push(("store".into(), us(storing)));
     if let Some(tree) = tree {
         summary.stopped_us = us(begin);
-        end(target, tree, options)?;
+        end::end(target, tree, options, || {
+            let Some((aside, mut gather)) = aside else { return Ok(()) };
+            // Who wants us to end waits for that, as far as signals can be made to wait.
+            let _later = Signals::block(&[Signal::HUP.as_raw(), Signal::INT.as_raw(), Signal::TERM.as_raw()]);
+            let _watch = undo::Watch::over(Vec::new());
+            // The tree cannot be had back, but its image, which says what it lacks.
+            let left = "connections not accepted yet (the tree has ended, and in its image they are reset)";
+            let broken = |e: Error| Error { broken: true, ..e.kind("unix socket", left) };
+            let Snapshot { files, lost, .. } = &mut snapshot;
+            aside.look(&mut gather, files, lost).at(Step::Store).map_err(broken)?;
+            let amended = writer.amended().at(Step::Store).map_err(broken)?;
+            amended.records(&snapshot).at(Step::Store).map_err(broken)?;
+            manifest = commit(&amended, options).map_err(broken)?;
+            seal = manifest.seal(Version::NEWEST).at(Step::Store).map_err(broken)?;
+            Ok(())
+        })?;
     }
+    summary.lost.clone_from(&snapshot.lost);
+    summary.seal = Some(seal);
+    (summary.bytes, summary.content) = (manifest.bytes(), manifest.content_bytes());
     drop(marker);
     if let (Target::Container(_, directory), Some(seal), true) = (target, summary.seal, options.track) {
         match before::leave((output, directory), (manifest, seal), &snapshot, held) {
@@ -268,6 +279,12 @@ fn attempt(
         }
     }
     Ok(summary)
+}
+
+/// Makes the image durable and visible.
+fn commit(writer: &Writer, options: &Options) -> Result<Manifest> {
+    let sign = |manifest: &[u8]| options.sign.as_ref().map(|s| s.sign(manifest)).transpose();
+    writer.commit_signed(SystemTime::now(), sign).at(Step::Store)
 }
 
 /// What can be read before the tasks are stopped.
@@ -293,34 +310,6 @@ fn early<'w>(
     summary.not_tracked = rounds.missing();
     summary.timings.push(("rounds".into(), us(begin)));
     Ok(rounds)
-}
-
-/// The image is safe: the tasks end, or stay stopped.
-fn end(target: &Target, tree: FrozenTree, options: &Options) -> Result<()> {
-    if options.leave_stopped {
-        return stop::all(&tree).at(Step::Thaw);
-    }
-    let broken = |e| Error { broken: true, ..Error::new(Step::Thaw, e) };
-    let Target::Container(state, _) = target else { return tree.kill().map_err(broken) };
-    // With its pid 1 a container ends as one: if we die now, nothing of it is left over.
-    let process = |pid| {
-        let open = rustix::process::Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH);
-        open.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()))
-            .named("pidfd_open", || format!("{pid}"))
-    };
-    let keeper = process(state.keeper).at(Step::Thaw)?;
-    process(state.init)
-        .and_then(|init| {
-            rustix::process::pidfd_send_signal(&init, rustix::process::Signal::KILL)
-                .named("pidfd_send_signal", || format!("{}, SIGKILL", state.init))
-        })
-        .at(Step::Thaw)?;
-    tree.kill().map_err(broken)?;
-    // Until the keeper knows why; one that hangs is not waited for.
-    let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
-    let mut fds = [rustix::event::PollFd::new(&keeper, rustix::event::PollFlags::IN)];
-    let _ = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit)));
-    Ok(())
 }
 
 fn open_directory(path: &str) -> std::result::Result<OwnedFd, SysError> {
@@ -418,80 +407,4 @@ fn top(target: &Target, proc: &OwnedFd) -> Result<(Top, i32)> {
             Ok((Top::Below(state.init), state.main))
         }
     }
-}
-
-/// Everything, and whether the last look has left traces in the tree.
-fn gather<'w>(
-    target: &Target,
-    tree: &FrozenTree,
-    proc: &OwnedFd,
-    (writer, parent): (&'w Writer, Option<&'w Parent>),
-    options: &Options,
-    (twins, rounds, usual): (Option<&mut Twins>, Rounds<'w>, Option<Usual>),
-) -> Result<(Snapshot, Rest<'w>, bool)> {
-    let root = tree.root;
-    // That of pid 1: the root task may have gone elsewhere.
-    let path = format!("{}/root", if let Target::Container(state, _) = target { state.init } else { root });
-    let top =
-        rustix::fs::openat(proc, path.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .named("openat", || format!("/proc/{path}"))
-            .at(Step::Collect)?;
-    let own = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e)).at(Step::Collect)?;
-    let mut gather = Gather::new(writer, own, top);
-    gather.allow_lost = options.allow_lost.iter().cloned().collect::<BTreeSet<_>>();
-    let here = Here::look();
-    gather.modules = here.modules();
-    gather.ends_tree = !options.leave_running && !options.leave_stopped;
-    if let Target::Container(state, _) = target {
-        // Where the keeper holds the caller's descriptors: see keeper::start.
-        for (number, record) in &state.standard {
-            gather.externals.push((state.keeper, *number, *record));
-        }
-        let path = format!("{}/ns/pid", state.init);
-        let theirs = rustix::fs::openat(proc, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        gather.pid_namespace = Some(theirs.named("openat", || format!("/proc/{path}")).at(Step::Collect)?);
-    }
-    let mut mounts = own::Record::default();
-    if let Target::Container(state, _) = target {
-        gather.network = Some(own_network().at(Step::Collect)?);
-        mounts = whole::mounts(state, proc, &mut gather).at(Step::Collect).kind("namespace", "mnt")?;
-        namespace::queues(&mut gather).at(Step::Collect).kind("mqueue", "queues")?;
-    }
-    let settings = match target {
-        Target::Container(state, _) => Some(Looking::begin(proc, setting::own(&state.request)).at(Step::Collect)?),
-        Target::Tree(_) => None,
-    };
-    let container = container(target, proc, root)?;
-    gather.clocks = clocks_ahead(&container);
-    let of = if let Target::Container(state, directory) = target { Some((state, directory.as_path())) } else { None };
-    let (mut snapshot, rest) =
-        collect(tree, &mut gather, (writer, parent), container, of, (twins, rounds, options.verify_delta))?;
-    if let Target::Container(state, _) = target {
-        snapshot.container.layers =
-            layers(state, (proc, &mounts), writer).at(Step::Collect).kind("file system", "layer")?;
-        snapshot.container.mounts = mounts;
-    }
-    let pids: Vec<i32> = tree.processes.keys().copied().collect();
-    let ipc = match target {
-        Target::Container(..) => ipc::container(proc, &snapshot, writer).map(Some),
-        Target::Tree(_) => ipc::tree(proc, &pids, &snapshot.processes, writer),
-    };
-    snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
-    let settings = settings.zip(usual.as_ref()).map(|(now, usual)| now.end(usual, proc));
-    let settings = settings.transpose().at(Step::Collect).kind("namespace", "settings")?;
-    (snapshot.container.settings, snapshot.container.links) = settings.unwrap_or_default();
-    if let Target::Container(state, _) = target
-        && let Some(then) = state.network.as_ref().filter(|_| snapshot.container.links.is_empty())
-    {
-        let now = Network::of(proc.as_fd(), state.init).at(Step::Collect)?;
-        let is_new = usual.as_ref().and_then(Usual::network).is_some_and(|new| new.unchanged(&now).is_ok());
-        if !is_new {
-            then.unchanged(&now).at(Step::Collect)?;
-        }
-    }
-    let untold = crate::collect::untold_labels(&here, proc, &snapshot).at(Step::Collect)?;
-    snapshot.lost.extend(untold);
-    let touched = unix::look_at_backlogs(&mut gather, &mut snapshot.files)
-        .map_err(|(broken, cause)| Error { broken, ..Error::new(Step::Collect, cause) })?;
-    Ok((snapshot, rest, touched))
 }

@@ -1,5 +1,7 @@
 //! Writing an image that appears whole or not at all.
 
+mod amend;
+
 use crate::SIGNATURE_FILE;
 use crate::Watcher;
 use crate::compress::{Compression, Press};
@@ -24,6 +26,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -39,6 +42,10 @@ pub struct Writer {
     parent: OwnedFd,
     dir: OwnedFd,
     partial: OsString,
+    /// The directory of an image whose place it takes.
+    replaces: Option<OwnedFd>,
+    /// Whether it is committed: nothing is left to remove.
+    visible: AtomicBool,
     name: OsString,
     shown: String,
     limits: Limits,
@@ -100,6 +107,8 @@ impl Writer {
             parent: parent_fd,
             dir,
             partial,
+            replaces: None,
+            visible: AtomicBool::new(false),
             name: name.to_owned(),
             shown,
             limits: Limits::default(),
@@ -239,9 +248,10 @@ impl Writer {
         self.commit_signed(created, |_| Ok(None))
     }
 
-    /// The same, with a signature of the manifest's bytes, if `sign` gives one: an image is visible with it or not at all.
+    /// The same, with a signature of the manifest's bytes, if `sign` gives one: an image is visible with it or not at all. To be called
+    /// once; [`Writer::amended`] can follow.
     pub fn commit_signed(
-        self,
+        &self,
         created: SystemTime,
         sign: impl FnOnce(&[u8]) -> io::Result<Option<Vec<u8>>>,
     ) -> Result<Manifest> {
@@ -263,13 +273,16 @@ impl Writer {
         }
         rustix::fs::fsync(&self.dir).map_err(|errno| Error::io(&self.shown, "fsync", errno))?;
         self.publish()?;
-        self.forget();
+        self.visible.store(true, Relaxed);
         Ok(manifest)
     }
 
     /// Renames the directory to its final name. A rename of a directory onto one that is not empty, or onto anything else,
     /// is refused by the kernel, so nothing can come in between.
     fn publish(&self) -> Result<()> {
+        if let Some(old) = &self.replaces {
+            return self.replace(old);
+        }
         renameat(&self.parent, &self.partial, &self.parent, &self.name).map_err(|errno| match errno {
             Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR => Error::Exists { file: self.shown.clone() },
             _ => Error::io(&self.shown, "rename", errno),
@@ -279,11 +292,6 @@ impl Writer {
             let _ = renameat(&self.parent, &self.name, &self.parent, &self.partial);
             Error::io(&self.shown, "fsync", errno)
         })
-    }
-
-    /// The image is visible: nothing is left to remove.
-    fn forget(mut self) {
-        self.partial = OsString::new();
     }
 
     fn sync_files(&self) -> Result<Vec<FileEntry>> {
@@ -382,7 +390,7 @@ impl Writer {
 impl Drop for Writer {
     /// Removes what was not committed. Errors have nowhere to go: the name that remains is not an image's.
     fn drop(&mut self) {
-        if self.partial.is_empty() {
+        if self.visible.load(Relaxed) {
             return;
         }
         remove(&self.parent, &self.partial, &self.dir);

@@ -256,3 +256,39 @@ fn a_partial_directory_that_cannot_be_made_is_said() {
     assert!(matches!(Writer::create(&scratch.0.join(name)), Err(Error::Io { op: "mkdir", .. })));
     assert!(scratch.names().is_empty());
 }
+
+#[test]
+fn an_amended_image_takes_the_place_of_the_first_at_once() {
+    let scratch = Scratch::new();
+    let writer = Writer::create(&scratch.image()).unwrap();
+    let mut pages = writer.file("pages-1").unwrap();
+    pages.write_all(&page(3)).unwrap();
+    pages.finish().unwrap();
+    writer.records("first").unwrap();
+    let first = writer.commit_signed(SystemTime::UNIX_EPOCH, |_| Ok(Some(b"one".to_vec()))).unwrap();
+    let said = || Reader::open(&*scratch.image()).unwrap().records::<String>().unwrap();
+    assert_eq!(said(), "first");
+
+    // One that is given up leaves the first as it is.
+    let given_up = writer.amended().unwrap();
+    given_up.records("never").unwrap();
+    assert_eq!(scratch.names().len(), 2);
+    drop(given_up);
+    assert_eq!((said(), scratch.names()), ("first".into(), vec!["image".to_owned()]));
+
+    // Nor can one be made without records.
+    let without = writer.amended().unwrap();
+    assert!(matches!(without.commit(SystemTime::UNIX_EPOCH), Err(Error::Missing { .. })));
+    assert_eq!(said(), "first");
+
+    let inode = || std::fs::metadata(scratch.image().join("pages-1")).unwrap().ino();
+    let before = inode();
+    let amended = writer.amended().unwrap();
+    amended.records("second").unwrap();
+    let second = amended.commit(SystemTime::UNIX_EPOCH).unwrap();
+    drop(writer);
+    assert_eq!((said(), scratch.names()), ("second".into(), vec!["image".to_owned()]));
+    assert_eq!(inode(), before, "the same file by one more name");
+    assert!(!scratch.image().join("manifest.json.minisig").exists() && first != second);
+    Reader::open(&*scratch.image()).unwrap().verify("pages-1").unwrap();
+}

@@ -25,6 +25,7 @@ pub mod seccomp;
 pub mod sock;
 pub mod spawn;
 pub mod tty;
+pub mod undo;
 pub mod userfault;
 pub mod vm;
 pub mod wait;

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::tty::{forked, reap};
+use crate::tty::forked;
 use crate::{Errno, Result, SysError};
 
 /// `struct mq_attr`: longs.
@@ -107,9 +107,10 @@ pub fn look(queue: BorrowedFd<'_>, bytes: usize) -> Result<Vec<Message>> {
     let mut told: Vec<u8> = Vec::with_capacity(count * 8 + bytes);
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| SysError::new("pipe2", "O_CLOEXEC", e))?;
-    let child = forked(|| {
+    let child = forked(|done| {
         let taken = take_all(raw, count, &mut data, &mut heads);
         let back = put_all(raw, &data, &heads);
+        done();
         match taken.and(back) {
             Ok(()) => tell(write.as_fd(), &data, &heads, &mut told),
             Err(e) => e.raw_os_error(),
@@ -118,7 +119,7 @@ pub fn look(queue: BorrowedFd<'_>, bytes: usize) -> Result<Vec<Message>> {
     drop(write);
     let mut heard = Vec::new();
     let hearing = std::io::Read::read_to_end(&mut std::fs::File::from(read), &mut heard);
-    let status = reap(child)?;
+    let status = child.reap()?;
     hearing.map_err(|e| SysError::io("read", "a pipe", &e))?;
     if status != 0 {
         let errno = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { libc::EIO };

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::{Result, SysError};
+use crate::{Result, SysError, undo};
 
 const ICANON: u32 = 0o2;
 const IEXTEN: u32 = 0o100_000;
@@ -202,13 +202,14 @@ pub fn look(master: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> Result<Queues> {
     let mut chunk = vec![0u8; 8192];
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| SysError::new("pipe2", "O_CLOEXEC", e))?;
-    let child = forked(|| {
+    let child = forked(|done| {
         let packet_off = if packet { control(master, 0x5420, &mut 0i32) } else { Ok(()) };
         let taken = packet_off.and_then(|()| take(master, slave, &termios, &mut queues, &mut chunk));
         let back = put(master, slave, &termios, &queues);
         if packet {
             let _ = control(master, 0x5420, &mut 1i32);
         }
+        done();
         match taken.and(back) {
             Ok(()) => tell(write.as_fd(), &queues),
             Err(e) => e.raw_os_error(),
@@ -217,7 +218,7 @@ pub fn look(master: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> Result<Queues> {
     drop(write);
     let mut told = Vec::new();
     let heard = std::io::Read::read_to_end(&mut std::fs::File::from(read), &mut told);
-    let status = reap(child)?;
+    let status = child.reap()?;
     heard.map_err(|e| SysError::io("read", "a pipe", &e))?;
     if status != 0 {
         let errno = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { libc::EIO };
@@ -387,12 +388,31 @@ fn heard_of(told: &[u8]) -> Option<Queues> {
     (ends.len() == length(2)?).then(|| Queues { output: output.to_vec(), input: input.to_vec(), ends })
 }
 
-/// Runs `f` in a child with all signals blocked; its pid. `f` must not allocate: another thread may hold that lock.
-pub(crate) fn forked(f: impl FnOnce() -> i32) -> Result<i32> {
-    spawn(0, f)
+/// A child at work, and what is done if we die meanwhile.
+pub(crate) struct Forked {
+    pid: i32,
+    _work: undo::Held<'static>,
 }
 
-fn spawn(flags: i32, f: impl FnOnce() -> i32) -> Result<i32> {
+impl Forked {
+    /// Waits for its end; its wait status.
+    pub(crate) fn reap(self) -> Result<i32> {
+        reap(self.pid)
+    }
+}
+
+/// Runs `f` in a child with all signals blocked. `f` must not allocate: another thread may hold that lock. What it takes it puts
+/// back, and says so by a call; if we die, our tracees wait for that.
+pub(crate) fn forked(f: impl FnOnce(&dyn Fn()) -> i32) -> Result<Forked> {
+    let work = undo::work()?;
+    // Nobody who traces us, and kills us, shall stop it.
+    let pid = spawn(libc::CLONE_UNTRACED, || f(&|| undo::done(&work)))?;
+    Ok(Forked { pid, _work: work })
+}
+
+/// Runs `f` in a child with all signals blocked, made with these flags of clone(2), none of which makes it share our memory; its pid. `f`
+/// must not allocate.
+pub(crate) fn spawn(flags: i32, f: impl FnOnce() -> i32) -> Result<i32> {
     // SAFETY: sigset_t is plain data; both sets outlive the calls.
     let before = unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();

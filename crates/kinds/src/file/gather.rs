@@ -55,7 +55,7 @@ pub struct Gather<'a> {
     /// Whether the tree ends with this checkpoint: then the last look may be one that leaves traces.
     pub ends_tree: bool,
     /// Listening unix sockets for that last look.
-    pub(super) backlogs: Vec<FileId>,
+    pub(super) backlogs: Vec<super::unix::backlog::Unread>,
     /// A process that holds each description.
     pub(super) holders: BTreeMap<FileId, i32>,
     /// Descriptions whose locks belong to a process that was looked at.

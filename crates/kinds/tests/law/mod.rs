@@ -65,7 +65,12 @@ pub fn collect_from(fds: &[BorrowedFd<'_>], ends: bool) -> Result<Image, Cause> 
     }
     gather.finish()?;
     let mut entries = std::mem::take(&mut gather.entries);
-    unix::look_at_backlogs(&mut gather, &mut entries).map_err(|(_, e)| e)?;
+    let mut lost = Vec::new();
+    if let Some(aside) = unix::set_aside(&mut gather, &mut entries, &mut lost)? {
+        assert!(!lost.is_empty(), "what is set aside is said");
+        aside.look(&mut gather, &mut entries, &mut lost)?;
+    }
+    assert_eq!(lost, []);
     drop(gather);
     writer.records(&entries).unwrap();
     writer.commit(std::time::SystemTime::now()).unwrap();

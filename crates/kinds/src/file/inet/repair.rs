@@ -4,9 +4,8 @@
 //! *Lost:* what the parent module says.
 //!
 //! While a socket is under repair it sends nothing, not even to its peer's knowledge: whoever left it so would leave it
-//! dead. So the mode lasts for the few calls that need it, on a frozen task's socket, and ends even on errors. What
-//! remains is a kill of the checkpoint between two of these calls; a helper process that outlives it ends the mode then,
-//! see [`read_both`].
+//! dead. So the mode lasts for the few calls that need it, on a frozen task's socket, and ends even on errors. If the
+//! checkpoint is killed between two of these calls, a process that outlives it ends the mode ([`yendor_sys::undo`]).
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -14,7 +13,8 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use yendor_image::Bytes;
-use yendor_sys::{Errno, SysError, inet};
+use yendor_sys::undo::{self, Held, Undo};
+use yendor_sys::{SysError, inet};
 
 use super::options;
 use super::tcp::{self, Agreed, Closing, Connection, Window};
@@ -55,39 +55,24 @@ pub fn enter(fd: BorrowedFd<'_>) -> Result<()> {
     Ok(inet::set_number(fd, TCP, REPAIR, 1)?)
 }
 
+/// Off, without a window probe.
+const OFF: i32 = -1;
+
 /// Ends the repair without telling the peer. It also clears `SO_REUSEADDR`.
 ///
 /// # Errors
 /// The kernel's.
 pub fn leave(fd: BorrowedFd<'_>) -> Result<()> {
-    const OFF_NO_WP: i32 = -1;
-    match inet::set_number(fd, TCP, REPAIR, OFF_NO_WP) {
-        // Before Linux 4.19: off, with a window probe, which the peer answers with what it knows anyway.
-        Err(e) if e.errno == Errno::INVAL => Ok(inet::set_number(fd, TCP, REPAIR, 0)?),
-        other => Ok(other?),
-    }
+    Ok(inet::set_number(fd, TCP, REPAIR, OFF)?)
 }
 
-/// Ends the repair whatever happens in between.
-struct UnderRepair<'a> {
-    fd: BorrowedFd<'a>,
-    reuse: i32,
-}
-
-impl<'a> UnderRepair<'a> {
-    fn begin(fd: BorrowedFd<'a>) -> Result<Self> {
-        let reuse = inet::number(fd, SOCKET, REUSEADDR)?;
-        enter(fd)?;
-        Ok(Self { fd, reuse })
-    }
-}
-
-impl Drop for UnderRepair<'_> {
-    fn drop(&mut self) {
-        // Both calls take numbers that were valid before: nothing is left to report.
-        let _ = leave(self.fd);
-        let _ = inet::set_number(self.fd, SOCKET, REUSEADDR, self.reuse);
-    }
+/// Begins the repair of a connection that lives: it ends whatever happens in between.
+fn begin(fd: BorrowedFd<'_>) -> Result<Held<'_>> {
+    let reuse = inet::number(fd, SOCKET, REUSEADDR)?;
+    let off = Undo { level: TCP, option: REPAIR, value: OFF };
+    let held = undo::hold(fd, &[off, Undo { level: SOCKET, option: REUSEADDR, value: reuse }])?;
+    enter(fd)?;
+    Ok(held)
 }
 
 /// Reads both ends so that they fit: whatever one end thinks the other has, it has.
@@ -139,7 +124,7 @@ fn fits(sender: &Connection, receiver: &Connection) -> bool {
 fn read(fd: BorrowedFd<'_>) -> Result<Option<Connection>> {
     let peer = super::peer(fd)?.ok_or_else(|| Cause::unsupported("a TCP connection that ends at this moment"))?;
     let received = tcp::waiting(fd)?;
-    let repair = UnderRepair::begin(fd)?;
+    let repair = begin(fd)?;
     let mss = inet::number(fd, TCP, MAXSEG)?;
     let timestamp = inet::number(fd, TCP, TIMESTAMP)?.cast_unsigned();
     let window = window(fd)?;
@@ -150,7 +135,7 @@ fn read(fd: BorrowedFd<'_>) -> Result<Option<Connection>> {
     let info = tcp::info(fd)?;
     let (pending, unsent) = (inet::unacknowledged(fd)?, inet::unsent(fd)?);
     let still = yendor_sys::sock::waiting(fd)? == received.0.len();
-    drop(repair);
+    repair.end()?;
     let (n, _) = peeked.named("recvfrom", || "MSG_PEEK, TCP_SEND_QUEUE".into())?;
     queue.truncate(n);
     let closing = Closing::of(fd, &info)?;

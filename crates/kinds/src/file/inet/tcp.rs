@@ -13,6 +13,7 @@ use rustix::net::{RecvFlags, Shutdown, bind as bind_plain, listen as listen_plai
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, FileId, NsId};
 use yendor_sys::inet;
+use yendor_sys::undo::{self, Held, Undo};
 
 use super::{Family, State, departed, events, options, peer, repair};
 use crate::file::{Gather, Record as AnyRecord, Seen};
@@ -211,14 +212,16 @@ pub(super) fn waiting(fd: BorrowedFd<'_>) -> Result<Bytes> {
         return Ok(Bytes(Vec::new()));
     }
     let mut data = vec![0; bytes];
-    let offset = inet::number(fd, SOCKET, PEEK_OFF).unwrap_or(-1);
-    if offset >= 0 {
+    let value = inet::number(fd, SOCKET, PEEK_OFF).unwrap_or(-1);
+    let held = if value >= 0 {
+        let held = undo::hold(fd, &[Undo { level: SOCKET, option: PEEK_OFF, value }])?;
         inet::set_number(fd, SOCKET, PEEK_OFF, -1)?;
-    }
+        Some(held)
+    } else {
+        None
+    };
     let peeked = recv(fd, &mut data[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-    if offset >= 0 {
-        inet::set_number(fd, SOCKET, PEEK_OFF, offset)?;
-    }
+    held.map_or(Ok(()), Held::end)?;
     let (n, _) = peeked.named("recvfrom", || format!("{bytes}, MSG_PEEK"))?;
     if n != bytes {
         return Err(Cause::unsupported(format!("a TCP socket with {bytes} bytes of which {n} can be read")));

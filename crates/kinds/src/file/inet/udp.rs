@@ -11,6 +11,7 @@ use rustix::event::PollFlags;
 use rustix::net::{RecvFlags, SendFlags, bind, connect, connect_unspec, recvfrom, sendto};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
+use yendor_sys::undo::{self, Undo};
 use yendor_sys::{Errno, SysError, inet};
 
 use super::{Family, events, options, peer, plain};
@@ -109,14 +110,15 @@ pub(super) fn is_ours(address: SocketAddr) -> Result<bool> {
     }
 }
 
-/// Every datagram, by a peek at each offset. The peek offset is the owner's and is put back at once.
+/// Every datagram, by a peek at each offset. The peek offset is the owner's and is put back at once, even if we die.
 fn walk(fd: BorrowedFd<'_>) -> Result<Vec<Datagram>> {
     if !events(fd, PollFlags::IN)?.contains(PollFlags::IN) {
         return Ok(Vec::new());
     }
-    let before = inet::number(fd, SOCKET, PEEK_OFF)?;
+    let value = inet::number(fd, SOCKET, PEEK_OFF)?;
+    let held = undo::hold(fd, &[Undo { level: SOCKET, option: PEEK_OFF, value }])?;
     let walked = peek_all(fd);
-    inet::set_number(fd, SOCKET, PEEK_OFF, before)?;
+    held.end()?;
     walked
 }
 

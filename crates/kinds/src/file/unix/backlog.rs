@@ -1,8 +1,10 @@
 //! What has come for connections that nobody has accepted yet.
 //! *Read from:* the connections, by accepting them: the kernel shows their queues to nobody else. They cannot be given back,
-//! so this is the very last look of a checkpoint that ends the tree, and other checkpoints are refused.
+//! so this is done when the tree has ended (our duplicates keep its sockets), and other checkpoints are refused. The image
+//! that is there by then says of these connections that they were reset; one that has all takes its place.
 //! *Made again by:* connecting to the listening socket and sending it again; a client that has gone goes again.
-//! *Lost:* if Yendor is killed between this look and the end of the tree, the connections.
+//! *Lost:* if Yendor is killed, or the disk is full, between the end of the tree and that: these connections, which are reset then, and
+//! the image says so; the pid of a client that had ended before the checkpoint.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -58,40 +60,114 @@ pub fn may_look(gather: &Gather<'_>, id: FileId, listening: BorrowedFd<'_>, clie
     }
 }
 
-/// Asks who made connections where no task tells, then accepts what waits at the sockets that [`may_look`] has found, and notes what has
-/// come. Whether there were any: from then on only the image has them.
+/// A listening socket to be looked at: its clients may have sent something, or not.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    listening: FileId,
+    clients: Vec<bool>,
+}
+
+impl Unread {
+    /// Of a listening socket; see [`must_look`].
+    #[must_use]
+    pub fn of(id: FileId, listening: &Info, table: &BTreeMap<u32, Info>) -> Self {
+        let clients = listening.waiting.iter().map(|client| table.get(client).is_none_or(|c| c.sent > 0)).collect();
+        Self { listening: id, clients }
+    }
+}
+
+/// What is not known before the tree ends.
+#[derive(Debug)]
+pub struct Aside {
+    unread: Vec<Unread>,
+    /// Records as they will be, by their places.
+    records: Vec<(usize, Record)>,
+}
+
+fn place(id: FileId) -> usize {
+    usize::try_from(id.0).unwrap_or(usize::MAX)
+}
+
+/// Asks who made connections where no task tells. Then the records of connections that [`may_look`] has found become
+/// those of connections that were reset, which is what they are as long as nobody knows what they carry; that is noted in `lost`. None
+/// if there are none.
 ///
 /// # Errors
-/// With true if some have been accepted.
-pub fn look(gather: &mut Gather<'_>, entries: &mut [Entry]) -> std::result::Result<bool, (bool, Cause)> {
+/// What setns says.
+pub fn set_aside(
+    gather: &mut Gather<'_>,
+    entries: &mut [Entry],
+    lost: &mut Vec<(String, String)>,
+) -> Result<Option<Aside>> {
     let peers = entries.iter_mut().filter_map(|entry| match &mut entry.record {
         file::Record::Unix(record) => Some((gather.ours(entry.id).ok()?, record.peer.as_mut()?)),
         _ => None,
     });
-    peer::complete(peers, gather).map_err(|e| (false, e))?;
-    let mut touched = false;
-    for id in std::mem::take(&mut gather.backlogs) {
-        let index = usize::try_from(id.0).unwrap_or(usize::MAX);
-        let Some(Entry { record: file::Record::Unix(record), .. }) = entries.get_mut(index) else { continue };
-        let kind = record.kind;
-        let State::Listening { waiting, .. } = &mut record.state else { continue };
-        for client in waiting {
-            let seen = (|| {
-                let listening = gather.ours(id)?;
+    peer::complete(peers, gather)?;
+    let unread = std::mem::take(&mut gather.backlogs);
+    let mut records = Vec::new();
+    let mut replace = |entries: &mut [Entry], id, change: &mut dyn FnMut(&mut Record)| {
+        let Some(Entry { record: file::Record::Unix(record), .. }) = entries.get_mut(place(id)) else { return };
+        records.push((place(id), record.clone()));
+        change(record);
+    };
+    for Unread { listening, clients } in &unread {
+        let mut reset = Vec::new();
+        replace(entries, *listening, &mut |record| {
+            let State::Listening { waiting, .. } = &mut record.state else { return };
+            let mut unread = clients.iter();
+            waiting.retain(|client| {
+                let goes = unread.next().copied().unwrap_or(true);
+                reset.extend(client.socket.filter(|_| goes));
+                !goes
+            });
+        });
+        for client in reset {
+            replace(entries, client, &mut |record| {
+                (record.state, record.shutdown) = (State::Widowed { reset: true }, 3);
+            });
+        }
+        let number = clients.iter().filter(|unread| **unread).count();
+        let what = "connections with unread data, not accepted yet: they could not be read when the tree had ended";
+        lost.push(("unix".into(), format!("file {listening}: {number} {what}")));
+    }
+    Ok((!unread.is_empty()).then_some(Aside { unread, records }))
+}
+
+impl Aside {
+    /// The tree has ended: accepts what waits, and makes the records what they are. What was noted in `lost` goes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn look(self, gather: &mut Gather<'_>, entries: &mut [Entry], lost: &mut Vec<(String, String)>) -> Result<()> {
+        for (place, record) in self.records {
+            if let Some(entry) = entries.get_mut(place) {
+                entry.record = file::Record::Unix(record);
+            }
+        }
+        for Unread { listening: id, .. } in &self.unread {
+            let Some(Entry { record: file::Record::Unix(record), .. }) = entries.get_mut(place(*id)) else { continue };
+            let kind = record.kind;
+            let State::Listening { waiting, .. } = &mut record.state else { continue };
+            for client in waiting {
+                let listening = gather.ours(*id)?;
                 if !queue::ready(listening)?.contains(PollFlags::IN) {
                     return Err(Cause::unsupported(format!("file {id}: a connection that waited has gone")));
                 }
                 let accepted =
                     accept_with(listening, SocketFlags::CLOEXEC).named("accept4", || format!("file {id}"))?;
-                touched = true;
                 let mut who = peer::collect(accepted.as_fd(), gather)?;
-                peer::complete(who.iter_mut().map(|who| (accepted.as_fd(), who)), gather)?;
-                Ok((who, queue::collect(accepted.as_fd(), kind, gather)?))
-            })();
-            (client.who, client.queue) = seen.map_err(|e| (touched, e))?;
+                // Where the container's pid namespace has gone, nobody can be asked any more; pids of tasks are known.
+                let _ = peer::complete(who.iter_mut().map(|who| (accepted.as_fd(), who)), gather);
+                (client.who, client.queue) = (who, queue::collect(accepted.as_fd(), kind, gather)?);
+            }
         }
+        let of_ours = |line: &(String, String)| {
+            self.unread.iter().any(|u| line.0 == "unix" && line.1.starts_with(&format!("file {}: ", u.listening)))
+        };
+        lost.retain(|line| !of_ours(line));
+        Ok(())
     }
-    Ok(touched)
 }
 
 /// The clients connect and send what they had sent; those that had gone, go.

@@ -26,7 +26,7 @@ use super::{Entry, FileKind, Gather, Seen, Workshop};
 use crate::{Cause, Named, Result};
 use diag::Info;
 
-pub use backlog::look as look_at_backlogs;
+pub use backlog::{Aside, set_aside};
 pub use make::{Bench, finish as connect_all};
 
 /// The type of a socket.
@@ -170,7 +170,8 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
             && backlog::must_look(info, table)
         {
             backlog::may_look(gather, id, ours, waiting.len())?;
-            gather.backlogs.push(id);
+            let unread = backlog::Unread::of(id, info, table);
+            gather.backlogs.push(unread);
         }
         record.shutdown = info.shutdown;
         if let Some(name) = &mut record.name {

@@ -9,10 +9,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, FileId};
 use yendor_sys::sock::{self, Peeked};
+use yendor_sys::undo::{self, Undo};
 
 use super::{Gather, Kind, option};
 use crate::{Cause, Named, Result};
 
+const SOL_SOCKET: i32 = 1;
 const SO_PEEK_OFF: i32 = 42;
 
 /// A message; of a stream, bytes up to the next that carry descriptors.
@@ -73,13 +75,14 @@ pub fn ready(fd: BorrowedFd<'_>) -> Result<PollFlags> {
     Ok(fds[0].revents())
 }
 
-/// Runs `look` with the peek offset at `from`, and puts it back.
+/// Runs `look` with the peek offset at `from`, and puts it back, even if we die.
 fn looking<T>(fd: BorrowedFd<'_>, from: usize, look: impl FnOnce() -> Result<T>) -> Result<T> {
-    let before = sock::option(fd, SO_PEEK_OFF)?.unwrap_or(-1);
+    let value = sock::option(fd, SO_PEEK_OFF)?.unwrap_or(-1);
     let from = i32::try_from(from).map_err(|_| Cause::unsupported("2 GiB in a unix socket"))?;
+    let held = undo::hold(fd, &[Undo { level: SOL_SOCKET, option: SO_PEEK_OFF, value }])?;
     sock::set_options(fd, SO_PEEK_OFF, [from])?;
     let seen = look();
-    sock::set_options(fd, SO_PEEK_OFF, [before])?;
+    held.end()?;
     seen
 }
 
