@@ -2,6 +2,7 @@
 //! The only crate of the workspace with `unsafe`; every block says why it is sound.
 #![allow(unsafe_code)]
 
+mod child;
 pub mod clone;
 pub mod error;
 pub mod event;

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::tty::forked;
+use crate::child::{forked, reap, spawn};
 use crate::{Errno, Result, SysError};
 
 /// `struct mq_attr`: longs.
@@ -150,7 +150,7 @@ impl Nudge {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|e| SysError::new("pipe2", "O_CLOEXEC", e))?;
         let (raw, other) = (queue.as_raw_fd(), write.as_raw_fd());
-        let child = forked(|| {
+        let child = spawn(libc::CLONE_UNTRACED, || {
             // SAFETY: the child's own copy, which nobody in it uses: else it would never see our end.
             unsafe { libc::close(other) };
             let mut told = [0_u8; 1];

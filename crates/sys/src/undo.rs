@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::child::{reap, spawn};
 use crate::futex::{self, OWNER_DIED, ROBUST_ENTRY, ROBUST_WORD, WAITERS};
 use crate::mapping::Mapping;
-use crate::tty::{reap, spawn};
 use crate::{Result, SysError};
 
 /// A number that an option shall have again.

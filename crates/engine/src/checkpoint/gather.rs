@@ -24,6 +24,9 @@ use crate::collect::{Rest, Twins, collect, ipc, namespace};
 use crate::error::{At, Result, Step, With};
 use crate::setting::{self, Looking, Usual};
 
+/// What is looked at when the tree has ended, and who holds its files.
+pub(super) type Later<'w> = Option<(Aside, Gather<'w>)>;
+
 /// Everything that can be known before the tree ends, what cannot, and who holds its files.
 pub(super) fn gather<'w>(
     target: &Target,
@@ -32,7 +35,7 @@ pub(super) fn gather<'w>(
     (writer, parent): (&'w Writer, Option<&'w Parent>),
     options: &Options,
     (twins, rounds, usual): (Option<&mut Twins>, Rounds<'w>, Option<Usual>),
-) -> Result<(Snapshot, Rest<'w>, Option<(Aside, Gather<'w>)>)> {
+) -> Result<(Snapshot, Rest<'w>, Later<'w>)> {
     let root = tree.root;
     let stopped_before = |threads: &[Stopped]| threads.first().is_none_or(|first| first.group_stop().is_some());
     let still = tree.processes.iter().filter(|(_, threads)| !stopped_before(threads)).map(|(pid, _)| *pid);
