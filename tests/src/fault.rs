@@ -38,12 +38,15 @@ pub struct Traced {
     pub durable: Vec<String>,
 }
 
+/// Added to the number of a call: it is counted from the first rename on, which is number 1.
+pub const FROM_VISIBLE: u64 = 1 << 40;
+
 /// Programs of the system, which are not on trial.
 const HELPERS: [&str; 4] = ["newuidmap", "newgidmap", "unshare", "rm"];
 
 /// Calls that are not counted: those that cannot fail (close(2) closes whatever it returns; nobody may forbid to kill one's
 /// own child), those without which no program in Rust can live, and those that only wait or end.
-const SPARED: [i64; 27] = [
+const SPARED: [i64; 28] = [
     libc::SYS_close,
     libc::SYS_kill,
     libc::SYS_getpid,
@@ -70,6 +73,7 @@ const SPARED: [i64; 27] = [
     libc::SYS_exit_group,
     libc::SYS_arch_prctl,
     libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
     libc::SYS_uname,
 ];
 
@@ -276,7 +280,12 @@ impl Trace {
             return;
         }
         self.calls += 1;
-        if self.calls != self.nth || self.fault == Fault::None {
+        let nth = match self.nth.checked_sub(FROM_VISIBLE) {
+            Some(_) if self.visible == 0 => return,
+            Some(after) => self.visible + after,
+            None => self.nth,
+        };
+        if self.calls != nth || self.fault == Fault::None {
             return;
         }
         self.hit = Some((number, task.program.clone() + if task.keeper { " keeper" } else { "" }));

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use yendor_tests::{
-    Fault, Flavour, Orphans, PATIENCE, Random, Started, Traced, Yendor, cgroups, kill, probe, rounds, signal, tick_gap,
-    wait_until, with_fault,
+    FROM_VISIBLE, Fault, Flavour, Orphans, PATIENCE, Random, Started, Traced, Yendor, cgroups, kill, probe, rounds,
+    signal, tick_gap, wait_until, with_fault,
 };
 
 /// Seconds that dying takes at most on a busy machine.
@@ -178,10 +178,11 @@ fn ending_checkpoint_killed(flavour: Flavour) {
         fs::remove_dir_all(&image).expect("remove an image of our own");
         goes_on(&yendor, &container);
         // The end, where all is decided, more often than the rest.
-        let from = if random.below(3) > 0 { visible - 10 } else { 0 };
-        let nth = 1 + from + random.below(calls - from);
+        let late = random.below(3) > 0;
+        let nth = 1 + if late { FROM_VISIBLE + random.below(calls - visible) } else { random.below(calls) };
         let traced = with_fault(command(&container), nth, Fault::Kill, PATIENCE);
         hits += u64::from(traced.hit.is_some());
+        println!("{nth} of {calls}, visible after {visible}: {:?} {} {}", traced.hit, traced.calls, traced.visible);
         let running = wait_until(Duration::from_secs(2), || state(&yendor, &container).as_deref() != Some("running"));
         if !running {
             goes_on(&yendor, &container);
@@ -208,7 +209,9 @@ fn ending_checkpoint_killed(flavour: Flavour) {
     println!("{calls} calls; the container ended in {ended} rounds, {resets} times without what was unread");
     log.push_str(&finish(&yendor, &container));
     assert_eq!(tick_gap(&log), None);
-    assert_eq!(log.lines().filter(|line| *line == "a connection was reset").count(), resets);
+    let lines: Vec<_> = log.lines().collect();
+    let told: Vec<_> = lines.windows(2).filter(|two| two[0] == "a connection was reset").collect();
+    assert_eq!(told.len(), resets, "{told:?}");
 }
 
 /// Every file of the image, then its directory, the rename, the directory around it: only then is anybody killed.
@@ -236,16 +239,16 @@ fn what_waited_cannot_be_written(flavour: Flavour) {
         let arguments = arguments(container);
         with_fault(yendor.traced(&arguments.each_ref().map(String::as_str)), nth, fault, PATIENCE)
     };
-    let calls = traced(&container, 0, Fault::None).calls;
+    assert_eq!(traced(&container, 0, Fault::None).code, 0);
     yendor.call(&["rm", &container]).exits(0);
     let (mut log, mut codes) = (String::new(), Vec::new());
-    // From the end backwards, until a call is early enough to be that of what comes after the end of the tasks.
-    for back in [6, 12, 20, 30, 40, 55, 70] {
+    // From the rename on, until a call is late enough to be one of those after the end of the tasks.
+    for after in [6, 12, 18, 24, 30, 36] {
         let again = yendor.fresh("ticker");
         yendor.restore(&image, &again);
         goes_on(&yendor, &again);
         fs::remove_dir_all(&image).expect("remove an image of our own");
-        let one = traced(&again, calls.saturating_sub(back), Fault::Errno(libc::ENOSPC));
+        let one = traced(&again, FROM_VISIBLE + after, Fault::Errno(libc::ENOSPC));
         codes.push(one.code);
         if one.code == 6 {
             assert!(wait_until(DYING, || state(&yendor, &again).as_deref() != Some("running")));

@@ -2,9 +2,11 @@
 //! child takes and puts back ([`crate::tty::look`]).
 //!
 //! A child that shares our descriptors, with all signals blocked, outlives us: memory shared with it says what is to be put
-//! back. It waits for a robust futex word of ours, which the kernel marks when we die, before it lets go of our tracees.
-//! Those get SIGSTOP then, and SIGCONT when all is as it was: nobody sees it half done. The word has many others behind it that the kernel
-//! has to go through, which takes it longer than it takes the child to wake. If both of us are killed in the same moment, nobody is left to do it.
+//! back. It traces the thread that traces the tasks, and is told of its end before anything of it ends (`PTRACE_O_TRACEEXIT`): they stand
+//! still until all is as it was. Where it may not, as somebody else traces us, it waits for a robust futex word, which the kernel
+//! marks when we die and before it lets go of our tracees; those get SIGSTOP then, and SIGCONT when all is as it was. Many
+//! other words follow that one, so that we take longer to die than the child to wake, if it gets a processor. If both of us are killed in
+//! the same moment, nobody is left to do it.
 
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -37,6 +39,11 @@ const HEAD: usize = 0;
 const COUNT: usize = 64;
 const WORKS: usize = 68;
 const STILL: usize = 72;
+/// Whether the child may begin, and whether it traces us.
+const STAGE: usize = 76;
+const MAY: u32 = 1;
+const TRACES: u32 = 2;
+const CANNOT: u32 = 3;
 const LIST: usize = 128;
 const ENTRIES: usize = 256;
 const ENTRY_COUNT: usize = 1500;
@@ -204,7 +211,10 @@ impl Drop for Watch {
         state.still.clear();
         if let Some(Watcher { pid, .. }) = state.watcher.take() {
             // SAFETY: takes numbers; the child is ours and was not waited for, so that the pid is still its own.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
+            unsafe {
+                libc::kill(pid, libc::SIGKILL);
+                libc::prctl(libc::PR_SET_PTRACER, 0);
+            }
             let _ = reap(pid);
         }
     }
@@ -235,12 +245,12 @@ fn put_back(memory: &Mapping) -> Option<([i32; 4], Errno)> {
 }
 
 /// We have died: the child does what is left to do. It does not allocate.
-fn afterwards(memory: &Mapping) {
+fn afterwards(memory: &Mapping, they_run: bool) {
     let works = memory.word(WORKS);
     if memory.word(COUNT).load(Acquire) == 0 && works.load(Acquire) == 0 {
         return;
     }
-    let count = (memory.word(STILL).load(Acquire) as usize).min(PID_COUNT);
+    let count = if they_run { (memory.word(STILL).load(Acquire) as usize).min(PID_COUNT) } else { 0 };
     let send = |i: usize, signal| {
         // SAFETY: takes numbers. They were our tracees a moment ago.
         unsafe { libc::kill(memory.word(PIDS + i * 4).load(Acquire).cast_signed(), signal) };
@@ -253,6 +263,40 @@ fn afterwards(memory: &Mapping) {
     }
     // Children, which are born later, first: a shell that asks what has stopped finds nothing.
     (0..count).rev().for_each(|i| send(i, libc::SIGCONT));
+}
+
+/// The child's: traces that thread up to its end. False if it may not.
+fn trace(memory: &Mapping, tid: i32) -> bool {
+    let stage = memory.word(STAGE);
+    let ptrace = |request: libc::c_uint, data: i32| {
+        // SAFETY: requests without pointers.
+        unsafe { libc::ptrace(request, tid, 0, libc::c_long::from(data)) }
+    };
+    let seized = ptrace(libc::PTRACE_SEIZE, libc::PTRACE_O_TRACEEXIT) == 0;
+    stage.store(if seized { TRACES } else { CANNOT }, Release);
+    futex::wake(stage);
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        if !seized || unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) } < 0 {
+            return false;
+        }
+        if !libc::WIFSTOPPED(status) {
+            afterwards(memory, true);
+            return true;
+        }
+        match status >> 16 {
+            libc::PTRACE_EVENT_EXIT => {
+                afterwards(memory, false);
+                ptrace(libc::PTRACE_DETACH, 0);
+                return true;
+            }
+            // Stopped as by ^Z, or going on after that.
+            libc::PTRACE_EVENT_STOP if libc::WSTOPSIG(status) != libc::SIGTRAP => ptrace(libc::PTRACE_LISTEN, 0),
+            0 => ptrace(libc::PTRACE_CONT, libc::WSTOPSIG(status)),
+            _ => ptrace(libc::PTRACE_CONT, 0),
+        };
+    }
 }
 
 extern "C" fn woken(_: libc::c_int) {}
@@ -272,7 +316,7 @@ fn start(still: &[i32]) -> Result<Watcher> {
     }
     name(&memory, still);
     // SAFETY: takes nothing.
-    let parent = unsafe { libc::getpid() };
+    let (parent, tid) = unsafe { (libc::getpid(), libc::gettid()) };
     // Nobody who traces us, and kills us, shall stop it.
     let pid = spawn(libc::CLONE_FILES | libc::CLONE_UNTRACED, || {
         // SAFETY: a zeroed sigaction and signal set are valid ones and outlive the calls; the handler does nothing.
@@ -287,17 +331,38 @@ fn start(still: &[i32]) -> Result<Watcher> {
             libc::sigaddset(&raw mut one, SIGNAL);
             libc::sigprocmask(libc::SIG_UNBLOCK, &raw const one, std::ptr::null_mut());
         }
+        let stage = memory.word(STAGE);
+        while stage.load(Acquire) != MAY {
+            // SAFETY: takes nothing.
+            if unsafe { libc::getppid() } != parent {
+                return 0;
+            }
+            futex::wait(stage, 0, AGAIN);
+        }
+        if trace(&memory, tid) {
+            return 0;
+        }
         let word = memory.word(WORD);
         loop {
             let now = word.load(Acquire);
             // SAFETY: takes nothing.
             if now & OWNER_DIED != 0 || unsafe { libc::getppid() } != parent {
-                afterwards(&memory);
+                afterwards(&memory, true);
                 return 0;
             }
             futex::wait(word, now, AGAIN);
         }
     })?;
+    // Where the Yama module lets nobody trace its parent.
+    // SAFETY: takes numbers.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, pid) };
+    let stage = memory.word(STAGE);
+    stage.store(MAY, Release);
+    futex::wake(stage);
+    let begin = Instant::now();
+    while stage.load(Acquire) == MAY && begin.elapsed() < AGAIN {
+        futex::wait(stage, MAY, AGAIN);
+    }
     Ok(Watcher { memory, pid, tid: 0 })
 }
 
@@ -331,6 +396,8 @@ mod tests {
         let held = hold(stdin.as_fd(), &both()).unwrap();
         set_options(stdin.as_fd(), PEEK_OFF, [7]).unwrap();
         set_options(stdin.as_fd(), PRIORITY, [6]).unwrap();
+        let stage = held.memory().unwrap().word(super::STAGE).load(std::sync::atomic::Ordering::Acquire);
+        assert_eq!(stage, super::TRACES, "nobody else traces this test");
         println!("changed");
         std::thread::sleep(std::time::Duration::from_secs(60));
         drop(held);

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::event::PollFlags;
 use rustix::net::{SocketFlags, accept_with};
 use serde::{Deserialize, Serialize};
-use yendor_image::FileId;
+use yendor_image::{FileId, NsPid};
 use yendor_proc::fdinfo::Detail;
 
 use super::diag::{self, Info};
@@ -157,8 +157,14 @@ impl Aside {
                 let accepted =
                     accept_with(listening, SocketFlags::CLOEXEC).named("accept4", || format!("file {id}"))?;
                 let mut who = peer::collect(accepted.as_fd(), gather)?;
-                // Where the container's pid namespace has gone, nobody can be asked any more; pids of tasks are known.
+                // Where the container's pid namespace has gone, nobody can be asked any more.
                 let _ = peer::complete(who.iter_mut().map(|who| (accepted.as_fd(), who)), gather);
+                if let (Some(who), Some(holder)) = (&mut who, client.who)
+                    && who.pid == NsPid(0)
+                {
+                    // It was connected in the holder's name by a process that is no more, or by the holder.
+                    who.pid = holder.pid;
+                }
                 (client.who, client.queue) = (who, queue::collect(accepted.as_fd(), kind, gather)?);
             }
         }
