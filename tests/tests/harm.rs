@@ -136,8 +136,11 @@ fn checkpoint_killed(flavour: Flavour) {
             let status = started.ended(PATIENCE).expect("it ends");
             status.signal() == Some(number)
         } else {
-            let all = if rounds % 8 > 0 { frozen.clone() } else { 0..calls };
-            let nth = 1 + all.start + random.below(all.end - all.start);
+            let nth = 1 + match rounds % 16 {
+                0 => random.below(calls),
+                8 => FROM_VISIBLE + random.below(20),
+                _ => frozen.start + random.below(frozen.end - frozen.start),
+            };
             let traced = with_fault(yendor.traced(&arguments), nth, Fault::Kill, PATIENCE);
             assert!(traced.code == 137 || traced.hit.is_none(), "{traced:?}");
             traced.hit.is_some()
