@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use yendor_tests::{Flavour, Outcome, Started, Yendor, skipped};
 
@@ -116,6 +117,12 @@ fn a_policy_denies_before_the_image_is_opened() {
             assert!(!image.was_opened());
         }
     }
+}
+
+#[track_caller]
+fn denied_to_checkpoint(outcome: &Outcome) {
+    assert_eq!(outcome.code, 5, "{outcome:?}");
+    assert!(outcome.stderr.contains("policy.toml:2:14: checkpoint: "), "{}", outcome.stderr);
 }
 
 /// With the options of the flavour.
@@ -237,7 +244,14 @@ fn who_narrows_roots_or_volumes_narrows_the_callers_own_view() {
         yendor_tests::lead_a_session(&mut command);
         let mut sleep = Started::new(&mut command);
         let image = image.to_str().expect("UTF-8");
-        yendor.call(&["checkpoint", "--pid", &sleep.pid().to_string(), "-o", image]).exits(0);
+        let pid = sleep.pid().to_string();
+        for who in ["users = ['no-such-user']", "groups = [4294967]"] {
+            let policy = format!("userns-host = true\ncheckpoint = {{ {who} }}");
+            let asked = ["checkpoint", "--pid", &pid, "-o", image];
+            denied_to_checkpoint(&yendor.call_under_policy(policy.as_bytes(), &asked));
+            assert!(sleep.ended(Duration::ZERO).is_none() && !fs::exists(image).expect("stat"), "{who}");
+        }
+        yendor.call(&["checkpoint", "--pid", &pid, "-o", image]).exits(0);
         sleep.kill();
         for (policy, code) in
             [("rootfs = ['/usr']", 5), ("[volumes]\nread-only = ['/']\n", 5), ("rootfs = ['/']\n[volumes]\n", 0)]
@@ -267,6 +281,7 @@ fn the_hosts_limits_hold_where_nothing_is_asked_for() {
         if first.code == 5 {
             // Nobody has delegated a cgroup to this caller: no limit, no container.
             assert!(first.stderr.contains("cgroup"), "{}", first.stderr);
+            skipped("limits of the host's policy that hold: nobody has delegated a cgroup");
             denied(&yendor, first, "");
             continue;
         }

@@ -156,6 +156,33 @@ pub fn of_another(yendor: &Yendor, image: &Path, module: &str, other: &str) -> P
     forged
 }
 
+/// An image that says nothing of the labels that its tasks had.
+#[track_caller]
+pub fn unlabelled(yendor: &Yendor, image: &Path) -> PathBuf {
+    fn strip(value: &mut ciborium::Value) {
+        match value {
+            ciborium::Value::Array(list) => list.iter_mut().for_each(strip),
+            ciborium::Value::Map(map) => {
+                for (name, one) in map {
+                    match (name.as_text(), &mut *one) {
+                        (Some("labels"), ciborium::Value::Array(labels)) => labels.clear(),
+                        _ => strip(one),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut forge = Forge::open(image);
+    let before = forge.clone();
+    strip(&mut forge.records);
+    assert!(forge != before, "no label in {}", image.display());
+    let forged = yendor.path("unlabelled");
+    forge.write(&forged);
+    give(yendor, &forged);
+    forged
+}
+
 /// Makes an image the tested account's own.
 fn give(yendor: &Yendor, image: &Path) {
     let account = Account::of(yendor.flavour()).expect("the guest is root");

@@ -1,6 +1,8 @@
 //! TOMOYO: domains of tasks, which follow what was executed, or the task's own word where its domain has a rule for that.
 
-use crate::labels::{become_caller, both, denied, end, of_another, refused, seen_by, start, take, user, yendor};
+use crate::labels::{
+    become_caller, both, denied, end, of_another, refused, seen_by, start, take, unlabelled, user, yendor,
+};
 use crate::table::{On, Test};
 use std::collections::BTreeSet;
 use std::fs;
@@ -194,6 +196,8 @@ fn changed() {
     assert_eq!(restored(&yendor, &image, KEEP).1, [named("task")].into());
     write("domain_policy", "<kernel> /task\nfile read /etc/passwd\n").expect("the guest may write its policy");
     denied(&yendor, &image, KEEP, &["confine", "tomoyo", "domain <kernel> /task has changed"]);
+    // Who asks for labels does not get those of whoever restores instead (published of others: a flag that is skipped where no label is).
+    denied(&yendor, &unlabelled(&yendor, &image), KEEP, &["confine", "tomoyo", "labels cannot be kept"]);
     assert_eq!(restored(&yendor, &image, &[]).1, [own()].into());
     write("domain_policy", "<kernel> /task\ndelete file read /etc/passwd\n").expect("the guest may write its policy");
     assert_eq!(restored(&yendor, &image, KEEP).1, [named("task")].into());
