@@ -54,7 +54,7 @@ const CONFIGS: &[Config] = &[
         series: "6.12",
         name: "selinux",
         words: "lsm=landlock,lockdown,yama,selinux,bpf enforcing=1",
-        daily: false,
+        daily: true,
     },
     Config { series: OWN, name: "smack", words: "lsm=landlock,yama,smack", daily: false },
     Config {
@@ -69,7 +69,7 @@ const CONFIGS: &[Config] = &[
 ];
 
 const APPARMOR: Config =
-    Config { series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf", daily: false };
+    Config { series: "6.12", name: "apparmor", words: "lsm=landlock,lockdown,yama,apparmor,bpf", daily: true };
 
 /// What takes an image under AppArmor for the machine that wants one of another; it is run before that and alone writes to the disk.
 const HANDING: &str = "handed-on";
@@ -134,7 +134,7 @@ fn all(options: &Options) -> Outcome<Vec<String>> {
     let mut kernels: BTreeMap<&str, (Kernel, PathBuf)> = BTreeMap::new();
     let mut machines = Vec::new();
     let wanted = || CONFIGS.iter().filter(|config| config.is_wanted(options));
-    let hands = wanted().any(|config| config.name == WANTS_IT);
+    let hands = !options.daily && wanted().any(|config| config.name == WANTS_IT);
     for config in wanted() {
         if lab.has_kernel(config, &mut kernels, options, &mut skipped)? {
             machines.push(config);
@@ -146,7 +146,7 @@ fn all(options: &Options) -> Outcome<Vec<String>> {
         && lab.has_kernel(&APPARMOR, &mut kernels, options, &mut skipped)?
         && let Some((kernel, initramfs)) = kernels.get(APPARMOR.series)
     {
-        let how = (Some(HANDING), options.verbose);
+        let how = (Only::Word(HANDING), options.verbose);
         reports.push((APPARMOR.full_name(), lab.one(&APPARMOR, kernel, initramfs, how)?));
     }
     reports.extend(lab.boot_all(&machines, &kernels, options)?);
@@ -162,6 +162,16 @@ struct Lab {
     busybox: PathBuf,
     cache: PathBuf,
     programs: PathBuf,
+}
+
+/// Which tests a guest runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Only<'a> {
+    All,
+    /// What `cargo xtask test` has time for.
+    Daily,
+    /// Those with this word.
+    Word(&'a str),
 }
 
 /// What a guest has said.
@@ -232,7 +242,9 @@ impl Lab {
                 let Some((config, (kernel, initramfs))) = next.and_then(|c| Some((c, kernels.get(c.series)?))) else {
                     return Ok(());
                 };
-                let how = (options.test.as_deref(), options.verbose);
+                let only =
+                    if options.daily { Only::Daily } else { options.test.as_deref().map_or(Only::All, Only::Word) };
+                let how = (only, options.verbose);
                 let report = self.one(config, kernel, initramfs, how).map_err(|e| e.to_string())?;
                 done.lock().map_err(|e| e.to_string())?.push((config.full_name(), report));
             }
@@ -250,16 +262,18 @@ impl Lab {
         config: &Config,
         kernel: &Kernel,
         initramfs: &Path,
-        (test, verbose): (Option<&str>, bool),
+        (only, verbose): (Only<'_>, bool),
     ) -> Outcome<Report> {
         let begin = Instant::now();
         let log = self.cache.join(format!("{}-{}.log", config.series, config.name));
         let mut words = format!("{} lab.machine={}", config.words, config.name);
-        if let Some(test) = test {
-            words.push_str(&format!(" lab.test={test}"));
+        match only {
+            Only::All => {}
+            Only::Daily => words.push_str(" lab.daily"),
+            Only::Word(test) => words.push_str(&format!(" lab.test={test}")),
         }
-        let parts =
-            machine::Parts { qemu: &self.qemu, kernel, initramfs, disk: &self.disk(), snapshot: test != Some(HANDING) };
+        let snapshot = only != Only::Word(HANDING);
+        let parts = machine::Parts { qemu: &self.qemu, kernel, initramfs, disk: &self.disk(), snapshot };
         let mut boot = machine::boot(&parts, &words, &log, LIMIT)?;
         if boot.code.is_none() && boot.log.contains("Kernel panic") && !boot.log.contains("lab: machine") {
             // Seen: emulated processors trip over code that the kernel patches while it starts. Nothing of ours has run.

@@ -8,6 +8,8 @@ pub struct Place {
     pub machine: String,
     /// Only tests with this word (`lab.test=`).
     pub only: Option<String>,
+    /// Of AppArmor's and SELinux's only what `cargo xtask test` has time for (`lab.daily`).
+    pub daily: bool,
     /// Its security modules, in order.
     pub modules: Vec<String>,
     /// Major and minor number of the kernel.
@@ -25,6 +27,7 @@ impl Place {
         Self {
             machine: word("lab.machine=").unwrap_or_default(),
             only: word("lab.test="),
+            daily: words.split_whitespace().any(|word| word == "lab.daily"),
             modules: modules.trim().split(',').map(str::to_owned).collect(),
             kernel: (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)),
         }
