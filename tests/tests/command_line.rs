@@ -136,6 +136,20 @@ fn a_detached_container_is_listed_logged_killed_waited_for_and_removed(yendor: &
     // The shell, and perhaps its sleep; never Yendor's own pid 1.
     assert!(row["tasks"].as_u64().is_some_and(|n| (1..=2).contains(&n)), "{row}");
     assert!(row["pid"].as_i64().is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists()), "{row}");
+    let mut known = keys(row);
+    known.sort_unstable();
+    assert_eq!(known.join(" "), "exit_code generation image memory_bytes name pid started state tasks uptime_s");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    assert!(row["started"].as_u64().is_some_and(|at| (now - 600..=now).contains(&at)), "{row}");
+    assert!(row["uptime_s"].as_u64() < Some(600) && row["uptime_s"].is_u64(), "{row}");
+    assert!(row["memory_bytes"].as_u64() > Some(4096) && row["generation"] == 0 && row["exit_code"].is_null(), "{row}");
+    let table = yendor.call(&["ps"]).exits(0).stdout;
+    let cells = |line: &str| line.split("  ").map(str::trim).filter(|c| !c.is_empty()).map(str::to_owned).collect();
+    let rows: Vec<Vec<String>> = table.lines().map(cells).collect();
+    assert_eq!(rows[0].join(" "), "NAME STATE PID UPTIME TASKS MEMORY IMAGE");
+    let human = rows.iter().find(|cells| cells[0] == name).unwrap_or_else(|| panic!("{table}"));
+    assert_eq!((human[1].as_str(), &human[2], human[6].as_str()), ("running", &row["pid"].to_string(), "-"), "{table}");
+    assert!(human[3].ends_with('s') && ["1", "2"].contains(&human[4].as_str()) && human[5].ends_with('B'), "{table}");
 
     let mut follow = yendor.command(&["logs", "-f", &name]);
     let mut follow = Started::new(follow.stdout(yendor.output("followed")).stderr(Stdio::null()));
@@ -457,6 +471,9 @@ fn json_is_one_value(yendor: &Yendor) {
     assert!(["freeze_us", "collect_us", "store_us", "stopped_us"].iter().all(|p| phases.contains(p)), "{taken}");
     let restored = yendor.call(&["restore", "-d", "--json", &name]).exits(0).json();
     assert!(keys(&restored["phases"]).contains(&"rebuild_us"), "{restored}");
+    let listed = yendor.call(&["ps", "--json"]).exits(0).json();
+    let row = listed.as_array().and_then(|rows| rows.iter().find(|r| r["name"] == *name)).expect("it is listed");
+    assert!(row["image"] == format!("{name}@1") && row["generation"] == 1 && row["pid"] == restored["pid"], "{row}");
     for verb in [&["ps"][..], &["ps", "-a"], &["images"], &["inspect", &name], &["plan", &name]] {
         yendor.call(&[verb, &["--json"]].concat()).exits(0).json();
     }

@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::{Value, json};
 use yendor_tests::{Flavour, Outcome, PATIENCE, Started, Yendor, probe, skipped};
 
 fn text(path: &Path) -> &str {
@@ -37,11 +38,31 @@ fn image_of(yendor: &Yendor, options: &[&str], command: &[&str]) -> PathBuf {
     image
 }
 
+/// A denial as fields, of which none is missing.
+#[track_caller]
+fn fields(outcome: &Outcome) -> Value {
+    let said: Value = serde_json::from_str(outcome.stderr.trim()).unwrap_or_else(|e| panic!("{e}: {}", outcome.stderr));
+    let error = &said["error"];
+    for key in ["message", "step", "task", "kind", "object", "call", "args", "errno", "hint", "by", "exit_code"] {
+        assert!(error.get(key).is_some(), "no {key}: {said}");
+    }
+    for key in ["message", "step", "call", "args", "by"] {
+        assert!(error[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {said}");
+    }
+    assert!(error["exit_code"] == 5 && error["errno"] == libc::EPERM, "{said}");
+    error.clone()
+}
+
 /// A restore whose caller gets `EPERM` from one call, and what it starts likewise.
 fn restore_without(yendor: &Yendor, image: &Path, call: libc::c_long) -> Outcome {
+    restore_with(yendor, image, &[], call)
+}
+
+fn restore_with(yendor: &Yendor, image: &Path, more: &[&str], call: libc::c_long) -> Outcome {
     let container = yendor.fresh("denied");
     yendor.will_remove(&container);
-    let options = [&["restore", "--detach", "--name", &container], yendor.flavour().options(), &[text(image)]].concat();
+    let start = ["restore", "--detach", "--name", &container];
+    let options = [&start, yendor.flavour().options(), more, &[text(image)]].concat();
     let mut command = yendor.command(&options);
     refuse(&mut command, call);
     yendor.to_its_end(command, format!("restore without call {call}"))
@@ -67,11 +88,19 @@ fn by_a_filter(flavour: Flavour) {
     for (image, call, word) in cases {
         denied(&yendor, restore_without(&yendor, image, call), &[word, by]);
     }
+    let error = fields(&restore_with(&yendor, &sockets, &["--json"], libc::SYS_bind).exits(5));
+    assert_eq!((&error["call"], &error["kind"]), (&json!("bind"), &json!("internet socket")), "{error}");
+    assert!(error["object"].is_string() && error["by"].as_str().is_some_and(|who| by.ends_with(who)), "{error}");
     // Who has a single id never changes it.
     if !matches!(yendor.flavour(), Flavour::User(_)) {
         let sleep = "echo ready; sleep 1000 & wait";
         let other = image_of(&yendor, &["-u", "1000"], &["sh", "-c", sleep]);
         denied(&yendor, restore_without(&yendor, &other, libc::SYS_setresuid), &["setresuid(", by]);
+        let error = fields(&restore_with(&yendor, &other, &["--json"], libc::SYS_setresuid).exits(5));
+        // In a user namespace it is the container's own start that fails; else the shell or its sleep.
+        let task = error["task"].as_i64();
+        let wanted = if *yendor.flavour() == Flavour::Root { &[Some(2), Some(3)][..] } else { &[None] };
+        assert!(error["call"] == "setresuid" && wanted.contains(&task), "{error}");
     }
     let again = yendor.fresh("again");
     yendor.restore(&connected, &again);
@@ -125,8 +154,14 @@ fn by_capabilities(flavour: Flavour) {
     let mut other = Started::new(Command::new("sleep").arg("1000"));
     let pid = other.pid().to_string();
     let image = yendor.path("image");
-    let outcome = yendor.call(&["checkpoint", "--pid", &pid, "-o", text(&image)]);
-    denied(&yendor, outcome, &["ptrace(", "denied by: capabilities: CAP_SYS_PTRACE is not there"]);
+    let words = ["checkpoint", "--pid", &pid, "-o", text(&image)];
+    denied(&yendor, yendor.call(&words), &["ptrace(", "denied by: capabilities: CAP_SYS_PTRACE is not there"]);
+    let error = fields(&yendor.call(&[&words[..], &["--json"]].concat()).exits(5));
+    assert_eq!((&error["call"], &error["step"]), (&json!("ptrace"), &json!("freeze")), "{error}");
+    assert!(error["args"].as_str().is_some_and(|args| args.contains(&pid)), "whose task it is: {error}");
+    let hint = error["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains("another user") && hint.contains("/proc/sys/kernel/yama/ptrace_scope"), "{error}");
+    assert!(error["by"].as_str().is_some_and(|by| by.starts_with("capabilities: CAP_SYS_PTRACE")), "{error}");
     assert!(!image.exists() && other.ended(std::time::Duration::ZERO).is_none());
 }
 
