@@ -92,8 +92,8 @@ thread(lambda: (unshare(0x4000000), globals().update(kept=os.open('/proc/thread-
     call(308, os.open(f'/proc/{pid}/ns/uts', 0), 0)))", "a namespace that no process of the tree lives in"),
     (
         "a mount of a child's that cannot be had",
-        "child(lambda: (unshare(0x20000), call(165, b'none', b'/mnt', b'ramfs', 0, 0)))",
-        "/mnt: a mount (ramfs) of a nested mnt namespace whose type is not made again",
+        "child(lambda: (unshare(0x20000), call(165, b'none', b'/mnt', b'overlay', 0, b'lowerdir=/usr:/etc')))",
+        "/mnt: a mount (overlay) of a nested mnt namespace whose type is not made again",
     ),
     (
         "mounts of a child's that are shared",
@@ -156,8 +156,8 @@ child(enter)",
     ("a thread's directory", "thread(lambda: unshare(0x200))", "a working directory of its own"),
     (
         "a mount that cannot be had",
-        "os.mkdir('/tmp/m'); call(165, b'none', b'/tmp/m', b'ramfs', 0, 0)",
-        "/tmp/m: a mount (ramfs) that the container has made itself whose type is not made again",
+        "os.mkdir('/tmp/m'); call(165, b'none', b'/tmp/m', b'overlay', 0, b'lowerdir=/usr:/etc')",
+        "/tmp/m: a mount (overlay) that the container has made itself whose type is not made again",
     ),
     (
         "a mount under another",

@@ -234,8 +234,19 @@ fn mounts_come_back() {
     let turned = turned.unwrap();
     assert!(matches!(of(&turned, "/"), kind::What::New(kind::System { root, .. }) if root.0 == b"new/root"));
     assert!(matches!(of(&turned, "/usr"), kind::What::Outside(path) if path.0 == b"/usr"));
-    let refused = mounts_law(|| mount("none", "/mnt", "ramfs", MountFlags::empty(), None).unwrap()).unwrap_err();
-    assert!(refused.contains("/mnt: a mount (ramfs)"), "{refused}");
+    let unlimited = mounts_law(|| {
+        mount("none", "/mnt", "ramfs", MountFlags::NODEV, Some(c"mode=700")).unwrap();
+        std::fs::create_dir_all("/mnt/d").unwrap();
+        std::fs::write("/mnt/d/file", "kept").unwrap();
+    });
+    let system = of(&unlimited.unwrap(), "/mnt");
+    let kind::What::New(kind::System { fs_type: kind::Type::Ramfs, content: Some(content), .. }) = system else {
+        panic!("{system:?}")
+    };
+    assert_eq!(content.entries.len(), 3, "{content:?}");
+    let lower = Some(c"lowerdir=/usr:/etc");
+    let refused = mounts_law(|| mount("none", "/mnt", "overlay", MountFlags::empty(), lower).unwrap()).unwrap_err();
+    assert!(refused.contains("/mnt: a mount (overlay)"), "{refused}");
 }
 
 #[test]

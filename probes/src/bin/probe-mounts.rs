@@ -1,5 +1,5 @@
 //! What the container's root has mounted in its container's own mount namespace: tmpfs with content, in each other and over a directory with
-//! files; a directory that is bound and cannot be written, a file, a part, a tree with mounts that may be locked; a proc, and a bind of one;
+//! files; a directory that is bound and cannot be written, a file, a part, a tree with mounts that may be locked; a ramfs, a proc, and a bind of one;
 //! other attributes of a mount of the container's, and one that is removed, where that can be had; what is open and mapped there, the working
 //! directory, a deleted file, a socket. Outside of a container, where it would mount on the host, it does nothing.
 #![allow(unsafe_code)]
@@ -94,17 +94,22 @@ fn in_a_container() -> bool {
 
 fn make(dir: &Dir) -> Mounted {
     let at = |name: &str| dir.path().join(name);
-    directories(&["fs", "data/sub", "shown", "part", "over/in", "bound"].map(at));
+    directories(&["fs", "data/sub", "shown", "part", "ram", "over/in", "bound"].map(at));
     put(&at("data/file"), "of the container");
     put(&at("over/in/under"), "covered");
     tmpfs(&at("fs"), libc::MS_NOSUID | libc::MS_NOEXEC, "size=2m,mode=751");
-    directories(&["fs/in", "fs/sub", "fs/dev", "fs/proc", "fs/processes", "fs/pts"].map(at));
+    directories(
+        &["fs/in", "fs/sub", "fs/dev", "fs/proc", "fs/processes", "fs/pts", "fs/ram", "fs/sys", "fs/queues"].map(at),
+    );
     put(&at("fs/sub/file"), "in a part");
     put(&at("fs/name"), "");
     let permissions = std::fs::Permissions::from_mode(0o640);
     expect("chmod", std::fs::set_permissions(at("fs/sub/file"), permissions).is_ok(), true);
     tmpfs(&at("fs/in"), 0, "");
     ok("mount -t devpts", mount(Path::new("none"), &at("fs/pts"), "devpts", libc::MS_NOEXEC, "ptmxmode=620"));
+    ok("mount -t ramfs", mount(Path::new("none"), &at("fs/ram"), "ramfs", libc::MS_NODEV, "mode=711"));
+    directories(&["fs/ram/sub"].map(at));
+    put(&at("fs/ram/sub/file"), "in a ramfs");
     tmpfs(&at("over"), libc::MS_NOATIME, "nr_inodes=100");
     put(&at("over/new"), "above");
     let flags = libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOATIME;
@@ -113,8 +118,13 @@ fn make(dir: &Dir) -> Mounted {
     remount(&at("shown"), libc::MS_RDONLY | libc::MS_NODEV | libc::MS_NOSUID);
     bind(&at("data/file"), &at("fs/name"), 0);
     bind(&at("fs/sub"), &at("part"), 0);
+    bind(&at("fs/ram/sub"), &at("ram"), 0);
     // Not where it is locked; before it is shown elsewhere, too.
-    unsafe { libc::umount2(c"/dev/mqueue".as_ptr(), libc::MNT_DETACH) };
+    if unsafe { libc::umount2(c"/dev/mqueue".as_ptr(), libc::MNT_DETACH) } != 0 {
+        ok("mount -t mqueue", mount(Path::new("none"), &at("fs/queues"), "mqueue", libc::MS_NOSUID, ""));
+    }
+    // Where it can be had, it is the container's.
+    mount(Path::new("none"), &at("fs/sys"), "sysfs", libc::MS_RDONLY, "");
     bind(Path::new("/dev"), &at("fs/dev"), libc::MS_REC);
     bind(Path::new("/proc"), &at("fs/processes"), libc::MS_REC);
     // Not where something of /proc is covered.
@@ -184,6 +194,7 @@ fn look(dir: &Dir, mounted: Mounted) {
     for (name, what) in [
         ("fs/sub/file", "in a part"),
         ("part/file", "in a part"),
+        ("ram/file", "in a ramfs"),
         ("over/new", "above"),
         ("shown/file", "of the container"),
         ("fs/name", "of the container"),
@@ -192,6 +203,7 @@ fn look(dir: &Dir, mounted: Mounted) {
     }
     expect("mode", metadata(&at("fs/sub/file")).0 & 0o7777, 0o640);
     expect("mode of a tmpfs", metadata(&at("fs")).0 & 0o7777, 0o751);
+    expect("mode of a ramfs", metadata(&at("fs/ram")).0 & 0o7777, 0o711);
     expect("top of a tmpfs", metadata(&at("over")), below);
     let same = |one: &str, other: &str| {
         let [one, other] =
@@ -219,7 +231,7 @@ fn look(dir: &Dir, mounted: Mounted) {
 
 fn clean(dir: &Dir) {
     expect("chdir", std::env::set_current_dir("/").is_ok(), true);
-    for name in ["part", "shown", "over", "fs"] {
+    for name in ["part", "ram", "shown", "over", "fs"] {
         ok(name, unsafe { libc::umount2(c(&dir.path().join(name)).as_ptr(), libc::MNT_DETACH) });
     }
     expect("what was covered", text(&dir.path().join("over/in/under")).as_str(), "covered");

@@ -1397,8 +1397,22 @@ fn own_mounts() -> Vec<Claim> {
     fn directory(path: &[u8]) -> Value {
         layer_entry(path, map(&[("directory", Value::Bool(false))]), 0o755, 0)
     }
+    /// One more of the container's own, at a place where it has its caller's.
+    fn once_more(f: &mut Forge, kind: &str, point: &str) {
+        let none = || Value::Array(Vec::new());
+        let fields = [("fs_type", Value::Text(kind.into())), ("options", none()), ("root", bytes(""))];
+        let what = map(&[("new", map(&[&fields[..], &[("content", Value::Null), ("pids", Value::Null)]].concat()))]);
+        record(f, &[], Vec::new(), vec![mount(Value::Null, point, what)]);
+    }
     const SIZE: (&str, &str) = ("size", "1m");
     vec![
+        lie("another sysfs on the container's", May::Denied, |f, _| once_more(f, "sysfs", "/sys")),
+        lie("another mqueue", May::Run, |f, _| once_more(f, "mqueue", "/mnt")),
+        lie("a sysfs with an option", May::Damaged, |f, _| {
+            let what = new("sysfs", SIZE, Value::Null, Value::Null);
+            record(f, &[], Vec::new(), vec![mount(Value::Null, "/mnt", what)]);
+        }),
+        lie("a ramfs without content", May::Damaged, |f, _| once_more(f, "ramfs", "/mnt")),
         lie("a directory of the host's, bound", May::Run, |f, bait| bind(f, bait, "/mnt")),
         lie("the container's own directory, bound over others", May::Run, |f, _| bind(f, "/tmp", "/home")),
         lie("a bind through a link of proc", May::Denied, |f, _| bind(f, "/proc/self/root/etc", "/mnt")),

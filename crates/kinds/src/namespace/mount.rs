@@ -1,14 +1,15 @@
 //! A mount namespace inside a container: its mounts, and the file systems that are its own.
-//! *Read from:* mountinfo of a thread that has joined it; the content of a tmpfs through a copy of its mount.
+//! *Read from:* mountinfo of a thread that has joined it; the content of a tmpfs or a ramfs through a copy of its mount.
 //! *Made again by:* a child copies the container's mounts in the user namespace that it belongs to, so that they are as locked as they were;
 //! mounts that are missing there go, others come, and where its root is another than the container's it is turned (pivot_root(2)). The proc
 //! of a pid namespace inside comes last, mounted by a child that is born there.
 //! *Lost:* numbers of mounts and devices, names of sources, what [`layer`] loses of a tmpfs. Refused: file systems of other types than
-//! tmpfs, proc and devpts that the container does not have itself, or that two nested namespaces share; mounts that receive others (slaves)
+//! tmpfs, ramfs, proc, devpts and (beside one that the container has) mqueue and sysfs that the container does not have itself, or that two nested namespaces share; mounts that receive others (slaves)
 //! or share them among each other; a tmpfs that another mount covers; what is mounted no more or in part only.
 
 mod build;
 mod check;
+mod kind;
 pub mod own;
 mod place;
 
@@ -28,6 +29,8 @@ use crate::{Cause, Named, Result};
 
 pub use build::{Made, finish, rebuild};
 pub use check::check;
+pub use kind::Type;
+use kind::once_more;
 pub use place::{Place, Places};
 
 /// The mounts of a namespace, each after the one that it is mounted on.
@@ -83,51 +86,11 @@ pub struct System {
     pub options: Vec<(String, Option<String>)>,
     /// The directory of it that is shown, relative to its own root.
     pub root: Bytes,
-    /// What is in that directory, of a tmpfs.
+    /// What is in that directory, of a tmpfs or a ramfs.
     pub content: Option<layer::Record>,
     /// The pid namespace that a proc shows, unless that is the container's.
     #[serde(default)]
     pub pids: Option<NsId>,
-}
-
-/// The types of file systems that are made again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Type {
-    /// tmpfs(5).
-    Tmpfs,
-    /// proc(5).
-    Proc,
-    /// pts(4).
-    Devpts,
-}
-
-impl Type {
-    fn name(self) -> &'static str {
-        match self {
-            Type::Tmpfs => "tmpfs",
-            Type::Proc => "proc",
-            Type::Devpts => "devpts",
-        }
-    }
-
-    /// Options that are given again.
-    fn options(self) -> &'static [&'static str] {
-        match self {
-            Type::Tmpfs => &["ro", "size", "nr_blocks", "nr_inodes", "mode", "huge", "inode64", "inode32", "noswap"],
-            Type::Proc => &["ro", "hidepid", "subset"],
-            Type::Devpts => &["ro", "mode", "ptmxmode", "max"],
-        }
-    }
-
-    /// Options that say what the content says, or what nobody can choose.
-    fn other_options(self) -> &'static [&'static str] {
-        match self {
-            Type::Tmpfs => &["rw", "uid", "gid", "seclabel"],
-            Type::Proc => &["rw"],
-            Type::Devpts => &["rw", "seclabel"],
-        }
-    }
 }
 
 /// The mounts of the container, which nested namespaces have copies of; for what its own root has mounted: those that were there before.
@@ -259,12 +222,13 @@ impl Mount {
     fn look(&mut self, line: &Line, home: &Home<'_>, blob: &str, writer: &Writer) -> Result<()> {
         let What::New(system) = &mut self.what else { return Ok(()) };
         system.content = match system.fs_type {
-            Type::Tmpfs => Some(content(line, home.whose, blob, writer)?),
+            Type::Tmpfs | Type::Ramfs => Some(content(line, home.whose, blob, writer)?),
             Type::Proc => {
                 system.pids = ids_of(line, home)?;
                 None
             }
             Type::Devpts => no_terminals(line, home.whose).map(|()| None)?,
+            Type::Mqueue | Type::Sysfs => None,
         };
         Ok(())
     }
@@ -319,6 +283,10 @@ fn what(
     elsewhere: &dyn Fn(&Line) -> bool,
     home: &Home<'_>,
 ) -> Result<std::result::Result<What, String>> {
+    if let Some(fs_type) = once_more(line, own, home) {
+        let root = Bytes(Vec::new());
+        return Ok(Ok(What::New(System { fs_type, options: Vec::new(), root, content: None, pids: None })));
+    }
     if let Some(path) = outside(line, home)? {
         return Ok(Ok(What::Outside(Bytes(path))));
     }
@@ -346,6 +314,7 @@ fn what(
     }
     let fs_type = match line.fs_type.as_slice() {
         b"tmpfs" => Type::Tmpfs,
+        b"ramfs" => Type::Ramfs,
         b"proc" => Type::Proc,
         b"devpts" => Type::Devpts,
         _ => return no("whose type is not made again"),
@@ -364,7 +333,7 @@ fn what(
         }
     }
     let root = Bytes(line.root.strip_prefix(b"/").unwrap_or(&line.root).to_vec());
-    if fs_type != Type::Tmpfs && !root.0.is_empty() {
+    if !fs_type.is_filled() && !root.0.is_empty() {
         return no("of a part of it");
     }
     Ok(Ok(What::New(System { fs_type, options, root, content: None, pids: None })))
@@ -439,7 +408,7 @@ fn open(line: &Line, whose: Whose) -> Result<OwnedFd> {
     Err(Cause::unsupported(format!("{}: a mount ({fs_type}) {whose} that another covers", point())))
 }
 
-/// What is in a tmpfs, below what is mounted on it.
+/// What is in a tmpfs or a ramfs, below what is mounted on it.
 fn content(line: &Line, whose: Whose, blob: &str, writer: &Writer) -> Result<layer::Record> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = open_tree(open(line, whose)?, c"", flags);

@@ -210,7 +210,7 @@ const READ_ONLY: &str = "ro";
 
 /// Gives a tmpfs with its content the option that it could not have before.
 pub(super) fn seal(system: &System, made: &OwnedFd) -> Result<()> {
-    if system.fs_type != Type::Tmpfs || !system.options.iter().any(|(key, _)| key == READ_ONLY) {
+    if !system.fs_type.is_filled() || !system.options.iter().any(|(key, _)| key == READ_ONLY) {
         return Ok(());
     }
     let flags = FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC;
@@ -225,7 +225,7 @@ pub(super) fn make(system: &System) -> Result<OwnedFd> {
     let name = fs_type.name();
     let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).named("fsopen", || format!("{name:?}"))?;
     // A tmpfs is filled first.
-    for (key, value) in options.iter().filter(|(key, _)| *fs_type != Type::Tmpfs || key != READ_ONLY) {
+    for (key, value) in options.iter().filter(|(key, _)| !fs_type.is_filled() || key != READ_ONLY) {
         match value {
             Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()),
             None => fsconfig_set_flag(context.as_fd(), key.as_str()),
@@ -233,7 +233,9 @@ pub(super) fn make(system: &System) -> Result<OwnedFd> {
         .named("fsconfig", || format!("{name}, {key}={value:?}"))?;
     }
     fsconfig_create(context.as_fd()).named("fsconfig", || format!("{name}, FSCONFIG_CMD_CREATE"))?;
-    let mounted = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+    // Nobody may see a sysfs that can be written while the container's cannot; the mount's own attributes come later.
+    let attributes = if *fs_type == Type::Sysfs { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    let mounted = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes);
     let mounted = mounted.named("fsmount", || name.into())?;
     if root.0.is_empty() {
         return Ok(mounted);

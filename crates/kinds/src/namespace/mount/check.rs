@@ -52,7 +52,7 @@ pub(super) fn check_all(mounts: &[Mount]) -> Result<()> {
                 (pids.is_none() || *fs_type == Type::Proc && root.0.is_empty())
                     && is_plain(Some(&root.0))
                     && options.iter().all(known)
-                    && content.is_some() == (*fs_type == Type::Tmpfs)
+                    && content.is_some() == fs_type.is_filled()
             }
         };
         if !fine || !are_attributes(mount.attributes) {
