@@ -31,6 +31,7 @@ pub fn image(e: Error, alone: bool) -> Error {
         | Errno::FBIG
         | Errno::LOOP
         | Errno::XDEV => Cause::corrupt(format!("it asks for what cannot be: {what}")),
+        Errno::NODEV if sys.call == "mmap" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         Errno::IO if sys.call == "ptrace" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         // Keys of System V objects, in a namespace that is new.
         Errno::EXIST if matches!(sys.call, "shmget" | "semget" | "msgget") => {
@@ -62,6 +63,7 @@ mod tests {
         let code = |step, call, errno| image(Error::new(step, SysError::new(call, "", errno)), true).exit_code();
         assert_eq!(code(Step::Confine, "setresuid", Errno::INVAL), 5);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::INVAL), 4);
+        assert_eq!(code(Step::Rebuild, "mmap", Errno::NODEV), 4);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::NOMEM), 1);
         assert_eq!(code(Step::Rebuild, "read", Errno::IO), 1);
         assert_eq!(code(Step::Rebuild, "openat", Errno::NOSPC), 1);

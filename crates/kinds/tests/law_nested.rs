@@ -592,6 +592,7 @@ fn sockets_come_back_where_they_were() {
         drop(fds);
         let rebuild = |other: &OwnedFd| {
             let mut workshop = Workshop::new(None, directory("/"), proc(), Filled::default(), &first).unwrap();
+            workshop.maker = yendor_kinds::file::unix::Maker::Ourselves;
             workshop.networks = networks(other);
             let made = first.iter().map(|entry| workshop.fd(entry.id).map(law::twin)).collect::<Result<Vec<_>, _>>()?;
             workshop.finish()?;

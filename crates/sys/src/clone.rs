@@ -240,16 +240,47 @@ pub fn as_process(who: Who, make: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Resu
     };
     let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or_else(|| SysError::last("clone3", shown()))?;
     crate::wait::wait(Some(pid), true)?;
-    let mut answer = [0u8; 64];
+    let mut answer = [0u8; ANSWER];
     let n = rustix::io::read(&told, &mut answer[..]).map_err(|e| SysError::new("read", shown(), e))?;
-    let mut words = answer[..n].chunks_exact(4).filter_map(|w| w.try_into().ok()).map(i32::from_ne_bytes);
-    match words.next() {
-        // SAFETY: the child has just made these in the table that we share, and is gone.
-        Some(0) => Ok((words.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect(), pid)),
-        Some(errno) => Err(SysError::new("clone3", shown(), Errno::from_raw_os_error(errno))),
+    let word = |bytes: &[u8]| bytes.try_into().ok().map(i32::from_ne_bytes);
+    match answer[..n].split_first_chunk::<4>().map(|(first, rest)| (i32::from_ne_bytes(*first), rest)) {
+        Some((0, made)) => {
+            // SAFETY: the child has just made these in the table that we share, and is gone.
+            let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+            Ok((made.chunks_exact(4).filter_map(word).map(own).collect(), pid))
+        }
+        Some((errno, said)) => {
+            let said = String::from_utf8_lossy(said);
+            let (call, args) = said.split_once(' ').unwrap_or_default();
+            let known = CALLS.iter().find(|known| **known == call);
+            let args = if known.is_some() { args.to_owned() } else { format!("{}, {call}: {args}", shown()) };
+            Err(SysError::new(known.unwrap_or(&"clone3"), args, Errno::from_raw_os_error(errno)))
+        }
         None => Err(SysError::new("clone3", shown(), Errno::CHILD)),
     }
 }
+
+/// Bytes that a child of [`as_process`] answers at most.
+const ANSWER: usize = 1024;
+/// What may fail in one, by name.
+const CALLS: &[&str] = &[
+    "bind",
+    "chroot",
+    "connect",
+    "fchdir",
+    "fchmodat",
+    "fchownat",
+    "listen",
+    "newfstatat",
+    "openat2",
+    "sendmsg",
+    "setresgid",
+    "setresuid",
+    "setsockopt",
+    "socket",
+    "socketpair",
+    "unlinkat",
+];
 
 /// In the child: 0 and the numbers of what was made, or the errno.
 fn become_and_make(who: Who, make: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Vec<u8> {
@@ -261,11 +292,18 @@ fn become_and_make(who: Who, make: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Vec
         if done || id == NOBODY { Ok(()) } else { Err(SysError::last("setresuid", id.to_string())) }
     };
     let made = set(libc::SYS_setresgid, who.gid).and_then(|()| set(libc::SYS_setresuid, who.uid)).and_then(|()| make());
-    let words: Vec<i32> = match made {
-        Ok(fds) => std::iter::once(0).chain(fds.into_iter().map(IntoRawFd::into_raw_fd)).collect(),
-        Err(e) => vec![e.errno.raw_os_error()],
-    };
-    words.into_iter().flat_map(i32::to_ne_bytes).collect()
+    match made {
+        Ok(fds) => {
+            let words = std::iter::once(0).chain(fds.into_iter().map(IntoRawFd::into_raw_fd));
+            words.flat_map(i32::to_ne_bytes).collect()
+        }
+        Err(e) => {
+            let mut said = e.errno.raw_os_error().to_ne_bytes().to_vec();
+            said.extend_from_slice(format!("{} {}", e.call, e.args).as_bytes());
+            said.truncate(ANSWER);
+            said
+        }
+    }
 }
 
 #[cfg(test)]

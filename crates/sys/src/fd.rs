@@ -1,6 +1,6 @@
 //! What rustix lacks of fcntl(2).
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -71,12 +71,19 @@ fn in_thread<T: Send>(flags: i32, shown: &'static str, f: impl FnOnce() -> Resul
     }
 }
 
-/// Runs `f` and goes back to the working directory of before.
+/// Runs `f` and goes back to the root and the working directory of before.
 fn in_place<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let here = rustix::fs::open(".", flags, Mode::empty()).map_err(|e| SysError::new("open", ".", e))?;
+    let open = |path: &str| rustix::fs::open(path, flags, Mode::empty()).map_err(|e| SysError::new("open", path, e));
+    let (root, here) = (open("/")?, open(".")?);
     let result = f();
-    rustix::process::fchdir(&here).map_err(|e| SysError::new("fchdir", "back", e))?;
+    let place = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino)).ok();
+    let back = |fd: &OwnedFd| rustix::process::fchdir(fd).map_err(|e| SysError::new("fchdir", "back", e));
+    if place(&open("/")?) != place(&root) {
+        back(&root)?;
+        rustix::process::chroot(".").map_err(|e| SysError::new("chroot", "back", e))?;
+    }
+    back(&here)?;
     result
 }
 

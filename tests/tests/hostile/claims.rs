@@ -730,7 +730,7 @@ fn processes() -> Vec<Claim> {
             f.list(&p("threads")).push(copy);
         }),
         lie("a thread that is pid 1", May::Damaged, |f, _| f.set(&t("tid"), number(1))),
-        lie("a program to execute", May::Run, |f, bait| {
+        lie("a program to execute", May::Damaged, |f, bait| {
             let credentials = f.at(&t("credentials")).clone();
             let directory = f.at(&p("directory")).clone();
             let exec = map(&[
@@ -1422,11 +1422,11 @@ fn own_mounts() -> Vec<Claim> {
         lie("a bind above the root", May::Damaged, |f, _| bind(f, "/tmp", "/mnt/../../tmp")),
         lie("a bind from above the root", May::Damaged, |f, _| bind(f, "/../tmp", "/mnt")),
         lie("a bind of a relative path", May::Damaged, |f, _| bind(f, "tmp", "/mnt")),
-        lie("a bind at a link that the image brings", May::Damaged, |f, bait| {
+        lie("a bind at a link that the image brings", May::Denied, |f, bait| {
             link_in_tmp(f, "out", bait);
             bind(f, "/etc", "/tmp/out");
         }),
-        lie("a bind of a link that the image brings", May::Damaged, |f, bait| {
+        lie("a bind of a link that the image brings", May::Denied, |f, bait| {
             link_in_tmp(f, "out", bait);
             bind(f, "/tmp/out", "/mnt");
         }),

@@ -110,6 +110,10 @@ impl Field {
         let link = |pid: &str, ns: &str| fs::read_link(format!("/proc/{pid}/ns/{ns}"));
         let Ok(user) = link(&pid.to_string(), "user") else { return Vec::new() };
         let mut wrong = Vec::new();
+        // The keeper has what the container's root may have at most.
+        let state = fs::read(self.yendor.path("state/run").join(name).join("state.json")).unwrap_or_default();
+        let state: serde_json::Value = serde_json::from_slice(&state).unwrap_or_default();
+        let ceiling = capabilities(&state["keeper"].to_string(), "CapBnd");
         for entry in fs::read_dir("/proc").expect("/proc").flatten() {
             let task = entry.file_name().to_string_lossy().into_owned();
             if task.parse::<u32>().is_err() || link(&task, "user").ok().as_ref() != Some(&user) {
@@ -130,7 +134,7 @@ impl Field {
                     wrong.push(format!("task {task} is in the group {group}"));
                 }
             }
-            let all = capabilities(&pid.to_string(), "CapBnd");
+            let all = ceiling;
             for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
                 let more = capabilities(&task, name) & !all;
                 if more != 0 {
@@ -257,6 +261,77 @@ fn the_keepers_descriptors_are_no_way_out() {
         let outcome = field.yendor.call(&["run", "--rm", "-w", &directory, "--", "sh", "-c", &script]);
         assert!(outcome.code == 1 && outcome.stderr.contains("openat2"), "{directory}: {outcome:?}");
         assert_eq!(fs::read(&mine).expect("bait"), before, "{directory}");
+    }
+}
+
+/// Connections that nobody is said to have made, and what was sent by them, must not lead to the keeper: by its pidfd root of the container
+/// could take all that it has open.
+#[test]
+fn no_socket_leads_to_the_keeper() {
+    const SCRIPT: &str = r"
+import os, signal, socket, struct, time
+a, b = socket.socketpair()
+l = socket.socket(socket.AF_UNIX)
+l.bind('\0owner')
+l.listen()
+c = socket.socket(socket.AF_UNIX)
+c.connect('\0owner')
+c.send(b'x')
+def tell(what, fd):
+    pid = [line.split()[1] for line in open('/proc/self/fdinfo/%d' % fd) if line.startswith('Pid:')]
+    print(what, *pid, flush=True)
+def peer(s):
+    try: tell('peer', struct.unpack('i', s.getsockopt(1, 77, 4))[0])
+    except OSError as error: print('peer', error.strerror, flush=True)
+def ask(*_):
+    s = l.accept()[0]
+    s.setsockopt(1, 76, 1)
+    for each in (a, b, c, s): peer(each)
+    for _, kind, value in s.recvmsg(9, socket.CMSG_SPACE(4))[1]: tell('sender', struct.unpack('i', value[:4])[0])
+    print('asked', flush=True)
+signal.signal(signal.SIGUSR1, ask)
+print('ready', flush=True)
+while True: time.sleep(0.05)
+";
+    fn nobody(value: &mut ciborium::Value) {
+        match value {
+            ciborium::Value::Array(list) => list.iter_mut().for_each(nobody),
+            ciborium::Value::Map(map) => {
+                for (name, one) in map {
+                    if matches!(name.as_text(), Some("peer" | "who")) {
+                        *one = ciborium::Value::Null
+                    } else {
+                        nobody(one)
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    for flavour in [Flavour::RootUserns, Flavour::user()] {
+        let Some(yendor) = Yendor::new(flavour) else { continue };
+        let name = yendor.fresh("owner");
+        yendor.run_detached(&name, &["python3", "-c", SCRIPT]);
+        yendor.wait_for_log(&name, "ready", yendor_tests::PATIENCE);
+        let (image, forged) = (yendor.path("image"), yendor.path("forged"));
+        yendor.checkpoint(&name, &image);
+        let mut forge = Forge::open(&image);
+        let before = forge.clone();
+        nobody(forge.at("files"));
+        assert!(forge != before);
+        forge.write(&forged);
+        yendor.give(&forged);
+        for image in [image, forged] {
+            let again = yendor.fresh("again");
+            yendor.restore(&image, &again);
+            yendor.kill(&again, "USR1");
+            yendor.wait_for_log(&again, "asked", yendor_tests::PATIENCE);
+            let log = yendor.logs(&again);
+            let outside = |line: &str| matches!(line, "peer 0" | "sender 0");
+            assert!(log.lines().filter(|line| line.starts_with("peer")).count() == 4, "{log}");
+            assert!(!log.lines().any(outside), "a process outside of the container: {log}");
+            yendor.call(&["rm", "-f", &again]).exits(0);
+        }
     }
 }
 

@@ -142,8 +142,9 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
             State::Zombie(status) => {
                 return Err(wrong("wait status", format!("{status:#x}"), "nobody ends with it")).map_err(at(pid));
             }
+            // Only what is composed begins with a program.
             State::Exec(exec) => {
-                known.descriptors(&exec.descriptors).and_then(|()| credentials(&exec.credentials)).map_err(at(pid))?;
+                return Err(wrong("program", exec.path.to_string(), "no checkpoint writes one")).map_err(at(pid));
             }
             State::Alive(alive) => known.alive(pid, alive, &mut tids).map_err(at(pid))?,
         }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use yendor_image::{FileId, Reader, ShmId};
 use yendor_kinds::file::{Entry, Workshop};
 use yendor_kinds::memory::shared;
+use yendor_kinds::process::State;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
@@ -102,4 +103,27 @@ pub fn open_pages(
         out.insert(number, lift(&file, above, held).at(Step::Rebuild)?);
     }
     Ok(out)
+}
+
+/// An address range that is free in every process of the image, and in the keeper.
+pub fn hole(snapshot: &Snapshot, size: u64) -> std::result::Result<u64, Cause> {
+    const FIRST: u64 = 0x5b5b_0000_0000;
+    const LAST: u64 = 0x7000_0000_0000;
+    let mut taken: Vec<(u64, u64)> = Vec::new();
+    for p in &snapshot.processes {
+        if let State::Alive(a) = &p.state {
+            taken.extend(a.memory.areas.iter().map(|a| (a.start.0, a.end.0)));
+        }
+    }
+    taken.sort_unstable();
+    let mut at = FIRST;
+    for (start, end) in taken {
+        if start < at + size && at < end {
+            at = end.next_multiple_of(1 << 21);
+        }
+    }
+    if at + size > LAST {
+        return Err(Cause::unsupported("no address range is free in all processes of the image"));
+    }
+    Ok(at)
 }

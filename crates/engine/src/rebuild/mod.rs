@@ -46,7 +46,7 @@ use yendor_task::{Arena, Script};
 
 pub use self::death::is_status;
 use self::domain::Domains;
-use self::inherited::{finish, lift, make_files, make_objects, open_pages, own_places};
+use self::inherited::{finish, hole, lift, make_files, make_objects, open_pages, own_places};
 pub use self::later::Later;
 use self::levels::Levels;
 use self::memory::Memories;
@@ -340,7 +340,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         site.confine.everybody(|script| site.run(&init, script).map(drop))?;
         let mounts = promised.keep(&mut site, (&init, nested), image, (&mut workshop, labels), above)?;
         if sockets_later {
-            workshop.impersonates = true;
+            workshop.maker = yendor_kinds::file::unix::Maker::Impersonator;
             let unix = |e: &Entry| matches!(e.record, Record::Unix(_));
             let made = make_files(&mut workshop, labels, snapshot, above, &mut site.held, &mut making, &unix)?;
             site.late.add(made);
@@ -392,13 +392,16 @@ impl Rebuilt {
         let memory = Mapping::of(same, memory.len()).at(Step::Thaw)?;
         // Pid 1 first: it must be there to reap.
         ptrace::detach(self.init, 0).at(Step::Thaw)?;
+        let mut ended = Vec::new();
         for (already, tid) in self.threads.iter().enumerate() {
             match ptrace::detach(*tid, 0) {
                 // Those that run already may end this one.
-                Err(e) if e.errno == Errno::SRCH && already > 0 => notice(*tid).at(Step::Thaw)?,
+                Err(e) if e.errno == Errno::SRCH && already > 0 => ended.push(*tid),
                 other => other.at(Step::Thaw)?,
             }
         }
+        // A leader's end is told when all its threads have gone, which come after it.
+        ended.iter().rev().try_for_each(|tid| notice(*tid)).at(Step::Thaw)?;
         self.done = true;
         Ok(Running {
             init: self.init,
@@ -474,27 +477,4 @@ fn highest(snapshot: &Snapshot) -> i32 {
 fn threads(snapshot: &Snapshot) -> usize {
     let count = |s: &State| if let State::Alive(a) = s { a.threads.len() } else { 1 };
     snapshot.processes.iter().map(|p| count(&p.state)).sum()
-}
-
-/// An address range that is free in every process of the image, and in the keeper.
-fn hole(snapshot: &Snapshot, size: u64) -> std::result::Result<u64, Cause> {
-    const FIRST: u64 = 0x5b5b_0000_0000;
-    const LAST: u64 = 0x7000_0000_0000;
-    let mut taken: Vec<(u64, u64)> = Vec::new();
-    for p in &snapshot.processes {
-        if let State::Alive(a) = &p.state {
-            taken.extend(a.memory.areas.iter().map(|a| (a.start.0, a.end.0)));
-        }
-    }
-    taken.sort_unstable();
-    let mut at = FIRST;
-    for (start, end) in taken {
-        if start < at + size && at < end {
-            at = end.next_multiple_of(1 << 21);
-        }
-    }
-    if at + size > LAST {
-        return Err(Cause::unsupported("no address range is free in all processes of the image"));
-    }
-    Ok(at)
 }

@@ -311,7 +311,7 @@ pub(super) fn extents(proc: &OwnedFd, seen: &Seen) -> Result<Vec<(u64, u64)>> {
         };
         let end =
             rustix::fs::seek(&own, SeekFrom::Hole(start)).named("lseek", || format!("{}, SEEK_HOLE", seen.link))?;
-        out.push((start, end.min(size) - start));
+        out.push((start, end.min(size).saturating_sub(start)));
         at = end;
     }
     Ok(out)

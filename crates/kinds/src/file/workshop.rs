@@ -34,8 +34,8 @@ pub struct Workshop<'a> {
     pub(super) unix: super::unix::Bench,
     /// The tasks that are born: their pids inside, and as we see them.
     pub tasks: BTreeMap<NsPid, i32>,
-    /// Whether unix sockets are made in processes with their makers' pids and users: possible once pid 1 is there.
-    pub impersonates: bool,
+    /// Who makes unix sockets.
+    pub maker: super::unix::Maker,
     /// All entries of the image.
     entries: BTreeMap<FileId, &'a Entry>,
     /// Descriptions that exist.
@@ -77,7 +77,7 @@ impl<'a> Workshop<'a> {
             clocks,
             unix: super::unix::Bench::default(),
             tasks: BTreeMap::new(),
-            impersonates: false,
+            maker: super::unix::Maker::Child,
             entries: map,
             made: BTreeMap::new(),
             making: BTreeSet::new(),

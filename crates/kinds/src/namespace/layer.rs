@@ -111,6 +111,9 @@ struct Walk<'w> {
 impl<'w> Walk<'w> {
     fn directory(&mut self, dir: &OwnedFd, path: &mut Vec<u8>) -> Result<()> {
         let shown = || path.escape_ascii().to_string();
+        if path.iter().filter(|b| **b == b'/').count() > 500 {
+            return Err(Cause::unsupported(format!("directories more than 500 deep, in {}", shown())));
+        }
         let stat = fstat(dir).named("fstat", shown)?;
         let (attributes, opaque) = attribute::collect(dir)?;
         self.push(path, What::Directory(opaque), &stat, attributes);
@@ -118,13 +121,10 @@ impl<'w> Walk<'w> {
         let mut names: Vec<Vec<u8>> = Vec::new();
         for entry in Dir::read_from(dir).named("getdents64", shown)? {
             let entry = entry.named("getdents64", shown)?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push(name.to_vec());
-            }
+            names.push(entry.file_name().to_bytes().to_vec());
         }
         names.sort_unstable();
-        for name in names {
+        for name in names.into_iter().filter(|name| name != b"." && name != b"..") {
             let before = path.len();
             if !path.is_empty() {
                 path.push(b'/');
@@ -203,7 +203,7 @@ impl<'w> Walk<'w> {
                 Err(Errno::NXIO) => break,
                 Err(e) => return Err(SysError::new("lseek", "SEEK_DATA", e).into()),
             };
-            let to = seek(file, SeekFrom::Hole(from)).named("lseek", || "SEEK_HOLE".into())?.min(size);
+            let to = seek(file, SeekFrom::Hole(from)).named("lseek", || "SEEK_HOLE".into())?.min(size).max(from);
             self.copy(file, from, to - from)?;
             extents.push((from, to - from));
             at = to;

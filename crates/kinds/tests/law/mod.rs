@@ -88,6 +88,8 @@ impl Image {
     pub fn try_rebuild(&self, filled: Filled) -> Result<Vec<OwnedFd>, Cause> {
         let mut workshop =
             Workshop::new(Some(&self.reader), directory("/"), directory("/proc"), filled, &self.entries)?;
+        // Tests have threads.
+        workshop.maker = unix::Maker::Ourselves;
         let me = rustix::process::getpid().as_raw_nonzero().get();
         workshop.tasks.insert(yendor_image::NsPid(me), me);
         let mut made = Vec::new();

@@ -194,12 +194,16 @@ pub fn rebuild(id: FileId, record: &Record, waiting: &[Client], workshop: &super
             (Some(socket), None) => waits(workshop, *socket)?,
             (None, None) => continue,
         };
-        peer::make_as(*who, workshop, || name.connect(client, &workshop.root).map(|()| Vec::new()))?;
         option::make_room(client)?;
-        for Message { data, from: _, files } in queue {
-            let files = files.iter().map(|f| workshop.existing(*f)).collect::<Result<Vec<_>>>()?;
-            yendor_sys::sock::send(client, &data.0, &files, None)?;
-        }
+        let open = |message: &Message| message.files.iter().map(|f| workshop.existing(*f)).collect::<Result<Vec<_>>>();
+        let queue = queue.iter().map(|message| Ok((&message.data.0, open(message)?))).collect::<Result<Vec<_>>>()?;
+        // Who has sent what is not accepted yet the kernel notes, whatever the options.
+        let connect_and_send = || {
+            name.connect(client, &workshop.root)?;
+            queue.iter().try_for_each(|(data, files)| yendor_sys::sock::send(client, data, files, None))?;
+            Ok(Vec::new())
+        };
+        peer::make_as(*who, workshop, connect_and_send)?;
     }
     Ok(())
 }

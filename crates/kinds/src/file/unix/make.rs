@@ -126,7 +126,7 @@ fn connection(a: &Record, b: Option<&Record>, workshop: &mut Workshop<'_>) -> Re
     if a.kind != Kind::Dgram {
         // A name that others have too was lent by the socket that accepted.
         // So was one whose end was made by somebody else than the other.
-        let differ = workshop.impersonates && b.is_some_and(|b| b.peer != a.peer);
+        let differ = workshop.maker == peer::Maker::Impersonator && b.is_some_and(|b| b.peer != a.peer);
         let peers = (a.peer, b.and_then(|b| b.peer));
         if let Some(lent) = b_name.filter(|n| differ || is_shared(n, workshop)) {
             return accepted(a.kind, a.name.as_ref(), lent, peers, workshop);
@@ -205,8 +205,8 @@ fn lender(kind: Kind, lent: &name::Record, who: Option<peer::Record>, workshop: 
 /// The kernel's; `Corrupt` for messages that nobody can have sent.
 pub fn finish(workshop: &mut Workshop<'_>) -> Result<()> {
     let all = sockets(workshop);
-    for (id, record) in &all {
-        workshop.within(*id, || send_queue(*id, record, workshop))?;
+    for (id, record) in all.iter().filter(|(_, record)| !record.queue.is_empty()) {
+        workshop.within(*id, || peer::send_as_child(workshop, || send_queue(*id, record, workshop)))?;
     }
     connect_datagrams(&all, workshop)?;
     for (id, record) in &all {
@@ -237,6 +237,7 @@ pub fn finish(workshop: &mut Workshop<'_>) -> Result<()> {
         name.unlink(&workshop.root)?;
     }
     for (id, record) in &all {
+        peer::check(workshop.existing(*id)?, workshop)?;
         let new = record.kind.new_socket()?;
         option::rebuild(&record.options, workshop.existing(*id)?, new.as_fd())?;
     }
@@ -285,7 +286,7 @@ fn send_datagram(
     if let Some((id, _)) = living {
         let sender = workshop.existing(id)?;
         option::make_room(sender)?;
-        return target.send(sender, data, files, &workshop.root);
+        return Ok(target.send(sender, data, files, &workshop.root)?);
     }
     let sender = Kind::Dgram.new_socket()?;
     option::make_room(sender.as_fd())?;
@@ -295,7 +296,7 @@ fn send_datagram(
         target.send(sender.as_fd(), data, files, &workshop.root)?;
         return lent.unlink(&workshop.root);
     }
-    target.send(sender.as_fd(), data, files, &workshop.root)
+    Ok(target.send(sender.as_fd(), data, files, &workshop.root)?)
 }
 
 /// Connections of datagram sockets that are not pairs: whoever takes messages from one only can no longer be connected

@@ -28,6 +28,7 @@ use diag::Info;
 
 pub use backlog::{Aside, set_aside};
 pub use make::{Bench, finish as connect_all};
+pub use peer::Maker;
 
 /// The type of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -192,14 +192,20 @@ impl Record {
     ///
     /// # Errors
     /// What sendmsg says.
-    pub fn send(&self, fd: BorrowedFd<'_>, data: &[u8], files: &[BorrowedFd<'_>], root: &OwnedFd) -> Result<()> {
+    pub fn send(
+        &self,
+        fd: BorrowedFd<'_>,
+        data: &[u8],
+        files: &[BorrowedFd<'_>],
+        root: &OwnedFd,
+    ) -> std::result::Result<(), SysError> {
         if !self.is_path() {
-            return Ok(sock::send(fd, data, files, Some(&self.address.0))?);
+            return sock::send(fd, data, files, Some(&self.address.0));
         }
-        Ok(self.inside(root, |place, name| {
+        self.inside(root, |place, name| {
             stays(place, name)?;
             sock::send(fd, data, files, Some(&self.address.0))
-        })?)
+        })
     }
 
     /// Runs `f` where the root is the container's, or the one that the path starts from, in the directory of this path. It is told where the
@@ -220,7 +226,9 @@ impl Record {
         let start = own.as_ref().map(|own| enter(root.as_fd(), &own.0)).transpose()?;
         let start = start.as_ref().unwrap_or(root);
         let from = enter(start.as_fd(), &directory.0)?;
-        let path = [&directory.0, &b"/"[..], &address.0].concat();
+        // As the kernel walks it: an absolute one from the root.
+        let relative = !address.0.starts_with(b"/");
+        let path = if relative { [&directory.0, &b"/"[..], &address.0].concat() } else { address.0.clone() };
         let slash = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
         let place = enter(start.as_fd(), &path[..=slash])?;
         in_own_directory(|| {

@@ -9,10 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 use yendor_image::NsPid;
 use yendor_sys::clone::{Who, as_process};
-use yendor_sys::sock;
+use yendor_sys::{Errno, SysError, sock};
 
 use super::{Gather, Workshop};
-use crate::Result;
+use crate::{Cause, Result};
 
 /// A process, when it made a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +59,19 @@ pub fn complete<'a>(
     Ok(())
 }
 
-/// Runs `make` as `peer`, where processes can be made already; else as ourselves. What it made, and the pid that
+/// Who makes unix sockets. The kernel remembers who has made a connection or sent a message, and a task can ask for it as a pidfd
+/// (`SO_PEERPIDFD`, `SO_PASSPIDFD`), by which root of a container could take whatever the keeper has open: so that is never the keeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    /// This process: in tests only, which have threads.
+    Ourselves,
+    /// A child of it, which is nobody in particular.
+    Child,
+    /// A child with the pid, user and group of whoever it was: possible once pid 1 is there.
+    Impersonator,
+}
+
+/// Runs `make` as `peer`, where processes can be made already; else as nobody in particular. What it made, and the pid that
 /// `SO_PEERCRED` will tell us.
 ///
 /// # Errors
@@ -67,16 +79,48 @@ pub fn complete<'a>(
 pub fn make_as(
     peer: Option<Record>,
     workshop: &Workshop<'_>,
-    make: impl FnOnce() -> std::result::Result<Vec<OwnedFd>, yendor_sys::SysError>,
+    make: impl FnOnce() -> std::result::Result<Vec<OwnedFd>, SysError>,
 ) -> Result<(Vec<OwnedFd>, i32)> {
-    match peer.filter(|_| workshop.impersonates) {
-        Some(Record { pid, uid, gid }) => {
-            // Pid 1 is there already.
-            let pid = if pid.0 > 1 { pid.0 } else { 0 };
-            Ok(as_process(Who { pid, uid, gid }, make)?)
+    let nobody = || Who { pid: 0, uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    let who = match (workshop.maker, peer) {
+        (Maker::Ourselves, _) => return Ok((make()?, own_pid())),
+        // Pid 1 is there already.
+        (Maker::Impersonator, Some(Record { pid, uid, gid })) => {
+            Who { pid: if pid.0 > 1 { pid.0 } else { 0 }, uid, gid }
         }
-        None => Ok((make()?, rustix::process::getpid().as_raw_nonzero().get())),
+        _ => nobody(),
+    };
+    Ok(as_process(who, make)?)
+}
+
+/// Runs `send`, which makes nothing, as nobody in particular.
+///
+/// # Errors
+/// `send`'s own, as far as a child can say it.
+pub fn send_as_child(workshop: &Workshop<'_>, send: impl FnOnce() -> Result<()>) -> Result<()> {
+    if workshop.maker == Maker::Ourselves {
+        return send();
     }
+    let said = |cause: Cause| match cause.sys() {
+        Some(sys) => sys.clone(),
+        None => SysError::new("sendmsg", cause.to_string(), Errno::INVAL),
+    };
+    make_as(None, workshop, || send().map(|()| Vec::new()).map_err(said)).map(drop)
+}
+
+/// That a socket which tasks will have does not name this process as its peer.
+///
+/// # Errors
+/// `Corrupt` for one that does.
+pub fn check(fd: BorrowedFd<'_>, workshop: &Workshop<'_>) -> Result<()> {
+    if workshop.maker != Maker::Ourselves && sock::peer(&fd)?[0] == own_pid() {
+        return Err(Cause::corrupt("a connection that nobody has made"));
+    }
+    Ok(())
+}
+
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 /// The credentials of whoever holds the socket now, for one whose connection nobody has accepted.

@@ -7,7 +7,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, openat, openat2, statx};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, openat, openat2, statx,
+};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags, fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
@@ -278,7 +280,14 @@ pub(super) fn find(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let path = if path.is_empty() { b"." } else { path };
-    Ok(openat2(root, path, flags, Mode::empty(), resolve).named("openat2", || path.escape_ascii().to_string())?)
+    let found =
+        openat2(root, path, flags, Mode::empty(), resolve).named("openat2", || path.escape_ascii().to_string())?;
+    // The last component is not followed, but found: a mount of a link would lead on.
+    let stat = rustix::fs::fstat(&found).named("fstat", || path.escape_ascii().to_string())?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        return Err(SysError::new("openat2", path.escape_ascii().to_string(), Errno::LOOP).into());
+    }
+    Ok(found)
 }
 
 pub(super) fn below_root(path: &[u8]) -> &[u8] {
