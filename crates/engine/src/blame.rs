@@ -41,7 +41,8 @@ pub fn image(e: Error, alone: bool) -> Error {
         Errno::PROTO if sys.call == "pread64" => Cause::corrupt(format!("pages without memory to lie in: {what}")),
         // Nobody is borrowed without one, so nobody was who had none.
         Errno::NOENT if sys.call == "borrow" => Cause::corrupt(format!("a task without the vdso that it had: {what}")),
-        Errno::NOENT | Errno::NOTDIR if sys.call == "openat2" => Cause::Hole {
+        // What the caller has asked for is confined later.
+        Errno::NOENT | Errno::NOTDIR if sys.call == "openat2" && e.place.step == Step::Rebuild => Cause::Hole {
             what: format!("a place of its file system as it was: {what}"),
             option: "--volume or --rootfs".into(),
         },
@@ -63,6 +64,8 @@ mod tests {
         let code = |step, call, errno| image(Error::new(step, SysError::new(call, "", errno)), true).exit_code();
         assert_eq!(code(Step::Confine, "setresuid", Errno::INVAL), 5);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::INVAL), 4);
+        assert_eq!(code(Step::Rebuild, "openat2", Errno::NOENT), 5);
+        assert_eq!(code(Step::Confine, "openat2", Errno::NOENT), 1);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::NODEV), 4);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::NOMEM), 1);
         assert_eq!(code(Step::Rebuild, "read", Errno::IO), 1);
