@@ -361,12 +361,12 @@ fn restore_killed_by_time(flavour: Flavour) {
     let begin = Instant::now();
     let container = yendor.fresh("time");
     yendor.restore(&image, &container);
-    let duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
+    let mut duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
     finish(&yendor, &container);
     let (wanted, mut hits, mut round) = (rounds(180, 200), 0, 0);
     while hits < wanted {
         round += 1;
-        assert!(round < 3 * wanted, "{hits} of {round} kills came in time");
+        assert!(round < 5 * wanted, "{hits} of {round} kills came in time");
         let container = yendor.fresh("again");
         let mut arguments = vec!["restore", "-d", "--name", &container];
         arguments.extend(options(&yendor));
@@ -374,6 +374,9 @@ fn restore_killed_by_time(flavour: Flavour) {
         let mut command = yendor.command(&arguments);
         let mut started = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
         std::thread::sleep(Duration::from_micros(random.below(duration)));
+        // How long a restore takes is another thing from one moment to the next, while others run beside: one of five comes too late.
+        let late = started.ended(Duration::ZERO).is_some();
+        duration = if late { duration - duration / 16 } else { duration + duration / 64 + 1 };
         if round % 2 == 0 {
             hits += u64::from(started.kill().signal() == Some(libc::SIGKILL));
         } else {

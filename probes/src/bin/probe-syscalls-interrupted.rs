@@ -196,6 +196,8 @@ fn setup() -> State {
 }
 
 fn check(state: State) {
+    // Whoever was interrupted a moment ago waits again as soon as a processor is free.
+    probe::wait_until_blocked();
     expect("threads that have ended early", state.threads.iter().filter(|thread| thread.is_finished()).count(), 0);
     state.shared.go.store(1, SeqCst);
     state.pipes.iter().for_each(|pipe| transfer(pipe, b"go"));
