@@ -352,6 +352,42 @@ fn restore_killed(flavour: Flavour) {
     println!("{calls} calls; {all} containers ran");
 }
 
+/// Who runs already, while the others are let go one by one, may kill some of them: with threads, whose ends their leader's waits for.
+fn who_is_let_go_ends_others(flavour: Flavour) {
+    const SCRIPT: &str = r"
+import os, threading, time
+children = []
+for _ in range(8):
+    children.append(os.fork())
+    if children[-1] == 0:
+        for _ in range(20): threading.Thread(target=time.sleep, args=(1000,)).start()
+        open('/tmp/there', 'a').write('x')
+        time.sleep(1000)
+while not os.path.exists('/tmp/there') or os.path.getsize('/tmp/there') < 8: time.sleep(0.05)
+if os.fork() == 0:
+    print('ready', flush=True)
+    last = now = time.time()
+    while now - last < 2: last, now = now, time.time()
+    for child in children: os.kill(child, 9)
+    time.sleep(1000)
+for child in children: os.waitpid(child, 0)
+print('ended', flush=True)
+time.sleep(1000)
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let (container, image) = (yendor.fresh("killer"), yendor.path("image"));
+    yendor.run_detached(&container, &["python3", "-c", SCRIPT]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    yendor.checkpoint(&container, &image);
+    // The youngest, which is let go first, notices a jump of the clock on the wall.
+    std::thread::sleep(Duration::from_millis(2500));
+    let again = yendor.fresh("again");
+    yendor.restore(&image, &again);
+    yendor.wait_for_log(&again, "ended", PATIENCE);
+    yendor.call(&["rm", "-f", &again]).exits(0);
+    assert_eq!(yendor.tasks_left(), [] as [i32; 0]);
+}
+
 /// SIGKILL for the front, then for the keeper, at any time of a restore.
 fn restore_killed_by_time(flavour: Flavour) {
     let orphans = Orphans::adopt();
@@ -616,4 +652,5 @@ yendor_tests::root_and_user! {
     restore_killed_by_time
     checkpoint_fails
     what_waited_cannot_be_written
+    who_is_let_go_ends_others
 }

@@ -128,6 +128,13 @@ child(enter); time.sleep(0.5)",
         "a pid namespace of a user namespace of its own in another pid namespace",
     ),
     (
+        "directories in directories",
+        "os.chdir('/tmp')
+for _ in range(510): os.mkdir('d'); os.chdir('d')
+os.chdir('/')",
+        "directories more than 500 deep",
+    ),
+    (
         "users of threads",
         "child(lambda: (unshare(0x10000000), thread(lambda: None)))",
         "has a user namespace of its own, and threads",

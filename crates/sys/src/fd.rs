@@ -105,3 +105,30 @@ pub(crate) fn close(fd: RawFd) {
     // SAFETY: takes no pointer; called in a private table only, on numbers that it made.
     unsafe { libc::close(fd) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_root_is_left_again() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let place = |path: &str| rustix::fs::stat(path).map(|s| (s.st_dev, s.st_ino)).unwrap();
+        // In a thread of its own, as other tests have that root, too.
+        in_own_directory(|| {
+            rustix::process::chdir("/usr").unwrap();
+            let before = (place("/"), place("."));
+            in_place(|| {
+                rustix::process::chroot("/etc").unwrap();
+                rustix::process::chdir("/").unwrap();
+                assert_ne!(place("/"), before.0);
+                Ok(())
+            })?;
+            assert_eq!((place("/"), place(".")), before);
+            Ok(())
+        })
+        .unwrap();
+    }
+}

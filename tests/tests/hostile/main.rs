@@ -264,6 +264,34 @@ fn the_keepers_descriptors_are_no_way_out() {
     }
 }
 
+/// What only looks at an image prints it, too.
+#[test]
+fn words_of_an_image_steer_no_terminal() {
+    if !root() {
+        return;
+    }
+    let field = Field::new();
+    let mut forge = field.good.clone();
+    let words = || ciborium::Value::Text("\u{1b}[2J\u{9b}2J\u{7}owned".into());
+    forge.list("lost").push(ciborium::Value::Array(vec![words(), words()]));
+    let name = ciborium::Value::Bytes(b"/tmp/\x1b[2Jowned".to_vec());
+    forge.set("processes/0/state/alive/directory/cwd", name);
+    let image = field.yendor.path("words");
+    forge.write(&image);
+    field.yendor.give(&image);
+    let image = image.to_str().expect("UTF-8");
+    let mut seen = 0;
+    for asked in [&["plan"][..], &["inspect"], &["inspect", "--tree"], &["inspect", "--lost"], &["inspect", "--files"]]
+    {
+        let said = field.yendor.call(&[asked, &[image]].concat()).exits(0);
+        let all = said.stdout + &said.stderr;
+        let steers = |c: char| c.is_control() && c != '\n';
+        assert!(!all.contains(steers), "{asked:?}: {all:?}");
+        seen += usize::from(all.contains("owned"));
+    }
+    assert!(seen >= 2, "nobody has printed them");
+}
+
 /// Connections that nobody is said to have made, and what was sent by them, must not lead to the keeper: by its pidfd root of the container
 /// could take all that it has open.
 #[test]
