@@ -432,6 +432,16 @@ fn what_a_container_gets_of_the_host_cannot_be_changed() {
         let Some(said) = yendor.call_between("exec 9</", &words, "") else { return };
         let said = said.exits(0).stdout;
         assert_eq!(said, "0\n1\n2\n3\n");
+        // Nor does a link of the container's lead there while the command is looked for, or its interpreter, or where it is to run.
+        let script = "cd /usr/local/bin && ln -s /proc/self/fd/9/true way-out && printf '#!/proc/self/fd/9/true\\n' >by-another && chmod 755 by-another \
+                      && ln -s /proc/self/fd/9 /tmp/there";
+        yendor.call(&["exec", &second, "--", "sh", "-c", script]).exits(0);
+        for (words, code) in [(&["way-out"][..], 127), (&["by-another"], 127), (&["/tmp/there/true"], 127)] {
+            let words = [&["exec", &second, "--"], words].concat();
+            yendor.call_between("exec 9</usr/bin", &words, "").expect("as before").exits(code);
+        }
+        let words = ["exec", "-w", "/tmp/there", &second, "--", "true"];
+        yendor.call_between("exec 9</usr/bin", &words, "").expect("as before").exits(1);
     });
 }
 

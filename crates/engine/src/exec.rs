@@ -82,12 +82,13 @@ fn unlike(own: &[Label], theirs: &[Label], asked: &[Profile]) -> std::result::Re
     Ok(out)
 }
 
-/// What the caller has open beside its standard descriptors is not for the container.
+/// What the caller has open beside its standard descriptors is not for the container: neither for the command, nor while it is looked for,
+/// where a link of the container's (to `/proc/self/fd`) could lead through it. Before anything is opened here.
 ///
 /// # Errors
-/// `EINVAL` before Linux 5.11.
+/// `ENOSYS` before Linux 5.9.
 pub fn keep_to_ourselves() -> Result<()> {
-    yendor_sys::spawn::close_on_exec(3).at(Step::Contain)
+    yendor_sys::spawn::close_inherited(3).at(Step::Contain)
 }
 
 /// A program of the container's can be a link to `/proc/self/exe`: then it is this one, outside of the container, and tasks inside that

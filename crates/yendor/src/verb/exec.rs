@@ -51,6 +51,7 @@ pub struct Exec {
 impl Exec {
     /// Runs it.
     pub fn run(self) -> Outcome {
+        yendor_engine::exec::keep_to_ourselves()?;
         let found = container::find_running(&Places::from_environment()?, &self.container)?;
         let gone = || Failure::Failed(format!("container {} has ended", self.container));
         let init = found.init()?.ok_or_else(gone)?;
@@ -59,10 +60,11 @@ impl Exec {
         let denied = |e: yendor_policy::lsm::SysError| Failure::Denied(format!("the container's label: {e}"));
         let labels: Vec<Entry> = yendor_engine::exec::labels(&found.state)?;
         let keeper = yendor_engine::exec::ask(&found.directory);
-        yendor_engine::exec::keep_to_ourselves()?;
         enter(&init, found.state.init)?;
         yendor_engine::exec::confine(&found.state.request, keeper)?;
         labels.iter().try_for_each(Entry::enter).map_err(denied)?;
+        // From here paths are the container's: no link among them (proc(5)) leads through what we have open.
+        drop((init, labels));
         std::env::set_current_dir(&self.workdir).map_err(|e| Failure::io("chdir", &self.workdir, &e))?;
         drop_capabilities(&found.state.request.cap_drop)?;
         let mut command = self.command()?;
