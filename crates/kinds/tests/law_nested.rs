@@ -438,6 +438,7 @@ fn devices_addresses_and_routes_come_back() {
         let socket = socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
         send(&socket, &request, SendFlags::empty()).unwrap();
         recv(&socket, &mut [0; 512], RecvFlags::empty()).unwrap();
+        at_rest();
     });
     let said = collect(&Place::new(), "named", Kind::Net, &namespace).unwrap_err();
     assert!(said.contains("a network device that the container has made itself (left"), "{said}");

@@ -411,7 +411,21 @@ fn queues() -> Vec<Claim> {
     fn lies(f: &mut Forge, name: &str, value: Value) {
         queue(f, 3_000_000, &[(name, value)]);
     }
+    fn notifies(f: &mut Forge) {
+        f.list(&p("notifications")).push(map(&[("number", number(0)), ("signal", Value::Null)]));
+    }
     vec![
+        lie("a notification by what is no queue", May::Damaged, |f, _| notifies(f)),
+        lie("a notification", May::Run, |f, _| {
+            queue(f, 3_000_000, &[]);
+            f.set(&p("descriptors/0/file"), number(3_000_000));
+            notifies(f);
+        }),
+        lie("a queue that notifies twice", May::Damaged, |f, _| {
+            queue(f, 3_000_000, &[]);
+            f.set(&p("descriptors/0/file"), number(3_000_000));
+            (0..2).for_each(|_| notifies(f));
+        }),
         lie("a queue", May::Run, |f, _| queue(f, 3_000_000, &[])),
         lie("a queue that is another file", May::Damaged, |f, _| queue(f, 0, &[])),
         lie("a queue that is not there", May::Damaged, |f, _| queue(f, 2_999_999, &[])),

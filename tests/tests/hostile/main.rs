@@ -8,7 +8,7 @@ mod mutated;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use yendor_tests::{Account, Bait, Census, Flavour, Forge, Machine, Outcome, Yendor};
@@ -174,6 +174,16 @@ fn outside(task: &str, init: &str, log: &Path) -> Vec<String> {
     let mounts = [task, init].map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default());
     let own: BTreeSet<&str> = mounts.iter().flat_map(|all| all.lines()).filter_map(|l| l.split(' ').next()).collect();
     let is_own = |info: &str| info.lines().any(|l| l.strip_prefix("mnt_id:").is_some_and(|id| own.contains(id.trim())));
+    // Queues are opened in a mount that no list has; their file system is the one that the container has mounted.
+    let queues: BTreeSet<&str> = mounts
+        .iter()
+        .flat_map(|all| all.lines())
+        .filter_map(|l| l.contains(" - mqueue ").then(|| l.split(' ').nth(2)).flatten())
+        .collect();
+    let is_queue = |path: PathBuf| {
+        let device = fs::metadata(path).map_or(0, |found| found.dev());
+        queues.contains(format!("{}:{}", libc::major(device), libc::minor(device)).as_str())
+    };
     let mut wrong = Vec::new();
     for name in ["cwd", "root"] {
         let mut options = fs::OpenOptions::new();
@@ -196,6 +206,7 @@ fn outside(task: &str, init: &str, log: &Path) -> Vec<String> {
             && !is_own(&info)
             && path != log
             && !path.to_string_lossy().starts_with("/memfd:")
+            && !is_queue(entry.path())
         {
             wrong.push(format!("task {task} has descriptor {number} outside: {path:?}"));
         }

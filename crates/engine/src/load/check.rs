@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 
 use rustix::fs::OFlags;
 use yendor_image::{FileId, Manifest, NsId, PAGE_BYTES, PageRun, RECORDS_FILE, ShmId, pages_name};
-use yendor_kinds::file::{self, Descriptor};
+use yendor_kinds::file::{self, Descriptor, Entry};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{self, layout};
 use yendor_kinds::namespace::nested::{self, Content};
 use yendor_kinds::namespace::{mount, user};
-use yendor_kinds::process::{Alive, State, Thread, credential};
+use yendor_kinds::process::{self, Alive, State, Thread, credential};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, namespace};
 use yendor_sys::xstate;
@@ -147,6 +147,27 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
                 return Err(wrong("program", exec.path.to_string(), "no checkpoint writes one")).map_err(at(pid));
             }
             State::Alive(alive) => known.alive(pid, alive, &mut tids).map_err(at(pid))?,
+        }
+    }
+    notified(processes, files)
+}
+
+/// A message queue notifies one process at most, which has it open.
+fn notified(processes: &[process::Record], files: &[Entry]) -> Result<()> {
+    let queue_of = |file: FileId| match &files.iter().find(|entry| entry.id == file)?.record {
+        file::Record::Mqueue(record) => Some(record.queue),
+        _ => None,
+    };
+    let mut seen = BTreeSet::new();
+    for process in processes {
+        let State::Alive(alive) = &process.state else { continue };
+        for one in &alive.notifications {
+            let held = alive.descriptors.iter().find(|d| d.number == one.number);
+            if !held.and_then(|d| queue_of(d.file)).is_some_and(|queue| seen.insert(queue)) {
+                let error =
+                    wrong("message queue", one.number.to_string(), "it is none, or notifies another one already");
+                return Err(at(process.pid.0)(error));
+            }
         }
     }
     Ok(())
