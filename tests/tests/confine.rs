@@ -528,7 +528,15 @@ print('domain', entered, flush=True)
 time.sleep(1000)
 ";
 
-/// Who removes a container's directory does not go through what is mounted below it.
+/// Makes directories in directories, more than descriptors can be had and than a path can name.
+const DEEP: &str = "import os
+os.chdir('/srv')
+for depth in range(5000):
+    if depth % 1000 == 0: os.mkdir('other', 0)
+    os.mkdir('d')
+    os.chdir('d')";
+
+/// Who removes a container's directory does not go through what is mounted below it, and as deep as there is something.
 #[test]
 fn a_container_that_removes_itself_leaves_its_volumes_alone() {
     everybody(|yendor| {
@@ -550,15 +558,20 @@ fn a_container_that_removes_itself_leaves_its_volumes_alone() {
         }
         let data = format!("d={}:/data", utf8(&volume));
         let rootfs: &[&str] = &["--rootfs", utf8(&tree), "--volume", "u=/usr:/usr:ro"];
-        for root in [&[][..], rootfs] {
+        for (root, command) in [(&[][..], &["python3", "-c", DEEP][..]), (rootfs, &["true"])] {
             let name = yendor.fresh("gone");
             let options = [&["--rm", "--volume", &data], root].concat();
-            yendor.run_detached_with(&name, &options, &["true"]).exits(0);
+            yendor.run_detached_with(&name, &options, command).exits(0);
             let gone = || std::fs::read_dir(yendor.path("state/run")).map_or(true, |mut all| all.next().is_none());
             assert!(wait_until(PATIENCE, gone), "{}", yendor.call(&["ps", "-a"]).stdout);
             for file in &files {
                 assert_eq!(std::fs::read_to_string(file).ok().as_deref(), Some("mine"), "{}", file.display());
             }
         }
+        let name = yendor.fresh("deep");
+        yendor.run_detached(&name, &["python3", "-c", DEEP]);
+        assert_eq!(yendor.wait(&name), 0, "{}", yendor.logs(&name));
+        let Some(removed) = yendor.call_between("ulimit -n 32", &["rm", &name], "") else { return };
+        removed.exits(0);
     });
 }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
 use rustix::io::Errno;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
@@ -153,25 +153,8 @@ pub fn sweep(run: &Path) {
 pub fn discard(name: &str, directory: &OwnedFd, parent: &OwnedFd) {
     // The state first: without it everybody knows what the rest is.
     let _ = unlinkat(directory, crate::state::FILE, AtFlags::empty());
-    empty(directory.as_fd());
+    let _ = crate::clear::below(directory.as_fd(), true);
     let _ = unlinkat(parent, name, AtFlags::REMOVEDIR);
-}
-
-fn empty(directory: BorrowedFd<'_>) {
-    for entry in Dir::read_from(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if [&b"."[..], b".."].contains(&name.to_bytes()) {
-            continue;
-        }
-        if entry.file_type() == FileType::Directory
-            && let Ok(inner) = crate::state::below(directory, name)
-        {
-            empty(inner.as_fd());
-        }
-        if unlinkat(directory, name, AtFlags::empty()).is_err() {
-            let _ = unlinkat(directory, name, AtFlags::REMOVEDIR);
-        }
-    }
 }
 
 #[cfg(test)]

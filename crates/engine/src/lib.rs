@@ -6,6 +6,7 @@ mod blame;
 pub mod bundle;
 pub mod checkpoint;
 pub mod claim;
+pub mod clear;
 pub mod collect;
 mod compose;
 mod confine;

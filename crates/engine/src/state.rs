@@ -2,12 +2,11 @@
 //!
 //! `state.json` of a container is written by its keeper alone, by rename, so that a reader never sees half of it.
 
-use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -167,28 +166,9 @@ pub fn read(container: &Path) -> io::Result<State> {
 /// What is left, and why.
 pub fn remove(container: &Path) -> io::Result<()> {
     crate::contain::cgroup::remove_noted(container);
-    open_up(container);
-    match std::fs::remove_dir_all(container) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => remove_mapped(container),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// The work directory of an overlay has mode 000.
-fn open_up(directory: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        let Ok(metadata) = entry.metadata() else { continue };
-        if !metadata.is_dir() {
-            continue;
-        }
-        if metadata.permissions().mode() & 0o700 != 0o700 {
-            // If it is not ours, removing it says so.
-            let _ = std::fs::set_permissions(entry.path(), PermissionsExt::from_mode(0o700));
-        }
-        open_up(&entry.path());
+    match crate::clear::all(container) {
+        Err(Errno::ACCESS | Errno::PERM) => remove_mapped(container),
+        other => other.map_err(io::Error::from),
     }
 }
 
@@ -208,41 +188,8 @@ fn remove_mapped(directory: &Path) -> io::Result<()> {
 /// container's root ([`crate::contain::leave`]), where it is full of mount points.
 pub(crate) fn remove_open(directory: &OwnedFd, name: &str) -> Result<(), Errno> {
     let above = openat(directory, "..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    clear(directory, 0)?;
+    crate::clear::below(directory.as_fd(), false)?;
     unlinkat(above, name, AtFlags::REMOVEDIR)
-}
-
-/// A directory of a directory that is going to be removed: never one on another file system, nor one that is mounted there.
-pub(crate) fn below(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat2(directory, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
-}
-
-fn clear(directory: &OwnedFd, depth: u32) -> Result<(), Errno> {
-    // Deeper than any path can be opened; what is made stepwise below that stays.
-    const DEEPEST: u32 = 1024;
-    if depth > DEEPEST {
-        return Err(Errno::NAMETOOLONG);
-    }
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let name = entry?.file_name().to_owned();
-        if name.to_bytes() != b"." && name.to_bytes() != b".." {
-            names.push(name);
-        }
-    }
-    for name in names {
-        match unlinkat(directory, &name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => {}
-            other => {
-                other?;
-                continue;
-            }
-        }
-        clear(&below(directory.as_fd(), &name)?, depth + 1)?;
-        unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
-    }
-    Ok(())
 }
 
 /// A directory in /tmp that nobody else can change. The name is known to everybody, so somebody may have been there before.
@@ -295,16 +242,5 @@ mod tests {
         std::fs::set_permissions(&own, PermissionsExt::from_mode(0o722)).expect("chmod");
         assert!(refused(&own, uid), "everybody may write");
         remove(&top).expect("remove");
-    }
-
-    #[test]
-    fn work_directories_without_any_mode_are_removed() {
-        use std::os::unix::fs::PermissionsExt;
-        let top = std::env::temp_dir().join(format!("yendor-state-remove-{}", std::process::id()));
-        std::fs::create_dir_all(top.join("work/work/inner")).expect("mkdir");
-        std::fs::set_permissions(top.join("work/work"), PermissionsExt::from_mode(0o0)).expect("chmod");
-        remove(&top).expect("remove");
-        assert!(!top.exists());
-        remove(&top).expect("nothing to remove");
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
+use yendor_engine::clear;
 use yendor_engine::state::Places;
 use yendor_image::{FORMAT_FILE, MANIFEST_FILE};
 
@@ -43,7 +44,7 @@ pub fn remove(path: &Path, stored: bool) -> Result<(), Failure> {
     });
     let gone = hidden.filter(|hidden| std::fs::rename(path, hidden).is_ok());
     let gone = gone.as_deref().unwrap_or(path);
-    std::fs::remove_dir_all(gone).map_err(|e| Failure::io("remove", gone, &e))?;
+    clear::all(gone).map_err(|e| Failure::io("remove", gone, &e.into()))?;
     if let (true, Some(parent)) = (stored, path.parent()) {
         // Refused where other images are left, as it should be.
         let _ = std::fs::remove_dir(parent);
