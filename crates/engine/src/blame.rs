@@ -9,6 +9,9 @@ use crate::error::{Error, Step};
 const IDENTITY: [&str; 10] =
     ["setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid", "capset", "chown", "fchown", "fchownat", "lchown"];
 
+/// Calls by which a task has more memory.
+const MEMORY: [&str; 8] = ["mmap", "mremap", "mprotect", "madvise", "mlock", "mlock2", "brk", "shmget"];
+
 /// Values that no kernel takes are the image's fault, ids that the container does not have are a denial, and what the machine does not
 /// have is a hole. A call that is refused for any other reason says nothing about the image. `alone`: nobody else can have its addresses.
 pub fn image(e: Error, alone: bool) -> Error {
@@ -46,6 +49,12 @@ pub fn image(e: Error, alone: bool) -> Error {
             what: format!("a place of its file system as it was: {what}"),
             option: "--volume or --rootfs".into(),
         },
+        Errno::NOMEM if MEMORY.contains(&sys.call) && e.place.step == Step::Rebuild => Cause::of_machine(
+            format!(
+                "more memory than this machine and its limits (ulimit -a, vm.overcommit_memory) let it have: {what}"
+            ),
+            "a machine that has it",
+        ),
         Errno::NODEV if sys.call == "arch_prctl" => {
             Cause::of_machine(format!("a processor that can deny cpuid ({what})"), "a machine that has one")
         }
@@ -67,7 +76,8 @@ mod tests {
         assert_eq!(code(Step::Rebuild, "openat2", Errno::NOENT), 5);
         assert_eq!(code(Step::Confine, "openat2", Errno::NOENT), 1);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::NODEV), 4);
-        assert_eq!(code(Step::Rebuild, "mmap", Errno::NOMEM), 1);
+        assert_eq!(code(Step::Rebuild, "mmap", Errno::NOMEM), 5);
+        assert_eq!(code(Step::Rebuild, "clone3", Errno::NOMEM), 1);
         assert_eq!(code(Step::Rebuild, "read", Errno::IO), 1);
         assert_eq!(code(Step::Rebuild, "openat", Errno::NOSPC), 1);
         assert_eq!(code(Step::Thaw, "borrow", Errno::NOENT), 4);

@@ -824,6 +824,28 @@ fn memory() -> Vec<Claim> {
     fn area(f: &mut Forge, field: &str, n: u64) {
         f.set(&m(&format!("areas/0/{field}")), number(n));
     }
+    /// An area of 2^45 bytes that everything may be done with, with flags.
+    fn large(f: &mut Forge, flags: &[&str]) {
+        const FREE: u64 = 0x2000_0000_0000;
+        let list = f.list(&m("areas"));
+        let get = |area: &Value, name: &str| {
+            let found = area.as_map().and_then(|m| m.iter().find(|(k, _)| k.as_text() == Some(name)));
+            found.and_then(|(_, value)| value.as_integer()).map_or(0, i128::from)
+        };
+        let mut area = list[0].clone();
+        for (name, value) in area.as_map_mut().expect("an area").iter_mut() {
+            match name.as_text() {
+                Some("start") => *value = number(FREE),
+                Some("end") => *value = number(FREE + (1 << 45)),
+                Some("protection") => *value = number(3),
+                Some("backing") => *value = Value::Text("anonymous".into()),
+                Some("flags") => *value = Value::Array(flags.iter().map(|f| Value::Text((*f).into())).collect()),
+                _ => {}
+            }
+        }
+        let place = list.iter().position(|a| get(a, "start") > i128::from(FREE)).expect("libraries");
+        list.insert(place, area);
+    }
     /// A context of asynchronous I/O: the bounds of its ring, its position, and how many completions wait.
     fn context(f: &mut Forge, ring: [u64; 2], head: u64, unread: usize) {
         let mut area = f.at(&m("areas/0")).clone();
@@ -903,6 +925,11 @@ fn memory() -> Vec<Claim> {
             let place = list.iter().position(behind).expect("libraries");
             list.insert(place, moved);
         }),
+        lie("a mapping of 2^45 bytes", May::Named("more memory than"), |f, _| large(f, &[])),
+        lie("a locked mapping of 2^45 bytes", May::Named("more memory than"), |f, _| {
+            large(f, &["no_reserve", "locked"])
+        }),
+        lie("a mapping of 2^45 bytes that nothing is kept for", May::Run, |f, _| large(f, &["no_reserve"])),
         lie("a mapping that ends before it begins", May::Damaged, |f, _| area(f, "end", 4096)),
         lie("a mapping at 0", May::Denied, |f, _| {
             area(f, "start", 0);
@@ -969,6 +996,15 @@ fn memory() -> Vec<Claim> {
         lie("a heap that ends before it begins", May::Damaged, |f, _| f.set(&m("layout/brk/1"), number(4096))),
         lie("an auxiliary vector of a MiB", May::Damaged, |f, _| {
             f.set(&m("layout/auxv"), Value::Bytes(vec![0; 1 << 20]));
+        }),
+        lie("a shared object of 2^46 bytes", May::Run, |f, _| {
+            let object = map(&[
+                ("id", number(1)),
+                ("name", bytes("x")),
+                ("size", number(1 << 46)),
+                ("pages", Value::Array(Vec::new())),
+            ]);
+            f.list("objects").push(object);
         }),
         lie("a shared object of 2^63 bytes", May::Damaged, |f, _| {
             let object = map(&[
@@ -1504,8 +1540,50 @@ fn own_mounts() -> Vec<Claim> {
     ]
 }
 
+/// The content of a block.
+const BLOCK: u32 = 256 << 10;
+
+/// Pages in the place of the image's that are compressed, it says, to blocks of a byte each: so many, with so much content.
+fn compressed(image: &Path, f: &Forge, blocks: u64, content: u64) {
+    let digest = blake3::hash(b"x");
+    let sizes = [1, BLOCK].map(u32::to_le_bytes).concat();
+    let block = [&[0x5e, 0x2a, 0x4d, 0x18, 16, 0, 0, 0][..], &sizes, &digest.as_bytes()[..8], b"x"].concat();
+    let all = block.repeat(usize::try_from(blocks).expect("memory for it"));
+    let (pages, bytes) = (f.files["pages-0"].len(), all.len());
+    fs::remove_file(image.join("pages-0")).expect("it is there");
+    let [was, is] = [blake3::hash(&f.files["pages-0"]).to_hex(), blake3::hash(&all).to_hex()];
+    fs::write(image.join("pages-0.zst"), all).expect("write");
+    manifest(image, |body| {
+        let of = |bytes: usize, digest| format!("\"bytes\": {bytes},\n      \"blake3\": \"{digest}\"");
+        let how = format!(
+            ",\n      \"compressed\": {{\n        \"codec\": \"zstd\",\n        \"content\": {content}\n      }}"
+        );
+        let (old, new) = (of(pages, was), of(bytes, is) + &how);
+        assert!(body.contains(&old), "{body}");
+        body.replacen(&old, &new, 1)
+    });
+}
+
+/// Blocks with twice as much content as the machine has memory.
+fn too_many() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").expect("/proc/meminfo");
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    2 * total.expect("a total") / (u64::from(BLOCK) >> 10)
+}
+
 fn disk() -> Vec<Claim> {
     vec![
+        Claim {
+            name: "compressed pages of more bytes than there is memory",
+            may: May::Named("bytes of memory"),
+            on: On::Files(|image, _, f| compressed(image, f, too_many(), too_many() * u64::from(BLOCK))),
+        },
+        files("compressed pages that only say so", |image, _, f| {
+            compressed(image, f, too_many() + 1, too_many() * u64::from(BLOCK) + 4096);
+        }),
+        files("compressed pages of 2^62 bytes", |image, _, f| compressed(image, f, 8, 1 << 62)),
+        files("compressed pages that are none", |image, _, f| compressed(image, f, 8, 8 * u64::from(BLOCK))),
         files("a symlink for pages that reads a host's file", |image, bait, _| {
             replace(image, "pages-0", |path| symlink(bait.join("mine"), path).expect("symlink"));
         }),

@@ -10,20 +10,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use yendor_image::{Error as Damage, FileEntry, Reader};
 use yendor_kinds::{Cause, Named};
-use yendor_proc::meminfo;
-use yendor_sys::SysError;
 
 use super::decrypt::{Plain, Raised, nameless, seal};
-use super::{Loader, start};
+use super::{Loader, memory, start};
 use crate::error::{At, Error, Result, Step};
 
 /// Bytes of content from which on several processes are worth their while.
 const LARGE: u64 = 16 << 20;
 /// Processes at most.
 const MOST: u64 = 4;
-/// What a process is told: to decode the next file, or to look which of its blocks is damaged.
+/// What a process is told: to decode the next file, to look which of its blocks is damaged, or whether all of them are what the table says.
 const DECODE: u8 = 1;
 const FIND: u8 = 2;
+const LOOK: u8 = 3;
 
 /// A file, where its compressed bytes are, and where its content goes.
 struct Job<'a> {
@@ -59,7 +58,11 @@ pub(super) fn decode(reader: &Reader, plain: Option<Plain>) -> Result<Option<Pla
         }
     }
     let bytes = jobs.iter().map(|job| job.entry.content_bytes()).fold(0, u64::saturating_add);
-    enough_memory(bytes)?;
+    if let Err(e) = memory::enough("compressed", bytes) {
+        // What only claims to need so much is damaged.
+        look(&jobs)?;
+        return Err(e);
+    }
     let crew = crew(&jobs, bytes)?;
     for job in &jobs {
         // What was encrypted was compared when it was decrypted.
@@ -76,19 +79,6 @@ pub(super) fn decode(reader: &Reader, plain: Option<Plain>) -> Result<Option<Pla
     let all: Vec<File> = all.into_iter().filter_map(|file| file.or_else(|| decoded.next())).collect();
     all.iter().try_for_each(seal).at(Step::Load)?;
     Ok(Some(Plain::made(all, records)))
-}
-
-/// What an image claims is content is memory here: better to say so than to have the machine look for it.
-fn enough_memory(bytes: u64) -> Result<()> {
-    let text = std::fs::read("/proc/meminfo").map_err(|e| SysError::io("read", "/proc/meminfo", &e)).at(Step::Load)?;
-    // The file counts in KiB.
-    let available = meminfo::parse(&text).at(Step::Load)?.available.saturating_mul(1024);
-    if bytes <= available {
-        return Ok(());
-    }
-    let message =
-        format!("what is in its compressed files takes {bytes} bytes of memory, and {available} are to be had");
-    Err(Error::new(Step::Load, Cause::Reported { message, code: 1 }))
 }
 
 /// A process that decodes every so manieth block.
@@ -125,12 +115,24 @@ fn work(jobs: &[Job<'_>], share: (u64, u64), turn: &OwnedFd) -> Result<()> {
         let mut word = [0];
         match rustix::io::retry_on_intr(|| rustix::io::read(turn, &mut word)) {
             Ok(1) if word == [DECODE] => yendor_image::decode(entry, packed, share, content).at(Step::Load)?,
+            Ok(1) if word == [LOOK] => yendor_image::find_damage(entry, packed).at(Step::Load)?,
             Ok(1) => return yendor_image::find_damage(entry, packed).at(Step::Load),
             // Whoever waited for it has found the image damaged, or is gone.
             _ => return Err(Error::new(Step::Load, Cause::corrupt("not all of its files are right"))),
         }
     }
     Ok(())
+}
+
+/// Whether the blocks of all files say what the table of contents says, without decoding one.
+fn look(jobs: &[Job<'_>]) -> Result<()> {
+    let Worker { loader, turn } = worker(jobs, (0, 1))?;
+    for _ in jobs {
+        // One that is gone has given up, and says why.
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&turn, &[LOOK]));
+    }
+    drop(turn);
+    loader.answer()
 }
 
 /// A file is not what it was: one of the processes looks which block that is.
@@ -246,13 +248,5 @@ mod tests {
             file.write_all(b"x").expect_err("it is sealed");
         }
         assert_eq!(files.len(), 2);
-    }
-
-    #[test]
-    fn more_than_there_is_memory_is_refused_before_anything_is_decoded() {
-        // What nobody would get who took its KiB for bytes.
-        enough_memory(300 << 20).expect("some memory");
-        let error = enough_memory(1 << 60).expect_err("nobody has so much");
-        assert!(error.exit_code() == 1 && error.to_string().contains("bytes of memory"), "{error}");
     }
 }

@@ -16,7 +16,7 @@ use yendor_image::{Manifest, RECORDS_FILE, Reader};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
-use super::start;
+use super::{memory, start};
 use crate::error::{At, Error, Result, Step};
 
 /// The longest identity file.
@@ -108,6 +108,8 @@ pub(super) fn decrypt(reader: &Reader, identities: &[IdentityFile]) -> Result<Pl
     if identities.is_empty() {
         return Err(closed(manifest));
     }
+    let bytes = manifest.files.iter().fold(0, |sum: u64, entry| sum.saturating_add(entry.decrypted_bytes()));
+    memory::enough("encrypted", bytes)?;
     let recipients = recipients(manifest);
     let _limit = Raised::raise();
     let mut order: Vec<usize> = (0..manifest.files.len()).collect();

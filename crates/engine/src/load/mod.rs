@@ -11,6 +11,7 @@ pub mod check;
 mod decode;
 mod decrypt;
 mod hashing;
+mod memory;
 mod parent;
 
 pub(crate) use decrypt::Raised;
