@@ -189,6 +189,8 @@ fn exec_runs_beside(yendor: &Yendor) {
     let said =
         yendor.call(&["exec", "-e", "A=b", "-w", "/tmp", &name, "--", "sh", "-c", "echo $A; pwd; exit 6"]).exits(6);
     assert_eq!(said.stdout, "b\n/tmp\n");
+    // A session of its own: it has nothing to do with the caller's terminal.
+    yendor.call(&["exec", &name, "--", "awk", "{ exit $1 != $6 || $7 }", "/proc/self/stat"]).exits(0);
     says(&yendor.call(&["exec", &name, "--", "no-such"]).exits(127), "command not found");
     says(&yendor.call(&["exec", &name, "--", "/etc/passwd"]).exits(126), "not executable");
     says(&yendor.call(&["exec", "-w", "/no/such", &name, "--", "true"]).exits(1), "/no/such");

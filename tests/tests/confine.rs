@@ -1,6 +1,8 @@
 //! The container's own policy, in every flavour: what it forbids is forbidden to new and to restored containers.
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use yendor_tests::{Flavour, PATIENCE, Yendor, wait_until};
 
@@ -128,6 +130,72 @@ fn scopes_and_rules_hold_in_new_and_restored_containers() {
         yendor.restore_with(&image, &again, &[options, &["--volume", &filled]].concat()).exits(0);
         assert_eq!(said(&again), wanted);
         yendor.call(&["rm", "-f", &again]).exits(0);
+    }
+}
+
+/// Has sockets of somebody who has ended: a checkpoint asks inside who that was.
+const HEIR: &str = "import os,resource,socket,time
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+if os.fork() == 0:
+    pairs = [socket.socketpair() for _ in range(400)]
+    if os.fork() != 0: os._exit(0)
+    while os.getppid() != 1: time.sleep(0.01)
+    print('ready', flush=True)
+    time.sleep(1000)
+os.wait()
+time.sleep(1000)
+";
+
+/// Somebody whom `exec` starts, and whom no checkpoint stops: looks into whoever comes, and stops them.
+const WATCHER: &str = "import os,signal
+def may(what, path):
+    try: return what(path) and 'open'
+    except OSError: return 'closed'
+known = set(os.listdir('/proc'))
+print('watching', flush=True)
+while True:
+    for pid in set(os.listdir('/proc')) - known:
+        if not pid.isdigit(): continue
+        found = [may(os.listdir, f'/proc/{pid}/{name}') for name in ('root', 'cwd')]
+        found += [may(lambda path: [os.stat(path + '/' + n) for n in os.listdir(path)], f'/proc/{pid}/fd')]
+        found += [may(open, f'/proc/{pid}/{name}') for name in ('mem', 'environ')]
+        try: os.kill(int(pid), signal.SIGSTOP)
+        except OSError: continue
+        print('met', *found, flush=True)
+";
+
+#[test]
+fn nobody_looks_into_who_asks_inside() {
+    for flavour in [Flavour::RootUserns, Flavour::user()] {
+        let Some(yendor) = Yendor::new(flavour) else { continue };
+        let name = yendor.fresh("heir");
+        yendor.run_detached(&name, &["python3", "-c", HEIR]);
+        yendor.wait_for_log(&name, "ready", PATIENCE);
+        let mut watcher = yendor.command(&["exec", &name, "--", "python3", "-c", WATCHER]);
+        let mut watcher = watcher.stdout(Stdio::piped()).spawn().expect("spawn");
+        let mut lines = BufReader::new(watcher.stdout.take().expect("a pipe")).lines();
+        assert_eq!(lines.next().expect("a line").expect("text"), "watching");
+        let mut failed = 0;
+        // It may be too late for one that comes and goes.
+        while failed == 0 {
+            let image = yendor.path(&yendor.fresh("image"));
+            let mut checkpoint = yendor.command(&["checkpoint", &name, "-o", utf8(&image), "--leave-running"]);
+            let mut checkpoint = checkpoint.stderr(Stdio::piped()).spawn().expect("spawn");
+            if !wait_until(PATIENCE, || checkpoint.try_wait().expect("wait").is_some()) {
+                checkpoint.kill().expect("kill");
+                panic!("it waits for who was stopped");
+            }
+            let said = checkpoint.wait_with_output().expect("wait");
+            if !said.status.success() {
+                let text = String::from_utf8_lossy(&said.stderr).into_owned();
+                assert!(text.contains("was stopped or killed"), "{text}");
+                failed += 1;
+            }
+        }
+        let met = lines.next().expect("a line").expect("text");
+        assert_eq!(met, "met closed closed closed closed closed");
+        watcher.kill().expect("kill");
+        watcher.wait().expect("wait");
     }
 }
 

@@ -88,15 +88,18 @@ pub fn read_there(users: BorrowedFd<'_>, directory: BorrowedFd<'_>, paths: &[CSt
 }
 
 /// The pids of these sockets' peers (`SO_PEERCRED`) as a pid namespace shows them, also of processes that are no more; 0 where it does
-/// not. Nobody enters a pid namespace but by birth, so a child's child looks.
+/// not. Nobody enters a pid namespace but by birth, so a child's child looks. Whoever is in that namespace sees it, and may send it signals:
+/// it can be killed, but not be looked into.
 ///
 /// # Errors
-/// `EPERM` for a namespace that the caller may not enter.
+/// `EPERM` for a namespace that the caller may not enter; `ECHILD` where the one that looks was stopped or killed.
 pub fn peers_there(processes: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
     let raw: Vec<i32> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut kept = raw.clone();
+    kept.sort_unstable();
     let processes = processes.as_raw_fd();
     // SAFETY: see `peers_all`.
-    let said = child_says("a pid namespace", |out| unsafe { peers_all(processes, &raw, out) })?;
+    let said = child_says("a pid namespace", |out| unsafe { peers_all(processes, (&raw, &kept), out) })?;
     Ok(said.chunks_exact(4).filter_map(|word| word.try_into().ok()).map(i32::from_ne_bytes).collect())
 }
 
@@ -108,7 +111,10 @@ fn child_says(namespace: &str, child: impl FnOnce(i32) -> i32) -> Result<Vec<u8>
     // SAFETY: see above.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        let code = child(write.as_raw_fd());
+        // It has all of our memory and descriptors, our root directory, and what is beneath it may be of the namespace that it enters.
+        // SAFETY: takes no pointer.
+        let hidden = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+        let code = if hidden == 0 { child(write.as_raw_fd()) } else { libc::EPERM };
         // SAFETY: takes no pointer.
         unsafe { libc::_exit(code) }
     }
@@ -122,16 +128,21 @@ fn child_says(namespace: &str, child: impl FnOnce(i32) -> i32) -> Result<Vec<u8>
     heard.map_err(|e| SysError::io("read", "a child's answer", &e))?;
     match end {
         Some((_, crate::wait::Event::Exited(0))) => Ok(said),
+        Some((_, crate::wait::Event::Exited(libc::ECHILD))) => Err(SysError::new(
+            "setns",
+            format!("{namespace}: who looks into it for us was stopped or killed by somebody there"),
+            Errno::CHILD,
+        )),
         Some((_, crate::wait::Event::Exited(errno))) => Err(SysError::said("setns", namespace, errno)),
         _ => Err(SysError::new("setns", format!("{namespace}: the child has died"), Errno::CHILD)),
     }
 }
 
-/// The child of [`peers_there`], and its own child.
+/// The child of [`peers_there`], and its own child. `kept`: the same sockets, sorted.
 ///
 /// # Safety
 /// In a child whose memory is its own; async-signal-safe.
-unsafe fn peers_all(processes: i32, sockets: &[i32], out: i32) -> i32 {
+unsafe fn peers_all(processes: i32, (sockets, kept): (&[i32], &[i32]), out: i32) -> i32 {
     // SAFETY: descriptors that are open, and buffers of the lengths that are said.
     unsafe {
         if libc::setns(processes, libc::CLONE_NEWPID) < 0 {
@@ -142,10 +153,16 @@ unsafe fn peers_all(processes: i32, sockets: &[i32], out: i32) -> i32 {
             return *libc::__errno_location();
         }
         if pid > 0 {
+            // Who stops it would keep us, too.
             let mut status = 0;
-            let waited = libc::waitpid(pid, &raw mut status, 0);
+            let waited = libc::waitpid(pid, &raw mut status, libc::WUNTRACED);
+            if waited == pid && libc::WIFSTOPPED(status) {
+                libc::kill(pid, libc::SIGKILL);
+                libc::waitpid(pid, &raw mut status, 0);
+            }
             return if waited == pid && status == 0 { 0 } else { libc::ECHILD };
         }
+        close_others(kept, out);
         for socket in sockets {
             let mut peer = [0_i32; 3];
             let mut length: libc::socklen_t = 12;
@@ -155,6 +172,25 @@ unsafe fn peers_all(processes: i32, sockets: &[i32], out: i32) -> i32 {
             }
         }
         0
+    }
+}
+
+/// Closes all but `kept`, which is sorted, and `out`.
+///
+/// # Safety
+/// In a child that ends soon: it closes what others think is theirs.
+unsafe fn close_others(kept: &[i32], out: i32) {
+    // SAFETY: takes no pointers.
+    let close = |from: i32, to: i32| unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+    let mut next = 0;
+    loop {
+        let keep = kept.get(kept.partition_point(|fd| *fd < next)).copied();
+        let keep = keep.into_iter().chain((out >= next).then_some(out)).min();
+        if keep.is_none_or(|keep| keep > next) {
+            close(next, keep.map_or(i32::MAX, |keep| keep - 1));
+        }
+        let Some(keep) = keep else { return };
+        next = keep.saturating_add(1);
     }
 }
 

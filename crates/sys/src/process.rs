@@ -104,15 +104,30 @@ pub fn send_signal(pidfd: &impl AsFd, number: i32) -> Result<()> {
     if ret < 0 { Err(SysError::last("pidfd_send_signal", format!("{raw}, {number}"))) } else { Ok(()) }
 }
 
-/// Makes the command's process the leader of a new session, with its standard input as the controlling terminal.
-pub fn lead_session(command: &mut Command) -> &mut Command {
-    let prepare = || {
+/// Makes the command's process the leader of a new session. Without a terminal, it cannot reach that of ours through `/dev/tty`, nor type into
+/// it (`TIOCSTI`), nor take it from us (tcsetpgrp(3)).
+pub fn lead_session(command: &mut Command, terminal: Terminal) -> &mut Command {
+    let prepare = move || {
         // SAFETY: two system calls that take no pointers, allocate nothing and take no lock.
-        let ret = unsafe { if libc::setsid() < 0 { -1 } else { libc::ioctl(0, libc::TIOCSCTTY, 0) } };
+        let ret = unsafe {
+            match (libc::setsid(), terminal) {
+                (leader @ ..0, _) | (leader, Terminal::None) => leader,
+                (_, Terminal::StandardInput) => libc::ioctl(0, libc::TIOCSCTTY, 0),
+            }
+        };
         if ret < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
     };
     // SAFETY: `prepare` is async-signal-safe, see there.
     unsafe { command.pre_exec(prepare) }
+}
+
+/// The controlling terminal of a new session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Terminal {
+    /// It has none.
+    None,
+    /// Its standard input.
+    StandardInput,
 }
 
 /// A pidfd of a process that has ended and was waited for.
@@ -197,6 +212,6 @@ mod tests {
         let peer = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", ": < /dev/tty"]).stdin(peer);
-        assert!(lead_session(&mut command).status().unwrap().success());
+        assert!(lead_session(&mut command, Terminal::StandardInput).status().unwrap().success());
     }
 }

@@ -12,7 +12,7 @@ use clap::Args;
 use rustix::process::DumpableBehavior;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::thread::{CapabilitySet, ThreadNameSpaceType as Ns, move_into_thread_name_spaces};
-use yendor_engine::process::lead_session;
+use yendor_engine::process::{Terminal, lead_session};
 use yendor_engine::state::{Places, State};
 use yendor_policy::lsm::Entry;
 
@@ -71,7 +71,7 @@ impl Exec {
         let signals = foreground::block_signals(if self.tty { &[signal::WINCH] } else { &[] })?;
         signals.spare(&mut command);
         if !self.tty {
-            let child = command.spawn().map_err(|e| self.not_started(&e))?;
+            let child = lead_session(&mut command, Terminal::None).spawn().map_err(|e| self.not_started(&e))?;
             return foreground::see_child(&signals, child);
         }
         let (master, peer) = terminal()?;
@@ -79,7 +79,7 @@ impl Exec {
         for (number, stdio) in [Command::stdin, Command::stdout, Command::stderr].into_iter().zip(copies(&peer)?) {
             number(&mut command, stdio);
         }
-        let child = lead_session(&mut command).spawn().map_err(|e| self.not_started(&e))?;
+        let child = lead_session(&mut command, Terminal::StandardInput).spawn().map_err(|e| self.not_started(&e))?;
         // Else the terminal stays open for ever: in us, and in the command that holds it for further spawns.
         drop((command, peer));
         let pid = rustix::process::Pid::from_child(&child);
