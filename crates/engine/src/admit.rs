@@ -48,7 +48,7 @@ pub struct Admitted {
 /// # Errors
 /// A permission error that says which file or sysctl forbids it.
 pub fn ask(request: &Request, verb: Verb, network_is_asked_for: bool) -> Result<Granted> {
-    root_for_host(request).at(Step::Admit)?;
+    root_for_host(request)?;
     let auto = request.userns == Userns::Auto;
     let steps = namespaces(auto, network_is_asked_for && request.net != Net::Host);
     yendor_sys::clone::trial(auto, &steps)
@@ -89,7 +89,8 @@ pub fn may(verb: Verb) -> Result<()> {
 /// # Errors
 /// A permission error that says which file or sysctl forbids it.
 pub fn admit(request: &Request, verb: Verb) -> Result<Admitted> {
-    let started = start(request).at(Step::Admit).map_err(|e| Surroundings::look().name(e, None));
+    let caller = root_for_host(request)?;
+    let started = start(request, &caller).at(Step::Admit).map_err(|e| Surroundings::look().name(e, None));
     let (pid, pidfd, control) = started?;
     let answer = handed(request).and_then(|handed| {
         let granted = policy(request, verb, true, &handed)?;
@@ -144,21 +145,22 @@ fn denied(Denial { what, place, hint }: Denial) -> Error {
     Error { by, ..Error::new(Step::Admit, Cause::Denied { what, hint }) }
 }
 
-fn root_for_host(request: &Request) -> std::result::Result<Caller, Cause> {
-    let caller = Caller::look()?;
+fn root_for_host(request: &Request) -> Result<Caller> {
+    let caller = Caller::look().at(Step::Admit)?;
     if request.userns == Userns::Host && !caller.privileged {
-        return Err(Cause::Denied {
+        let by = Surroundings::look().hides(&["SETUID", "SETGID"]);
+        let cause = Cause::Denied {
             what: "only root can have a container in its own user namespace".into(),
             hint: "leave out --userns host".into(),
-        });
+        };
+        return Err(Error { by, ..Error::new(Step::Admit, cause) });
     }
     Ok(caller)
 }
 
-fn start(request: &Request) -> std::result::Result<(i32, OwnedFd, Control), Cause> {
+fn start(request: &Request, caller: &Caller) -> std::result::Result<(i32, OwnedFd, Control), Cause> {
     let auto = request.userns == Userns::Auto;
-    let caller = root_for_host(request)?;
-    let maps = userns::plan(request, &caller);
+    let maps = userns::plan(request, caller);
     let (control, theirs) = Control::pair()?;
     let arguments = [cstring("yendor")?, cstring(OUTER)?, cstring(&request.name)?];
     let environment = environment()?;

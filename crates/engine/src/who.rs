@@ -26,6 +26,8 @@ pub struct Surroundings {
     covered: bool,
     /// Its capabilities.
     held: u64,
+    /// Of these, if its caller is root, those that a module keeps from it: what capget(2) tells goes through modules, what /proc tells does not.
+    hidden: u64,
 }
 
 /// Sorts of calls: others have power over each.
@@ -69,13 +71,16 @@ impl Surroundings {
     pub fn look() -> Surroundings {
         let status = std::fs::read("/proc/self/status").ok().and_then(|text| yendor_proc::status::parse(&text).ok());
         let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+        let held = status.as_ref().map_or(0, |s| s.cap_eff);
+        let told = rustix::thread::capabilities(None).map_or(u64::MAX, |sets| sets.effective.bits());
         Surroundings {
             filter: status.as_ref().is_some_and(|s| s.seccomp == Some(2)),
             modules: confining().unwrap_or_default(),
             yama: number("/proc/sys/kernel/yama/ptrace_scope").is_some_and(|scope| scope > 0),
             landlock: yendor_sys::landlock::abi() > 0,
             covered: std::fs::read("/proc/self/mountinfo").is_ok_and(|text| is_covered(&text)),
-            held: status.map_or(0, |s| s.cap_eff),
+            held,
+            hidden: if is_roots() { held & !told } else { 0 },
         }
     }
 
@@ -92,8 +97,18 @@ impl Surroundings {
             error.cause = Box::new(Cause::Refused { error: sys, hint });
         } else if error.cause.is_denied() {
             error.by = self.who(error.place.step, &sys);
+        } else if sys.errno == Errno::INVAL && matches!(sort(sys.call), Sort::Capability("SETUID" | "SETGID")) {
+            // Who may not set both has a map of a single id.
+            error.by = self.hides(&["SETUID", "SETGID"]);
         }
         error
+    }
+
+    /// Who keeps capabilities from root, so that it can give a container no more than its own id, or not even that.
+    pub fn hides(&self, names: &[&str]) -> Option<String> {
+        let hidden = names.iter().any(|name| capability::one(name).is_ok_and(|mask| self.hidden & mask != 0));
+        let modules = || self.modules.iter().map(|(module, label)| format!("{} ({label})", module.title()));
+        hidden.then(|| modules().collect::<Vec<_>>().join(", or ")).filter(|all| !all.is_empty())
     }
 
     fn who(&self, step: Step, error: &SysError) -> Option<String> {
@@ -163,6 +178,12 @@ impl Surroundings {
 pub fn wants_signature(error: Error, place: &str) -> Error {
     let host = matches!(&*error.cause, Cause::Denied { what, .. } if what.starts_with("host policy"));
     Error { by: host.then(|| format!("the host's policy, {place} (signed-by)")), ..error }
+}
+
+/// Whether the root of the user namespace above, or of the initial one, has an id here.
+fn is_roots() -> bool {
+    let ranges = std::fs::read("/proc/self/uid_map").ok().and_then(|map| yendor_proc::id_map::parse(&map).ok());
+    ranges.is_some_and(|ranges| ranges.iter().any(|range| range.outside == 0))
 }
 
 /// Whether something is mounted in /proc; the kernel does not mind what lies on directories that are always empty.
@@ -358,6 +379,18 @@ mod tests {
         assert_eq!(said.exit_code(), 5);
         let said = free().name(error(), None);
         assert_eq!((said.by.as_deref(), said.exit_code()), (None, 1));
+    }
+
+    #[test]
+    fn a_module_that_keeps_a_capability_from_root_is_why_there_is_one_id() {
+        let modules = vec![(Module::AppArmor, "no_setuid".to_owned())];
+        let kept = |hidden| Surroundings { modules: modules.clone(), hidden, ..free() };
+        let setuid = capability::one("SETUID").expect("it is known");
+        let named = |around: &Surroundings, call| by(around, Step::Confine, call, "1000", Errno::INVAL);
+        assert_eq!(named(&kept(setuid), "setresgid").as_deref(), Some("AppArmor (no_setuid)"));
+        assert_eq!(named(&kept(setuid), "mmap"), None);
+        assert_eq!(named(&kept(0), "setresuid"), None);
+        assert_eq!(named(&Surroundings { hidden: setuid, ..free() }, "setresuid"), None);
     }
 
     #[test]

@@ -262,7 +262,7 @@ fn mount_ptrace_exec(flavour: Flavour) {
     denies(flavour, "labels", &[("no_mount", "mount"), ("no_ptrace", "ptrace("), ("no_exec", "execve(")]);
 }
 
-/// Root only: who has a single id never changes it.
+/// Root only: who has a single id never changes it. The kernel denies no call here: AppArmor hides the capability from capget(2).
 fn setuid(flavour: Flavour, words: &[&str]) {
     load(1);
     let mut yendor = yendor(flavour);
@@ -272,7 +272,7 @@ fn setuid(flavour: Flavour, words: &[&str]) {
     yendor.wait_for_log(&name, "ready", PATIENCE);
     let image = take(&yendor, &name);
     become_caller(&mut yendor, Some(("apparmor", "no_setuid")));
-    denied(&yendor, &image, &[], words);
+    denied(&yendor, &image, &[], &[words, &[&by("no_setuid")]].concat());
     become_caller(&mut yendor, None);
 }
 
