@@ -7,7 +7,8 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, chmod, fchmod, fstat, openat, openat2, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, chmod, fchmod, fstat, openat, openat2, statx,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -92,16 +93,35 @@ impl Level {
 
 /// A directory of a directory: never one on another file system, nor one that is mounted there. The work directory of an overlay has mode 000.
 fn inner(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
-    match openat2(directory, name, DIRECTORY, Mode::empty(), resolve) {
+    match open(directory, name, DIRECTORY) {
         Err(Errno::ACCESS) => {
-            let flags = DIRECTORY.difference(OFlags::RDONLY).union(OFlags::PATH);
-            let found = openat2(directory, name, flags, Mode::empty(), resolve)?;
+            let found = open(directory, name, DIRECTORY.union(OFlags::PATH))?;
             // If it is not ours, opening it says so.
             let _ = chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), ALL);
-            openat2(directory, name, DIRECTORY, Mode::empty(), resolve)
+            open(directory, name, DIRECTORY)
         }
         opened => opened,
+    }
+}
+
+/// Through no link and no mount point. A filter of the caller may deny openat2.
+fn open(directory: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    match openat2(directory, name, flags, Mode::empty(), resolve) {
+        Err(Errno::PERM | Errno::NOSYS) => {
+            let opened = openat(directory, name, flags, Mode::empty())?;
+            if mount(directory)? == mount(opened.as_fd())? { Ok(opened) } else { Err(Errno::XDEV) }
+        }
+        opened => opened,
+    }
+}
+
+fn mount(directory: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let about = statx(directory, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    if StatxFlags::from_bits_retain(about.stx_mask).contains(StatxFlags::MNT_ID) {
+        Ok(about.stx_mnt_id)
+    } else {
+        Err(Errno::NOSYS)
     }
 }
 
