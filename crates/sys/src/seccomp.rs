@@ -77,6 +77,26 @@ pub fn receive(listener: &impl AsFd) -> Result<Option<Notice>> {
     Ok(Some(Notice { id: raw.id, tid, nr, args: raw.args }))
 }
 
+/// Whether a call still waits: as long as it does, its thread is there, and its number is nobody else's.
+///
+/// # Errors
+/// What the ioctl says.
+pub fn is_waiting(listener: &impl AsFd, id: u64) -> Result<bool> {
+    let fd = listener.as_fd().as_raw_fd();
+    loop {
+        // SAFETY: the kernel reads one number, which outlives the call.
+        if unsafe { libc::ioctl(fd, libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) } == 0 {
+            return Ok(true);
+        }
+        let error = SysError::last("ioctl", "SECCOMP_IOCTL_NOTIF_ID_VALID");
+        match error.errno {
+            Errno::NOENT => return Ok(false),
+            Errno::INTR => {}
+            _ => return Err(error),
+        }
+    }
+}
+
 /// Answers. Nothing happens when the call is gone.
 ///
 /// # Errors
@@ -120,11 +140,26 @@ fn gone_is_fine(ret: i32, call: &'static str) -> Result<()> {
 ///
 /// # Errors
 /// `EBADF` when it has no such descriptor, `EPERM` when we may not trace it.
-pub fn descriptor_of(pid: i32, number: i32) -> Result<std::os::fd::OwnedFd> {
-    let shown = || format!("{pid}, {number}");
-    let raw = Pid::from_raw(pid).ok_or_else(|| SysError::new("pidfd_open", shown(), Errno::SRCH))?;
-    let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(|e| SysError::new("pidfd_open", shown(), e))?;
-    pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).map_err(|e| SysError::new("pidfd_getfd", shown(), e))
+pub fn descriptor_of(pid: i32, number: i32) -> Result<OwnedFd> {
+    descriptor_of_held(&hold(pid)?, number)
+}
+
+/// A process, by a descriptor: none that gets its number later is taken for it.
+///
+/// # Errors
+/// `ESRCH`, `EMFILE`.
+pub fn hold(pid: i32) -> Result<OwnedFd> {
+    let raw = Pid::from_raw(pid).ok_or_else(|| SysError::new("pidfd_open", pid.to_string(), Errno::SRCH))?;
+    pidfd_open(raw, PidfdFlags::empty()).map_err(|e| SysError::new("pidfd_open", pid.to_string(), e))
+}
+
+/// As [`descriptor_of`], of a process that is held.
+///
+/// # Errors
+/// As there, `ESRCH` when it has ended.
+pub fn descriptor_of_held(process: &OwnedFd, number: i32) -> Result<OwnedFd> {
+    let shown = |e| SysError::new("pidfd_getfd", number.to_string(), e);
+    pidfd_getfd(process, number, PidfdGetfdFlags::empty()).map_err(shown)
 }
 
 /// Installs a filter with a listener in the calling thread.

@@ -8,13 +8,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
 use yendor_policy::seccomp::bpf::op;
 use yendor_policy::seccomp::{ARCH, Instruction, action, to_bytes};
 use yendor_sys::kcmp::{What, compare};
 use yendor_sys::seccomp::{Answer, Notice};
 use yendor_sys::{Errno, vm};
 
+use super::call::Call;
 use super::{Reply, X32};
 
 const CLONE_VM: u32 = 0x100;
@@ -79,12 +79,6 @@ pub(super) fn filter(cookie: u64) -> Vec<u8> {
     ])
 }
 
-/// The memory of a task, for reading.
-pub(super) fn memory_of(proc: &OwnedFd, tid: i32) -> Option<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    rustix::fs::openat(proc, format!("{tid}/mem"), flags, Mode::empty()).ok().map(File::from)
-}
-
 /// Who must wait, and who does.
 #[derive(Debug, Default)]
 pub struct Forks {
@@ -110,25 +104,21 @@ impl Forks {
         self.filling.get(&pid).or_else(|| self.filling.iter().find(|other| !other_memory(other))).copied()
     }
 
-    /// Reads what a call was told, of a thread and its process. Not so: what becomes of the call. Memory that is on its way is not waited
-    /// for here: with whoever brings it the container could not be ended any more.
-    pub(super) fn look(
-        &self,
-        proc: &OwnedFd,
-        (tid, pid): (i32, i32),
-        address: u64,
-        bytes: &mut [u8],
-    ) -> Result<(), Reply> {
+    /// Reads what a call was told. Not so: what becomes of the call. Memory that is on its way is not waited for here: with whoever
+    /// brings it the container could not be ended any more.
+    pub(super) fn look(&self, call: &Call<'_>, pid: i32, address: u64, bytes: &mut [u8]) -> Result<(), Reply> {
         // The kernel will say so itself.
         let wrong = Reply::Say(Answer::Continue);
-        if !self.any() {
-            return vm::read_exact(tid, address, bytes).map_err(|_| wrong);
-        }
-        let Some(memory) = memory_of(proc, tid) else { return Err(wrong) };
         let missing = |e: std::io::Error| e.raw_os_error() == Some(Errno::IO.raw_os_error());
-        memory
-            .read_exact_at(bytes, address)
-            .map_err(|e| if missing(e) { self.origin(pid).map_or(wrong, Reply::Wait) } else { wrong })
+        let read = if self.any() {
+            let memory = call.memory().ok_or(Reply::Say(Answer::Continue))?;
+            memory
+                .read_exact_at(bytes, address)
+                .map_err(|e| if missing(e) { self.origin(pid).map_or(wrong, Reply::Wait) } else { wrong })
+        } else {
+            vm::read_exact(call.notice.tid, address, bytes).map_err(|_| wrong)
+        };
+        if call.is_over() { Err(Reply::Gone) } else { read }
     }
 
     pub(super) fn wait(&mut self, pid: i32, listener: Arc<OwnedFd>, notice: Notice) {

@@ -11,6 +11,7 @@
 //!
 //! The container ends with its keeper, so nobody waits for an answer that cannot come.
 
+mod call;
 mod forks;
 pub mod log;
 mod rulesets;
@@ -26,7 +27,7 @@ use yendor_kinds::{Cause, Named};
 use yendor_policy::seccomp::bpf::op;
 use yendor_policy::seccomp::{ARCH, Instruction, MAX_INSTRUCTIONS, action, to_bytes};
 use yendor_proc::{stat, status};
-use yendor_sys::seccomp::{Answer, Notice, answer, answer_with, descriptor_of, receive};
+use yendor_sys::seccomp::{Answer, Notice, answer, answer_with, receive};
 use yendor_sys::{Errno, SysError, landlock};
 use yendor_task::tree::read_proc;
 use yendor_task::{Arg, Memory, Nr, Script, args};
@@ -34,6 +35,7 @@ use yendor_task::{Arg, Memory, Nr, Script, args};
 use crate::collect::watch::identity;
 use crate::rebuild::{Ready, Rebuilt};
 
+use self::call::{Call, Caller};
 pub use self::forks::Forks;
 use self::log::{Event, Line, Log, What};
 use self::rulesets::Rulesets;
@@ -133,15 +135,6 @@ pub struct Recorder {
 /// More than so many threads are not looked for at every event, but for those of the caller's process.
 const LOOKED_FOR: usize = 256;
 
-/// The calling thread, as it was when it called.
-struct Caller {
-    tid: i32,
-    pid: i32,
-    start: u64,
-    depth: u32,
-    privileged: bool,
-}
-
 impl Recorder {
     /// Listens and writes into the log. `domains`: ids that are taken; `alive`: threads that are in the log.
     pub fn new(listener: OwnedFd, proc: OwnedFd, log: Log, domains: u32, alive: Vec<(i32, u64, i32)>) -> Recorder {
@@ -189,7 +182,7 @@ impl Recorder {
 
     fn reply(&mut self, listener: Arc<OwnedFd>, notice: Notice) {
         // An answer that does not arrive: the caller is gone.
-        let _ = match self.judge(&notice) {
+        let _ = match self.judge(&listener, &notice) {
             Ok(Reply::Say(say)) => answer(&listener, notice.id, say),
             Ok(Reply::Wait(pid)) => {
                 self.forks.wait(pid, listener, notice);
@@ -201,41 +194,41 @@ impl Recorder {
                 None => answer(&listener, notice.id, Answer::Error(Errno::NOMEM)),
             },
             // What could not be written down must not happen.
-            Err(_) => answer(&listener, notice.id, Answer::Error(Errno::NOMEM)),
+            Ok(Reply::Gone) | Err(_) => answer(&listener, notice.id, Answer::Error(Errno::NOMEM)),
         };
     }
 
-    fn judge(&mut self, notice: &Notice) -> Result<Reply, Cause> {
+    fn judge(&mut self, listener: &OwnedFd, notice: &Notice) -> Result<Reply, Cause> {
         let [a, b, c, d, ..] = notice.args;
         let low = |v: u64| v & 0xffff_ffff;
+        let hold = || Call::hold(&self.proc, listener, notice);
+        let call = match notice.nr {
+            nr if forks::is_fork(nr) && self.forks.any() => hold()?,
+            nr::SECCOMP if low(a) == SET_MODE_FILTER => hold()?,
+            nr::PRCTL if b == MODE_FILTER => hold()?,
+            nr::CREATE_RULESET if low(c) == 0 => hold()?,
+            nr::ADD_RULE if low(d) == 0 => hold()?,
+            nr::RESTRICT_SELF => hold()?,
+            _ => return Ok(Reply::Say(Answer::Continue)),
+        };
+        let Some(call) = call else { return Ok(Reply::Gone) };
         match notice.nr {
-            nr if forks::is_fork(nr) => {
-                if !self.forks.any() || forks::shares_memory(notice, || forks::memory_of(&self.proc, notice.tid)) {
-                    return Ok(Reply::Say(Answer::Continue));
-                }
-                let origin = self.forks.origin(self.caller(notice.tid)?.pid);
-                Ok(origin.map_or(Reply::Say(Answer::Continue), Reply::Wait))
-            }
-            nr::SECCOMP if low(a) == SET_MODE_FILTER => self.filter(notice, low(b), c),
-            nr::PRCTL if b == MODE_FILTER => self.filter(notice, 0, c),
-            nr::CREATE_RULESET if low(c) == 0 => self.create(notice, a, b),
-            nr::ADD_RULE if low(d) == 0 => self.add_rule(notice, number(a), low(b), c),
-            nr::RESTRICT_SELF => self.restrict(notice, number(a), low(b)),
-            _ => Ok(Reply::Say(Answer::Continue)),
+            nr::SECCOMP => self.filter(&call, low(b), c),
+            nr::PRCTL => self.filter(&call, 0, c),
+            nr::CREATE_RULESET => self.create(&call, a, b),
+            nr::ADD_RULE => self.add_rule(&call, number(a), low(b), c),
+            nr::RESTRICT_SELF => self.restrict(&call, number(a), low(b)),
+            _ => self.fork(&call),
         }
     }
 
-    fn caller(&self, tid: i32) -> Result<Caller, Cause> {
-        let read = |name: &str| read_proc(self.proc.as_fd(), &format!("{tid}/{name}"));
-        let status = status::parse(&read("status")?)?;
-        let stat = stat::parse(&read("stat")?)?;
-        Ok(Caller {
-            tid,
-            pid: status.tgid,
-            start: stat.starttime,
-            depth: status.seccomp_filters.unwrap_or(0),
-            privileged: status.no_new_privs || status.cap_eff & SYS_ADMIN != 0,
-        })
+    /// The caller is about to make a task.
+    fn fork(&self, call: &Call<'_>) -> Result<Reply, Cause> {
+        if forks::shares_memory(call.notice, || call.memory()) {
+            return Ok(Reply::Say(Answer::Continue));
+        }
+        let origin = self.forks.origin(call.caller()?.pid);
+        Ok(origin.map_or(Reply::Say(Answer::Continue), Reply::Wait))
     }
 
     fn note(&mut self, caller: &Caller, what: What) -> Result<(), Cause> {
@@ -278,16 +271,15 @@ impl Recorder {
     }
 
     /// The caller is about to install a filter.
-    fn filter(&mut self, notice: &Notice, flags: u64, header: u64) -> Result<Reply, Cause> {
+    fn filter(&mut self, call: &Call<'_>, flags: u64, header: u64) -> Result<Reply, Cause> {
         let go_on = Ok(Reply::Say(Answer::Continue));
-        let caller = self.caller(notice.tid)?;
+        let caller = call.caller()?;
         // There is a listener already: the kernel will say so.
         if flags & FLAG_NEW_LISTENER != 0 || !caller.privileged {
             return go_on;
         }
         let mut words = [0u8; 16];
-        let whose = (notice.tid, caller.pid);
-        if let Err(reply) = self.forks.look(&self.proc, whose, header, &mut words) {
+        if let Err(reply) = self.forks.look(call, caller.pid, header, &mut words) {
             return Ok(reply);
         }
         let [l0, l1, .., p0, p1, p2, p3, p4, p5, p6, p7] = words;
@@ -297,7 +289,7 @@ impl Recorder {
         if length == 0 || length > MAX_INSTRUCTIONS {
             return go_on;
         }
-        if let Err(reply) = self.forks.look(&self.proc, whose, from, &mut program) {
+        if let Err(reply) = self.forks.look(call, caller.pid, from, &mut program) {
             return Ok(reply);
         }
         let kept = u32::try_from(flags & FLAGS_KNOWN & !FLAG_TSYNC).unwrap_or(0);
@@ -314,14 +306,13 @@ impl Recorder {
     }
 
     /// Makes a ruleset for the caller.
-    fn create(&mut self, notice: &Notice, attr: u64, size: u64) -> Result<Reply, Cause> {
+    fn create(&mut self, call: &Call<'_>, attr: u64, size: u64) -> Result<Reply, Cause> {
         const PAGE: usize = 4096;
         let Some(size) = usize::try_from(size).ok().filter(|s| *s <= PAGE) else {
             return Ok(Reply::Say(Answer::Continue));
         };
         let mut bytes = vec![0; size];
-        let whose = (notice.tid, self.caller(notice.tid)?.pid);
-        if let Err(reply) = self.forks.look(&self.proc, whose, attr, &mut bytes) {
+        if let Err(reply) = self.forks.look(call, call.caller()?.pid, attr, &mut bytes) {
             return Ok(reply);
         }
         match landlock::create_ruleset_from(&bytes) {
@@ -331,10 +322,10 @@ impl Recorder {
     }
 
     /// Adds a rule for the caller.
-    fn add_rule(&mut self, notice: &Notice, ruleset: i32, kind: u64, attr: u64) -> Result<Reply, Cause> {
+    fn add_rule(&mut self, call: &Call<'_>, ruleset: i32, kind: u64, attr: u64) -> Result<Reply, Cause> {
         let go_on = Ok(Reply::Say(Answer::Continue));
-        let pid = self.caller(notice.tid)?.pid;
-        let Ok(theirs) = descriptor_of(pid, ruleset) else { return go_on };
+        let pid = call.caller()?.pid;
+        let Ok(theirs) = call.descriptor(pid, ruleset) else { return go_on };
         let Some(known) = self.rulesets.find(&theirs) else { return go_on };
         if known.is_over() {
             return go_on;
@@ -348,13 +339,13 @@ impl Recorder {
                 return go_on;
             }
         };
-        if let Err(reply) = self.forks.look(&self.proc, (notice.tid, pid), attr, &mut bytes[..length]) {
+        if let Err(reply) = self.forks.look(call, pid, attr, &mut bytes[..length]) {
             return Ok(reply);
         }
         let [a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, ..] = bytes;
         let access = u64::from_ne_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
         let added = if kind == 1 {
-            let Ok(parent) = descriptor_of(pid, i32::from_ne_bytes([b0, b1, b2, b3])) else { return go_on };
+            let Ok(parent) = call.descriptor(pid, i32::from_ne_bytes([b0, b1, b2, b3])) else { return go_on };
             known.allow_beneath(&self.proc, access, &parent)
         } else {
             let [.., c0, c1, c2, c3, c4, c5, c6, c7] = bytes;
@@ -364,12 +355,12 @@ impl Recorder {
     }
 
     /// The caller is about to enter a domain.
-    fn restrict(&mut self, notice: &Notice, ruleset: i32, flags: u64) -> Result<Reply, Cause> {
+    fn restrict(&mut self, call: &Call<'_>, ruleset: i32, flags: u64) -> Result<Reply, Cause> {
         /// Flags about logging, and those that the kernel may get later.
         const LOGGING: u64 = 7;
         let go_on = Ok(Reply::Say(Answer::Continue));
-        let caller = self.caller(notice.tid)?;
-        let Ok(theirs) = descriptor_of(caller.pid, ruleset) else { return go_on };
+        let caller = call.caller()?;
+        let Ok(theirs) = call.descriptor(caller.pid, ruleset) else { return go_on };
         if !caller.privileged {
             return go_on;
         }
@@ -395,6 +386,8 @@ impl Recorder {
 /// What becomes of a call.
 enum Reply {
     Say(Answer),
+    /// Nobody waits for an answer: its thread is gone, and what was read may be another's.
+    Gone,
     /// This ruleset is its result.
     Give(usize),
     /// Not before this process has all of its memory.
