@@ -199,6 +199,25 @@ fn nobody_looks_into_who_asks_inside() {
     }
 }
 
+/// Where something is mounted in it, a directory is shown entry by entry.
+#[test]
+fn no_socket_or_pipe_of_the_host_is_shown() {
+    let Some(mut yendor) = Yendor::new(Flavour::RootUserns) else { return };
+    let big = yendor.path("big");
+    std::fs::create_dir_all(big.join("inner")).expect("mkdir");
+    for number in 0..300 {
+        std::fs::write(big.join(format!("file-{number}")), "x").expect("write");
+    }
+    let listener = std::os::unix::net::UnixListener::bind(big.join("socket")).expect("bind");
+    let mounts =
+        format!("mkfifo {0}/pipe && mount --bind {0} /mnt && mount -t tmpfs t /mnt/inner && exec \"$@\"", utf8(&big));
+    yendor.start_through(&["unshare", "--mount", "sh", "-c", &mounts, "sh"]);
+    let script = "ls -d /mnt/file-* | wc -l; cat /mnt/file-0; ls -d /mnt/socket /mnt/pipe; touch /mnt/inner/new";
+    let said = yendor.call(&["run", "--rm", "--", "sh", "-c", script]).exits(0);
+    assert_eq!(said.stdout, "300\nx", "{}", said.stderr);
+    drop(listener);
+}
+
 #[test]
 fn landlock_rules_for_ports_hold() {
     everybody(|yendor| {

@@ -20,8 +20,11 @@ use super::{Caused, root, shown};
 /// Directories of the root that are made anew, whatever the host has there.
 const FRESH: [&[u8]; 5] = [b"proc", b"sys", b"dev", b"tmp", b"run"];
 
-/// A directory with more entries than this, some of them mount points, is shown read-only as a whole.
-const MOST_ENTRIES: usize = 256;
+/// A directory with more entries than this, some of them mount points, is shown empty: each entry would take a mount.
+const MOST_ENTRIES: usize = 4096;
+
+/// File systems that cannot be below an overlay, but hold neither sockets nor pipes, which would lead to the host.
+const PLAIN: [&[u8]; 3] = [b"vfat", b"msdos", b"exfat"];
 
 /// File systems that show the host's kernel, or wait to be mounted.
 const PSEUDO: [&[u8]; 21] = [
@@ -57,7 +60,7 @@ pub(super) fn make() -> Caused<Rootfs> {
     let text = std::fs::read("/proc/self/mountinfo").map_err(|e| SysError::io("open", "/proc/self/mountinfo", &e))?;
     let mounts = mountinfo::parse(&text)?;
     let mut layer = Layer { mounts, skeleton: Skeleton::new()?, overlays: 0 };
-    layer.split(b"/", &host_directory(b"/")?)?;
+    layer.split(entries(b"/", &host_directory(b"/")?)?)?;
     Ok(rootfs)
 }
 
@@ -75,8 +78,8 @@ struct Entry {
 
 impl Layer {
     /// Makes the entries of a directory one by one.
-    fn split(&mut self, path: &[u8], directory: &OwnedFd) -> Caused<()> {
-        for entry in entries(path, directory)? {
+    fn split(&mut self, entries: Vec<Entry>) -> Caused<()> {
+        for entry in entries {
             let name = &entry.path[1..];
             match entry.kind {
                 FileType::Directory if FRESH.contains(&name) => make_directory(&entry.path, 0o755)?,
@@ -113,10 +116,8 @@ impl Layer {
             return Ok(());
         };
         if self.mounts.iter().any(|m| is_below(&m.mount_point, path)) {
-            if entries(path, &host)?.len() > MOST_ENTRIES {
-                return self.read_only(path);
-            }
-            return self.split(path, &host);
+            let entries = entries(path, &host)?;
+            return if entries.len() > MOST_ENTRIES { Ok(()) } else { self.split(entries) };
         }
         if entries(path, &host)?.is_empty() {
             return Ok(());
@@ -144,23 +145,22 @@ impl Layer {
         match mount("overlay", target.as_slice(), "overlay", MountFlags::NODEV, data.as_c_str()) {
             Ok(()) => Ok(()),
             // Not every file system can be a lower one; but if even a plain one is refused, the state is in a bad place.
-            Err(Errno::INVAL | Errno::LOOP) if self.overlays > 1 => self.read_only(path),
+            Err(Errno::INVAL | Errno::LOOP) if self.overlays > 1 => self.without_overlay(path),
             Err(e) => Err(refused(e, &data)),
         }
     }
 
-    /// The directory with all mounts below it, as it is but read-only.
-    fn read_only(&self, path: &[u8]) -> Caused<()> {
-        let tree = copy_tree(&CWD, path, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)?;
-        attach(&tree, path)?;
-        for hidden in self.mounts.iter().filter(|m| is_below(&m.mount_point, path)) {
-            if PSEUDO.contains(&hidden.fs_type.as_slice()) {
-                let target = [b"root", hidden.mount_point.as_slice()].concat();
-                mount("tmpfs", target.as_slice(), "tmpfs", MountFlags::RDONLY, c"mode=755")
-                    .named("mount", || format!("\"tmpfs\", {:?}", shown(&hidden.mount_point)))?;
-            }
+    /// A directory as it is but read-only, if there can be no way to somebody outside in it; else it stays empty.
+    fn without_overlay(&self, path: &[u8]) -> Caused<()> {
+        let on = self
+            .mounts
+            .iter()
+            .filter(|m| m.mount_point == b"/" || m.mount_point == path || is_below(path, &m.mount_point));
+        let on = on.max_by_key(|m| m.mount_point.len());
+        if !on.is_some_and(|m| PLAIN.contains(&m.fs_type.as_slice())) {
+            return Ok(());
         }
-        Ok(())
+        attach(&copy_tree(&CWD, path, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)?, path)
     }
 }
 
