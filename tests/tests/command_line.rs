@@ -264,7 +264,10 @@ fn volumes_are_holes_that_a_restore_fills_by_name(yendor: &Yendor) {
     yendor.run_detached_with(&name, &["--volume", &first, "--volume", &read_only], &["sh", "-c", script]).exits(0);
     yendor.wait_for_log(&name, "ready", SOON);
     assert_eq!(yendor.logs(&name), "ready\n");
+    // What is mounted is no other because it has another name now.
+    fs::rename(yendor.path("one"), yendor.path("other")).expect("rename");
     yendor.call(&["checkpoint", &name]).exits(0);
+    fs::rename(yendor.path("other"), yendor.path("one")).expect("rename");
     let restore = |options: &[&str]| yendor.call(&[&["restore", &name, "-d"], options].concat());
     says(&restore(&[]).exits(5), "--volume data=HOSTPATH");
     let (data, etc) = (volume("two"), format!("etc={}", yendor.path("one").display()));

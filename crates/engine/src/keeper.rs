@@ -261,7 +261,8 @@ fn start(
         hashing.compare(reader.manifest())?;
     }
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
-    let (mounts, _) = namespace::mounts(proc.as_fd(), rebuilt.init).at(Step::Rebuild)?;
+    let (mut mounts, _) = namespace::mounts(proc.as_fd(), rebuilt.init).at(Step::Rebuild)?;
+    namespace::look(&mut mounts, (proc.as_fd(), rebuilt.init), |_| true).at(Step::Rebuild)?;
     let own = startup.request.net != Net::Host;
     let network = own.then(|| Network::of(proc.as_fd(), rebuilt.init)).transpose().at(Step::Rebuild)?;
     let recorder;

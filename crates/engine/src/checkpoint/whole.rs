@@ -90,7 +90,8 @@ fn volumes(request: &request::Request) -> Vec<Volume> {
 
 /// What the container's root has made of its mounts.
 pub fn mounts(state: &State, proc: &OwnedFd, gather: &mut Gather<'_>) -> std::result::Result<own::Record, Cause> {
-    let (now, lines) = namespace::mounts(proc.as_fd(), state.init)?;
+    let (mut now, lines) = namespace::mounts(proc.as_fd(), state.init)?;
+    namespace::look(&mut now, (proc.as_fd(), state.init), |mount| mount.is_renamed(&state.mounts))?;
     let difference = namespace::difference(&state.mounts, &now)?;
     gather.lines = lines;
     if difference.is_none(&gather.lines) {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{Mode, OFlags, openat, readlinkat_raw};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, readlinkat_raw, statx};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, NsId};
 use yendor_kinds::file::{Gather, mqueue};
@@ -196,6 +196,9 @@ pub struct Mount {
     /// The device of the file system: it and the root tell apart a mount from another one that got its id.
     #[serde(default)]
     device: Option<u64>,
+    /// The inode of its root, which is the same when somebody outside has renamed or deleted it; of those that show a part.
+    #[serde(default)]
+    inode: Option<u64>,
     /// Whether a mount outside hands mounts on to it.
     slave: bool,
     /// Its peer group, and the one that hands mounts on to it.
@@ -225,6 +228,7 @@ pub fn mounts(proc: BorrowedFd<'_>, pid: i32) -> Result<(Vec<Mount>, Vec<Line>)>
             options: Bytes(options),
             attributes: Bytes(m.options.join(&b","[..])),
             device: Some(m.dev.st_dev()),
+            inode: None,
             slave: m.master.is_some(),
             groups: (m.shared, m.master),
         }
@@ -233,11 +237,39 @@ pub fn mounts(proc: BorrowedFd<'_>, pid: i32) -> Result<(Vec<Mount>, Vec<Line>)>
     Ok((lines.iter().map(one).collect(), lines))
 }
 
+/// Looks which inodes mounts show of which something can change the name, of those `wanted`: that of a whole file system has none.
+///
+/// # Errors
+/// What openat and statx say.
+pub fn look(mounts: &mut [Mount], (proc, pid): (BorrowedFd<'_>, i32), wanted: impl Fn(&Mount) -> bool) -> Result<()> {
+    let path = format!("{pid}/root");
+    let root = openat(proc, path.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root = root.named("openat", || path)?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let is_part = |m: &Mount| m.root.as_ref().is_some_and(|root| root.0 != b"/");
+    for mount in mounts.iter_mut().filter(|m| is_part(m) && wanted(m)) {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // What is not to be seen from its root, another covers, or has moved.
+        let Ok(fd) = openat2(&root, mount.point.0.as_slice(), flags, Mode::empty(), resolve) else { continue };
+        let stat = statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::MNT_ID);
+        let stat = stat.named("statx", || mount.point.to_string())?;
+        mount.inode = (i32::try_from(stat.stx_mnt_id) == Ok(mount.id)).then_some(stat.stx_ino);
+    }
+    Ok(())
+}
+
 impl Mount {
     /// Whether it is this one that is looked at now.
     fn is(&self, now: &Mount) -> bool {
-        let same_root = self.root.is_none() || self.root == now.root;
+        let same_inode = self.point == now.point && self.inode.is_some() && self.inode == now.inode;
+        let same_root = self.root.is_none() || self.root == now.root || same_inode;
         self.id == now.id && (self.device.is_none() || self.device == now.device) && same_root
+    }
+
+    /// Whether it shows what was called otherwise `then`, if it is one of those.
+    #[must_use]
+    pub fn is_renamed(&self, then: &[Mount]) -> bool {
+        then.iter().any(|m| m.id == self.id && m.root != self.root)
     }
 
     /// Options of the file system.
@@ -363,7 +395,19 @@ mod tests {
         let (point, options) = (bytes(point), bytes(options));
         let device = Some(u64::try_from(id).expect("small"));
         let root = Some(bytes("/"));
-        Mount { id, parent: 1, point, root, fs_type: bytes("tmpfs"), options, attributes, device, slave, groups }
+        Mount {
+            id,
+            parent: 1,
+            point,
+            root,
+            fs_type: bytes("tmpfs"),
+            options,
+            attributes,
+            device,
+            inode: None,
+            slave,
+            groups,
+        }
     }
 
     fn on(parent: i32, mount: Mount) -> Mount {
@@ -372,6 +416,7 @@ mod tests {
 
     #[test]
     fn every_change_of_a_mount_is_seen() {
+        let bytes = |s: &str| Bytes(s.as_bytes().to_vec());
         let then = [mount(1, "/", "rw,size=1m", false), mount(2, "/v", "rw", true)];
         let seen = |now: &[Mount]| difference(&then, now).expect("no refusal");
         let said = |now: &[Mount]| difference(&then, now).expect_err("changed").to_string();
@@ -383,6 +428,11 @@ mod tests {
         assert_eq!(seen(&[mount(1, "/", "ro,size=1m", false), then[1].clone()]).changed, [1]);
         assert!(said(&[mount(1, "/", "rw,size=2m", false), then[1].clone()]).contains("options"));
         assert!(said(&[mount(1, "/y", "rw,size=1m", false), then[1].clone()]).contains("moved"));
+        // Renamed or deleted outside; another one in its place.
+        let with_root = |root: &str, inode| Mount { root: Some(bytes(root)), inode: Some(inode), ..then[0].clone() };
+        let was = [with_root("/f", 7)];
+        assert_eq!(difference(&was, &[with_root("/g", 7)]).expect("no refusal"), base(&[1]));
+        assert_eq!(difference(&was, &[with_root("/g", 8)]).expect("no refusal").removed, [then[0].point.clone()]);
         // Another one that has got the id.
         let reused = Mount { device: Some(9), ..then[0].clone() };
         let found = seen(&[reused, then[1].clone()]);
