@@ -2,7 +2,9 @@
 //! manifest has of the whole.
 //!
 //! The file `pages-N.tree` has the value of each block of [`TREE_BYTES`] in BLAKE3's tree; merged they are the digest of `pages-N`. So
-//! nothing has to vouch for it: a wrong one gives another digest.
+//! nothing has to vouch for it: a wrong one gives another digest. Nor is there anything to parse: how many values there are follows from the
+//! size of `pages-N`, which the loader has found right, and no number, name or place is taken from them. That is why also a process with the
+//! rights of the container's root may read it.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,6 +17,9 @@ pub const TREE_BYTES: u64 = PIECE as u64;
 
 /// Bytes from which on a file has one: less is read at once.
 const LEAST: u64 = 4 << 20;
+
+/// Bytes up to which it has one: what must be held of an image, whatever sizes it claims, is bounded by that.
+const MOST: u64 = 8 << 40;
 
 /// What the name of such a file ends with.
 pub const TREE_ENDING: &str = ".tree";
@@ -37,7 +42,7 @@ pub struct Tree {
 impl Tree {
     /// Whether a file of pages with this many bytes has one, where it is neither encrypted nor compressed.
     pub fn is_of(bytes: u64) -> bool {
-        bytes >= LEAST
+        (LEAST..=MOST).contains(&bytes)
     }
 
     /// Reads that of a file, which must give the file's digest.
@@ -50,7 +55,10 @@ impl Tree {
         if !Tree::is_of(entry.bytes) || u64::try_from(found) != Ok(length) {
             return Err(Error::format(&name, 0, "is not as long as its file wants"));
         }
-        let mut content = vec![0; usize::try_from(length).unwrap_or(0)];
+        let mut content = Vec::new();
+        let size = usize::try_from(length).unwrap_or(usize::MAX);
+        content.try_reserve_exact(size).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
+        content.resize(size, 0);
         tree.read_exact_at(&mut content, 0).map_err(failed)?;
         let values: Vec<Value> = content.as_chunks().0.to_vec();
         if pieces::whole(&values) != entry.blake3 {
@@ -158,5 +166,37 @@ mod tests {
         std::fs::write(&path, &right[..right.len() - 32]).expect("write");
         assert!(matches!(Tree::read(entry, &open()), Err(Error::Format { .. })));
         std::fs::remove_dir_all(&top).expect("gone");
+    }
+
+    /// Whatever is in it, and whatever size its file is said to have.
+    #[test]
+    fn what_is_no_tree_is_damage_and_takes_no_memory_that_is_not_there() {
+        let memory = || File::from(rustix::fs::memfd_create("tree", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd"));
+        let entry = |bytes| FileEntry {
+            name: "pages-0".into(),
+            bytes,
+            blake3: Digest::of(b"x"),
+            content: None,
+            compressed: None,
+        };
+        // 2^50 bytes that take no room on a disk.
+        let sparse = memory();
+        let huge = 1_u64 << 63;
+        sparse.set_len(huge / TREE_BYTES * 32).expect("a hole");
+        assert!(Tree::read(&entry(huge), &sparse).expect_err("nobody holds it").is_damage());
+        let mut state = 7_u64;
+        let mut random = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state.to_be_bytes()[0]
+        };
+        for blocks in [16, 17, 100] {
+            for bytes in [0, 1, blocks * 32 - 1, blocks * 32, blocks * 32 + 1] {
+                let tree = memory();
+                let content: Vec<u8> = (0..bytes).map(|_| random()).collect();
+                (&tree).write_all(&content).expect("write");
+                let said = Tree::read(&entry(blocks * TREE_BYTES), &tree).expect_err("it is none");
+                assert!(said.is_damage() && matches!(said, Error::Digest { .. }) == (bytes == blocks * 32), "{said}");
+            }
+        }
     }
 }
