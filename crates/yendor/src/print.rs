@@ -1,6 +1,6 @@
 //! What is said, how loudly, and in which shape.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
@@ -27,10 +27,11 @@ pub fn count(n: usize, thing: &str) -> String {
     if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
 }
 
-/// Data, to standard output. A reader that has gone away is no failure of ours.
+/// Data, to standard output, for a terminal as [`error`] does it: programs get every byte of a path. A reader that has gone away is no
+/// failure of ours.
 pub fn out(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    let _ = writeln!(stdout, "{text}");
+    let _ = if stdout.is_terminal() { writeln!(stdout, "{}", steady(text)) } else { writeln!(stdout, "{text}") };
 }
 
 /// An error; never silenced. It may quote an image, or whoever has read one: what would steer a terminal is spelt.
@@ -69,8 +70,9 @@ pub fn surroundings(text: impl FnOnce() -> String) {
     }
 }
 
-/// A table with aligned columns, the first row its head.
+/// A table with aligned columns, the first row its head. No cell steers a terminal: names of images and files are others' words.
 pub fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| safe(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -180,6 +182,7 @@ mod tests {
     fn columns_are_aligned() {
         let rows = [vec!["A".into(), "B".into()], vec!["long".into(), "x".into()]];
         assert_eq!(table(&rows), "A     B\nlong  x");
+        assert_eq!(table(&[vec!["\x1b]0;x\x07".into(), "a\nb".into()]]), "\\u{1b}]0;x\\u{7}  a\\nb");
         assert_eq!(table(&[]), "");
     }
 

@@ -301,6 +301,18 @@ fn words_of_an_image_steer_no_terminal() {
         seen += usize::from(all.contains("owned"));
     }
     assert!(seen >= 2, "nobody has printed them");
+    // What an image is called is its maker's word, too.
+    let called = field.yendor.path("good\x1b[2Jowned");
+    std::os::unix::fs::symlink(field.yendor.path("good"), &called).expect("a link");
+    let (name, called) = (field.yendor.fresh("words"), called.to_str().expect("UTF-8"));
+    field.yendor.call(&["restore", "-d", "--name", &name, called]).exits(0);
+    for asked in [&["ps"][..], &["inspect", called], &["plan", called]] {
+        let said = field.yendor.call(asked).exits(0);
+        let all = said.stdout + &said.stderr;
+        assert!(!all.contains(|c: char| c.is_control() && c != '\n'), "{asked:?}: {all:?}");
+        assert!(asked != ["ps"] || all.contains("owned"), "{all:?}");
+    }
+    field.yendor.call(&["rm", "--force", &name]).exits(0);
 }
 
 /// Connections that nobody is said to have made, and what was sent by them, must not lead to the keeper: by its pidfd root of the container
