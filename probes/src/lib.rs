@@ -15,7 +15,7 @@ mod threads;
 
 pub use family::{Board, child, disown, reaped, succeeded};
 pub use kernel::{Dir, at_most_hard, caps, clock, fdinfo, field, full, own, read_at_once, read_file, status, transfer};
-pub use memory::{PAGE, Region, check_pattern, fill_pattern, map, smaps_flags, word};
+pub use memory::{PAGE, Region, check_pattern, fill_pattern, map, present, smaps_flags, word};
 pub use report::{expect, expect_that, fail, ok, refused, say};
 pub use threads::{block_all, name_of, sleep_ms, tid};
 

@@ -1,6 +1,6 @@
 //! Memory with a pattern that tells every page from every other.
 
-use crate::{expect, fail};
+use crate::{expect, fail, ok};
 
 /// Bytes in a page.
 pub const PAGE: usize = 4096;
@@ -48,6 +48,20 @@ pub fn map(len: usize, protection: i32, flags: i32) -> Region {
     // SAFETY: a new mapping at a place of the kernel's choice.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
     Region::adopt(start, len)
+}
+
+/// How many pages are there, of whoever has them mapped.
+pub fn present(address: *const u8, len: usize) -> usize {
+    const AT_ONCE: usize = 1 << 30;
+    let mut answer = vec![0u8; AT_ONCE / PAGE];
+    let mut count = |at: usize| {
+        let bytes = (len - at).min(AT_ONCE);
+        let from = address.wrapping_add(at).cast_mut().cast();
+        // SAFETY: `answer` has a byte for each page that is asked for.
+        ok("mincore", unsafe { libc::mincore(from, bytes, answer.as_mut_ptr()) });
+        answer[..bytes / PAGE].iter().filter(|page| **page & 1 == 1).count()
+    };
+    (0..len).step_by(AT_ONCE).map(&mut count).sum()
 }
 
 /// A word that depends on all bits of its seed (splitmix64).

@@ -7,7 +7,7 @@ use crate::maps::{self, Map};
 
 const FILE: &str = "smaps";
 
-/// One mapping with its details. Its sizes are not looked at.
+/// One mapping with its details. Of its sizes one is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Smap {
     /// The line that `maps` has too.
@@ -16,6 +16,8 @@ pub struct Smap {
     pub vm_flags: VmFlags,
     /// Protection key; only where the CPU has them.
     pub protection_key: Option<u32>,
+    /// KiB that are swapped out, of shared memory all that are in the range.
+    pub swap: u64,
 }
 
 /// A flag of a mapping, called as in `include/linux/mm.h`.
@@ -80,24 +82,26 @@ pub fn parse(text: &[u8]) -> Result<Vec<Smap>> {
     const FLAGS: &str = "VmFlags";
     let mut out = Vec::new();
     let mut open: Option<(Map, Line<'_>)> = None;
-    let mut protection_key = None;
+    let (mut protection_key, mut swap) = (None, 0);
     for line in each_line(FILE, text)? {
         if maps::is_head(&line) {
             if let Some((_, head)) = open {
                 return Err(head.bad(FLAGS));
             }
             open = Some((maps::map(line)?, line));
-            protection_key = None;
+            (protection_key, swap) = (None, 0);
             continue;
         }
-        // Of two dozen lines two are looked at.
+        // Of two dozen lines three are looked at.
         if let Some(mut value) = line.after(FLAGS) {
             let (map, _) = open.take().ok_or_else(|| line.bad("a mapping"))?;
-            out.push(Smap { map, vm_flags: flag_letters(&mut value, FLAGS)?, protection_key });
+            out.push(Smap { map, vm_flags: flag_letters(&mut value, FLAGS)?, protection_key, swap });
         } else if open.is_none() || !line.has_key() {
             return Err(line.bad("a mapping"));
         } else if let Some(mut value) = line.after("ProtectionKey") {
             protection_key = Some(value.dec("ProtectionKey")?);
+        } else if let Some(mut value) = line.after("Swap") {
+            swap = value.dec("Swap")?;
         }
     }
     match open {

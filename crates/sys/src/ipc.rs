@@ -35,12 +35,15 @@ fn perm(rights: Rights) -> libc::ipc_perm {
 /// A new segment of `bytes`; its id (shmget(2)).
 ///
 /// # Errors
-/// `EEXIST` when the key is taken, `EINVAL` and `ENOSPC` at the limits in /proc/sys/kernel/shm*.
+/// `EEXIST` when the key is taken, `EINVAL` and `ENOSPC` at the limits in /proc/sys/kernel/shm*. Of one larger than what there is of memory
+/// the kernel sets none aside (`SHM_NORESERVE`): its pages count as they come.
 pub fn shm_create(key: i32, bytes: u64, mode: u16) -> Result<i32> {
     let shown = || format!("{key:#x}, {bytes}, IPC_CREAT|IPC_EXCL|{mode:#o}");
     let size = usize::try_from(bytes).map_err(|_| SysError::new("shmget", shown(), Errno::INVAL))?;
     // SAFETY: takes no pointer.
-    id(unsafe { libc::shmget(key, size, EXCLUSIVELY | i32::from(mode)) }, "shmget", shown)
+    let make =
+        |more: i32| id(unsafe { libc::shmget(key, size, EXCLUSIVELY | i32::from(mode) | more) }, "shmget", shown);
+    make(0).or_else(|e| if e.errno == Errno::NOMEM { make(libc::SHM_NORESERVE) } else { Err(e) })
 }
 
 /// Sets owner and mode of a segment (shmctl(2), `IPC_SET`).
@@ -113,16 +116,33 @@ impl Attached {
         self.start.addr().get() as u64
     }
 
-    /// Which of its pages are in memory (mincore(2)): neither holes nor swapped out.
+    /// Which of its pages are in memory (mincore(2)): neither holes nor swapped out. As runs of bytes, start and end; it looks no further
+    /// than to the page with which there are `most`. A segment may be of any size, and have next to nothing in it.
     ///
     /// # Errors
     /// `EAGAIN` when the kernel has no memory for the answer.
-    pub fn resident(&self) -> Result<Vec<bool>> {
-        let mut pages = vec![0u8; self.len.div_ceil(4096)];
-        // SAFETY: the range is mapped by us; `pages` has a byte for each page of it.
-        let ret = unsafe { libc::mincore(self.start.as_ptr().cast(), self.len, pages.as_mut_ptr()) };
-        id(ret, "mincore", || format!("{} bytes of a segment", self.len))?;
-        Ok(pages.iter().map(|p| p & 1 == 1).collect())
+    pub fn resident(&self, most: u64) -> Result<Vec<(usize, usize)>> {
+        const PAGE: usize = 4096;
+        let mut answer = vec![0u8; 1 << 16];
+        let mut out: Vec<(usize, usize)> = Vec::new();
+        let (mut found, mut at) = (0, 0);
+        while at < self.len && found < most {
+            let bytes = (self.len - at).min(answer.len() * PAGE);
+            // SAFETY: the range is mapped by us; `answer` has a byte for each page of it.
+            let ret = unsafe { libc::mincore(self.start.as_ptr().add(at).cast(), bytes, answer.as_mut_ptr()) };
+            id(ret, "mincore", || format!("{bytes} bytes of a segment"))?;
+            let pages = answer.iter().take(bytes.div_ceil(PAGE)).enumerate();
+            for (index, _) in pages.filter(|(_, page)| **page & 1 == 1) {
+                let start = at + index * PAGE;
+                found += 1;
+                match out.last_mut().filter(|last| last.1 == start) {
+                    Some(last) => last.1 += PAGE,
+                    None => out.push((start, start + PAGE)),
+                }
+            }
+            at += bytes;
+        }
+        Ok(out)
     }
 
     /// Copies out from `at`.

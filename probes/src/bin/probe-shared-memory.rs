@@ -1,8 +1,8 @@
 //! Shared memory: anonymous, memfd with seals, POSIX, SysV attached twice; parent and child both write; the parts of one
-//! mapping out of order, and some that only the child has.
+//! mapping out of order, and some that only the child has; large ones with little in them.
 #![allow(unsafe_code)]
 
-use probe::{Board, PAGE, Region, check_pattern, child, expect, fill_pattern, map, ok, own, succeeded};
+use probe::{Board, PAGE, Region, check_pattern, child, expect, fill_pattern, map, ok, own, present, succeeded};
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,6 +12,10 @@ const GO: usize = 0;
 const UP: usize = 1;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const LEN: usize = 37 * PAGE;
+/// Of which a page is touched here and there: to read all of it would cost as much memory.
+const SPARSE: usize = 3 << 30;
+const TOUCHED: [usize; 3] = [0, 5 << 20, SPARSE - PAGE];
+const VAST: usize = 1 << 40;
 const SEALS: i32 = libc::F_SEAL_GROW | libc::F_SEAL_SHRINK;
 
 fn share(fd: &impl AsRawFd, len: usize, offset: usize) -> Region {
@@ -31,6 +35,8 @@ struct State {
     posix: (CString, OwnedFd, Region),
     unlinked: (OwnedFd, Region),
     sysv: (i32, usize, usize, i32),
+    sparse: Region,
+    vast: (i32, usize),
 }
 
 fn posix(name: &CString) -> (OwnedFd, Region) {
@@ -49,6 +55,23 @@ fn sysv() -> (i32, usize, usize, i32) {
         let (writable, constant) = (libc::shmat(id, null(), 0), libc::shmat(id, null(), libc::SHM_RDONLY));
         expect("shmat", [writable, constant].contains(&libc::MAP_FAILED), false);
         (id, writable as usize, constant as usize, key)
+    }
+}
+
+fn sparse() -> Region {
+    let region = map(SPARSE, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    // The last one the child touches, and it alone.
+    TOUCHED[..2].iter().for_each(|&at| fill_pattern(region.at(at), PAGE, at as u64));
+    region
+}
+
+fn vast() -> (i32, usize) {
+    unsafe {
+        let id = ok("shmget", libc::shmget(libc::IPC_PRIVATE, VAST, 0o600 | libc::SHM_NORESERVE));
+        let at = libc::shmat(id, null(), 0);
+        expect("shmat", at == libc::MAP_FAILED, false);
+        fill_pattern(at.cast::<u8>().add(1 << 30), PAGE, 9);
+        (id, at as usize)
     }
 }
 
@@ -79,6 +102,7 @@ fn setup() -> State {
     let unlinked = posix(&name("unlinked"));
     ok("shm_unlink", unsafe { libc::shm_unlink(name("unlinked").as_ptr()) });
     let sysv = sysv();
+    let (sparse, vast) = (sparse(), vast());
     let (moved, parts) = (moved(), map(6 * PAGE, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS));
     fill_pattern(parts.at(0), 6 * PAGE, 7);
     fill_pattern(anonymous.at(0), LEN, 1);
@@ -96,6 +120,7 @@ fn setup() -> State {
             (sysv.1 + 8) as *mut u64,
         ];
         all.iter().for_each(|&at| unsafe { at.write_volatile(at.read_volatile() ^ 1) });
+        fill_pattern(sparse.at(TOUCHED[2]), PAGE, TOUCHED[2] as u64);
         board.set(UP, 1);
         board.wait(GO, 1);
         all.iter().for_each(|&at| unsafe { at.write_volatile(at.read_volatile() ^ 1) });
@@ -105,7 +130,8 @@ fn setup() -> State {
     for page in [0, 3] {
         ok("munmap", unsafe { libc::munmap(parts.at(page * PAGE).cast(), PAGE) });
     }
-    State { board, child, anonymous, moved, parts, memfd, views, posix: (name("named"), fd, region), unlinked, sysv }
+    let posix = (name("named"), fd, region);
+    State { board, child, anonymous, moved, parts, memfd, views, posix, unlinked, sysv, sparse, vast }
 }
 
 fn check_memfd(state: &State) {
@@ -145,7 +171,18 @@ fn check_sysv((id, writable, constant, key): (i32, usize, usize, i32)) {
     }
 }
 
+fn check_sparse(sparse: &Region, (id, vast): (i32, usize)) {
+    let vast = vast as *mut u8;
+    expect("pages of a large mapping with three", present(sparse.at(0), SPARSE), TOUCHED.len());
+    TOUCHED.iter().for_each(|&at| check_pattern("sparse", sparse.at(at), PAGE, at as u64));
+    expect("pages of a vast segment with one", present(vast, 2 << 30), 1);
+    check_pattern("vast", unsafe { vast.add(1 << 30) }, PAGE, 9);
+    ok("shmdt", unsafe { libc::shmdt(vast.cast()) });
+    ok("shmctl", unsafe { libc::shmctl(id, libc::IPC_RMID, null_mut()) });
+}
+
 fn check(state: State) {
+    check_sparse(&state.sparse, state.vast);
     state.board.set(GO, 1);
     succeeded("child that writes", state.child);
     check_pattern("anonymous", state.anonymous.at(0), LEN, 1);

@@ -8,7 +8,7 @@
 //! child, but two threads more, which unmap, drop, move and protect what they have all the time, and know what must be there.
 #![allow(unsafe_code)]
 
-use probe::{Board, Dir, PAGE, Region, check_pattern, child, expect, fill_pattern, map, ok, own, sleep_ms};
+use probe::{Board, Dir, PAGE, Region, check_pattern, child, expect, fill_pattern, map, ok, own, present, sleep_ms};
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 const SMALL: usize = 64 * PAGE;
 /// Enough that a checkpoint copies it while the program runs.
 const LARGE: usize = 3072 * PAGE;
+/// Of which one page is touched: a checkpoint that reads the others makes them.
+const SPARSE: usize = 512 << 20;
 /// Pages.
 const CHURNED: usize = 1024;
 
@@ -236,6 +238,7 @@ struct State {
     child: Option<i32>,
     stack: *mut u8,
     inherited: Region,
+    sparse: Region,
     turns: Turns,
     rounds: Arc<AtomicU64>,
     other: std::thread::JoinHandle<()>,
@@ -266,6 +269,8 @@ fn setup() -> State {
     if child.is_some() {
         board.wait(UP, 1);
     }
+    let sparse = map(SPARSE, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    fill_pattern(sparse.at(SPARSE / 2), PAGE, 9);
     let shared = mapped(SMALL, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1);
     let mut own = vec![file(&dir, "kept", false), file(&dir, "gone", true), shared, memfd()];
     own.extend([advised(libc::MADV_DONTFORK), advised(libc::MADV_WIPEONFORK)]);
@@ -291,7 +296,7 @@ fn setup() -> State {
     if told("childless") {
         stay_childless();
     }
-    State { child, stack, inherited, turns, rounds, other, _dir: dir }
+    State { child, stack, inherited, sparse, turns, rounds, other, _dir: dir }
 }
 
 fn main() {
@@ -307,6 +312,8 @@ fn main() {
             expect("it has not ended", state.other.is_finished(), false);
             check_pattern("inherited memory", state.inherited.at(0), LARGE, 5);
             check_stack(state.stack);
+            expect("pages of a mapping with one", present(state.sparse.at(0), SPARSE), 1);
+            check_pattern("a mapping with one page", state.sparse.at(SPARSE / 2), PAGE, 9);
             let mut status = 0;
             let ended = state.child.map(|child| unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) });
             expect("the child goes on", (ended.unwrap_or(0), status), (0, 0));

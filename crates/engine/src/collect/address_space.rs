@@ -22,6 +22,7 @@ use super::ghost::Ghosts;
 use super::late::{Late, Seams, Shadowed, Spared, without_tracking};
 use super::object::Objects;
 use super::rounds::{Rounds, Tracked};
+use super::sparse::Present;
 use crate::shadow::MOST;
 
 /// An address space to be collected.
@@ -40,6 +41,8 @@ pub struct Job<'a> {
     pub parent: Option<(i32, &'a Record)>,
     /// Whether what fork copies is left for [`Memory::complete`].
     pub later: bool,
+    /// What is there of shared memory that no descriptor leads to.
+    pub present: &'a Present,
 }
 
 /// Areas that were read at once though fork copies them, by their start: what is behind them may change.
@@ -197,7 +200,7 @@ impl<'w> Memory<'w> {
         job: Job<'_>,
         gather: &mut Gather<'_>,
     ) -> Result<(Record, Read, Option<Late>)> {
-        let Job { pid, inside, layout, smaps, mut policies, parent, later } = job;
+        let Job { pid, inside, layout, smaps, mut policies, parent, later, present } = job;
         let parent =
             parent.map(|(pid, record)| Ok::<_, Cause>((Source::open(proc.as_fd(), pid)?, record))).transpose()?;
         let mut private = Private::new(Source::open(proc.as_fd(), pid)?, parent);
@@ -215,7 +218,7 @@ impl<'w> Memory<'w> {
         let mut kept = Vec::new();
         let mut seams = Seams::default();
         for smap in smaps.iter().filter(|s| !is_leftover(s)) {
-            let file = &mut |s: &Smap| self.backing(s, &mut private.source, gather);
+            let file = &mut |s: &Smap| self.backing(s, &mut private.source, present, gather);
             let (smap, is_tracked) = without_tracking(smap, tracked.as_ref());
             let Some(mut area) = vma::collect(&smap, file)? else { continue };
             seams.tracked.extend(is_tracked.then_some(area.start));
@@ -318,7 +321,13 @@ impl<'w> Memory<'w> {
     }
 
     /// What is behind a mapping with an inode.
-    fn backing(&mut self, smap: &Smap, source: &mut Source<'_>, gather: &mut Gather<'_>) -> Result<Backing> {
+    fn backing(
+        &mut self,
+        smap: &Smap,
+        source: &mut Source<'_>,
+        present: &Present,
+        gather: &mut Gather<'_>,
+    ) -> Result<Backing> {
         let map = &smap.map;
         if let Some(what) = refused::mapping(&map.name, map.deleted) {
             return Err(Cause::unsupported(format!("mapping {:x}-{:x}: {what}", map.start, map.end)));
@@ -377,7 +386,7 @@ impl<'w> Memory<'w> {
             // A private mapping of shared memory without a name: its bytes become the area's own.
             return Ok(Backing::Anonymous);
         }
-        self.objects.mapped(map, source, &mut self.out)
+        self.objects.mapped(map, source, present.get(&map.start).map(Vec::as_slice), &mut self.out)
     }
 
     /// A file that is mapped for all to see, by another name than the one that was removed, if it has any.

@@ -30,6 +30,7 @@ mod scratch;
 mod security;
 mod shared;
 mod space;
+mod sparse;
 mod twins;
 pub mod watch;
 
@@ -321,7 +322,7 @@ impl Asker<'_> {
     /// their children.
     fn ask_everybody(&mut self, mut mine: Mine) -> Result<(BTreeMap<usize, Complete>, Said)> {
         let mut robust = RobustList::register().at(Step::Collect)?;
-        let mut said = Said::default();
+        let (mut said, mut sparse) = (Said::default(), sparse::Asked::default());
         let mut completes = BTreeMap::new();
         for gang in gangs(self.order, self.tree) {
             let mut asking = Vec::with_capacity(gang.len());
@@ -348,7 +349,7 @@ impl Asker<'_> {
                 }
                 asking.push(one);
             }
-            let told = process::ask_all(&mut asking, self.twins.as_deref_mut(), &mut robust);
+            let told = process::ask_all(&mut asking, self.twins.as_deref_mut(), &mut sparse, &mut robust);
             let told = told.map_err(|(i, cause)| Error::new(Step::Collect, cause).task(gang[i].1.inside().0))?;
             let mut adopting = Vec::new();
             for ((asking, told), (place, facts, _)) in asking.into_iter().zip(told).zip(&gang) {

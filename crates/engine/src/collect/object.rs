@@ -22,14 +22,21 @@ struct Object {
 
 /// Ranges of offsets, in order and apart from each other.
 #[derive(Debug, Default)]
-struct Ranges(Vec<(u64, u64)>);
+pub struct Ranges(Vec<(u64, u64)>);
 
 impl Objects {
-    /// What is behind a mapping; takes from the task's memory what no other mapping has shown before.
+    /// What is behind a mapping; takes from the task's memory what no other mapping has shown before. `present`: what of it is there,
+    /// where that is known; the rest are holes, and stay holes.
     ///
     /// # Errors
     /// The task's memory cannot be read, or the image not be written.
-    pub fn mapped(&mut self, map: &Map, source: &Source<'_>, out: &mut Sink<'_, impl Output>) -> Result<Backing> {
+    pub fn mapped(
+        &mut self,
+        map: &Map,
+        source: &Source<'_>,
+        present: Option<&[(u64, u64)]>,
+        out: &mut Sink<'_, impl Output>,
+    ) -> Result<Backing> {
         let next = ShmId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
         let Object { record, read } = self.0.entry((map.dev.st_dev(), map.inode)).or_insert_with(|| Object {
             record: shared::Record { id: next, name: Bytes(map.name.clone()), size: 0, pages: Vec::new() },
@@ -38,7 +45,11 @@ impl Objects {
         let end = map.offset + map.len();
         for (from, to) in read.add(map.offset, end) {
             let at = |offset: u64| map.start + (offset - map.offset);
-            let mut runs = out.copy(source, Piece::of(&[(at(from), at(to))], Zeros::Leave))?;
+            let (from, to) = (at(from), at(to));
+            let cut =
+                |&(start, end): &(u64, u64)| Some((start.max(from), end.min(to))).filter(|(start, end)| start < end);
+            let there = present.map_or_else(|| vec![(from, to)], |present| present.iter().filter_map(cut).collect());
+            let mut runs = out.copy(source, Piece::of(&there, Zeros::Leave))?;
             for run in &mut runs {
                 run.addr.0 = run.addr.0 - map.start + map.offset;
             }
@@ -56,7 +67,7 @@ impl Objects {
 
 impl Ranges {
     /// Adds a range; what of it was not there.
-    fn add(&mut self, start: u64, end: u64) -> Vec<(u64, u64)> {
+    pub fn add(&mut self, start: u64, end: u64) -> Vec<(u64, u64)> {
         let first = self.0.partition_point(|(_, end)| *end < start);
         let last = self.0.partition_point(|(start, _)| *start <= end);
         let mut new = Vec::new();

@@ -20,20 +20,15 @@ use yendor_task::live::{Borrowed, Loan, Region, Registers};
 use yendor_task::tree::read_proc;
 use yendor_task::{Nr, RunError, Stopped, args};
 
-use super::Facts;
 use super::ahead::Texts;
 use super::children::{self, Child, Said};
-use super::contexts;
 use super::descriptor::{Doubts, Held};
-use super::elsewhere;
-use super::levels;
-use super::notification;
-use super::oom;
 use super::peer::{Look, Peers};
-use super::scratch;
 use super::space::Space;
+use super::sparse::{self, Present};
 use super::twins::{self, Twins, Why};
 use super::watch::Watch;
+use super::{Facts, contexts, elsewhere, levels, notification, oom, scratch};
 
 /// What all processes of a tree are looked at with.
 #[derive(Clone, Copy)]
@@ -130,6 +125,8 @@ struct More {
     policies: Vec<(Addr, policy::Record)>,
     /// Its contexts of asynchronous I/O.
     contexts: Vec<aio::Record>,
+    /// What is there of its shared memory.
+    present: Present,
     /// What it is notified of.
     notifications: Vec<Notification>,
 }
@@ -243,7 +240,7 @@ impl<'a> Asking<'a> {
     /// # Errors
     /// What cannot be captured.
     pub fn answered(mut self, told: Told, said: &mut Said) -> Result<Answered> {
-        let Told { registers, more: More { waiting, policies, contexts, notifications } } = told;
+        let Told { registers, more: More { waiting, policies, contexts, present, notifications } } = told;
         let (mut shared_pending, own_pending) = std::mem::take(&mut self.queued);
         let pending_for_all = shared_pending.mask();
         shared_pending.without_timers(&waiting);
@@ -310,7 +307,7 @@ impl<'a> Asking<'a> {
             children,
         });
         let policies = policies.into_iter().collect();
-        let space = Space { pid: facts.pid, brk, auxv, smaps, policies, twin: None, mounts };
+        let space = Space { pid: facts.pid, brk, auxv, smaps, policies, present, twin: None, mounts };
         Ok(Answered { space, adopts, lost, complete })
     }
 
@@ -405,6 +402,7 @@ type Failed = (usize, Cause);
 pub fn ask_all(
     all: &mut [Asking<'_>],
     twins: Option<&mut Twins>,
+    sparse: &mut sparse::Asked,
     robust: &mut RobustList,
 ) -> std::result::Result<Vec<Told>, Failed> {
     let cause = |(i, e): (usize, RunError)| (i, Cause::from(e));
@@ -414,7 +412,7 @@ pub fn ask_all(
     }
     let mut borrowed = Borrowed::all(loans, robust).map_err(cause)?;
     let registers: Vec<Vec<_>> = borrowed.iter().map(|b| b.registers().collect()).collect();
-    let answered = answers(all, &mut borrowed);
+    let answered = answers(all, &mut borrowed, sparse);
     let mut room = if answered.is_ok() { twins.as_ref().map_or(0, |twins| twins.room()) } else { 0 };
     let spared = |asking: &Asking<'_>| twins.as_ref().is_some_and(|twins| twins.spares(asking.facts.pid));
     let wants = |asking: &Asking<'_>| if spared(asking) { Ok(false) } else { asking.wants_twin(&mut room) };
@@ -437,7 +435,11 @@ pub fn ask_all(
 }
 
 /// Has all threads of borrowed processes answer, and asks what their answers lead to.
-fn answers(all: &mut [Asking<'_>], borrowed: &mut [Borrowed<'_>]) -> std::result::Result<Vec<More>, Failed> {
+fn answers(
+    all: &mut [Asking<'_>],
+    borrowed: &mut [Borrowed<'_>],
+    sparse: &mut sparse::Asked,
+) -> std::result::Result<Vec<More>, Failed> {
     let mut started = Vec::new();
     let mut failed = None;
     for (i, (asking, borrowed)) in all.iter().zip(borrowed.iter_mut()).enumerate() {
@@ -459,10 +461,10 @@ fn answers(all: &mut [Asking<'_>], borrowed: &mut [Borrowed<'_>]) -> std::result
         return Err(failed);
     }
     let both = all.iter().zip(borrowed).enumerate();
-    both.map(|(i, (asking, borrowed))| ask_more(borrowed, asking).map_err(|e| (i, e))).collect()
+    both.map(|(i, (asking, borrowed))| ask_more(borrowed, asking, sparse).map_err(|e| (i, e))).collect()
 }
 
-fn ask_more(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>) -> Result<More> {
+fn ask_more(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>, sparse: &mut sparse::Asked) -> Result<More> {
     let waiting = count_overruns(borrowed, asking)?;
     let places = policy::set(&asking.asked[0].inquiry, &asking.about.policies);
     let policies =
@@ -470,7 +472,9 @@ fn ask_more(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>) -> Result<More> {
     let ids = (asking.facts.pid, asking.facts.innermost());
     let contexts = contexts::look(borrowed, &asking.texts.smaps, ids)?;
     let notifications = notification::learn(borrowed, &asking.held.notifying)?;
-    Ok(More { waiting, policies, contexts, notifications })
+    let memory = (asking.texts.smaps.as_slice(), asking.view.proc, asking.facts.pid);
+    let present = sparse::look(borrowed, memory, (asking.view.watch, &asking.restricted), sparse)?;
+    Ok(More { waiting, policies, contexts, present, notifications })
 }
 
 /// The timers whose signals wait, and how often each has expired since: see [`posix_timer`].

@@ -14,6 +14,7 @@ use yendor_proc::smaps::Smap;
 use super::Facts;
 use super::address_space::{Job, Memory, Read, is_fork};
 use super::late::Late;
+use super::sparse::Present;
 use crate::error::{At, Result, Step, With};
 
 /// The address space of a process that has answered, which is its own again.
@@ -28,6 +29,8 @@ pub struct Space {
     pub smaps: Vec<Smap>,
     /// The memory policies of those that have one, by where they start.
     pub policies: BTreeMap<Addr, policy::Record>,
+    /// What is there of shared memory that no descriptor leads to.
+    pub present: Present,
     /// A copy of the process, as the tracer sees it: what only this process has is read from there, later.
     pub twin: Option<i32>,
     /// The mount namespace that its files are likely to be in; none: the container's.
@@ -75,7 +78,7 @@ pub fn copy_all(
 ) -> Result<Collected> {
     let places: BTreeMap<i32, usize> = order.iter().enumerate().map(|(i, f)| (f.pid, i)).collect();
     let Collected { mut records, mut left, late: mut lates, mut apart } = Collected::default();
-    for (place, Space { pid, brk, auxv, smaps, policies, twin, mounts }) in spaces {
+    for (place, Space { pid, brk, auxv, smaps, policies, present, twin, mounts }) in spaces {
         let Some(facts) = order.get(place) else { continue };
         let inside = facts.inside().0;
         let exe = executable(pid, proc, memory, gather).at(Step::Collect).task(inside)?;
@@ -91,7 +94,8 @@ pub fn copy_all(
         apart.extend((alone && copied).then_some(inside));
         let twin = twin.filter(|_| !alone);
         let parent = parent.and_then(|i| Some((order.get(i)?.pid, records.get(&i)?)));
-        let job = Job { pid, inside, layout, smaps: &smaps, policies, parent, later: twin.is_some() };
+        let job =
+            Job { pid, inside, layout, smaps: &smaps, policies, parent, later: twin.is_some(), present: &present };
         gather.here = mounts;
         let (record, read, late) = memory.collect(proc, job, gather).at(Step::Collect).task(inside)?;
         records.insert(place, record);

@@ -156,22 +156,23 @@ fn one(proc: BorrowedFd<'_>, row: sysvipc::Shm, (writer, of): (&Writer, Option<N
     let whole = size.next_multiple_of(PAGE as u64);
     let attached = Attached::new(perm.id, whole, false)?;
     check_device(proc, perm.id, &attached)?;
-    let resident = attached.resident()?;
-    let present = resident.iter().filter(|p| **p).count() as u64 * PAGE as u64;
+    let resident = attached.resident(rss / PAGE as u64)?;
+    let present: usize = resident.iter().map(|(start, end)| end - start).sum();
     // Reading a hole would make a page of it. But only if nothing was swapped out until we looked is the rest holes.
-    let pages = if swap == 0 && present == rss { resident } else { vec![true; resident.len()] };
-    let extents = copy(blob(of, perm.id), &attached, &pages, writer)?;
+    let known = swap == 0 && present as u64 == rss;
+    let ranges = if known { resident } else { vec![(0, usize::try_from(whole).unwrap_or(0))] };
+    let extents = copy(blob(of, perm.id), &attached, &ranges, writer)?;
     let (locked, removed) = (perm.mode & LOCKED != 0, perm.mode & DEST != 0);
     Ok(Record { perm: Perm::collect(&perm), size, locked, removed, extents })
 }
 
 /// Writes the pages that are not zero.
-fn copy(name: String, attached: &Attached, pages: &[bool], writer: &Writer) -> Result<Vec<(u64, u64)>> {
+fn copy(name: String, attached: &Attached, ranges: &[(usize, usize)], writer: &Writer) -> Result<Vec<(u64, u64)>> {
     let mut out = None;
     let mut extents: Vec<(u64, u64)> = Vec::new();
     let mut page = [0u8; PAGE];
-    for (index, _) in pages.iter().enumerate().filter(|(_, present)| **present) {
-        attached.read(index * PAGE, &mut page);
+    for at in ranges.iter().flat_map(|(start, end)| (*start..*end).step_by(PAGE)) {
+        attached.read(at, &mut page);
         if page == [0; PAGE] {
             continue;
         }
@@ -180,7 +181,7 @@ fn copy(name: String, attached: &Attached, pages: &[bool], writer: &Writer) -> R
             none => none.insert(writer.file(&name)?),
         };
         file.write_all(&page).map_err(|e| SysError::io("write", name.as_str(), &e))?;
-        let (offset, bytes) = ((index * PAGE) as u64, PAGE as u64);
+        let (offset, bytes) = (at as u64, PAGE as u64);
         match extents.last_mut() {
             Some((start, len)) if *start + *len == offset => *len += bytes,
             _ => extents.push((offset, bytes)),
