@@ -2,7 +2,7 @@
 //! nothing is started or left.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ciborium::Value;
@@ -188,6 +188,38 @@ fn children_elsewhere(flavour: Flavour) {
     // Had anybody been born and ended there, nobody could be any more.
     fs::write(yendor.path("go"), "").expect("a file of our own");
     assert_eq!(started.ended(PATIENCE).map(Started::code), Some(0), "{}", said());
+}
+
+/// What a task of a foreign tree holds but may not read goes into no image, though root asks for it: it would be read there.
+#[test]
+fn what_a_task_may_not_read_is_not_read_for_it() {
+    let Some(yendor) = Yendor::new(Flavour::Root) else { return };
+    let secret = yendor.path("secret");
+    fs::write(&secret, "only root's").expect("a file");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("of root alone");
+    // What the user's directories let it see is not the question: it goes there before it is one.
+    let program = "import os, sys, time\nfd = os.open(sys.argv[1], os.O_PATH)\nos.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n\
+                   print('ready', flush=True)\nwhile True: time.sleep(1)";
+    let mut command = yendor.program(Path::new("/usr/bin/python3"));
+    command.args(["-c", program, text(&secret)]);
+    command.stdout(yendor.output("held")).stderr(yendor.output("held-errors"));
+    lead_a_session(&mut command);
+    let mut started = Started::new(&mut command);
+    let said = || fs::read_to_string(yendor.path("held")).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || said().contains("ready")), "{}", said());
+    fs::remove_file(&secret).expect("it is replaced");
+    let (pid, image) = (started.pid(), yendor.path("held-image"));
+    let words = ["checkpoint", "--leave-running", "--pid", &pid.to_string(), "-o", text(&image)];
+    let outcome = yendor.call(&words).exits(3);
+    assert!(outcome.stderr.contains("secret") && outcome.stderr.contains("may not read"), "{}", outcome.stderr);
+    assert!(!image.exists());
+    // It is that, and nothing else.
+    let through = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").flatten().map(|entry| entry.path());
+    let leads = |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.starts_with(secret.parent().expect("above")));
+    let held = through.filter(leads).find(|path| fs::read_link(path).is_ok_and(|to| text(&to).contains("secret")));
+    fs::set_permissions(held.expect("it holds it"), fs::Permissions::from_mode(0o604)).expect("for everybody");
+    yendor.call(&words).exits(0);
+    started.kill();
 }
 
 /// No image at all, or one of the future.

@@ -51,6 +51,7 @@ pub(super) fn gather<'w>(
     gather.allow_lost = options.allow_lost.iter().cloned().collect::<BTreeSet<_>>();
     let here = Here::look();
     gather.modules = here.modules();
+    gather.is_foreign = matches!(target, Target::Tree(_));
     gather.ends_tree = !options.leave_running && !options.leave_stopped;
     if let Target::Container(state, _) = target {
         // Where the keeper holds the caller's descriptors: see keeper::start.

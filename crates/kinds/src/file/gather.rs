@@ -52,6 +52,8 @@ pub struct Gather<'a> {
     pub modules: Vec<Module>,
     /// How far the tree's clocks are ahead of ours.
     pub clocks: super::timerfd::Clocks,
+    /// Whether the tree is no container of ours: we may read what its tasks may not.
+    pub is_foreign: bool,
     /// Whether the tree ends with this checkpoint: then the last look may be one that leaves traces.
     pub ends_tree: bool,
     /// Listening unix sockets for that last look.
@@ -108,6 +110,7 @@ impl<'a> Gather<'a> {
             deleted: BTreeMap::new(),
             modules: Vec::new(),
             clocks: super::timerfd::Clocks::default(),
+            is_foreign: false,
             ends_tree: false,
             backlogs: Vec::new(),
             inotifies: BTreeMap::new(),

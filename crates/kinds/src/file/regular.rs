@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
+use yendor_proc::status;
+use yendor_task::tree::read_proc;
 
 use super::{Entry, FileKind, Gather, Seen, Workshop};
 use crate::{Cause, Named, Result};
@@ -179,6 +181,10 @@ impl Ghost {
         if seen.stat.st_nlink > 0 {
             return Err(Cause::unsupported(format!("{}: the file has other names that are not known", seen.link)));
         }
+        if gather.is_foreign && !is_read_by(seen) && !may_read(seen, &gather.proc)? {
+            let what = "a deleted file that its task has open, but not for reading, and may not read";
+            return Err(Cause::unsupported(format!("{}: {what}: the image would tell what is in it", seen.link)));
+        }
         let name = format!("ghost-{number}");
         let extents = extents(&gather.proc, seen)?;
         if extents.is_empty() {
@@ -287,10 +293,37 @@ pub fn reopen(proc: &OwnedFd, fd: std::os::fd::BorrowedFd<'_>, flags: OFlags) ->
         .named("openat", || format!("/proc/{path}, {flags:?}"))?)
 }
 
+/// Whether a description can be read.
+fn is_read_by(seen: &Seen) -> bool {
+    seen.info.flags & 3 != OFlags::WRONLY.bits() && seen.info.flags & OFlags::PATH.bits() == 0
+}
+
+/// Whether whoever holds it could open it for reading, by its mode. Of what is on its way in a socket nobody knows.
+fn may_read(seen: &Seen, proc: &OwnedFd) -> Result<bool> {
+    const DAC_OVERRIDE_OR_READ_SEARCH: u64 = 1 << 1 | 1 << 2;
+    let Some((pid, _)) = seen.holder else { return Ok(false) };
+    let task = status::parse(&read_proc(proc.as_fd(), &format!("{pid}/status"))?)?;
+    let user = |who: &str| {
+        let path = format!("{who}/ns/user");
+        rustix::fs::readlinkat(proc, path.as_str(), Vec::new()).named("readlinkat", || format!("/proc/{path}"))
+    };
+    // In a user namespace of its own it has none over our files.
+    if task.cap_eff & DAC_OVERRIDE_OR_READ_SEARCH != 0 && user(&pid.to_string())? == user("self")? {
+        return Ok(true);
+    }
+    let ([.., uid], [.., gid]) = (task.uid, task.gid);
+    let in_group = seen.stat.st_gid == gid || task.groups.contains(&seen.stat.st_gid);
+    let needed = match (seen.stat.st_uid == uid, in_group) {
+        (true, _) => Mode::RUSR,
+        (false, true) => Mode::RGRP,
+        (false, false) => Mode::ROTH,
+    };
+    Ok(Mode::from_raw_mode(seen.stat.st_mode).contains(needed))
+}
+
 /// A description of the same file that can be read.
 fn readable(proc: &OwnedFd, seen: &Seen) -> Result<OwnedFd> {
-    let mode = seen.info.flags & 3;
-    if mode == OFlags::WRONLY.bits() || seen.info.flags & OFlags::PATH.bits() != 0 {
+    if !is_read_by(seen) {
         return reopen(proc, seen.fd.as_fd(), OFlags::RDONLY);
     }
     Ok(rustix::io::fcntl_dupfd_cloexec(&seen.fd, 3).named("fcntl", || "F_DUPFD_CLOEXEC".into())?)
