@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use yendor_tests::{Flavour, PATIENCE, Yendor, wait_until};
 
@@ -215,6 +216,46 @@ fn no_socket_or_pipe_of_the_host_is_shown() {
     let script = "ls -d /mnt/file-* | wc -l; cat /mnt/file-0; ls -d /mnt/socket /mnt/pipe; touch /mnt/inner/new";
     let said = yendor.call(&["run", "--rm", "--", "sh", "-c", script]).exits(0);
     assert_eq!(said.stdout, "300\nx", "{}", said.stderr);
+    drop(listener);
+}
+
+/// Somebody else may write the directory: what is exchanged or taken away meanwhile is shown as one of the two, or not.
+#[test]
+fn what_is_exchanged_while_a_container_starts_is_no_way_to_a_socket() {
+    let Some(mut yendor) = Yendor::new(Flavour::RootUserns) else { return };
+    let (shared, new) = (yendor.path("shared"), yendor.path("new"));
+    std::fs::create_dir_all(shared.join("inner")).expect("mkdir");
+    let listener = std::os::unix::net::UnixListener::bind(shared.join("socket")).expect("bind");
+    let exchange = |number: u32| {
+        let there = shared.join(format!("entry{number}"));
+        std::fs::write(&new, "x").and_then(|()| std::fs::rename(&new, &there)).expect("a file");
+        std::os::unix::fs::symlink("/mnt/socket", &new).and_then(|()| std::fs::rename(&new, &there)).expect("a link");
+    };
+    let pass = |number: u32| {
+        let there = shared.join(format!("passing{}", number % 8));
+        std::fs::write(&there, "x").and_then(|()| std::fs::remove_file(&there)).expect("what is there for a moment");
+    };
+    (0..64).for_each(exchange);
+    let mounts = format!("mount --bind {} /mnt && mount -t tmpfs t /mnt/inner && exec \"$@\"", utf8(&shared));
+    yendor.start_through(&["unshare", "--mount", "sh", "-c", &mounts, "sh"]);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                (0..64).for_each(|number| {
+                    exchange(number);
+                    pass(number);
+                });
+            }
+        });
+        let script = "find /mnt -type s; ls /mnt | grep -c entry";
+        let said: Vec<_> = (0..8).map(|_| yendor.call(&["run", "--rm", "--", "sh", "-c", script])).collect();
+        over.store(true, Ordering::Relaxed);
+        for said in said {
+            // A directory may show neither the old nor the new entry of a name that is exchanged while it is read.
+            assert!(said.stdout.trim().parse().is_ok_and(|n: u32| n > 32), "{}{}", said.stdout, said.stderr);
+        }
+    });
     drop(listener);
 }
 

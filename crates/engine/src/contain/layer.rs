@@ -4,16 +4,19 @@
 //! So every directory that has no mount below it gets an overlay of its own, and the few above them are plain
 //! directories of the layer. Renames between two overlays copy, as between file systems.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, readlinkat, statat, symlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, mkdirat, openat, readlinkat, statat, symlinkat, unlinkat,
+};
 use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags, mount, move_mount};
 use yendor_kinds::{Cause, Named};
 use yendor_proc::mountinfo::{self, Mount};
 use yendor_sys::{Errno, SysError};
 
-use super::place::{Rootfs, copy_tree};
+use super::place::{Rootfs, by_number, copy_tree};
 use super::skeleton::Skeleton;
 use super::{Caused, root, shown};
 
@@ -60,7 +63,8 @@ pub(super) fn make() -> Caused<Rootfs> {
     let text = std::fs::read("/proc/self/mountinfo").map_err(|e| SysError::io("open", "/proc/self/mountinfo", &e))?;
     let mounts = mountinfo::parse(&text)?;
     let mut layer = Layer { mounts, skeleton: Skeleton::new()?, overlays: 0 };
-    layer.split(entries(b"/", &host_directory(b"/")?)?)?;
+    let host = host_directory()?;
+    layer.split(b"", &host, names(b"/", &host)?)?;
     Ok(rootfs)
 }
 
@@ -70,25 +74,32 @@ struct Layer {
     overlays: u32,
 }
 
-/// An entry of a host directory.
-struct Entry {
-    path: Vec<u8>,
-    kind: FileType,
-}
-
 impl Layer {
-    /// Makes the entries of a directory one by one.
-    fn split(&mut self, entries: Vec<Entry>) -> Caused<()> {
-        for entry in entries {
-            let name = &entry.path[1..];
-            match entry.kind {
-                FileType::Directory if FRESH.contains(&name) => make_directory(&entry.path, 0o755)?,
-                FileType::Directory => self.directory(&entry.path)?,
-                FileType::Symlink => {
-                    let to = readlinkat(CWD, &entry.path, Vec::new()).named("readlink", || shown(&entry.path))?;
-                    symlinkat(&to, CWD, in_upper(&entry.path)).named("symlinkat", || shown(&entry.path))?;
+    /// Makes the entries of a directory one by one. Each is opened once, and what is open is what counts from then on:
+    /// somebody may exchange it meanwhile.
+    fn split(&mut self, path: &[u8], host: &OwnedFd, names: BTreeMap<CString, FileType>) -> Caused<()> {
+        for (name, said) in names {
+            let path = [path, b"/", name.to_bytes()].concat();
+            let (entry, stat) = match find(host, &name) {
+                Ok(found) => found,
+                Err(Errno::NOENT) => continue,
+                // A mount that only its owner may look at (FUSE), or that has lost its server: nothing to be seen in it.
+                Err(Errno::ACCESS | Errno::PERM | Errno::NOTCONN | Errno::STALE | Errno::IO) => {
+                    if said == FileType::Directory {
+                        make_directory(&path, 0o755)?;
+                    }
+                    continue;
                 }
-                FileType::RegularFile => bind_file(&entry.path)?,
+                Err(e) => return Err(e).named("open", || shown(&path)).map_err(Cause::from),
+            };
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory if FRESH.contains(&&path[1..]) => make_directory(&path, 0o755)?,
+                FileType::Directory => self.directory(&path, &entry, &stat)?,
+                FileType::Symlink => {
+                    let to = readlinkat(&entry, c"", Vec::new()).named("readlink", || shown(&path))?;
+                    symlinkat(&to, CWD, in_upper(&path)).named("symlinkat", || shown(&path))?;
+                }
+                FileType::RegularFile if !self.is_pseudo(&path) => bind_file(&path, &entry)?,
                 // Sockets, pipes and devices of the host belong to the host.
                 _ => {}
             }
@@ -96,33 +107,30 @@ impl Layer {
         Ok(())
     }
 
-    fn directory(&mut self, path: &[u8]) -> Caused<()> {
-        let here = self.mounts.iter().rev().find(|m| m.mount_point == path);
-        let stat = match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            // A mount that only its owner may look at (FUSE), or that has lost its server: nothing to be seen in it.
-            Err(Errno::ACCESS | Errno::PERM | Errno::NOTCONN | Errno::STALE | Errno::IO) => {
-                return make_directory(path, 0o755);
-            }
-            Err(e) => return Err(e).named("stat", || shown(path)).map_err(Cause::from),
-        };
+    fn directory(&mut self, path: &[u8], entry: &OwnedFd, stat: &Stat) -> Caused<()> {
         make_directory(path, stat.st_mode & 0o7777)?;
-        self.skeleton.own(in_upper(path), &stat)?;
-        if here.is_some_and(|m| PSEUDO.contains(&m.fs_type.as_slice())) {
+        self.skeleton.own(in_upper(path), stat)?;
+        if self.is_pseudo(path) {
             return Ok(());
         }
-        let Ok(host) = host_directory(path) else {
+        let Ok(host) = openat(entry, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) else {
             // Closed to the caller: the container sees an empty directory that is its own.
             return Ok(());
         };
+        let names = names(path, &host)?;
         if self.mounts.iter().any(|m| is_below(&m.mount_point, path)) {
-            let entries = entries(path, &host)?;
-            return if entries.len() > MOST_ENTRIES { Ok(()) } else { self.split(entries) };
+            return if names.len() > MOST_ENTRIES { Ok(()) } else { self.split(path, &host, names) };
         }
-        if entries(path, &host)?.is_empty() {
+        if names.is_empty() {
             return Ok(());
         }
         self.overlay(path, &host)
+    }
+
+    /// Whether a file system that shows the host's kernel is mounted there.
+    fn is_pseudo(&self, path: &[u8]) -> bool {
+        let here = self.mounts.iter().rev().find(|m| m.mount_point == path);
+        here.is_some_and(|m| PSEUDO.contains(&m.fs_type.as_slice()))
     }
 
     fn overlay(&mut self, path: &[u8], host: &OwnedFd) -> Caused<()> {
@@ -135,7 +143,7 @@ impl Layer {
             data.extend(escaped(&skeleton));
             data.push(b':');
         }
-        data.extend(escaped(path));
+        data.extend(by_number(host).into_bytes());
         data.extend(b",upperdir=");
         data.extend(escaped(&in_upper(path)));
         data.extend(b",workdir=");
@@ -145,13 +153,13 @@ impl Layer {
         match mount("overlay", target.as_slice(), "overlay", MountFlags::NODEV, data.as_c_str()) {
             Ok(()) => Ok(()),
             // Not every file system can be a lower one; but if even a plain one is refused, the state is in a bad place.
-            Err(Errno::INVAL | Errno::LOOP) if self.overlays > 1 => self.without_overlay(path),
-            Err(e) => Err(refused(e, &data)),
+            Err(Errno::INVAL | Errno::LOOP) if self.overlays > 1 => self.without_overlay(path, host),
+            Err(e) => Err(refused(e, path, &data)),
         }
     }
 
     /// A directory as it is but read-only, if there can be no way to somebody outside in it; else it stays empty.
-    fn without_overlay(&self, path: &[u8]) -> Caused<()> {
+    fn without_overlay(&self, path: &[u8], host: &OwnedFd) -> Caused<()> {
         let on = self
             .mounts
             .iter()
@@ -160,12 +168,12 @@ impl Layer {
         if !on.is_some_and(|m| PLAIN.contains(&m.fs_type.as_slice())) {
             return Ok(());
         }
-        attach(&copy_tree(&CWD, path, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)?, path)
+        attach(&copy_tree(host, b"", MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)?, path)
     }
 }
 
-fn refused(errno: Errno, data: &CStr) -> Cause {
-    let error = SysError::new("mount", format!("\"overlay\", {data:?}"), errno);
+fn refused(errno: Errno, path: &[u8], data: &CStr) -> Cause {
+    let error = SysError::new("mount", format!("{}, \"overlay\", {data:?}", shown(path)), errno);
     if errno == Errno::INVAL {
         let what = format!("{error}: the state directory is on a file system that cannot hold a layer");
         let hint = "set YENDOR_ROOT to a directory on ext4, xfs, btrfs or tmpfs, or give --rootfs".into();
@@ -175,14 +183,20 @@ fn refused(errno: Errno, data: &CStr) -> Cause {
 }
 
 /// A regular file in a directory that is no overlay: read-only, by itself.
-fn bind_file(path: &[u8]) -> Caused<()> {
-    let tree = match copy_tree(&CWD, path, MountAttrFlags::MOUNT_ATTR_RDONLY) {
+fn bind_file(path: &[u8], file: &OwnedFd) -> Caused<()> {
+    let tree = match copy_tree(file, b"", MountAttrFlags::MOUNT_ATTR_RDONLY) {
         Err(Cause::Sys(e)) if e.is_denied() => return Ok(()),
         other => other?,
     };
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(CWD, in_upper(path), flags, Mode::from_raw_mode(0o644)).named("openat", || shown(path))?;
-    attach(&tree, path)
+    match attach(&tree, path) {
+        // It was deleted meanwhile, and what is deleted cannot be mounted.
+        Err(Cause::Sys(e)) if e.errno == Errno::NOENT => {
+            Ok(unlinkat(CWD, in_upper(path), AtFlags::empty()).named("unlinkat", || shown(path))?)
+        }
+        other => other,
+    }
 }
 
 fn attach(tree: &OwnedFd, path: &[u8]) -> Caused<()> {
@@ -199,27 +213,27 @@ fn in_upper(path: &[u8]) -> Vec<u8> {
     [b"upper", path].concat()
 }
 
-pub(super) fn host_directory(path: &[u8]) -> Caused<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(openat(CWD, path, flags, Mode::empty()).named("open", || shown(path))?)
+/// The host's root, open.
+pub(super) fn host_directory() -> Caused<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat(CWD, c"/", flags, Mode::empty()).named("open", || shown(b"/"))?)
 }
 
-fn entries(path: &[u8], directory: &OwnedFd) -> Caused<Vec<Entry>> {
-    let mut out = Vec::new();
+/// An entry of a host directory, whatever it is.
+fn find(host: &OwnedFd, name: &CStr) -> Result<(OwnedFd, Stat), Errno> {
+    let entry = openat(host, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = statat(&entry, c"", AtFlags::EMPTY_PATH)?;
+    Ok((entry, stat))
+}
+
+/// With what the directory says that they are, if it says so. While it changes, it may say one twice.
+fn names(path: &[u8], directory: &OwnedFd) -> Caused<BTreeMap<CString, FileType>> {
+    let mut out = BTreeMap::new();
     for entry in Dir::read_from(directory).named("getdents64", || shown(path))? {
         let entry = entry.named("getdents64", || shown(path))?;
-        let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." {
-            continue;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            out.insert(entry.file_name().to_owned(), entry.file_type());
         }
-        let path = if path == b"/" { [b"/", name].concat() } else { [path, b"/", name].concat() };
-        let kind = match entry.file_type() {
-            // Some file systems do not say.
-            FileType::Unknown => statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW)
-                .map_or(FileType::Unknown, |s| FileType::from_raw_mode(s.st_mode)),
-            known => known,
-        };
-        out.push(Entry { path, kind });
         if out.len() > MOST_ENTRIES {
             break;
         }

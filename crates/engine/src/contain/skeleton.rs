@@ -75,7 +75,11 @@ impl Skeleton {
                 continue;
             }
             let (below, target) = ([path, b"/", name.to_bytes()].concat(), [into, b"/", name.to_bytes()].concat());
-            let stat = statat(host, name, AtFlags::SYMLINK_NOFOLLOW).named("stat", || shown(&below))?;
+            let stat = match statat(host, name, AtFlags::SYMLINK_NOFOLLOW) {
+                // It has vanished meanwhile.
+                Err(Errno::NOENT) => continue,
+                other => other.named("stat", || shown(&below))?,
+            };
             if (stat.st_uid != UNKNOWN && stat.st_gid != UNKNOWN) || self.made >= MOST {
                 continue;
             }
@@ -93,6 +97,8 @@ impl Skeleton {
                     setxattr(target.as_slice(), "user.overlay.opaque", b"y", XattrFlags::empty())
                         .named("setxattr", || format!("{:?}, \"user.overlay.opaque\"", shown(&target)))?;
                 }
+                // It is not there any more.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(e) => Err(e).named("openat", || shown(&below))?,
             }
         }
