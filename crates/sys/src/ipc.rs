@@ -169,6 +169,20 @@ impl Writable {
         Attached::new(shmid, len, true).map(Self)
     }
 
+    /// Makes a hole (madvise(2), `MADV_REMOVE`); `at` and `len` are whole pages.
+    ///
+    /// # Errors
+    /// `EINVAL` when the pages are locked.
+    ///
+    /// # Panics
+    /// When the range does not lie inside: our own arithmetic was wrong.
+    pub fn punch(&self, at: usize, len: usize) -> Result<()> {
+        assert!(at <= self.0.len && len <= self.0.len - at, "a hole outside the segment");
+        // SAFETY: the range was checked; no reference to it exists.
+        let ret = unsafe { libc::madvise(self.0.start.as_ptr().add(at).cast(), len, libc::MADV_REMOVE) };
+        id(ret, "madvise", || format!("{len} bytes of a segment, MADV_REMOVE")).map(drop)
+    }
+
     /// Copies `bytes` in at `at`.
     ///
     /// # Panics

@@ -11,8 +11,8 @@ use std::os::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use yendor_image::{NsId, Reader, Writer};
 use yendor_proc::sysvipc;
-use yendor_sys::SysError;
 use yendor_sys::ipc::{self, Attached, Writable};
+use yendor_sys::{Errno, SysError};
 
 use super::{Limits, Perm, Scope};
 use crate::memory::vma::{self, Backing};
@@ -101,6 +101,7 @@ pub(super) fn collect(
         return Err(Cause::unsupported(format!("System V segment {id} of another ipc namespace")));
     }
     let mut out = Vec::new();
+    let mut taken = BTreeMap::new();
     for row in table {
         let attachments = mapped.0.get(&row.perm.id);
         let shown = || format!("System V segment {}", row.perm.id);
@@ -108,10 +109,28 @@ pub(super) fn collect(
             continue;
         }
         check(&row, attachments, limits)?;
-        let (perm, attached) = (row.perm, attachments.is_some());
-        out.extend(scope.unless_foreign(&perm, attached, one(proc, row, blobs))?);
+        let (perm, attached, had) = (row.perm, attachments.is_some(), (row.attached, row.rss + row.swap));
+        let collected = scope.unless_foreign(&perm, attached, one(proc, row, blobs))?;
+        taken.extend(collected.is_some().then_some((perm.id, had)));
+        out.extend(collected);
     }
+    unchanged(proc, &taken)?;
     Ok(out)
+}
+
+/// Nobody else may have attached or filled a segment meanwhile: a page that came after they were counted is in no image.
+fn unchanged(proc: BorrowedFd<'_>, taken: &BTreeMap<i32, (u64, u64)>) -> Result<()> {
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let now = sysvipc::parse_shm(&super::read(proc, "sysvipc/shm")?)?;
+    for (id, (attached, bytes)) in taken {
+        let row = now.iter().find(|row| row.perm.id == *id);
+        if row.is_none_or(|row| row.attached != *attached || row.rss + row.swap > *bytes) {
+            return Err(super::changed(format!("segment {id}")));
+        }
+    }
+    Ok(())
 }
 
 fn check(row: &sysvipc::Shm, attachments: Option<&Attachments>, limits: &Limits) -> Result<()> {
@@ -158,22 +177,48 @@ fn one(proc: BorrowedFd<'_>, row: sysvipc::Shm, (writer, of): (&Writer, Option<N
     check_device(proc, perm.id, &attached)?;
     let resident = attached.resident(rss / PAGE as u64)?;
     let present: usize = resident.iter().map(|(start, end)| end - start).sum();
+    let (name, all) = (blob(of, perm.id), [(0, usize::try_from(whole).unwrap_or(0))]);
     // Reading a hole would make a page of it. But only if nothing was swapped out until we looked is the rest holes.
-    let known = swap == 0 && present as u64 == rss;
-    let ranges = if known { resident } else { vec![(0, usize::try_from(whole).unwrap_or(0))] };
-    let extents = copy(blob(of, perm.id), &attached, &ranges, writer)?;
+    let extents = if swap == 0 && present as u64 == rss {
+        copy(name, &attached, &resident, writer, |_| Ok(()))?
+    } else {
+        let writable = writable(perm.id, whole)?;
+        let was_there = |at: usize| {
+            let after = resident.partition_point(|(start, _)| *start <= at);
+            resident.get(after.wrapping_sub(1)).is_some_and(|(_, end)| at < *end)
+        };
+        let back = |at| if was_there(at) { Ok(()) } else { Ok(writable.punch(at, PAGE)?) };
+        copy(name, &attached, &all, writer, back)?
+    };
     let (locked, removed) = (perm.mode & LOCKED != 0, perm.mode & DEST != 0);
     Ok(Record { perm: Perm::collect(&perm), size, locked, removed, extents })
 }
 
-/// Writes the pages that are not zero.
-fn copy(name: String, attached: &Attached, ranges: &[(usize, usize)], writer: &Writer) -> Result<Vec<(u64, u64)>> {
+/// For making a hole again of each page that was one until it was read.
+fn writable(id: i32, whole: u64) -> Result<Writable> {
+    match Writable::new(id, whole) {
+        Err(e) if e.errno == Errno::ACCESS => Err(Cause::unsupported(format!(
+            "System V segment {id}: a part of it is swapped out, and reading it would fill its holes, which only who may write it can empty"
+        ))),
+        other => Ok(other?),
+    }
+}
+
+/// Writes the pages that are not zero; `zero` is told of each other one.
+fn copy(
+    name: String,
+    attached: &Attached,
+    ranges: &[(usize, usize)],
+    writer: &Writer,
+    zero: impl Fn(usize) -> Result<()>,
+) -> Result<Vec<(u64, u64)>> {
     let mut out = None;
     let mut extents: Vec<(u64, u64)> = Vec::new();
     let mut page = [0u8; PAGE];
     for at in ranges.iter().flat_map(|(start, end)| (*start..*end).step_by(PAGE)) {
         attached.read(at, &mut page);
         if page == [0; PAGE] {
+            zero(at)?;
             continue;
         }
         let file = match &mut out {
@@ -250,4 +295,47 @@ fn fill(id: i32, name: &str, (size, extents): (u64, &[(u64, u64)]), reader: &Rea
 
 pub(super) fn finish(record: &Record) -> Result<()> {
     if record.removed { Ok(ipc::shm_remove(record.perm.id)?) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// As if a page were swapped out: nobody can tell it from a hole without reading both.
+    #[test]
+    fn what_is_swapped_out_is_read_without_filling_the_holes() {
+        const PAGES: usize = 4096;
+        let id = ipc::shm_create(0, (PAGES * PAGE) as u64, 0o600).expect("shmget");
+        let mut filled = Writable::new(id, (PAGES * PAGE) as u64).expect("shmat");
+        for (page, bytes) in [(1, b"one"), (7, b"two"), (4095, b"end")] {
+            filled.write(page * PAGE, bytes);
+        }
+        filled.write(9 * PAGE, &[0]);
+        drop(filled);
+        // What of it is removed lives as long as it is attached, and no longer than this test.
+        let here = Attached::new(id, (PAGES * PAGE) as u64, false).expect("shmat");
+        ipc::shm_remove(id).expect("shmctl");
+        let row = || {
+            let table = sysvipc::parse_shm(&std::fs::read("/proc/sysvipc/shm").expect("read")).expect("parse");
+            table.into_iter().find(|row| row.perm.id == id).expect("our segment")
+        };
+        let place = std::env::temp_dir().join(format!("yendor-test-shm-{}", std::process::id()));
+        let writer = Writer::create(&place).expect("create");
+        let proc = rustix::fs::open("/proc", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).expect("open");
+        let before = row();
+        let record = one(proc.as_fd(), sysvipc::Shm { swap: PAGE as u64, ..row() }, (&writer, None)).expect("collect");
+        drop(writer);
+        let page = |n: u64| (n * PAGE as u64, PAGE as u64);
+        assert_eq!(record.extents, [page(1), page(7), page(4095)]);
+        assert_eq!((row().rss, row().swap, before.rss), (4 * PAGE as u64, 0, 4 * PAGE as u64));
+        // What comes later is in no image.
+        let taken = BTreeMap::from([(id, (1, before.rss))]);
+        unchanged(proc.as_fd(), &taken).expect("as it was");
+        Writable::new(id, PAGE as u64).expect("shmat").write(0, b"late");
+        let said = unchanged(proc.as_fd(), &taken).expect_err("a page more").to_string();
+        assert!(said.contains(&format!("segment {id} changes")), "{said}");
+        drop(here);
+    }
 }
