@@ -242,6 +242,14 @@ fn the_store_keeps_images_by_name(yendor: &Yendor) {
     assert!(yendor.call(&["plan", &name]).exits(0).stdout.contains("all tasks run"));
     yendor.call(&["rmi", &format!("{name}@1")]).exits(0);
     yendor.call(&["restore", &format!("{name}@1"), "-d"]).exits(4);
+    // An image that lies elsewhere is not removed half: neither it nor what leads there.
+    let (place, elsewhere) = (yendor.path("state/images").join(&name), yendor.path("elsewhere"));
+    std::fs::rename(place.join("2"), &elsewhere).expect("moved");
+    std::os::unix::fs::symlink(&elsewhere, place.join("2")).expect("a link");
+    let said = yendor.call(&["rmi", &name]).exits(1).stderr;
+    assert!(said.contains("symbolic link") && elsewhere.join("manifest.json").exists(), "{said}");
+    yendor.call(&["inspect", &name]).exits(0);
+    std::fs::remove_file(place.join("2")).and_then(|()| std::fs::rename(&elsewhere, place.join("2"))).expect("back");
     yendor.call(&["rmi", &name]).exits(0);
     assert!(!yendor.call(&["images"]).exits(0).stdout.contains(&name));
     yendor.call(&["rm", "-f", &name]).exits(0);

@@ -217,7 +217,19 @@ fn what_a_task_may_not_read_is_not_read_for_it() {
     let through = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").flatten().map(|entry| entry.path());
     let leads = |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.starts_with(secret.parent().expect("above")));
     let held = through.filter(leads).find(|path| fs::read_link(path).is_ok_and(|to| text(&to).contains("secret")));
-    fs::set_permissions(held.expect("it holds it"), fs::Permissions::from_mode(0o604)).expect("for everybody");
+    let held = held.expect("it holds it");
+    fs::set_permissions(&held, fs::Permissions::from_mode(0o604)).expect("for everybody");
+    // A list of who may access it can say otherwise (acl(5)): tag, rights and id of the owner, user 65534, the group, the mask, others.
+    let list = "import os, struct, sys\nentries = (1, 6, -1), (2, 0, 65534), (4, 0, -1), (16, 7, -1), (32, 4, -1)\n\
+                acl = struct.pack('<I', 2) + b''.join(struct.pack('<HHi', *entry) for entry in entries)\n\
+                os.setxattr(sys.argv[1], 'system.posix_acl_access', acl)";
+    let python = |script: &str| {
+        std::process::Command::new("python3").args(["-c", script, text(&held)]).status().expect("python3")
+    };
+    assert!(python(list).success());
+    let outcome = yendor.call(&words).exits(3);
+    assert!(outcome.stderr.contains("secret") && outcome.stderr.contains("may not read"), "{}", outcome.stderr);
+    assert!(python("import os, sys; os.removexattr(sys.argv[1], 'system.posix_acl_access')").success());
     yendor.call(&words).exits(0);
     started.kill();
 }

@@ -105,11 +105,13 @@ pub fn send_signal(pidfd: &impl AsFd, number: i32) -> Result<()> {
 }
 
 /// Makes the command's process the leader of a new session. Without a terminal, it cannot reach that of ours through `/dev/tty`, nor type into
-/// it (`TIOCSTI`), nor take it from us (tcsetpgrp(3)).
+/// it (`TIOCSTI`), nor take it from us (tcsetpgrp(3)). Until it runs its command nobody looks into it: with `fs.suid_dumpable` 1 a change of
+/// its ids would have let them.
 pub fn lead_session(command: &mut Command, terminal: Terminal) -> &mut Command {
     let prepare = move || {
-        // SAFETY: two system calls that take no pointers, allocate nothing and take no lock.
+        // SAFETY: system calls that take no pointers, allocate nothing and take no lock.
         let ret = unsafe {
+            libc::prctl(libc::PR_SET_DUMPABLE, 0);
             match (libc::setsid(), terminal) {
                 (leader @ ..0, _) | (leader, Terminal::None) => leader,
                 (_, Terminal::StandardInput) => libc::ioctl(0, libc::TIOCSCTTY, 0),

@@ -312,6 +312,10 @@ fn may_read(seen: &Seen, proc: &OwnedFd) -> Result<bool> {
         return Ok(true);
     }
     let ([.., uid], [.., gid]) = (task.uid, task.gid);
+    if seen.stat.st_uid != uid && has_acl(seen)? {
+        // It may name this user, or a group, to let it or not; the mode does not say.
+        return Ok(false);
+    }
     let in_group = seen.stat.st_gid == gid || task.groups.contains(&seen.stat.st_gid);
     let needed = match (seen.stat.st_uid == uid, in_group) {
         (true, _) => Mode::RUSR,
@@ -319,6 +323,17 @@ fn may_read(seen: &Seen, proc: &OwnedFd) -> Result<bool> {
         (false, false) => Mode::ROTH,
     };
     Ok(Mode::from_raw_mode(seen.stat.st_mode).contains(needed))
+}
+
+/// Whether a file has an access control list (acl(5)) beyond its mode.
+fn has_acl(seen: &Seen) -> Result<bool> {
+    use std::os::fd::AsRawFd as _;
+    let path = format!("/proc/self/fd/{}", seen.fd.as_raw_fd());
+    match rustix::fs::getxattr(path.as_str(), "system.posix_acl_access", &mut [0u8; 0][..]) {
+        Ok(_) => Ok(true),
+        Err(yendor_sys::Errno::NODATA | yendor_sys::Errno::OPNOTSUPP) => Ok(false),
+        Err(e) => Err(e).named("getxattr", || path).map_err(Cause::from),
+    }
 }
 
 /// A description of the same file that can be read.

@@ -158,7 +158,8 @@ fn enter(init: &OwnedFd, pid: i32) -> Result<(), Failure> {
             wanted |= flag;
         }
     }
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("prctl"))?;
+    let hide = || rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("prctl"));
+    hide()?;
     if !wanted.is_empty() {
         move_into_thread_name_spaces(init.as_fd(), wanted).map_err(failed("setns"))?;
     }
@@ -168,7 +169,8 @@ fn enter(init: &OwnedFd, pid: i32) -> Result<(), Failure> {
         rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed("setresgid"))?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed("setresuid"))?;
     }
-    Ok(())
+    // Other ids and rights have made it what `fs.suid_dumpable` says.
+    hide()
 }
 
 /// What nobody in the container gets, this command does not get: no program that it starts can.

@@ -35,6 +35,12 @@ impl Rmi {
 
 /// Removes an image, and of the store a name that has no more.
 pub fn remove(path: &Path, stored: bool) -> Result<(), Failure> {
+    if let Ok(to) = std::fs::read_link(path) {
+        let (path, to) = (path.display(), to.display());
+        return Err(Failure::Failed(format!(
+            "{path} is a symbolic link to {to}, and stays: remove that, and then the link by rm"
+        )));
+    }
     // Under a name that is no image's first: nobody finds half of one.
     let hidden = path.file_name().map(|name| {
         let mut hidden = std::ffi::OsString::from(".");
