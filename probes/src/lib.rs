@@ -41,7 +41,7 @@ pub fn run<S>(setup: impl Fn() -> S, check: impl Fn(S)) -> ! {
     say("ready\n");
     loop {
         let last = wait_for_request();
-        expect("program", self::program(), program.clone());
+        same_program(program.as_deref());
         check(state);
         if last {
             say("ok\n");
@@ -61,13 +61,20 @@ pub fn run_working<S>(mut state: S, mut step: impl FnMut(&mut S), check: impl Fn
         step(&mut state);
         let finish = taken(&FINISH);
         if finish || taken(&AGAIN) {
-            expect("program", self::program(), program.clone());
+            same_program(program.as_deref());
             check(&mut state);
             say("ok\n");
         }
         if finish {
             std::process::exit(0);
         }
+    }
+}
+
+/// What could be seen before can be seen again. (Smack keeps even its own links from a task whose label is not that of /proc's mounter.)
+fn same_program(before: Option<&std::path::Path>) {
+    if before.is_some() {
+        expect("program", program().as_deref(), before);
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, mkdirat, openat, readlinkat, statat, symlinkat, unlinkat,
@@ -80,17 +80,23 @@ impl Layer {
     fn split(&mut self, path: &[u8], host: &OwnedFd, names: BTreeMap<CString, FileType>) -> Caused<()> {
         for (name, said) in names {
             let path = [path, b"/", name.to_bytes()].concat();
-            let (entry, stat) = match find(host, &name) {
-                Ok(found) => found,
+            let entry = match openat(host, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
                 Err(Errno::NOENT) => continue,
-                // A mount that only its owner may look at (FUSE), or that has lost its server: nothing to be seen in it.
+                entry => entry.named("open", || shown(&path))?,
+            };
+            let stat = match statat(&entry, c"", AtFlags::EMPTY_PATH) {
+                Ok(stat) => stat,
                 Err(Errno::ACCESS | Errno::PERM | Errno::NOTCONN | Errno::STALE | Errno::IO) => {
-                    if said == FileType::Directory {
-                        make_directory(&path, 0o755)?;
+                    match said {
+                        // A mount that only its owner may look at (FUSE), or that has lost its server: nothing to be seen in it.
+                        FileType::Directory => make_directory(&path, 0o755)?,
+                        // A security module keeps its attributes from us: who opens it is to be told so.
+                        FileType::RegularFile if is_regular(host, &entry)? => bind_file(&path, &entry)?,
+                        _ => {}
                     }
                     continue;
                 }
-                Err(e) => return Err(e).named("open", || shown(&path)).map_err(Cause::from),
+                Err(e) => return Err(e).named("stat", || shown(&path)).map_err(Cause::from),
             };
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory if FRESH.contains(&&path[1..]) => make_directory(&path, 0o755)?,
@@ -219,11 +225,18 @@ pub(super) fn host_directory() -> Caused<OwnedFd> {
     Ok(openat(CWD, c"/", flags, Mode::empty()).named("open", || shown(b"/"))?)
 }
 
-/// An entry of a host directory, whatever it is.
-fn find(host: &OwnedFd, name: &CStr) -> Result<(OwnedFd, Stat), Errno> {
-    let entry = openat(host, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    let stat = statat(&entry, c"", AtFlags::EMPTY_PATH)?;
-    Ok((entry, stat))
+/// Whether what is open is a regular file, by what its directory says of its number: while it is open, nothing else gets that.
+fn is_regular(directory: &OwnedFd, entry: &OwnedFd) -> Caused<bool> {
+    let path = format!("/proc/self/fdinfo/{}", entry.as_raw_fd());
+    let text = std::fs::read_to_string(&path).map_err(|e| SysError::io("read", path, &e))?;
+    let number = text.lines().find_map(|line| line.strip_prefix("ino:")?.trim().parse::<u64>().ok());
+    for entry in Dir::read_from(directory).named("getdents64", || "a host directory".into())? {
+        let entry = entry.named("getdents64", || "a host directory".into())?;
+        if number == Some(entry.ino()) {
+            return Ok(entry.file_type() == FileType::RegularFile);
+        }
+    }
+    Ok(false)
 }
 
 /// With what the directory says that they are, if it says so. While it changes, it may say one twice.
