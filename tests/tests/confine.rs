@@ -219,6 +219,24 @@ fn no_socket_or_pipe_of_the_host_is_shown() {
     drop(listener);
 }
 
+/// Found by images that were changed at random: a directory of the image's where this host has a file.
+#[test]
+fn a_directory_where_the_host_has_a_file_is_a_hole() {
+    let Some(mut yendor) = Yendor::new(Flavour::RootUserns) else { return };
+    let (host, image, name) = (yendor.path("host"), yendor.path("image"), yendor.fresh("made"));
+    std::fs::create_dir_all(host.join("inner")).expect("mkdir");
+    let mounts = format!("mount --bind {} /mnt && mount -t tmpfs t /mnt/inner && exec \"$@\"", utf8(&host));
+    yendor.start_through(&["unshare", "--mount", "sh", "-c", &mounts, "sh"]);
+    yendor.run_detached(&name, &["sh", "-c", "mkdir /mnt/new; echo ready; exec sleep 1000"]);
+    yendor.wait_for_log(&name, "ready", PATIENCE);
+    yendor.checkpoint(&name, &image);
+    std::fs::write(host.join("new"), "x").expect("write");
+    let said = yendor.restore_with(&image, &yendor.fresh("there"), &[]).exits(5).stderr;
+    assert!(said.contains("mnt/new") && said.contains("--rootfs"), "{said}");
+    std::fs::remove_file(host.join("new")).expect("as it was");
+    yendor.restore_with(&image, &yendor.fresh("again"), &[]).exits(0);
+}
+
 /// Somebody else may write the directory: what is exchanged or taken away meanwhile is shown as one of the two, or not.
 #[test]
 fn what_is_exchanged_while_a_container_starts_is_no_way_to_a_socket() {

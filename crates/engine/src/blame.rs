@@ -55,13 +55,15 @@ pub fn image(e: Error, alone: bool) -> Error {
             ),
             "a machine that has it",
         ),
+        // A timer had expired, and does not.
+        Errno::AGAIN if sys.call == "rt_sigtimedwait" => Cause::corrupt(format!("a signal that does not come: {what}")),
         // A lock that only who may write can have.
         Errno::BADF if sys.call == "fcntl" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         Errno::ADDRNOTAVAIL if e.place.step == Step::Rebuild => Cause::of_machine(
             format!("an address that the container's network does not have ({what})"),
             "--net host where the host has it, or the network that it had",
         ),
-        Errno::OPNOTSUPP if sys.call == "setsockopt" => {
+        Errno::OPNOTSUPP | Errno::NOPROTOOPT if sys.call == "setsockopt" => {
             Cause::of_machine(format!("a kernel with this option of sockets ({what})"), "one that has it")
         }
         Errno::NODEV if sys.call == "arch_prctl" => {
@@ -99,6 +101,8 @@ mod tests {
         assert_eq!(code(Step::Rebuild, "arch_prctl", Errno::NODEV), 5);
         assert_eq!(code(Step::Rebuild, "bind", Errno::ADDRNOTAVAIL), 5);
         assert_eq!(code(Step::Rebuild, "setsockopt", Errno::OPNOTSUPP), 5);
+        assert_eq!(code(Step::Rebuild, "setsockopt", Errno::NOPROTOOPT), 5);
+        assert_eq!(code(Step::Rebuild, "rt_sigtimedwait", Errno::AGAIN), 4);
         assert_eq!(code(Step::Confine, "fcntl", Errno::BADF), 4);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::PERM), 5);
         assert_eq!(code(Step::Contain, "mount", Errno::INVAL), 1);

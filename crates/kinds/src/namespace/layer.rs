@@ -367,7 +367,13 @@ fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>, gone:
         What::Directory(_) => {
             let mut made = rustix::fs::mkdirat(&parent, name.as_slice(), Mode::RWXU);
             // What is no directory is hidden by one, as in a layer.
-            if made == Err(Errno::EXIST) && !is_directory(&parent, &name)? && remove(&parent, &name)? {
+            if made == Err(Errno::EXIST) && !is_directory(&parent, &name)? {
+                if !remove(&parent, &name)? {
+                    return Err(Cause::Hole {
+                        what: format!("a directory {path}, where a file of this host is"),
+                        option: "--rootfs".into(),
+                    });
+                }
                 made = rustix::fs::mkdirat(&parent, name.as_slice(), Mode::RWXU);
             }
             match made {
