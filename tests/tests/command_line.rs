@@ -560,3 +560,31 @@ fn cgroups(name: &str) -> Vec<String> {
     }
     found
 }
+
+/// The log lies in /run, in memory: nobody's container fills that.
+#[test]
+fn of_a_long_log_the_end_is_kept() {
+    use std::os::unix::fs::MetadataExt;
+    for flavour in [Flavour::RootUserns, Flavour::user()] {
+        let Some(yendor) = Yendor::new(flavour) else { continue };
+        for terminal in [&[][..], &["-t"]] {
+            let name = yendor.fresh("loud");
+            let script = "seq 1 4000000; echo quiet; read x < /tmp/pipe";
+            let words = ["sh", "-c", &format!("mkfifo /tmp/pipe; {script}")];
+            yendor.run_detached_with(&name, terminal, &words).exits(0);
+            let log = yendor.path(&format!("state/run/{name}/log"));
+            let ends = || yendor.call(&["logs", &name]).exits(0).stdout.trim_end().ends_with("quiet");
+            assert!(wait_until(yendor_tests::PATIENCE, ends), "it does not come to its end");
+            let held = || std::fs::metadata(&log).expect("a log").blocks() * 512;
+            // It is looked at once a second at least.
+            assert!(wait_until(yendor_tests::PATIENCE, || held() <= 16 << 20), "{}", held());
+            let said = yendor.call(&["logs", &name]).exits(0);
+            let lines: Vec<&str> = said.stdout.lines().collect();
+            assert!(lines.len() > 500_000, "{}", lines.len());
+            let (first, last) = (lines[0].trim().parse::<u32>().expect("a whole line"), lines[lines.len() - 2].trim());
+            assert_eq!((last, 4_000_000 - first), ("4000000", u32::try_from(lines.len()).expect("few") - 2));
+            assert!(said.stderr.contains("bytes of this log are gone"), "{}", said.stderr);
+            yendor.call(&["rm", "-f", &name]).exits(0);
+        }
+    }
+}

@@ -6,12 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
 use crate::exec;
+use crate::log::Log;
 use crate::pager::{self, Filling};
 use crate::recorder::Recorder;
 use crate::shadow;
@@ -99,12 +100,12 @@ impl Door {
         Ok(Door { listener, guests: Vec::new(), senders: Vec::new(), held: Vec::new() })
     }
 
-    /// Serves until `end` can be read: lends the terminal, and writes to `log` what nobody else reads.
+    /// Serves until `end` can be read: lends the terminal, and writes to `log` what nobody else reads; keeps it short.
     /// `recorder` answers tasks that restrict themselves; memory may be on its way to them.
     pub fn serve(
         mut self,
         end: BorrowedFd<'_>,
-        (console, log): (Option<&Console>, Option<&OwnedFd>),
+        (console, mut log): (Option<&Console>, Option<&mut Log>),
         mut recorder: Option<&mut Recorder>,
         mut filling: Option<&mut Filling>,
     ) {
@@ -114,13 +115,14 @@ impl Door {
         filling.iter().for_each(|filling| filling.run());
         loop {
             let lent = console.filter(|_| self.guests.is_empty());
-            let ready = match self.wait(end, lent, recorder.as_deref(), filling.as_deref()) {
+            let patience = log.as_deref_mut().map(Log::look);
+            let ready = match self.wait((end, patience), lent, recorder.as_deref(), filling.as_deref()) {
                 Ok(ready) => ready,
                 // Only our own arguments could be wrong: then nobody can attach, but the container goes on.
                 Err(_) => return,
             };
             if ready.output {
-                drain(console, log);
+                drain(console, log.as_deref());
             }
             let filled = filling.as_deref_mut().filter(|_| ready.pager).and_then(Filling::hear);
             if let Some(recorder) = recorder.as_deref_mut() {
@@ -143,7 +145,8 @@ impl Door {
             self.guests.retain(is_open);
             if ready.end {
                 // A guest reads to the end for itself: of two readers, one would wait for what the other has taken.
-                drain(console.filter(|_| self.guests.is_empty()), log);
+                drain(console.filter(|_| self.guests.is_empty()), log.as_deref());
+                log.into_iter().for_each(Log::shorten);
                 return;
             }
         }
@@ -151,7 +154,7 @@ impl Door {
 
     fn wait(
         &self,
-        end: BorrowedFd<'_>,
+        (end, patience): (BorrowedFd<'_>, Option<Duration>),
         console: Option<&Console>,
         recorder: Option<&Recorder>,
         filling: Option<&Filling>,
@@ -172,8 +175,9 @@ impl Door {
         fds.extend(pager);
         let listeners_at = fds.len();
         fds.extend(recorder.iter().flat_map(|r| r.listeners()).map(|l| PollFd::from_borrowed_fd(l, PollFlags::IN)));
+        let patience = patience.map(|left| Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 }));
         loop {
-            match poll(&mut fds, None) {
+            match poll(&mut fds, patience.as_ref()) {
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e),
@@ -287,19 +291,18 @@ fn is_open(guest: &UnixStream) -> bool {
 }
 
 /// Moves what has been written to the terminal to the log.
-fn drain(console: Option<&Console>, log: Option<&OwnedFd>) {
+fn drain(console: Option<&Console>, log: Option<&Log>) {
     let Some(console) = console else { return };
     let mut buffer = [0u8; 16 * 1024];
     loop {
         let mut ready = [PollFd::from_borrowed_fd(console.master.as_fd(), PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if !matches!(poll(&mut ready, Some(&now)), Ok(1)) || !ready[0].revents().contains(PollFlags::IN) {
             return;
         }
         let Ok(n) = rustix::io::read(&console.master, &mut buffer) else { return };
         if let Some(log) = log {
-            // A full disk loses log lines, not the container.
-            let _ = rustix::io::write(log, &buffer[..n]);
+            log.write(&buffer[..n]);
         }
     }
 }
@@ -330,7 +333,7 @@ mod tests {
         let (end, ended) = rustix::pipe::pipe().expect("a pipe");
         rustix::io::write(&ended, b"x").expect("the end");
         let door = Door { listener, guests, senders: Vec::new(), held: Vec::new() };
-        door.serve(end.as_fd(), (Some(&console), Some(&log.into())), None, None);
+        door.serve(end.as_fd(), (Some(&console), Some(&mut Log::new(log.into()))), None, None);
         let text = std::fs::read(directory.join("log")).expect("the log");
         std::fs::remove_dir_all(&directory).expect("gone");
         (text, console)

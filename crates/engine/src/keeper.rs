@@ -31,6 +31,7 @@ use crate::hole;
 use crate::label::Labels;
 use crate::layers;
 use crate::load::{Hashing, Loader};
+use crate::log::Log;
 use crate::nested::Nested;
 pub use crate::outer::{Inherited, inherit};
 use crate::pager::{Filling, Waiting};
@@ -111,7 +112,7 @@ struct Kept {
     door: Option<Door>,
     recorder: Option<Recorder>,
     console: Option<Console>,
-    log: OwnedFd,
+    log: Option<Log>,
     /// Whether its directory goes with it.
     remove: bool,
     /// Memory for others to share, until the front has it.
@@ -173,8 +174,9 @@ fn start(
     };
     let mut contained = contain::prepare(&startup.request, &given, usher, cgroup)?;
     let mut request = startup.request.clone();
-    // What a terminal shows while nobody looks goes to the log.
-    let log = stdio[1].try_clone().map_err(|e| SysError::io("dup", "log", &e)).at(Step::Contain)?;
+    // What a terminal shows while nobody looks goes to the log, too. The caller's own output is none.
+    let log = (startup.stdio != Stdio::Inherit).then(|| stdio[1].try_clone()).transpose();
+    let log = log.map_err(|e| SysError::io("dup", "log", &e)).at(Step::Contain)?;
     let console = (startup.stdio == Stdio::Terminal).then(Console::open).transpose().at(Step::Contain)?;
     let stdio = match (&console, stdio) {
         (Some(console), _) => console.thrice().at(Step::Contain)?,
@@ -207,7 +209,7 @@ fn start(
     if let (Some(console), Some(size)) = (&console, startup.window.or(startup.spec.as_ref().map(|_| USUAL_SIZE))) {
         console.resize(size).at(Step::Contain)?;
     }
-    let log = if late { open_log(&directory).at(Step::Contain)? } else { log };
+    let log = if late { Some(open_log(&directory).at(Step::Contain)?) } else { log };
     let keeper_start = own_start(&contained).at(Step::Contain)?;
     let generation = reader.as_ref().map_or(0, |r| r.manifest().generation);
     let (mut clocks, mut settings) = (Clocks::default(), None);
@@ -302,7 +304,7 @@ fn start(
             door: Some(door),
             recorder,
             console,
-            log,
+            log: log.map(Log::new),
             remove: startup.remove,
             shared: ark.filter(|_| memory == Some(Memory::Made)).map(Ark::into_descriptor),
             filling: later.and_then(Later::into_filling),
@@ -425,7 +427,7 @@ impl Kept {
         let init = rustix::process::Pid::from_raw(self.running.init);
         let end = init.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()).ok());
         if let (Some(door), Some(end)) = (self.door.take(), end) {
-            let terminal = (self.console.as_ref(), Some(&self.log));
+            let terminal = (self.console.as_ref(), self.log.as_mut());
             door.serve(end.as_fd(), terminal, self.recorder.as_mut(), self.filling.as_mut());
         }
         let mut status = self.running.wait().ok().flatten().unwrap_or(SIGKILL);

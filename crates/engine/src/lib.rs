@@ -22,6 +22,7 @@ pub mod keeper;
 mod label;
 mod layers;
 pub mod load;
+mod log;
 mod nested;
 mod outer;
 pub mod pager;

@@ -1,7 +1,6 @@
 //! Staying with a container: signals are passed on, its status becomes ours; or its terminal is shown in ours.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use yendor_engine::front::Started;
@@ -10,6 +9,7 @@ use yendor_engine::state::Places;
 
 use crate::container::Now;
 use crate::failure::{Failure, Outcome};
+use crate::log::Log;
 use crate::{container, signal, terminal};
 
 /// Signals for the caller, blocked.
@@ -73,21 +73,25 @@ pub fn see_child(signals: &Signals, mut child: std::process::Child) -> Outcome {
 /// `drawn`: programs have drawn on it before it is shown here, and are to do so again.
 pub fn show_terminal(places: &Places, name: &str, from_start: bool, drawn: bool) -> Result<terminal::End, Failure> {
     let found = container::find(places, name)?;
-    let path = found.directory.join("log");
+    let mut log = Log::open(&found.directory)?;
     if found.now() != Now::Running {
         // It was faster than we.
-        log_from(&path, 0)?;
+        log.as_mut().map(Log::print).transpose()?;
         return Ok(terminal::End::Closed);
     }
     let lent = match terminal::borrow_master(&found.directory) {
         Err(_) if from_start && found.now() != Now::Running => {
-            log_from(&path, 0)?;
+            log.as_mut().map(Log::print).transpose()?;
             return Ok(terminal::End::Closed);
         }
         lent => lent?,
     };
     // Until it was asked for, and again at the very end, the terminal's output went to the log.
-    let known = if from_start { log_from(&path, 0)? } else { std::fs::metadata(&path).map_or(0, |m| m.len()) };
+    if from_start {
+        log.as_mut().map(Log::print).transpose()?;
+    } else {
+        log.iter_mut().for_each(Log::skip);
+    }
     let signals = block_signals(&[signal::WINCH])?;
     let end = match (found.main()?, found.keeper()?) {
         (Some(main), Some(keeper)) => {
@@ -102,23 +106,7 @@ pub fn show_terminal(places: &Places, name: &str, from_start: bool, drawn: bool)
         _ => terminal::End::Closed,
     };
     if end == terminal::End::Closed {
-        log_from(&path, known)?;
+        log.as_mut().map(Log::print).transpose()?;
     }
     Ok(end)
-}
-
-/// Prints a log from an offset on; where it ends.
-fn log_from(path: &Path, offset: u64) -> Result<u64, Failure> {
-    use std::io::{Read, Seek, SeekFrom, Write};
-    let failed = |e: std::io::Error| Failure::io("read", path, &e);
-    let mut log = match std::fs::File::open(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        log => log.map_err(failed)?,
-    };
-    log.seek(SeekFrom::Start(offset)).map_err(failed)?;
-    let mut text = Vec::new();
-    log.read_to_end(&mut text).map_err(failed)?;
-    // A reader that has gone away is no failure of ours.
-    let _ = std::io::stdout().write_all(&text).and_then(|()| std::io::stdout().flush());
-    Ok(offset + u64::try_from(text.len()).unwrap_or(0))
 }

@@ -6,6 +6,7 @@ mod container;
 mod failure;
 mod foreground;
 mod hidden;
+mod log;
 mod name;
 mod options;
 mod parse;

@@ -1,7 +1,5 @@
 //! `yendor logs`: what a detached container has written.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use clap::Args;
@@ -9,6 +7,7 @@ use yendor_engine::state::Places;
 
 use crate::container::{self, Now};
 use crate::failure::{Failure, Outcome};
+use crate::log::Log;
 
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -27,28 +26,16 @@ impl Logs {
     /// Runs it.
     pub fn run(self) -> Outcome {
         let found = container::find(&Places::from_environment()?, &self.container)?;
-        let path = found.directory.join("log");
-        let mut log = match File::open(&path) {
-            Ok(log) => log,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                let what = format!("container {} has no log: it was not started with -d", self.container);
-                return Err(Failure::Failed(what));
-            }
-            Err(e) => return Err(Failure::io("open", &path, &e)),
+        let Some(mut log) = Log::open(&found.directory)? else {
+            let what = format!("container {} has no log: it was not started with -d", self.container);
+            return Err(Failure::Failed(what));
         };
-        let mut buffer = vec![0; 64 << 10];
         loop {
             // Asked before reading: what comes before the end is then read.
             let over = !self.follow || found.now() != Now::Running;
-            loop {
-                let got = log.read(&mut buffer).map_err(|e| Failure::io("read", &path, &e))?;
-                let Some(bytes) = buffer.get(..got).filter(|b| !b.is_empty()) else { break };
-                match std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()) {
-                    Ok(()) => {}
-                    // The reader has seen enough.
-                    Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(0),
-                    Err(e) => return Err(Failure::Failed(format!("write to standard output: {e}"))),
-                }
+            if !log.print()? {
+                // The reader has seen enough.
+                return Ok(0);
             }
             if over {
                 return Ok(0);
