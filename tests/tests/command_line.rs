@@ -588,3 +588,71 @@ fn of_a_long_log_the_end_is_kept() {
         }
     }
 }
+
+/// Runs it with its state in these places.
+fn with_state_in(yendor: &Yendor, run: &Path, data: &Path, words: &[&str]) -> Outcome {
+    let places = [("YENDOR_ROOT", ""), ("XDG_RUNTIME_DIR", utf8(run)), ("XDG_DATA_HOME", utf8(data))];
+    yendor.call_with(words, &places)
+}
+
+/// Images lay among the containers then, and went as what a killed start had left.
+#[test]
+fn one_place_for_containers_and_images_loses_neither() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let place = yendor.path("data");
+    let call = |words: &[&str]| with_state_in(&yendor, &place, &place, words);
+    let name = yendor.fresh("one");
+    call(&["run", "-d", "--name", &name, "--", "sleep", "1000"]).exits(0);
+    call(&["checkpoint", &name]).exits(0);
+    let lists = |words: &[&str], name: &str| assert!(call(words).exits(0).stdout.contains(name));
+    lists(&["ps", "-a"], &name);
+    lists(&["images"], &format!("{name}@1"));
+    call(&["restore", &name, "-d"]).exits(0);
+    lists(&["ps"], &name);
+    call(&["rm", "-f", &name]).exits(0);
+}
+
+/// What lies there says which processes are signalled and what is removed.
+#[test]
+fn state_that_somebody_else_can_change_is_refused() {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    let Some(yendor) = Yendor::new(Flavour::Root) else { return };
+    let place = yendor.path("lent");
+    std::fs::create_dir_all(place.join("run/precious")).expect("mkdir");
+    let call = |words: &[&str]| yendor.call_with(words, &[("YENDOR_ROOT", utf8(&place))]);
+    let refused = |what: &str| {
+        for words in [&["ps"][..], &["images"], &["kill", "web"], &["run", "--rm", "--", "true"]] {
+            let said = call(words).exits(5).stderr;
+            assert!(said.contains("lent") && said.contains("this user alone"), "{what}: {said}");
+        }
+    };
+    call(&["ps"]).exits(0);
+    call(&["rm", "-f", "precious"]).exits(1);
+    call(&["run", "--rm", "--name", "precious", "--", "true"]).exits(1);
+    assert!(place.join("run/precious").exists(), "it is not ours");
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
+    mode(&place, 0o777);
+    refused("everybody may write");
+    mode(&place, 0o755);
+    chown(&place, Some(65534), None).expect("chown");
+    refused("another's");
+    chown(&place, Some(0), None).expect("chown");
+    std::fs::rename(place.join("run"), place.join("other")).expect("rename");
+    symlink("other", place.join("run")).expect("symlink");
+    refused("a link");
+    std::fs::remove_file(place.join("run")).expect("a link of our own");
+    call(&["ps"]).exits(0);
+}
+
+#[test]
+fn a_pid_file_is_written_through_no_link() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let (link, file) = (yendor.path("data/pid"), yendor.path("data/kept"));
+    std::fs::create_dir_all(yendor.path("data")).expect("mkdir");
+    std::fs::write(&file, "kept").expect("write");
+    std::os::unix::fs::symlink(&file, &link).expect("symlink");
+    let name = yendor.fresh("pid");
+    yendor.call(&["run", "-d", "--name", &name, "--pidfile", utf8(&link), "--", "sleep", "1000"]).exits(1);
+    assert_eq!(std::fs::read_to_string(&file).expect("read"), "kept");
+    assert!(!yendor.call(&["ps", "-a"]).exits(0).stdout.contains(&name));
+}

@@ -98,7 +98,7 @@ fn the_tool_of_the_format_agrees() {
 #[test]
 fn a_signature_is_asked_for_by_the_caller() {
     for yendor in both() {
-        let ((public, secret, line), (other, ..)) = (keys(&yendor, "one"), keys(&yendor, "two"));
+        let ((public, secret, line), (other, _, other_line)) = (keys(&yendor, "one"), keys(&yendor, "two"));
         let signed = image(&yendor, "signed", &["--sign", utf8(&secret)]);
         let plain = image(&yendor, "plain", &[]);
         assert_eq!(restore(&yendor, &signed, &["--verify", utf8(&public)]).0, 0);
@@ -109,6 +109,13 @@ fn a_signature_is_asked_for_by_the_caller() {
         let (code, said) = restore(&yendor, &plain, &["--verify", utf8(&public)]);
         assert!(code == 5 && said.contains("--verify: it is not signed by one of"), "{code}: {said}");
         assert_eq!(restore(&yendor, &plain, &["--verify", "nonsense"]).0, 2);
+        // A file that has the key as its name is not that key: who packs an image may pack that, too.
+        let named = yendor.path(&line);
+        std::fs::create_dir_all(named.parent().expect("above it")).expect("mkdir");
+        std::fs::copy(&other, &named).expect("copy");
+        assert_eq!(restore(&yendor, &signed, &["--verify", &line]).0, 0);
+        std::fs::copy(&public, &named).expect("copy");
+        assert_eq!(restore(&yendor, &signed, &["--verify", &other_line]).0, 5);
         // Another's manifest under this signature; then other pages under a signed manifest.
         fs::copy(plain.join("manifest.json"), signed.join("manifest.json")).expect("copy");
         fs::copy(plain.join("records.cbor"), signed.join("records.cbor")).expect("copy");

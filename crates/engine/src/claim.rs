@@ -2,7 +2,8 @@
 //!
 //! The front takes the lock when it makes the directory, the keeper gets the same open description and keeps it to its
 //! end, and so does every stub until it is a task of the container. The kernel lets go of it when the last of them is gone,
-//! however that came. A directory without a holder and without a state is what a killed start has left.
+//! however that came. A directory without a holder and without a state is what a killed start has left, if it has our [`MODE`]: whatever else
+//! lies there is somebody's, and stays.
 
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
@@ -10,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
 use rustix::io::Errno;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
@@ -19,6 +20,9 @@ use crate::error::{Error, Result, Step, With};
 
 /// How often a name is tried that others take and leave at the same time.
 const ATTEMPTS: u32 = 100;
+
+/// Of a container's directory, from the moment at which it is there. The sticky bit means nothing where only one may write: it is how we know ours.
+const MODE: u32 = 0o1700;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -31,7 +35,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Makes the directory, mode 0700; what a killed start has left there goes first.
+    /// Makes the directory, open to nobody else; what a killed start has left there goes first.
     ///
     /// # Errors
     /// `EEXIST` when the name is in use.
@@ -58,7 +62,7 @@ fn make(path: &Path) -> std::result::Result<Claim, Cause> {
     let mut private = DirBuilder::new();
     private.mode(0o700);
     private.recursive(true).create(above).map_err(failed("mkdir"))?;
-    private.recursive(false);
+    private.recursive(false).mode(MODE);
     // Before there is anything that would be left over.
     let parent = rustix::fs::open(above, DIRECTORY, Mode::empty()).named("open", || above.display().to_string())?;
     for _ in 0..ATTEMPTS {
@@ -101,7 +105,13 @@ pub fn lock_soon(path: &Path) -> Option<OwnedFd> {
 #[must_use]
 pub fn is_left_over(path: &Path) -> bool {
     let stateless = || !path.join(crate::state::FILE).exists();
-    stateless() && lock(path).is_some_and(|_held| stateless())
+    is_ours(path) && stateless() && lock(path).is_some_and(|_held| stateless())
+}
+
+/// Whether it was made for a container.
+fn is_ours(path: &Path) -> bool {
+    rustix::fs::lstat(path)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_mode & 0o7777 == MODE)
 }
 
 /// Removes what a killed start has left, unless it is none.
@@ -110,7 +120,7 @@ pub fn is_left_over(path: &Path) -> bool {
 /// As [`crate::state::remove`].
 pub fn remove_left_over(path: &Path) -> std::io::Result<()> {
     let Some(_held) = lock(path) else { return Ok(()) };
-    if path.join(crate::state::FILE).exists() {
+    if !is_ours(path) || path.join(crate::state::FILE).exists() {
         return Ok(());
     }
     crate::state::remove(path)
@@ -135,7 +145,7 @@ pub fn sweep(run: &Path) {
         let path = entry.path();
         let Ok(name) = entry.file_name().into_string() else { continue };
         match put_aside(&name) {
-            Some(name) => {
+            Some(name) if is_ours(&path) => {
                 let Some(_held) = lock(&path) else { continue };
                 let place = run.join(name);
                 let _ = if place.exists() { crate::state::remove(&path) } else { std::fs::rename(&path, place) };
@@ -143,7 +153,7 @@ pub fn sweep(run: &Path) {
             None if is_left_over(&path) => {
                 let _ = remove_left_over(&path);
             }
-            None => {}
+            _ => {}
         }
     }
 }
@@ -159,6 +169,8 @@ pub fn discard(name: &str, directory: &OwnedFd, parent: &OwnedFd) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn place(name: &str) -> PathBuf {
@@ -205,7 +217,15 @@ mod tests {
         let run = place("sweep");
         for path in ["dead", "old", ".old.1", ".back.2", "starting"] {
             std::fs::create_dir_all(run.join(path)).expect("mkdir");
+            std::fs::set_permissions(run.join(path), PermissionsExt::from_mode(MODE)).expect("chmod");
         }
+        // What is not ours stays, whatever it is called.
+        for path in ["images/web/1", ".old.3/precious", "empty"] {
+            std::fs::create_dir_all(run.join(path)).expect("mkdir");
+        }
+        assert!(!is_left_over(&run.join("images")));
+        remove_left_over(&run.join("images")).expect("nothing to do");
+        assert!(Claim::make(&run.join("images")).is_err());
         for path in ["old", ".old.1", ".back.2"] {
             std::fs::write(run.join(path).join(crate::state::FILE), b"{}").expect("write");
         }
@@ -217,7 +237,8 @@ mod tests {
             .map(|e| e.file_name().into_string().expect("name"))
             .collect();
         left.sort();
-        assert_eq!(left, ["back", "old", "starting"]);
+        assert_eq!(left, [".old.3", "back", "empty", "images", "old", "starting"]);
+        assert!(run.join("images/web/1").exists() && run.join(".old.3/precious").exists());
         drop(starting);
         std::fs::remove_dir_all(&run).expect("remove");
     }
@@ -226,7 +247,7 @@ mod tests {
     fn many_want_one_name() {
         let top = place("many");
         let path = top.join("web");
-        std::fs::create_dir_all(&path).expect("mkdir");
+        drop(Claim::make(&path).expect("what a killed start has left"));
         // Threads are as good as processes here: each opens the directory by itself.
         let claims: Vec<_> = (0..8)
             .map(|_| {

@@ -105,25 +105,33 @@ impl Places {
     /// `$XDG_DATA_HOME/yendor`, else a directory of this user's in /tmp.
     ///
     /// # Errors
-    /// A permission error where that one is somebody else's: what lies there says which processes to signal and what to remove.
+    /// A permission error where one of them is somebody else's: what lies there says which processes to signal and what to remove.
     pub fn from_environment() -> Result<Places, Error> {
         let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         if let Some(root) = var("YENDOR_ROOT") {
-            return Ok(Places::below(root.join("run"), &root));
+            return Places::below(&root.join("run"), &root);
         }
         let uid = rustix::process::geteuid();
         if uid.is_root() {
-            return Ok(Places::below("/run/yendor".into(), Path::new("/var/lib/yendor")));
+            return Places::below(Path::new("/run/yendor"), Path::new("/var/lib/yendor"));
         }
         let own = || own_directory(format!("/tmp/yendor-{}", uid.as_raw()).into(), uid.as_raw());
         let run = var("XDG_RUNTIME_DIR").map_or_else(own, Ok)?;
         let data = var("XDG_DATA_HOME").or_else(|| Some(var("HOME")?.join(".local/share")));
         let data = data.map_or_else(own, Ok)?;
-        Ok(Places::below(run.join("yendor"), &data.join("yendor")))
+        Places::below(&run.join("yendor"), &data.join("yendor"))
     }
 
-    fn below(run: PathBuf, data: &Path) -> Places {
-        Places { run, images: data.join("images"), trees: data.join("trees") }
+    fn below(run: &Path, data: &Path) -> Result<Places, Error> {
+        // Where both are one, containers are not among the rest.
+        let run = if run == data { run.join("run") } else { run.to_owned() };
+        let places = Places { run, images: data.join("images"), trees: data.join("trees") };
+        let uid = rustix::process::geteuid().as_raw();
+        check_owner(data, uid, Whose::OursOrRoots)?;
+        for place in [&places.run, &places.images, &places.trees] {
+            check_owner(place, uid, Whose::Ours)?;
+        }
+        Ok(places)
     }
 
     /// Notes that this user took the image with this seal, of a process tree, here.
@@ -194,19 +202,50 @@ pub(crate) fn remove_open(directory: &OwnedFd, name: &str) -> Result<(), Errno> 
 
 /// A directory in /tmp that nobody else can change. The name is known to everybody, so somebody may have been there before.
 fn own_directory(path: PathBuf, uid: u32) -> Result<PathBuf, Error> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    let named = |e: io::Error, call| SysError::io(call, path.display().to_string(), &e);
+    use std::os::unix::fs::DirBuilderExt;
     match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(named(e, "mkdir")).at(Step::Admit),
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(SysError::io("mkdir", path.display().to_string(), &e)).at(Step::Admit);
+        }
         _ => {}
     }
-    let found = std::fs::symlink_metadata(&path).map_err(|e| named(e, "stat")).at(Step::Admit)?;
-    if found.is_dir() && found.uid() == uid && found.mode() & 0o022 == 0 {
-        return Ok(path);
+    check_owner(&path, uid, Whose::Ours)?;
+    Ok(path)
+}
+
+/// Whose a directory may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    /// One that root lends to everybody (/tmp, where nobody takes another's away), or a link to one.
+    OursOrRoots,
+}
+
+/// Whether nobody else decides what lies in a directory, if it is there. Who shares his own group shares what it may write.
+fn check_owner(path: &Path, uid: u32, whose: Whose) -> Result<(), Error> {
+    use std::os::unix::fs::MetadataExt;
+    const BY_GROUP: u32 = 0o020;
+    const BY_OTHERS: u32 = 0o002;
+    const STICKY: u32 = 0o1000;
+    let found = match whose {
+        Whose::Ours => std::fs::symlink_metadata(path),
+        Whose::OursOrRoots => std::fs::metadata(path),
+    };
+    let found = match found {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(|e| SysError::io("stat", path.display().to_string(), &e)).at(Step::Admit)?,
+    };
+    let lent = whose == Whose::OursOrRoots && found.uid() == 0;
+    let own_group = found.gid() == rustix::process::getegid().as_raw();
+    let shared = found.mode() & BY_OTHERS != 0 || found.mode() & BY_GROUP != 0 && !own_group;
+    if found.is_dir() && (found.uid() == uid || lent) && (!shared || lent && found.mode() & STICKY != 0) {
+        return Ok(());
     }
     let cause = Cause::Denied {
         what: format!("{} is not a directory that this user alone can change", path.display()),
-        hint: "set XDG_RUNTIME_DIR and XDG_DATA_HOME, or have it removed".into(),
+        hint: "what lies there says which processes are signalled and what is removed: set YENDOR_ROOT, or XDG_RUNTIME_DIR and XDG_DATA_HOME, to one that is, \
+               or mend its owner and mode"
+            .into(),
     };
     Err(Error::new(Step::Admit, cause))
 }
@@ -241,6 +280,16 @@ mod tests {
         assert!(refused(&top.join("link"), uid));
         std::fs::set_permissions(&own, PermissionsExt::from_mode(0o722)).expect("chmod");
         assert!(refused(&own, uid), "everybody may write");
+        let denied = |path: &Path, whose| check_owner(path, uid, whose).is_err();
+        assert!(denied(&own, Whose::OursOrRoots) && !denied(Path::new("/tmp"), Whose::OursOrRoots));
+        assert!(denied(Path::new("/tmp"), Whose::Ours) && !denied(&top.join("nothing"), Whose::Ours));
+        assert!(denied(&top.join("link"), Whose::Ours));
+        // What would be the same lies apart.
+        std::fs::set_permissions(&own, PermissionsExt::from_mode(0o700)).expect("chmod");
+        let places = Places::below(&own, &own).expect("ours");
+        assert_eq!((places.run, places.images), (own.join("run"), own.join("images")));
+        symlink("/", own.join("run")).expect("symlink");
+        assert_eq!(Places::below(&own, &own).expect_err("it leads elsewhere").exit_code(), 5);
         remove(&top).expect("remove");
     }
 }

@@ -283,14 +283,21 @@ impl Network {
     }
 }
 
-/// Whether a path is one of the directories or beneath it; both as they really are.
+/// Whether a path, as it really is, is one of the directories or beneath it. These count as they are written: where a link among them leads
+/// may be the choice of whom they restrict.
 fn beneath(path: &Path, directories: &[PathBuf]) -> bool {
-    directories.iter().filter_map(|d| std::fs::canonicalize(d).ok()).any(|d| path.starts_with(d))
+    directories.iter().any(|d| path.starts_with(d))
 }
 
 fn shown(paths: &[PathBuf]) -> String {
     if paths.is_empty() {
         return "nothing".into();
     }
-    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+    let one = |p: &PathBuf| match std::fs::canonicalize(p) {
+        Ok(real) if real != *p => {
+            format!("{} (leads to {}, and allows nothing: name that)", p.display(), real.display())
+        }
+        _ => p.display().to_string(),
+    };
+    paths.iter().map(one).collect::<Vec<_>>().join(", ")
 }

@@ -151,10 +151,11 @@ impl Restore {
     }
 }
 
-/// A key, from its file or as it is.
+/// A key, as it is or from its file. What is a key is that one, whatever file has it as its name: that may be another's choice.
 fn public_key(given: &str) -> Result<String, Failure> {
-    let text = std::fs::read_to_string(given).unwrap_or_else(|_| given.to_owned());
-    key_line(&text)
+    let in_file = || key_line(&std::fs::read_to_string(given).ok()?);
+    key_line(given)
+        .or_else(in_file)
         .ok_or_else(|| Failure::Usage(format!("--verify {given}: no minisign public key, nor a file with one")))
 }
 

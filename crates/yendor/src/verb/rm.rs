@@ -54,7 +54,11 @@ impl Rm {
     fn clear_up(&self, directory: &Path, why: Failure) -> Outcome {
         let stateless = directory.exists() && !directory.join(state::FILE).exists();
         if stateless && !claim::is_left_over(directory) {
-            return Err(Failure::Failed(format!("container {} is being started", self.container)));
+            return Err(Failure::Failed(format!(
+                "container {} is being started, or {} is not one of ours",
+                self.container,
+                directory.display()
+            )));
         }
         // What a killed start has left goes; with force also what nobody understands.
         if stateless || self.force && directory.exists() {

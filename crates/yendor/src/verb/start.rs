@@ -89,7 +89,7 @@ impl Start {
         let mut started = launched.map_err(|e| explain(e, &name, &what.source))?;
         let total = print::since(begin);
         if let Some(path) = &self.pidfile
-            && let Err(e) = std::fs::write(path, format!("{}\n", started.main))
+            && let Err(e) = write_pid(path, started.main)
         {
             undo(&places, &name);
             return Err(Failure::io("write", path, &e));
@@ -203,6 +203,15 @@ fn finish(places: &Places, name: &str) -> Result<(), Failure> {
         container::ended(&keeper, Some(Duration::from_secs(10)))?;
     }
     container::remove(&places.container(name))
+}
+
+/// Through no link: in a directory that others may write, where it leads could be theirs to say.
+fn write_pid(path: &Path, pid: i32) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path);
+    writeln!(file?, "{pid}")
 }
 
 /// Ends and removes a container that was started but cannot be had as asked.
