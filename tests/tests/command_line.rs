@@ -652,7 +652,10 @@ fn a_pid_file_is_written_through_no_link() {
     std::fs::write(&file, "kept").expect("write");
     std::os::unix::fs::symlink(&file, &link).expect("symlink");
     let name = yendor.fresh("pid");
-    yendor.call(&["run", "-d", "--name", &name, "--pidfile", utf8(&link), "--", "sleep", "1000"]).exits(1);
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    let (image, again) = (yendor.path("image"), yendor.fresh("pid"));
+    yendor.checkpoint(&name, &image);
+    yendor.restore_with(&image, &again, &["--pidfile", utf8(&link)]).exits(1);
     assert_eq!(std::fs::read_to_string(&file).expect("read"), "kept");
-    assert!(!yendor.call(&["ps", "-a"]).exits(0).stdout.contains(&name));
+    assert!(!yendor.call(&["ps", "-a"]).exits(0).stdout.contains(&again));
 }

@@ -600,7 +600,8 @@ fn a_killed_start_is_cleared_up(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let run = yendor.path("state/run");
     let make = |name: &str| {
-        let made = yendor.program(Path::new("/bin/mkdir")).arg("-p").arg(run.join(name).join("work/work")).status();
+        let script = "mkdir -p \"$0\" && mkdir -m 1700 \"$0/$1\" && mkdir -p \"$0/$1/work/work\"";
+        let made = yendor.program(Path::new("/bin/sh")).args(["-c", script]).arg(&run).arg(name).status();
         assert!(made.is_ok_and(|status| status.success()));
     };
     make("dead");
@@ -615,6 +616,30 @@ fn a_killed_start_is_cleared_up(flavour: Flavour) {
     // One that has ended is somebody's.
     yendor.call(&["ps"]).exits(0);
     assert!(run.join("dead").exists());
+}
+
+/// It was killed by SIGBUS: whoever may look into a task may have its descriptors, also that of our memory in it.
+#[test]
+fn memory_that_somebody_cuts_ends_no_checkpoint() {
+    let Some(yendor) = Yendor::new(Flavour::RootUserns) else { return };
+    let name = yendor.fresh("cut");
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    let script = "import os\nprint('ready', flush=True)\nwhile True:\n  for n in range(3, 16):\n\
+                  \x20   path = f'/proc/2/fd/{n}'\n    try:\n      if 'yendor' in os.readlink(path): os.truncate(path, 0)\n\
+                  \x20   except OSError: pass\n";
+    let mut command = yendor.command(&["exec", &name, "--", "python3", "-c", script]);
+    let mut cutter = Started::new(command.stdout(yendor.output("cutter")).stderr(Stdio::null()));
+    assert!(wait_until(PATIENCE, || fs::read_to_string(yendor.path("cutter")).is_ok_and(|said| said == "ready\n")));
+    let mut taken = 0;
+    for round in 0..12 {
+        let image = yendor.path(&format!("cut-{round}"));
+        let outcome = yendor.call(&["checkpoint", &name, "--leave-running", "-o", text(&image)]);
+        assert!(matches!(outcome.code, 0 | 1 | 3), "{}: {}", outcome.code, outcome.stderr);
+        taken += u32::from(outcome.code == 0);
+    }
+    cutter.kill();
+    assert!(yendor.call(&["ps"]).exits(0).stdout.contains(&name));
+    assert!(taken > 0, "none was taken");
 }
 
 /// Scratch memory that a killed checkpoint has left in a process is not taken for the program's own.

@@ -24,6 +24,7 @@ pub mod twin;
 
 use std::os::fd::OwnedFd;
 
+use rustix::fs::SealFlags;
 use yendor_sys::futex::RobustList;
 use yendor_sys::mapping::Mapping;
 use yendor_sys::{Errno, SysError, ptrace, vm};
@@ -162,6 +163,10 @@ impl<'a> Begun<'a> {
         let len = Borrowed::size(self.loan.threads.len());
         let ours = fetch(self.loan.pid, self.fd.unwrap_or(u64::MAX))?;
         rustix::fs::ftruncate(&ours, len as u64).map_err(|e| SysError::new("ftruncate", "scratch", e))?;
+        // Others may have the descriptor, too: what is mapped must not become shorter.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&ours, seals)
+            .map_err(|e| SysError::new("fcntl", format!("scratch, F_ADD_SEALS, {seals:?}"), e))?;
         let memory = Mapping::of(ours, len)?;
         memory.prepare(TOUCHED);
         self.memory = Some(memory);
@@ -383,10 +388,10 @@ fn stop_error(tid: i32, e: StopError) -> RunError {
 /// Each process makes scratch memory of its own and maps it: code that it may execute, the rest that it may write.
 fn map_scratch(all: &mut [Begun<'_>]) -> Result<(), Failed> {
     const SHARED_FIXED_NOREPLACE: u64 = 0x10_0001;
-    const MFD_CLOEXEC: u64 = 1;
+    const CLOEXEC_ALLOW_SEALING: u64 = 1 | 2;
     const READ_EXEC: u64 = 5;
     const READ_WRITE: u64 = 3;
-    let made = injection::each(all, |b| (Nr::MEMFD_CREATE, [b.injection.name(), MFD_CLOEXEC, 0, 0, 0, 0]));
+    let made = injection::each(all, |b| (Nr::MEMFD_CREATE, [b.injection.name(), CLOEXEC_ALLOW_SEALING, 0, 0, 0, 0]));
     for (b, fd) in all.iter_mut().zip(&made) {
         b.fd = fd.as_ref().ok().copied();
     }
