@@ -177,7 +177,30 @@ fn by_a_limit(flavour: Flavour) {
     denied(&yendor, restored, &["clone", "denied by: cgroup: the container's limit of 4 tasks (--pids)"]);
 }
 
+/// A socket that lingers when it is closed, with what its peer does not take, held up the end of a failed restore as long as the image said.
+fn without_waiting(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let script = "import socket, struct, threading, time\nl = socket.create_server(('127.0.0.1', 0))\n\
+                  a = socket.create_connection(l.getsockname()); b, _ = l.accept()\n\
+                  a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 60)); a.setblocking(False)\n\
+                  try:\n  while True: a.send(b'x' * 65536)\nexcept BlockingIOError: pass\n\
+                  for _ in range(12): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n\
+                  print('ready', flush=True); time.sleep(1000)";
+    let image = image_of(&yendor, &[], &["python3", "-c", script]);
+    let begin = std::time::Instant::now();
+    let restored = yendor.restore_with(&image, &yendor.fresh("few"), &["--pids", "6"]);
+    assert_eq!(restored.code, 5, "{}", restored.stderr);
+    assert!(begin.elapsed() < std::time::Duration::from_secs(20), "{:?}", begin.elapsed());
+    // Restored it lingers as before.
+    let (name, again) = (yendor.fresh("all"), yendor.path("again"));
+    yendor.restore_with(&image, &name, &[]).exits(0);
+    yendor.checkpoint(&name, &again);
+    let said = yendor.call(&["inspect", "--json", text(&again)]).exits(0).stdout;
+    assert!(said.contains("\"linger\":60") || said.contains("\"linger\": 60"), "it does not linger");
+}
+
 yendor_tests::flavours! {
+    without_waiting
     by_a_filter
     by_landlock
     by_permissions

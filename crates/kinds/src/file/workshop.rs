@@ -196,13 +196,14 @@ impl<'a> Workshop<'a> {
         super::epoll::register_all(self, false)
     }
 
-    /// To be called when the tasks have their mappings: a seal against writing forbids to map, and from here on no file is
-    /// touched any more.
+    /// To be called when the tasks have their descriptors and mappings: a seal against writing forbids to map, a socket that lingers holds up
+    /// who closes it, and from here on no file is touched any more.
     ///
     /// # Errors
     /// The kernel's.
     pub fn seal(&mut self) -> Result<()> {
         super::memfd::seal_all(self)?;
+        super::inet::linger_all(self)?;
         super::inotify::watch_all(self)
     }
 

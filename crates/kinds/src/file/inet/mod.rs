@@ -181,12 +181,7 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn finish_all(workshop: &Workshop<'_>) -> Result<()> {
-    let all = || {
-        workshop.entries().filter_map(|entry| match &entry.record {
-            super::Record::Inet(record) => Some((entry.id, record)),
-            _ => None,
-        })
-    };
+    let all = || all(workshop);
     for (id, record) in all() {
         if let (State::Udp(udp), Some(local)) = (&record.state, record.local) {
             workshop.within(id, || udp::fill(workshop.existing(id)?, record.family, local, udp))?;
@@ -215,6 +210,21 @@ pub fn finish_all(workshop: &Workshop<'_>) -> Result<()> {
         options::finish(workshop.existing(id)?, &record.options)?;
     }
     Ok(())
+}
+
+/// Once tasks have all of them, and nothing more can fail that would close them.
+///
+/// # Errors
+/// The kernel's.
+pub fn linger_all(workshop: &Workshop<'_>) -> Result<()> {
+    all(workshop).try_for_each(|(id, record)| options::linger(workshop.existing(id)?, &record.options))
+}
+
+fn all<'a>(workshop: &Workshop<'a>) -> impl Iterator<Item = (yendor_image::FileId, &'a Record)> {
+    workshop.entries().filter_map(|entry| match &entry.record {
+        super::Record::Inet(record) => Some((entry.id, record)),
+        _ => None,
+    })
 }
 
 /// The other end of a connection that has no other end in the image, under repair.

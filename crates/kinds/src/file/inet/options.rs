@@ -308,10 +308,8 @@ pub fn apply(fd: BorrowedFd<'_>, record: &Record) -> Result<()> {
             set(fd, *name, *level, *number, *value)?;
         }
     }
-    if let Some(seconds) = linger {
-        let value = [1i32.to_ne_bytes(), seconds.to_ne_bytes()].concat();
-        inet::set(fd, SOCKET, LINGER, &value)?;
-    }
+    // At the very end: until then a restore that fails closes sockets, and is to wait for nobody.
+    let _ = linger;
     for (option, (seconds, micros)) in [(RCVTIMEO, receive_timeout), (SNDTIMEO, send_timeout)] {
         if (*seconds, *micros) != (0, 0) {
             inet::set(fd, SOCKET, option, &[seconds.to_ne_bytes(), micros.to_ne_bytes()].concat())?;
@@ -364,6 +362,16 @@ pub fn finish(fd: BorrowedFd<'_>, record: &Record) -> Result<()> {
     }
     buffer(fd, SNDBUF, SNDBUFFORCE, record.send_buffer, record.buffer_lock & 1 != 0)?;
     lock(fd, record.buffer_lock)
+}
+
+/// How long closing waits.
+///
+/// # Errors
+/// The kernel's.
+pub fn linger(fd: BorrowedFd<'_>, record: &Record) -> Result<()> {
+    let Some(seconds) = record.linger else { return Ok(()) };
+    let value = [1i32.to_ne_bytes(), seconds.to_ne_bytes()].concat();
+    Ok(inet::set(fd, SOCKET, LINGER, &value)?)
 }
 
 /// Nothing is set that is right already: some options may be read by everybody and set by few.
