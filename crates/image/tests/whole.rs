@@ -281,6 +281,19 @@ fn an_amended_image_takes_the_place_of_the_first_at_once() {
     assert!(matches!(without.commit(SystemTime::UNIX_EPOCH), Err(Error::Missing { .. })));
     assert_eq!(said(), "first");
 
+    // Another that was put in its place meanwhile is not ours to take away.
+    let late = writer.amended().unwrap();
+    late.records("late").unwrap();
+    let moved = scratch.0.join("moved");
+    std::fs::rename(scratch.image(), &moved).unwrap();
+    std::fs::create_dir(scratch.image()).unwrap();
+    std::fs::write(scratch.image().join("another's"), b"x").unwrap();
+    assert!(matches!(late.commit(SystemTime::UNIX_EPOCH), Err(Error::Io { op: "exchange", .. })));
+    assert!(scratch.image().join("another's").exists());
+    assert_eq!(Reader::open(&*moved).unwrap().records::<String>().unwrap(), "first");
+    std::fs::remove_dir_all(scratch.image()).unwrap();
+    std::fs::rename(&moved, scratch.image()).unwrap();
+
     let inode = || std::fs::metadata(scratch.image().join("pages-1")).unwrap().ino();
     let before = inode();
     let amended = writer.amended().unwrap();

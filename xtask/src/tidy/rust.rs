@@ -19,6 +19,7 @@ const NO_KIND: &[(&str, &str)] = &[
     ("error.rs", "what goes wrong in any kind"),
     ("file/gather.rs", "what file kinds share while they collect"),
     ("file/workshop.rs", "what file kinds share while they rebuild"),
+    ("namespace/layer/clear.rs", "what makes room for a layer"),
     ("snapshot.rs", "the records of all kinds together"),
 ];
 

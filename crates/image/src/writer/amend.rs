@@ -4,6 +4,7 @@ use super::{RECORDS_FILE, Slot, Writer, linkat, make_partial, openat, remove};
 use crate::{Error, Result};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, renameat, renameat_with};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Seek};
 use std::os::fd::OwnedFd;
@@ -45,17 +46,20 @@ impl Writer {
         Ok(amended)
     }
 
-    /// Exchanges the directory for the image `old` at the final name, which goes.
+    /// Exchanges the directory for the image `old` at the final name, which goes. Another one there, made meanwhile, stays.
     pub(super) fn replace(&self, old: &OwnedFd) -> Result<()> {
         let (parent, partial, name) = (&self.parent, &self.partial, &self.name);
         let exchange = || renameat_with(parent, partial, parent, name, RenameFlags::EXCHANGE);
         let failed = |op| move |errno: Errno| Error::io(&self.shown, op, errno);
+        if !is_at(old, parent, name) {
+            return Err(failed("exchange")(Errno::STALE));
+        }
         match exchange() {
             Ok(()) => {}
-            // A file system that cannot: for a moment the old one has a hidden name.
+            // A file system that cannot: for a moment the old one has a name that nobody takes for half an image.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                let mut aside = partial.clone();
-                aside.push("-old");
+                let mut aside = name.clone();
+                aside.push(format!(".before-{}", std::process::id()));
                 renameat(parent, name, parent, &aside).map_err(failed("rename"))?;
                 if let Err(errno) = renameat(parent, partial, parent, name) {
                     renameat(parent, &aside, parent, name).map_err(failed("rename back"))?;
@@ -67,6 +71,10 @@ impl Writer {
             }
             Err(errno) => return Err(failed("exchange")(errno)),
         }
+        if !is_at(old, parent, partial) {
+            let _ = exchange();
+            return Err(failed("exchange")(Errno::STALE));
+        }
         if let Err(errno) = rustix::fs::fsync(parent) {
             // Not durable is not done: back to the hidden name, where the drop finds it.
             let _ = exchange();
@@ -75,6 +83,13 @@ impl Writer {
         remove(parent, partial, old);
         Ok(())
     }
+}
+
+/// Whether a directory lies at a name.
+fn is_at(directory: &OwnedFd, parent: &OwnedFd, name: &OsStr) -> bool {
+    let there = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+    let same = |a: rustix::fs::Stat, b: rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
+    rustix::fs::fstat(directory).and_then(|ours| Ok(same(ours, there?))).unwrap_or(false)
 }
 
 /// A copy, where a file cannot have one more name.

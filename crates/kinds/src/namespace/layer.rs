@@ -5,19 +5,21 @@
 //! root may not set are refused.
 
 pub mod attribute;
+mod clear;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, StatxAttributes, StatxFlags, Timespec,
-    Timestamps, Uid, fstat, openat, openat2, seek, statx,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid, fstat, openat,
+    openat2, seek,
 };
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, Reader, Writer};
 use yendor_sys::{Errno, SysError};
 
+use self::clear::remove;
 use crate::{Cause, Named, Result};
 
 /// A file system's content.
@@ -439,38 +441,6 @@ fn stamp(parent: &OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
     let times = Timestamps { last_access: time, last_modification: time };
     rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).named("utimensat", String::new)?;
     Ok(())
-}
-
-/// Takes away what has the name, with everything in it; `false` for a mount point, which stays, and what leads to it.
-fn remove(parent: &OwnedFd, name: &[u8]) -> Result<bool> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(true),
-        Err(Errno::BUSY) => return Ok(false),
-        Err(Errno::ISDIR) => {}
-        Err(e) => return Err(SysError::new("unlinkat", "", e).into()),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = openat(parent, name, flags, Mode::empty()).named("openat", String::new)?;
-    let stat = statx(&dir, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).named("statx", String::new)?;
-    if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        return Ok(false);
-    }
-    let mut names = Vec::new();
-    for entry in Dir::read_from(&dir).named("getdents64", String::new)? {
-        let entry = entry.named("getdents64", String::new)?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().to_bytes().to_vec());
-        }
-    }
-    let mut all = true;
-    for inner in names {
-        all &= remove(&dir, &inner)?;
-    }
-    if !all {
-        return Ok(false);
-    }
-    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).named("unlinkat", || "AT_REMOVEDIR".into())?;
-    Ok(true)
 }
 
 fn fill(
