@@ -2,7 +2,7 @@
 //! seccomp. The process that calls this is confined with it, and so is everything that it starts.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -33,14 +33,26 @@ pub struct Keeper(UnixStream);
 pub(crate) const YES: &str = "yes";
 
 /// Asks the keeper of a container, by its directory, whether it records. `None`: it does not, or it is gone.
-#[must_use]
-pub fn ask(container: &Path) -> Option<Keeper> {
-    let mut stream = UnixStream::connect(container.join("control.sock")).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    stream.write_all(b"{\"verb\":\"record\"}\n").ok()?;
+///
+/// # Errors
+/// A keeper that does not answer: what joins its container then would not be recorded.
+pub fn ask(container: &Path) -> Result<Option<Keeper>> {
+    ask_within(container, Duration::from_secs(10))
+}
+
+fn ask_within(container: &Path, limit: Duration) -> Result<Option<Keeper>> {
+    let failed = |e: std::io::Error| SysError::io("read", "control.sock: the container's keeper does not answer", &e);
+    let Ok(mut stream) = UnixStream::connect(container.join("control.sock")) else { return Ok(None) };
+    stream.set_read_timeout(Some(limit)).map_err(failed).at(Step::Contain)?;
+    if stream.write_all(b"{\"verb\":\"record\"}\n").is_err() {
+        return Ok(None);
+    }
     let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line).ok()?;
-    (line.trim() == YES).then_some(Keeper(stream))
+    match BufReader::new(&stream).read_line(&mut line) {
+        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Err(failed(e)).at(Step::Contain),
+        Err(_) => Ok(None),
+        Ok(_) => Ok((line.trim() == YES).then_some(Keeper(stream))),
+    }
 }
 
 /// The labels that the container's tasks have, to be entered: those that its caller has asked for, and with `--keep-lsm` the root
@@ -178,6 +190,25 @@ fn listen(keeper: &Keeper, cookie: u64) -> std::result::Result<(), Cause> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// It was taken for one that does not record.
+    #[test]
+    fn a_keeper_that_does_not_answer_is_an_error() {
+        let place = std::env::temp_dir().join(format!("yendor-exec-{}", std::process::id()));
+        std::fs::create_dir(&place).expect("mkdir");
+        let limit = Duration::from_millis(50);
+        assert!(ask_within(&place, limit).expect("there is none").is_none());
+        let listener = std::os::unix::net::UnixListener::bind(place.join("control.sock")).expect("bind");
+        ask_within(&place, limit).expect_err("it does not answer");
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| ask_within(&place, Duration::from_secs(60)));
+            // The first is that of before.
+            let streams: Vec<_> = listener.incoming().take(2).map(|stream| stream.expect("accept")).collect();
+            (&streams[1]).write_all(b"\n").expect("no");
+            assert!(asked.join().expect("thread").expect("an answer").is_none());
+        });
+        std::fs::remove_dir_all(&place).expect("remove");
+    }
 
     #[test]
     fn who_joins_has_the_labels_of_the_root_task() {

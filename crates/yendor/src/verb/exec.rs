@@ -59,7 +59,7 @@ impl Exec {
         join_cgroup(&found.state)?;
         let denied = |e: yendor_policy::lsm::SysError| Failure::Denied(format!("the container's label: {e}"));
         let labels: Vec<Entry> = yendor_engine::exec::labels(&found.state)?;
-        let keeper = yendor_engine::exec::ask(&found.directory);
+        let keeper = yendor_engine::exec::ask(&found.directory)?;
         enter(&init, found.state.init)?;
         yendor_engine::exec::confine(&found.state.request, keeper)?;
         labels.iter().try_for_each(Entry::enter).map_err(denied)?;
