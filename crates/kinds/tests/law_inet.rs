@@ -476,6 +476,64 @@ fn tcp_half_closed() {
     until_end(&made[0]);
 }
 
+#[test]
+fn tcp_an_urgent_mark_whose_byte_was_taken() {
+    let taken = |fd: &OwnedFd| {
+        let mut byte = [0; 1];
+        recv(fd, &mut byte[..], RecvFlags::OOB).unwrap();
+        byte[0]
+    };
+    for closed in [false, true] {
+        if !network() {
+            return;
+        }
+        let (client, server, listens) = connection(V4);
+        send(&client, b"abc", SendFlags::empty()).unwrap();
+        send(&client, b"X", SendFlags::OOB).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(taken(&server), b'X');
+        let client = if closed {
+            send(&client, b"defgh", SendFlags::empty()).unwrap();
+            drop(client);
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(refusal(&[server.as_fd(), listens.as_fd()]).contains("an urgent mark"));
+            None
+        } else {
+            // Before what follows, too: the program may look for the mark.
+            assert!(refusal(&[client.as_fd(), server.as_fd()]).contains("an urgent mark"));
+            send(&client, b"defgh", SendFlags::empty()).unwrap();
+            assert!(refusal(&[client.as_fd(), server.as_fd()]).contains("an urgent mark"));
+            Some(client)
+        };
+        assert_eq!(inet::number(server.as_fd(), 1, 10), Ok(0));
+        assert_eq!(take(&server, 99), Ok(b"abc".to_vec()));
+        // The mark is at the head.
+        let all: Vec<_> = client.iter().chain([&server]).map(AsFd::as_fd).collect();
+        assert!(refusal(&all).contains("an urgent mark"));
+        assert_eq!(take(&server, 99), Ok(b"defgh".to_vec()));
+        let made = law_of_connections(client.into_iter().chain([server]).collect());
+        if closed {
+            assert_eq!(take(&made[0], 9), Ok(Vec::new()));
+        } else {
+            alive(&made[0], &made[1]);
+        }
+    }
+}
+
+#[test]
+fn tcp_an_urgent_mark_with_nothing_behind() {
+    if !network() {
+        return;
+    }
+    let (client, server, _listens) = connection(V4);
+    send(&client, b"X", SendFlags::OOB).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(refusal(&[client.as_fd(), server.as_fd()]).contains("urgent data"));
+    recv(&server, &mut [0; 1][..], RecvFlags::OOB).unwrap();
+    let made = law_of_connections(vec![client, server]);
+    alive(&made[0], &made[1]);
+}
+
 /// `struct group_req`, or with a source `struct group_source_req`.
 fn group(group: IpAddr, source: Option<IpAddr>) -> Vec<u8> {
     let mut out = 1u64.to_ne_bytes().to_vec();

@@ -70,8 +70,11 @@ pub fn leave(fd: BorrowedFd<'_>) -> Result<()> {
 fn begin(fd: BorrowedFd<'_>) -> Result<Held<'_>> {
     let reuse = inet::number(fd, SOCKET, REUSEADDR)?;
     let off = Undo { level: TCP, option: REPAIR, value: OFF };
-    let held = undo::hold(fd, &[off, Undo { level: SOCKET, option: REUSEADDR, value: reuse }])?;
+    let inline = Undo { level: SOCKET, option: tcp::OOB_INLINE, value: inet::number(fd, SOCKET, tcp::OOB_INLINE)? };
+    let held = undo::hold(fd, &[off, Undo { level: SOCKET, option: REUSEADDR, value: reuse }, inline])?;
     enter(fd)?;
+    // So that nothing is counted to an urgent mark only.
+    inet::set_number(fd, SOCKET, tcp::OOB_INLINE, 1)?;
     Ok(held)
 }
 
@@ -123,7 +126,7 @@ fn fits(sender: &Connection, receiver: &Connection) -> bool {
 /// One end, or none when it moved meanwhile.
 fn read(fd: BorrowedFd<'_>) -> Result<Option<Connection>> {
     let peer = super::peer(fd)?.ok_or_else(|| Cause::unsupported("a TCP connection that ends at this moment"))?;
-    let received = tcp::waiting(fd)?;
+    let tcp::Unread { data: received, reach } = tcp::waiting(fd)?;
     let repair = begin(fd)?;
     let mss = inet::number(fd, TCP, MAXSEG)?;
     let timestamp = inet::number(fd, TCP, TIMESTAMP)?.cast_unsigned();
@@ -134,7 +137,7 @@ fn read(fd: BorrowedFd<'_>) -> Result<Option<Connection>> {
     let peeked = recv(fd, &mut queue[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
     let info = tcp::info(fd)?;
     let (pending, unsent) = (inet::unacknowledged(fd)?, inet::unsent(fd)?);
-    let still = yendor_sys::sock::waiting(fd)? == received.0.len();
+    let still = yendor_sys::sock::waiting(fd)? == reach;
     repair.end()?;
     let (n, _) = peeked.named("recvfrom", || "MSG_PEEK, TCP_SEND_QUEUE".into())?;
     queue.truncate(n);

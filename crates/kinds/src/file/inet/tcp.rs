@@ -21,6 +21,7 @@ use crate::{Cause, Named, Result};
 
 const SOCKET: i32 = 1;
 const PEEK_OFF: i32 = 42;
+pub(super) const OOB_INLINE: i32 = 10;
 const TCP: i32 = 6;
 const INFO: i32 = 11;
 
@@ -149,7 +150,7 @@ pub fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<State> {
         CLOSE if !events(fd, PollFlags::RDHUP)?.contains(PollFlags::RDHUP) => Ok(State::TcpIdle),
         CLOSE => {
             let reset = events(fd, PollFlags::empty())?.contains(PollFlags::ERR);
-            Ok(State::TcpEnded(Ended { reset, received: waiting(fd)? }))
+            Ok(State::TcpEnded(Ended { reset, received: waiting(fd)?.data }))
         }
         ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
             let told = events(fd, PollFlags::PRI)?;
@@ -205,11 +206,26 @@ pub(super) fn has_fin_queued(info: &Info) -> bool {
     matches!(info.state, FIN_WAIT1 | LAST_ACK | CLOSING)
 }
 
-/// The bytes that wait to be read, left where they are.
-pub(super) fn waiting(fd: BorrowedFd<'_>) -> Result<Bytes> {
-    let bytes = yendor_sys::sock::waiting(fd)?;
+/// What waits to be read.
+pub(super) struct Unread {
+    pub(super) data: Bytes,
+    /// How far the queue reaches: one byte more than `data` where nothing but an urgent byte, which was taken, is in it.
+    pub(super) reach: usize,
+}
+
+/// What waits to be read, left where it is.
+///
+/// # Errors
+/// `Unsupported` for a queue with an urgent mark: no call but one at a time looks past it.
+pub(super) fn waiting(fd: BorrowedFd<'_>) -> Result<Unread> {
+    let (bytes, reach) = lengths(fd)?;
+    if bytes != reach && (bytes, reach) != (0, 1) {
+        return Err(Cause::unsupported(format!(
+            "a TCP socket with an urgent mark (MSG_OOB) in the queue, after {bytes} bytes of {reach}"
+        )));
+    }
     if bytes == 0 {
-        return Ok(Bytes(Vec::new()));
+        return Ok(Unread { data: Bytes(Vec::new()), reach });
     }
     let mut data = vec![0; bytes];
     let value = inet::number(fd, SOCKET, PEEK_OFF).unwrap_or(-1);
@@ -226,7 +242,33 @@ pub(super) fn waiting(fd: BorrowedFd<'_>) -> Result<Bytes> {
     if n != bytes {
         return Err(Cause::unsupported(format!("a TCP socket with {bytes} bytes of which {n} can be read")));
     }
-    Ok(Bytes(data))
+    Ok(Unread { data: Bytes(data), reach })
+}
+
+/// How many bytes wait up to an urgent mark, and how many in all. Without `SO_OOBINLINE` the kernel counts to the mark,
+/// even when the byte there was taken.
+fn lengths(fd: BorrowedFd<'_>) -> Result<(usize, usize)> {
+    let count = || yendor_sys::sock::waiting(fd);
+    let value = inet::number(fd, SOCKET, OOB_INLINE)?;
+    if value != 0 {
+        let bytes = count()?;
+        return Ok((bytes, bytes));
+    }
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let before = count()?;
+        let held = undo::hold(fd, &[Undo { level: SOCKET, option: OOB_INLINE, value }])?;
+        inet::set_number(fd, SOCKET, OOB_INLINE, 1)?;
+        let reach = count();
+        held.end()?;
+        if count()? == before {
+            return Ok((before, reach?));
+        }
+        // Some came meanwhile.
+        if Instant::now() > end {
+            return Err(Cause::passing("a TCP connection that does not come to rest"));
+        }
+    }
 }
 
 /// An end of a connection in the tree.
@@ -277,7 +319,7 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
 fn lose(gather: &mut Gather<'_>, id: FileId, local: SocketAddr, peer: SocketAddr) -> Result<()> {
     gather
         .lose("tcp", format!("the TCP connection from {local} to {peer}, whose other end is outside of the tree,"))?;
-    let received = waiting(gather.ours(id)?)?;
+    let received = waiting(gather.ours(id)?)?.data;
     if let Some(AnyRecord::Inet(record)) = gather.entries.get_mut(id.0 as usize).map(|e| &mut e.record) {
         record.state = State::TcpEnded(Ended { reset: true, received });
     }
