@@ -534,6 +534,60 @@ fn tcp_an_urgent_mark_with_nothing_behind() {
     alive(&made[0], &made[1]);
 }
 
+#[test]
+fn tcp_a_connect_that_was_refused() {
+    for ip in [V4, V6, MAPPED] {
+        if !network() {
+            return;
+        }
+        let refused = || {
+            let fd = tcp(ip);
+            rustix::io::ioctl_fionbio(&fd, true).unwrap();
+            assert_eq!(connect(&fd, &at(ip, 7000)), Err(Errno::INPROGRESS));
+            fd
+        };
+        let (pending, told) = (refused(), refused());
+        assert_eq!(sockopt::socket_error(&told), Ok(Err(Errno::CONNREFUSED)));
+        let made = law(vec![pending, told]);
+        for fd in &made {
+            rustix::io::ioctl_fionbio(fd, true).unwrap();
+        }
+        assert_eq!(sockopt::socket_error(&made[0]), Ok(Err(Errno::CONNREFUSED)));
+        let listens = listener(at(ip, 7000));
+        for fd in &made {
+            assert_eq!(sockopt::socket_error(fd), Ok(Ok(())));
+            assert_eq!(connect(fd, &at(ip, 7000)), Err(Errno::CONNABORTED));
+            assert_eq!(connect(fd, &at(ip, 7000)), Err(Errno::INPROGRESS));
+            let server = accept_with(&listens, SocketFlags::CLOEXEC).unwrap();
+            alive(fd, &server);
+        }
+    }
+}
+
+#[test]
+fn tcp_a_connection_that_was_reset() {
+    if !network() {
+        return;
+    }
+    let reset = || {
+        let (client, server, _listens) = connection(V4);
+        send(&server, b"unread", SendFlags::empty()).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        // With data that it has not read, closing resets.
+        drop(client);
+        std::thread::sleep(Duration::from_millis(20));
+        server
+    };
+    let (pending, told) = (reset(), reset());
+    assert_eq!(sockopt::socket_error(&told), Ok(Err(Errno::CONNRESET)));
+    let made = law(vec![pending, told]);
+    assert_eq!(sockopt::socket_error(&made[0]), Ok(Err(Errno::CONNRESET)));
+    for fd in &made {
+        assert_eq!(sockopt::socket_error(fd), Ok(Ok(())));
+        assert_eq!(connect(fd, &at(V4, 7000)), Err(Errno::ISCONN));
+    }
+}
+
 /// `struct group_req`, or with a source `struct group_source_req`.
 fn group(group: IpAddr, source: Option<IpAddr>) -> Vec<u8> {
     let mut out = 1u64.to_ne_bytes().to_vec();

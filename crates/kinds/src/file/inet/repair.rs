@@ -197,6 +197,17 @@ fn window(fd: BorrowedFd<'_>) -> Result<Window> {
     Ok(Window { update: word(0), send: word(4), largest: word(8), receive: word(12), told: word(16) })
 }
 
+/// Whether a closed socket never had a connection: nothing was received, not even a SYN.
+///
+/// # Errors
+/// As [`enter`].
+pub fn never_was(fd: BorrowedFd<'_>) -> Result<bool> {
+    let repair = begin(fd)?;
+    let received = sequence(fd, RECEIVE);
+    repair.end()?;
+    Ok(received? == 0)
+}
+
 /// The windows as they were before FINs came: their right edges stay.
 fn without_fins(window: Window, receive_end: u32, fin_acknowledged: bool) -> Window {
     let Window { update, send, largest, receive, told } = window;

@@ -1,6 +1,7 @@
 //! TCP: which state a socket is in, and who is connected to whom.
 //! *Read from:* `TCP_INFO`, the addresses of both ends.
-//! *Made again by:* bind and listen; a connection as [`super::repair`] does it; one that is over by a reset one.
+//! *Made again by:* bind and listen; a connection as [`super::repair`] does it; one that is over by a reset one; a
+//! connect that was refused by another one.
 //! *Lost:* what the parent module says.
 
 use std::collections::BTreeMap;
@@ -9,11 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
-use rustix::net::{RecvFlags, Shutdown, bind as bind_plain, listen as listen_plain, recv, shutdown, sockopt};
+use rustix::net::{RecvFlags, Shutdown, bind as bind_plain, connect, listen as listen_plain, recv, shutdown, sockopt};
 use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, FileId, NsId};
-use yendor_sys::inet;
 use yendor_sys::undo::{self, Held, Undo};
+use yendor_sys::{Errno, SysError, inet};
 
 use super::{Family, State, departed, events, options, peer, repair};
 use crate::file::{Gather, Record as AnyRecord, Seen};
@@ -109,10 +110,13 @@ pub struct Agreed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ended {
-    /// Whether the next call tells an error, `ECONNRESET`.
+    /// Whether the next call tells an error, `ECONNRESET`; `ECONNREFUSED` of one that was refused.
     pub reset: bool,
     /// Bytes that can still be read.
     pub received: Bytes,
+    /// It never was one: nobody listened where connect(2) led without waiting.
+    #[serde(default)]
+    pub refused: bool,
 }
 
 /// What `TCP_INFO` tells (struct tcp_info, linux/tcp.h).
@@ -126,13 +130,15 @@ pub(super) struct Info {
     waiting: u32,
     /// Of a listening socket: how many may wait.
     most: u32,
+    /// Packets that came.
+    came: u32,
 }
 
 pub(super) fn info(fd: BorrowedFd<'_>) -> Result<Info> {
-    let mut raw = [0u8; 104];
+    let mut raw = [0u8; 144];
     inet::get(fd, TCP, INFO, &mut raw)?;
     let word = |at: usize| raw.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
-    Ok(Info { state: raw[0], options: raw[5], scales: raw[6], waiting: word(24), most: word(28) })
+    Ok(Info { state: raw[0], options: raw[5], scales: raw[6], waiting: word(24), most: word(28), came: word(140) })
 }
 
 /// What the socket does. Connections are read in [`finish`], both ends close together.
@@ -150,7 +156,11 @@ pub fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<State> {
         CLOSE if !events(fd, PollFlags::RDHUP)?.contains(PollFlags::RDHUP) => Ok(State::TcpIdle),
         CLOSE => {
             let reset = events(fd, PollFlags::empty())?.contains(PollFlags::ERR);
-            Ok(State::TcpEnded(Ended { reset, received: waiting(fd)?.data }))
+            let refused = repair::never_was(fd)?;
+            if refused && reset && info.came == 0 {
+                return refuse("a connect(2) that failed, but was not refused, and whose error nobody has read".into());
+            }
+            Ok(State::TcpEnded(Ended { reset, received: waiting(fd)?.data, refused }))
         }
         ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
             let told = events(fd, PollFlags::PRI)?;
@@ -321,7 +331,7 @@ fn lose(gather: &mut Gather<'_>, id: FileId, local: SocketAddr, peer: SocketAddr
         .lose("tcp", format!("the TCP connection from {local} to {peer}, whose other end is outside of the tree,"))?;
     let received = waiting(gather.ours(id)?)?.data;
     if let Some(AnyRecord::Inet(record)) = gather.entries.get_mut(id.0 as usize).map(|e| &mut e.record) {
-        record.state = State::TcpEnded(Ended { reset: true, received });
+        record.state = State::TcpEnded(Ended { reset: true, received, refused: false });
     }
     Ok(())
 }
@@ -362,27 +372,55 @@ pub fn listen(fd: BorrowedFd<'_>, local: SocketAddr, backlog: u32) -> Result<()>
     Ok(listen_plain(fd, backlog).named("listen", || format!("{local}, {backlog}"))?)
 }
 
-/// Makes a connection to a port where nobody listens and lets it be reset.
+/// Makes a connection to a port where nobody listens and lets it be reset; or tries to make it.
 ///
 /// # Errors
 /// The kernel's.
 pub fn end(fd: BorrowedFd<'_>, family: Family, local: Option<SocketAddr>, ended: &Ended) -> Result<()> {
-    let Ended { reset, received } = ended;
+    let Ended { reset, received, refused } = ended;
     let Some(local) = local else { return Err(Cause::corrupt("a TCP connection that had no address")) };
     let nobody = mute(family, local)?;
+    if *refused {
+        if !received.0.is_empty() {
+            return Err(Cause::corrupt(format!("a refused connection with {} bytes", received.0.len())));
+        }
+        be_refused(fd, local, nobody.1)?;
+        return take_error(fd, *reset);
+    }
     let mut connection = Connection::new(nobody.1);
     connection.received = received.clone();
-    connection.window = Window { update: 0, send: 1 << 15, largest: 1 << 15, receive: 1 << 15, told: 0 };
+    // As after a SYN: see `repair::never_was`.
+    connection.receive_sequence = 1;
+    connection.window = Window { update: 1, send: 1 << 15, largest: 1 << 15, receive: 1 << 15, told: 1 };
     repair::connect(fd, local, &connection)?;
     repair::leave(fd)?;
     options::share_port(fd)?;
     shutdown(fd, Shutdown::Write).named("shutdown", || "SHUT_WR".into())?;
     await_state(fd, &[CLOSE])?;
-    if !*reset {
-        // Reading the error takes it; that it is there is what was asked for.
+    take_error(fd, *reset)
+}
+
+/// Reading the error takes it; that it is there is what was asked for.
+fn take_error(fd: BorrowedFd<'_>, stays: bool) -> Result<()> {
+    if !stays {
         sockopt::socket_error(fd).named("getsockopt", || "SO_ERROR".into())?.err();
     }
     Ok(())
+}
+
+/// Connects to where nobody listens, without waiting. The port is bound, the address is not: connecting chose it, and may
+/// choose another one next time.
+fn be_refused(fd: BorrowedFd<'_>, local: SocketAddr, nobody: SocketAddr) -> Result<()> {
+    let any = match local {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    bind(fd, Some(SocketAddr::new(any, local.port())))?;
+    match connect(fd, &nobody) {
+        Err(Errno::INPROGRESS) => await_state(fd, &[CLOSE]),
+        Ok(()) => Err(Cause::unsupported(format!("somebody listens at {nobody}, where nobody should"))),
+        Err(e) => Err(SysError::new("connect", format!("{local} to {nobody}"), e).into()),
+    }
 }
 
 /// A socket at a port of its own that answers everything with a reset.
