@@ -271,6 +271,40 @@ fn udp_refusals() {
 }
 
 #[test]
+fn udp_datagrams_to_many() {
+    const JOIN: i32 = 42;
+    if !network() {
+        return;
+    }
+    let many: IpAddr = "239.1.2.3".parse().unwrap();
+    let member = || {
+        let fd = socket(V4, SocketType::DGRAM);
+        sockopt::set_socket_reuseaddr(&fd, true).unwrap();
+        bind(&fd, &at(many, 6000)).unwrap();
+        inet::set(fd.as_fd(), 0, JOIN, &group(many, None)).unwrap();
+        fd
+    };
+    let members = law(vec![member(), member(), member()]);
+    let sender = udp(at(V4, 0));
+    sockopt::set_socket_broadcast(&sender, true).unwrap();
+    inet::set(sender.as_fd(), 0, 32, &Ipv4Addr::LOCALHOST.octets()).unwrap();
+    sendto(&sender, b"once", SendFlags::empty(), &at(many, 6000)).unwrap();
+    let all: Vec<_> = members.iter().map(AsFd::as_fd).collect();
+    assert!(refusal(&all).contains("1 datagrams to 239.1.2.3:6000"));
+    for member in &members {
+        assert_eq!(take(member, 9), Ok(b"once".to_vec()));
+        assert_eq!(take(member, 9), Err(Errno::AGAIN));
+    }
+    law(members);
+
+    let everybody = at(IpAddr::V4(Ipv4Addr::new(127, 255, 255, 255)), 6001);
+    let bound = law(vec![udp(everybody)]);
+    sendto(&sender, b"all", SendFlags::empty(), &everybody).unwrap();
+    assert!(refusal(&[bound[0].as_fd()]).contains("1 datagrams to 127.255.255.255:6001"));
+    assert_eq!(take(&bound[0], 9), Ok(b"all".to_vec()));
+}
+
+#[test]
 fn tcp_idle_and_listening() {
     if !network() {
         return;

@@ -82,7 +82,27 @@ pub fn collect(seen: &Seen, local: Option<SocketAddr>, gather: &mut Gather<'_>) 
         let what = "datagrams on a socket that asks where they were sent to (IP_PKTINFO)";
         gather.lose("udp", format!("{}: {what}", seen.link))?;
     }
+    if let Some(local) = local.filter(|_| !queue.is_empty())
+        && is_of_many(local)?
+    {
+        let what = format!("{} datagrams to {local}, which others would get once more", queue.len());
+        gather.lose("udp", format!("{}: {what}", seen.link))?;
+        queue.clear();
+    }
     Ok(Record { peer: peer(fd)?, queue })
+}
+
+/// Whether what is sent to an address comes to more sockets than one: that of a group or of all.
+fn is_of_many(local: SocketAddr) -> Result<bool> {
+    let address = SocketAddr::new(local.ip().to_canonical(), local.port());
+    if address.ip().is_multicast() || address.ip().is_unspecified() || address.is_ipv6() {
+        return Ok(address.ip().is_multicast());
+    }
+    // Without `SO_BROADCAST` the kernel refuses that address only.
+    match connect(&Family::V4.new_socket(false)?, &address) {
+        Err(Errno::ACCESS) => Ok(true),
+        _ => Ok(false),
+    }
 }
 
 /// Whether the socket tells its reader to which address a datagram was sent.
