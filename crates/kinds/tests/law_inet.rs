@@ -15,7 +15,9 @@ use rustix::net::{
     Shutdown, accept_with, bind, connect, getpeername, getsockname, listen, recv, recvfrom, send, sendto, shutdown,
     socket_with,
 };
+use yendor_kinds::Cause;
 use yendor_kinds::file::Record;
+use yendor_kinds::file::external::Filled;
 use yendor_kinds::file::inet::State;
 use yendor_sys::inet;
 use yendor_sys::namespace::{Namespaces, unshare};
@@ -268,6 +270,43 @@ fn udp_refusals() {
     send(&refused, b"x", SendFlags::empty()).unwrap();
     assert!(refusal(&[refused.as_fd()]).contains("a pending error"));
     assert_eq!(take(&refused, 9), Err(Errno::CONNREFUSED), "the error is still its owner's");
+}
+
+#[test]
+fn udp_datagrams_that_came_as_one() {
+    const UDP: i32 = 17;
+    const SEGMENT: i32 = 103;
+    const GRO: i32 = 104;
+    for ip in [V4, V6, MAPPED] {
+        if !network() {
+            return;
+        }
+        let (a, b) = (udp(at(ip, 4000)), udp(at(ip, 4001)));
+        inet::set_number(a.as_fd(), UDP, GRO, 1).unwrap();
+        let send = |segment: i32, data: &[u8]| {
+            inet::set_number(b.as_fd(), UDP, SEGMENT, segment).unwrap();
+            sendto(&b, data, SendFlags::empty(), &at(ip, 4000)).unwrap();
+        };
+        send(0, b"alone");
+        send(100, &[7; 250]);
+        send(1000, &[8; 60_000]);
+        let mut image = collect(&[a.as_fd()]);
+        drop((a, b));
+        let made = again(&image);
+        for (data, segment) in [(&b"alone"[..], None), (&[7; 250], Some(100)), (&[8; 60_000], Some(1000))] {
+            let look = inet::look(made[0].as_fd(), &mut [0; 70_000]).unwrap();
+            assert_eq!(look, inet::Look { len: data.len(), from: Some(at(ip, 4001)), segment });
+            assert_eq!(take(&made[0], 70_000).unwrap(), data);
+        }
+        drop(made);
+        for lie in [0, 250, u16::MAX] {
+            let Record::Inet(record) = &mut image.entries[0].record else { panic!() };
+            let State::Udp(udp) = &mut record.state else { panic!() };
+            udp.queue[1].segment = Some(lie);
+            let told = image.try_rebuild(Filled::default()).unwrap_err();
+            assert!(matches!(told, Cause::Corrupt { .. }), "{told}");
+        }
+    }
 }
 
 #[test]
@@ -582,7 +621,9 @@ fn tcp_a_connect_that_was_refused() {
         };
         let (pending, told) = (refused(), refused());
         assert_eq!(sockopt::socket_error(&told), Ok(Err(Errno::CONNREFUSED)));
-        let made = law(vec![pending, told]);
+        let mut image = collect(&[pending.as_fd(), told.as_fd()]);
+        drop((pending, told));
+        let made = again(&image);
         for fd in &made {
             rustix::io::ioctl_fionbio(fd, true).unwrap();
         }
@@ -595,6 +636,12 @@ fn tcp_a_connect_that_was_refused() {
             let server = accept_with(&listens, SocketFlags::CLOEXEC).unwrap();
             alive(fd, &server);
         }
+        drop((made, listens));
+        let Record::Inet(record) = &mut image.entries[0].record else { panic!() };
+        let State::TcpEnded(ended) = &mut record.state else { panic!() };
+        ended.received.0.push(0);
+        let told = image.try_rebuild(Filled::default()).unwrap_err();
+        assert!(matches!(told, Cause::Corrupt { .. }), "{told}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! What rustix lacks of internet sockets: options by number (getsockopt(2), ip(7), ipv6(7), tcp(7), udp(7)), queue lengths.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
@@ -92,4 +93,77 @@ fn length(fd: BorrowedFd<'_>, request: u64, name: &str) -> Result<u32> {
     // SAFETY: the callers' requests write one int.
     let ret = unsafe { libc::ioctl(raw, request, &raw mut n) };
     if ret < 0 { Err(SysError::last("ioctl", format!("{raw}, {name}"))) } else { Ok(u32::try_from(n).unwrap_or(0)) }
+}
+
+/// A datagram that was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// Its bytes, perhaps more than there was room for.
+    pub len: usize,
+    /// Who sent it.
+    pub from: Option<SocketAddr>,
+    /// Of several datagrams that came as one, the bytes of each but the last (`UDP_GRO`, udp(7)).
+    pub segment: Option<i32>,
+}
+
+/// Looks at a datagram without taking it.
+///
+/// # Errors
+/// What recvmsg(2) says; a pending error of the socket, which is taken by this.
+pub fn look(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Look> {
+    let mut name = [0_u64; 16];
+    // IPv4 tells options of up to 40 bytes and labels; what is looked for comes before them.
+    let mut control = [0_u64; 128];
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all zeroes is a valid msghdr: null pointers with zero lengths.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = name.as_mut_ptr().cast();
+    header.msg_namelen = libc::socklen_t::try_from(size_of_val(&name)).unwrap_or(0);
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    let raw = fd.as_raw_fd();
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: every pointer in `header` leads to memory of the stated size that outlives the call.
+    let n = unsafe { libc::recvmsg(raw, &raw mut header, flags) };
+    let len = usize::try_from(n).map_err(|_| SysError::last("recvmsg", format!("{raw}, MSG_PEEK")))?;
+    let name: Vec<u8> = name.iter().flat_map(|word| word.to_ne_bytes()).take(header.msg_namelen as usize).collect();
+    Ok(Look { len, from: address(&name), segment: segment(&header) })
+}
+
+/// The value of `UDP_GRO` in a received message.
+fn segment(header: &libc::msghdr) -> Option<i32> {
+    // SAFETY: the kernel has filled in the control buffer and its length.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
+    // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give a null pointer or a whole header inside the buffer.
+    while let Some(control) = unsafe { next.as_ref() } {
+        // SAFETY: CMSG_LEN does no more than add.
+        let whole = control.cmsg_len >= unsafe { libc::CMSG_LEN(4) } as usize;
+        if (control.cmsg_level, control.cmsg_type, whole) == (libc::SOL_UDP, libc::UDP_GRO, true) {
+            // SAFETY: four bytes of data lie behind the header.
+            return Some(unsafe { libc::CMSG_DATA(control).cast::<i32>().read_unaligned() });
+        }
+        // SAFETY: `control` lies in the buffer that `header` describes.
+        next = unsafe { libc::CMSG_NXTHDR(header, control) };
+    }
+    None
+}
+
+/// `struct sockaddr_in` or `sockaddr_in6`.
+fn address(bytes: &[u8]) -> Option<SocketAddr> {
+    let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
+    let family = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?);
+    let port = u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?);
+    match i32::from(family) {
+        libc::AF_INET => {
+            let ip: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
+            Some(SocketAddrV4::new(Ipv4Addr::from(ip), port).into())
+        }
+        libc::AF_INET6 => {
+            let ip: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
+            Some(SocketAddrV6::new(Ipv6Addr::from(ip), port, word(4)?, word(24)?).into())
+        }
+        _ => None,
+    }
 }

@@ -1,6 +1,7 @@
 //! UDP: the peer, if connected, and the datagrams that wait.
 //! *Read from:* getpeername, `MSG_PEEK` with `SO_PEEK_OFF`.
-//! *Made again by:* connect; a datagram is sent again from a socket bound to the address it came from.
+//! *Made again by:* connect; a datagram is sent again from a socket bound to the address it came from; several
+//! that came as one (`UDP_GRO`) with `UDP_SEGMENT`.
 //! *Lost:* what the parent module says.
 
 use std::net::SocketAddr;
@@ -8,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
-use rustix::net::{RecvFlags, SendFlags, bind, connect, connect_unspec, recvfrom, sendto};
+use rustix::net::{SendFlags, bind, connect, connect_unspec, sendto};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_sys::undo::{self, Undo};
@@ -20,6 +21,8 @@ use crate::{Cause, Named, Result};
 
 const SOCKET: i32 = 1;
 const PEEK_OFF: i32 = 42;
+const UDP: i32 = 17;
+const UDP_SEGMENT: i32 = 103;
 /// More than any datagram has.
 const ROOM: usize = 1 << 17;
 /// How long a datagram may take inside this machine.
@@ -43,6 +46,9 @@ pub struct Datagram {
     pub from: SocketAddr,
     /// Its content.
     pub data: Bytes,
+    /// Where several came as one (`UDP_GRO`): the bytes of each but the last.
+    #[serde(default)]
+    pub segment: Option<u16>,
 }
 
 /// Reads the queue, which stays as it is.
@@ -150,17 +156,18 @@ fn peek_all(fd: BorrowedFd<'_>) -> Result<Vec<Datagram>> {
         let shown = || format!("MSG_PEEK at {offset}");
         let at = i32::try_from(offset).map_err(|_| Cause::unsupported("a UDP socket with 2 GiB of datagrams"))?;
         inet::set_number(fd, SOCKET, PEEK_OFF, at)?;
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::TRUNC;
-        let (n, from) = match recvfrom(fd, &mut buffer[..], flags) {
-            Ok((_, n, from)) => (n, from),
-            Err(Errno::AGAIN) => return Ok(queue),
-            Err(e) => return Err(SysError::new("recvfrom", shown(), e).into()),
+        let inet::Look { len: n, from, segment } = match inet::look(fd, &mut buffer) {
+            Ok(look) => look,
+            Err(e) if e.errno == Errno::AGAIN => return Ok(queue),
+            Err(e) => return Err(SysError::new(e.call, shown(), e.errno).into()),
         };
         let Some(data) = buffer.get(..n) else {
             return Err(Cause::unsupported(format!("a datagram of {n} bytes (UDP_GRO)")));
         };
+        let segment = segment.map(u16::try_from).transpose().map(|s| s.filter(|s| usize::from(*s) < n));
+        let segment = segment.map_err(|_| Cause::unsupported("datagrams that came as one, of no size (UDP_GRO)"))?;
         let from = from.ok_or_else(|| Cause::unsupported("a datagram without a sender"))?;
-        queue.push(Datagram { from: plain(from)?, data: Bytes(data.to_vec()) });
+        queue.push(Datagram { from: plain(from.into())?, data: Bytes(data.to_vec()), segment });
         offset += n;
     }
 }
@@ -191,13 +198,19 @@ pub fn fill(fd: BorrowedFd<'_>, family: Family, local: SocketAddr, record: &Reco
     let Record { peer, queue } = record;
     for datagram in queue {
         // A connected socket gets what another one with the same address could get as well.
-        let Datagram { from, data } = datagram;
+        let Datagram { from, data, segment } = datagram;
         connect_unspec(fd).named("connect", || "AF_UNSPEC".into())?;
         connect(fd, from).named("connect", || from.to_string())?;
         let sender = family.new_socket(false)?;
         options::share_port(sender.as_fd())?;
         bind(&sender, from).named("bind", || from.to_string())?;
         let to = rustix::net::getsockname(fd).named("getsockname", || local.to_string())?;
+        if let Some(segment) = segment {
+            if *segment == 0 || data.0.len() <= usize::from(*segment) {
+                return Err(Cause::corrupt(format!("{} bytes in datagrams of {segment}", data.0.len())));
+            }
+            inet::set_number(sender.as_fd(), UDP, UDP_SEGMENT, i32::from(*segment))?;
+        }
         let before = memory(fd)?;
         let sent = sendto(&sender, &data.0, SendFlags::DONTWAIT, &to);
         let n = sent.named("sendto", || format!("{} bytes from {from} to {local}", data.0.len()))?;
@@ -225,7 +238,7 @@ fn arrive(fd: BorrowedFd<'_>, before: i32, datagram: &Datagram) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while memory(fd)? <= before {
         if Instant::now() > end {
-            let Datagram { from, data } = datagram;
+            let Datagram { from, data, segment: _ } = datagram;
             return Err(Cause::unsupported(format!(
                 "a datagram of {} bytes from {from} does not arrive",
                 data.0.len()
