@@ -230,6 +230,36 @@ fn udp_queues() {
 }
 
 #[test]
+fn udp_empty_datagrams_in_checkpoint_after_checkpoint() {
+    if !network() {
+        return;
+    }
+    for (data, later) in [
+        (&[&b""[..], b"one", b"two"][..], &[&b""[..], b"one", b"two"][..]),
+        (&[b""], &[b""]),
+        // These are among what is lost.
+        (&[b"one", b"", b"two"], &[b"one", b"two"]),
+        (&[b"", b"", b"one", b""], &[b"", b"one"]),
+    ] {
+        let (a, b) = (udp(at(V4, 4000)), udp(at(V4, 4001)));
+        for data in data {
+            sendto(&b, data, SendFlags::empty(), &at(V4, 4000)).unwrap();
+        }
+        let queue = || {
+            let image = collect(&[a.as_fd()]);
+            let Record::Inet(record) = &image.entries[0].record else { panic!() };
+            let State::Udp(udp) = &record.state else { panic!() };
+            udp.queue.iter().map(|d| d.data.0.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(queue(), data);
+        assert_eq!([queue(), queue()], [later; 2]);
+        for data in data {
+            assert_eq!(take(&a, 9).unwrap(), *data);
+        }
+    }
+}
+
+#[test]
 fn udp_two_sockets_at_one_port() {
     if !network() {
         return;

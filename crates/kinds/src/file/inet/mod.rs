@@ -3,9 +3,10 @@
 //! `TCP_REPAIR`, in [`repair`].
 //! *Made again by:* socket, bind, listen, connect; a connection under `TCP_REPAIR`, so that no packet is sent.
 //! *Lost:* congestion state, statistics, `TCP_QUICKACK`; a port chosen by the kernel counts as chosen by bind; time stamps
-//! of datagrams, their TOS and TTL (`IP_RECVTOS`, `IP_RECVTTL`), and where they were sent to on a socket bound to all addresses; empty datagrams that somebody has peeked at;
-//! a client's SYN that waits for its answer (it is sent again); where an urgent byte stood that was taken, when nothing else waits;
-//! the address of a socket whose connect was refused, if bind chose it, once connect is tried again.
+//! of datagrams, their TOS and TTL (`IP_RECVTOS`, `IP_RECVTTL`), and where they were sent to on a socket bound to all
+//! addresses; empty datagrams that somebody has peeked at, as a checkpoint before this one has (`--leave-running`), but the
+//! one at the head; a client's SYN that waits for its answer (it is sent again); where an urgent byte stood that was taken,
+//! when nothing else waits; the address of a socket whose connect was refused, if bind chose it, once connect is tried again.
 
 pub mod departed;
 pub mod multicast;

@@ -150,26 +150,33 @@ fn walk(fd: BorrowedFd<'_>) -> Result<Vec<Datagram>> {
 
 fn peek_all(fd: BorrowedFd<'_>) -> Result<Vec<Datagram>> {
     let mut queue = Vec::new();
-    let mut offset = 0usize;
     let mut buffer = vec![0u8; ROOM];
+    // An empty datagram that was looked at is passed over from then on, but not at the head by a look without an offset.
+    queue.extend(peek_at(fd, -1, &mut buffer)?.filter(|d| d.data.0.is_empty()));
+    let mut offset = 0usize;
     loop {
-        let shown = || format!("MSG_PEEK at {offset}");
         let at = i32::try_from(offset).map_err(|_| Cause::unsupported("a UDP socket with 2 GiB of datagrams"))?;
-        inet::set_number(fd, SOCKET, PEEK_OFF, at)?;
-        let inet::Look { len: n, from, segment } = match inet::look(fd, &mut buffer) {
-            Ok(look) => look,
-            Err(e) if e.errno == Errno::AGAIN => return Ok(queue),
-            Err(e) => return Err(SysError::new(e.call, shown(), e.errno).into()),
-        };
-        let Some(data) = buffer.get(..n) else {
-            return Err(Cause::unsupported(format!("a datagram of {n} bytes (UDP_GRO)")));
-        };
-        let segment = segment.map(u16::try_from).transpose().map(|s| s.filter(|s| usize::from(*s) < n));
-        let segment = segment.map_err(|_| Cause::unsupported("datagrams that came as one, of no size (UDP_GRO)"))?;
-        let from = from.ok_or_else(|| Cause::unsupported("a datagram without a sender"))?;
-        queue.push(Datagram { from: plain(from.into())?, data: Bytes(data.to_vec()), segment });
-        offset += n;
+        let Some(datagram) = peek_at(fd, at, &mut buffer)? else { return Ok(queue) };
+        offset += datagram.data.0.len();
+        queue.push(datagram);
     }
+}
+
+/// The datagram at an offset.
+fn peek_at(fd: BorrowedFd<'_>, offset: i32, buffer: &mut [u8]) -> Result<Option<Datagram>> {
+    inet::set_number(fd, SOCKET, PEEK_OFF, offset)?;
+    let inet::Look { len: n, from, segment } = match inet::look(fd, buffer) {
+        Ok(look) => look,
+        Err(e) if e.errno == Errno::AGAIN => return Ok(None),
+        Err(e) => return Err(SysError::new(e.call, format!("MSG_PEEK at {offset}"), e.errno).into()),
+    };
+    let Some(data) = buffer.get(..n) else {
+        return Err(Cause::unsupported(format!("a datagram of {n} bytes (UDP_GRO)")));
+    };
+    let segment = segment.map(u16::try_from).transpose().map(|s| s.filter(|s| usize::from(*s) < n));
+    let segment = segment.map_err(|_| Cause::unsupported("datagrams that came as one, of no size (UDP_GRO)"))?;
+    let from = from.ok_or_else(|| Cause::unsupported("a datagram without a sender"))?;
+    Ok(Some(Datagram { from: plain(from.into())?, data: Bytes(data.to_vec()), segment }))
 }
 
 /// Binds and connects.
