@@ -6,7 +6,8 @@
 //! of datagrams, their TOS and TTL (`IP_RECVTOS`, `IP_RECVTTL`), and where they were sent to on a socket bound to all
 //! addresses; empty datagrams that somebody has peeked at, as a checkpoint before this one has (`--leave-running`), but the
 //! one at the head; a client's SYN that waits for its answer (it is sent again); where an urgent byte stood that was taken,
-//! when nothing else waits; the address of a socket whose connect was refused, if bind chose it, once connect is tried again.
+//! when nothing else waits; that a byte is urgent which was written and not sent yet (no call tells: it comes as an ordinary
+//! one); the address of a socket whose connect was refused, if bind chose it, once connect is tried again.
 
 pub mod departed;
 pub mod multicast;
