@@ -287,6 +287,22 @@ return l, c, l.accept()",
         "netlink(72, 0x605, struct.pack('=BBBBIIHH16sHHI', 10, 0, 128, 0, 0, 0, 20, 1, bytes([253] * 16), 8, 2, 99))",
         "a label of addresses that the container has made itself",
     ),
+    (
+        "an urgent mark whose byte was taken, and what is behind it",
+        "l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname()); s = l.accept()[0]
+c.sendall(b'abc'); c.send(b'X', socket.MSG_OOB); c.sendall(b'defgh'); time.sleep(0.1); s.recv(1, socket.MSG_OOB)
+return l, c, s",
+        "a TCP socket with an urgent mark (MSG_OOB) in the queue, after 3 bytes of 9",
+    ),
+    (
+        "a datagram to a group",
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('239.1.2.3', 6000)); lo = socket.inet_aton('127.0.0.1')
+s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('239.1.2.3') + lo)
+o = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); o.bind(('127.0.0.1', 0))
+o.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, lo); o.sendto(b'once', ('239.1.2.3', 6000)); o.close()
+return s",
+        "1 datagrams to 239.1.2.3:6000, which others would get once more",
+    ),
     ("a table of nftables", "nft()", "a table of nftables that the container has made itself (inet mine)"),
     (
         "another size of packets on lo",
