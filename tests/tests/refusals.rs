@@ -234,6 +234,35 @@ fn what_a_task_may_not_read_is_not_read_for_it() {
     started.kill();
 }
 
+/// Over the place of a mapped file something else is mounted, whose file of this name has the same inode number.
+#[test]
+fn a_mapped_file_is_no_other_one_of_its_number() {
+    let Some(yendor) = Yendor::new(Flavour::Root) else { return };
+    let program = "import ctypes, os, sys, time\nlibc = ctypes.CDLL(None)\nlibc.mmap.restype = ctypes.c_void_p\n\
+                   fd = os.open('m/f', os.O_RDONLY)\nat = libc.mmap(None, ctypes.c_size_t(4096), 1, 2, fd, ctypes.c_long(0))\n\
+                   assert ctypes.string_at(at, 5) == b'first'\nos.close(fd)\nopen('ready', 'w').close()\ntime.sleep(600)";
+    fs::write(yendor.path("program"), program).expect("a file");
+    let tmpfs = "mount -t tmpfs one m; printf first > m/f";
+    let over = "mount -t tmpfs two m; printf other > m/f; test $(stat -c %i m/f) = $number";
+    // Of overlay mappings show another device than the file has.
+    let overlay = "mount -t tmpfs one up; mkdir low up/u up/w; printf first > low/f; \
+                   mount -t overlay -o lowerdir=low,upperdir=up/u,workdir=up/w o m";
+    for (what, first, then, code) in
+        [("another", tmpfs, over, 3), ("the same", tmpfs, "true", 0), ("the same, of overlay", overlay, "true", 0)]
+    {
+        let script = format!(
+            "cd $PLACE; rm -rf ready low; mkdir -p m up; {first}; number=$(stat -c %i m/f); \
+             setsid /usr/bin/python3 program < /dev/null > said 2>&1 & pid=$!; trap 'kill -9 $pid' EXIT; \
+             for n in $(seq 500); do test -e ready && break; sleep 0.02; done; {then}; \"$@\" --pid $pid"
+        );
+        let image = yendor.path(&format!("image of {what}"));
+        let words = ["checkpoint", "--leave-running", "-o", text(&image)];
+        let outcome = yendor.to_its_end(yendor.sheltered(&script, &words), what.to_owned()).exits(code);
+        let is_named = ["m/f", "another file lies at this path"].iter().all(|word| outcome.stderr.contains(word));
+        assert_eq!((is_named, image.exists()), (code == 3, code == 0), "{what}: {}", outcome.stderr);
+    }
+}
+
 /// No image at all, or one of the future.
 fn no_image(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };

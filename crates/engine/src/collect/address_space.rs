@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
 use yendor_image::{Addr, Digest, FileId, PAGE_BYTES, PageRun, Parent, Writer, pages_name};
-use yendor_kinds::file::search::{self, Names};
+use yendor_kinds::file::search::{self, Mounts, Names};
 use yendor_kinds::file::{Gather, refused};
 use yendor_kinds::memory::early::{Early, Task};
 use yendor_kinds::memory::pages::{self, EARLY, Piece, Sink, Zeros};
@@ -97,6 +97,7 @@ pub struct Memory<'w> {
     files: BTreeMap<(u64, u64, bool), FileId>,
     /// The same by device and inode as /proc shows them of a mapping, with the path that led there.
     named: BTreeMap<(u64, u64, bool), (Vec<u8>, FileId)>,
+    mounts: Mounts,
     /// The code of the vdso, which all tasks share.
     vdso: Option<Vec<u8>>,
     ghosts: Ghosts<'w>,
@@ -131,6 +132,7 @@ impl<'w> Memory<'w> {
             objects: Objects::default(),
             files: BTreeMap::new(),
             named: BTreeMap::new(),
+            mounts: Mounts::default(),
             vdso: None,
             ghosts: Ghosts::default(),
             writer,
@@ -350,10 +352,10 @@ impl<'w> Memory<'w> {
             if let Some((_, id)) = self.named.get(&key).filter(|(name, _)| *name == map.name) {
                 return Ok(Backing::File(*id, map.offset));
             }
-            let open = |gather: &Gather<'_>| -> Result<_> {
+            let mut open = |gather: &Gather<'_>| -> Result<_> {
                 let fd = gather.open_inside(&map.name, flags | OFlags::NOCTTY)?;
-                let stat = rustix::fs::fstat(&fd).named("fstat", || map.name.escape_ascii().to_string())?;
-                Ok((fd, stat.st_ino == map.inode))
+                let same = self.mounts.is_same(gather, fd.as_fd(), (source.pid, map))?;
+                Ok((fd, same))
             };
             let opened = match open(gather) {
                 // Mapped before its process went into another mount namespace.

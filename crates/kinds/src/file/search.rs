@@ -3,16 +3,18 @@
 //! *Made again by:* nothing here.
 //! *Lost:* nothing; what is not found within the time is refused by whoever asks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Dir, FileType, OFlags, fstatfs};
+use rustix::fs::{Dir, FileType, OFlags, Stat, fstat, fstatfs};
 
+use yendor_proc::Dev;
 use yendor_proc::maps::Map;
 use yendor_proc::mountinfo;
 
 use super::Gather;
-use crate::{Cause, Result};
+use crate::{Cause, Named, Result};
 
 /// How long the file system is searched for.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -139,11 +141,51 @@ pub fn names_of(gather: &Gather<'_>, pid: i32, map: &Map) -> Result<Names> {
     Ok(if all { Names::None } else { Names::Unknown })
 }
 
-/// Whether the file of a path is the one that is mapped: of overlay mappings show the device of the mount, not that of the file.
+/// Whether the file of a path is the one that is mapped.
 fn is_mapped(gather: &Gather<'_>, (path, lines): (&[u8], &[mountinfo::Mount]), map: &Map) -> Result<bool> {
     let Ok(fd) = gather.open_inside(path, OFlags::PATH | OFlags::NOFOLLOW) else { return Ok(false) };
     let Ok(stat) = rustix::fs::fstat(&fd) else { return Ok(false) };
-    let mount = gather.info_of(std::os::fd::AsFd::as_fd(&fd))?.mnt_id;
+    let mount = gather.info_of(fd.as_fd())?.mnt_id;
     let shown = lines.iter().find(|line| line.id == mount).map(|line| line.dev);
-    Ok(stat.st_ino == map.inode && (shown == Some(map.dev) || stat.st_dev == map.dev.st_dev()))
+    Ok(is_shown_as(&stat, shown, map))
+}
+
+/// Of overlay and btrfs mappings show the device of the mount, not that of the file.
+fn is_shown_as(stat: &Stat, mount: Option<Dev>, map: &Map) -> bool {
+    stat.st_ino == map.inode && (mount == Some(map.dev) || stat.st_dev == map.dev.st_dev())
+}
+
+/// The devices of mounts, by their ids, as far as they were asked for.
+#[derive(Debug, Default)]
+pub struct Mounts(BTreeMap<i32, Dev>);
+
+impl Mounts {
+    /// Whether a file that was opened by the name of a mapping is the one that is mapped: another one may have come there, also by a
+    /// mount, and have the same inode number. `pid`: who has mapped it.
+    ///
+    /// # Errors
+    /// /proc cannot be read.
+    pub fn is_same(&mut self, gather: &Gather<'_>, fd: BorrowedFd<'_>, (pid, map): (i32, &Map)) -> Result<bool> {
+        let stat = fstat(fd).named("fstat", || map.name.escape_ascii().to_string())?;
+        if stat.st_ino != map.inode || is_shown_as(&stat, None, map) {
+            return Ok(stat.st_ino == map.inode);
+        }
+        // The host's root is shown the file itself.
+        let path = format!("{pid}/map_files/{:x}-{:x}", map.start, map.end);
+        if let Ok(mapped) = rustix::fs::statat(&gather.proc, path.as_str(), rustix::fs::AtFlags::empty())
+            && (mapped.st_dev, mapped.st_ino) == (stat.st_dev, stat.st_ino)
+        {
+            return Ok(true);
+        }
+        let mount = gather.info_of(fd)?.mnt_id;
+        if !self.0.contains_key(&mount) {
+            // A root that is no mount's is above none of its own: there only we see it.
+            for who in [pid, rustix::process::getpid().as_raw_nonzero().get()] {
+                let lines = mountinfo::parse(&gather.read(&format!("{who}/mountinfo"))?)?;
+                self.0.extend(lines.iter().map(|line| (line.id, line.dev)));
+            }
+            self.0.extend(gather.lines.iter().map(|line| (line.id, line.dev)));
+        }
+        Ok(is_shown_as(&stat, self.0.get(&mount).copied(), map))
+    }
 }
