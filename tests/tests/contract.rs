@@ -26,6 +26,8 @@ yendor_tests::root_and_user! {
     files_and_memory_are_of_one_instant
     what_is_in_an_image_is_shown
     a_plan_says_what_will_be_done
+    holes_stay_holes
+    half_filled_files_take_no_longer
     zeros_are_not_stored
     long_work_is_shown_at_a_terminal_only
     standard_input_is_open_in_the_foreground
@@ -88,6 +90,115 @@ print('clocks', int(time.monotonic()), int(time.clock_gettime(time.CLOCK_BOOTTIM
     for (clock, stood) in clocks.iter().zip([stood[0], stood[1], stood[1]]) {
         assert!((stood..stood + 600).contains(clock), "{clocks:?} go on from {stood}");
     }
+}
+
+/// Maps memory of a tmpfs that no descriptor leads to then; how many pages of a mapping are there.
+const CLOSED: &str = "
+import ctypes, os, signal, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+SHARED, PRIVATE, size = 1, 2, ctypes.c_size_t
+def memfd(): return os.memfd_create('closed')
+def file():
+    fd = os.open('/dev/shm/closed', os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    os.unlink('/dev/shm/closed')
+    return fd
+def closed(fd, length, how, mapped=None):
+    os.ftruncate(fd, length)
+    os.pwrite(fd, b'file', 4096)
+    at = libc.mmap(None, size(mapped or length), 3, how, fd, ctypes.c_long(0))
+    assert at != 2 ** 64 - 1
+    ctypes.memmove(at + length // 2, b'own', 3)
+    os.close(fd)
+    return at
+def there(at, length):
+    answer = ctypes.create_string_buffer(length // 4096)
+    assert libc.mincore(ctypes.c_void_p(at), size(length), answer) == 0
+    return sum(page & 1 for page in answer.raw)
+def is_whole(at, length):
+    return [ctypes.string_at(at + n, 4) for n in (4096, length // 2)] == [b'file', b'own\\0']
+";
+
+/// To read a hole of shared memory makes a page of it: a checkpoint does not, whoever has it mapped, and however.
+fn holes_stay_holes(flavour: Flavour) {
+    const PROGRAM: &str = "
+N = 600 << 20
+all = [(closed(fd(), N, how), N) for fd in (memfd, file) for how in (SHARED, PRIVATE)]
+# What is mapped ends before its mapping.
+all += [(closed(fd(), N, SHARED, 2 * N), N) for fd in (memfd, file)]
+def say(*_): print('pages', *(there(at, length) for at, length in all), flush=True)
+def end(*_):
+    print('whole', *(is_whole(at, length) for at, length in all), flush=True)
+    pids = []
+    for at, length in all[-2:]:
+        pid = os.fork()
+        if pid == 0: os._exit(ctypes.string_at(at + length, 1)[0])
+        pids.append(pid)
+    print('beyond', *(os.waitpid(pid, 0)[1] & 0x7f for pid in pids), flush=True)
+    os._exit(0)
+signal.signal(signal.SIGUSR1, say), signal.signal(signal.SIGUSR2, end)
+print('ready', flush=True)
+while True: time.sleep(1)
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = python(&yendor, "holes", &[CLOSED, PROGRAM].concat());
+    let pages = |container: &str, nth: usize| {
+        yendor.kill(container, "USR1");
+        let said =
+            || yendor.logs(container).lines().filter_map(|l| l.strip_prefix("pages ")).nth(nth).map(str::to_owned);
+        assert!(wait_until(PATIENCE, || said().is_some()), "{}", yendor.logs(container));
+        let said = said().expect("a line");
+        said.split(' ').map(|number| number.parse::<u64>().expect("a number")).collect::<Vec<_>>()
+    };
+    let before = pages(&container, 0);
+    // The pages are there, and beside them at most some that the kernel has made of its own accord.
+    assert!(before.len() == 6 && before.iter().all(|pages| (2..=1024).contains(pages)), "{before:?}");
+    // Who is not told where a file ends finds out.
+    let few = if matches!(yendor.flavour(), Flavour::Root) { 0 } else { 64 };
+    let image = yendor.path("image");
+    for (nth, more) in [(1, &["--leave-running"][..]), (2, &["--leave-running", "--rounds", "2"])] {
+        let image = yendor.path(&format!("image-{nth}"));
+        yendor.call(&[&["checkpoint", &container, "-o", utf8(&image)], more].concat()).exits(0);
+        let after = pages(&container, nth);
+        assert!(
+            after.iter().zip(&before).all(|(after, before)| *after <= before + few * nth as u64),
+            "{after:?}, {before:?}"
+        );
+    }
+    yendor.checkpoint(&container, &image);
+    let restored = yendor.fresh("restored");
+    yendor.restore(&image, &restored);
+    let after = pages(&restored, 0);
+    assert!(after.iter().zip(&before).all(|(after, before)| after <= before), "{after:?}, {before:?}");
+    yendor.kill(&restored, "USR2");
+    assert_eq!(yendor.wait(&restored), 0, "{}", yendor.logs(&restored));
+    let log = yendor.logs(&restored);
+    for line in ["whole True True True True True True".to_owned(), format!("beyond {0} {0}", libc::SIGBUS)] {
+        assert!(log.lines().any(|one| one == line), "{line}: {log}");
+    }
+    // What becomes the area's own has no end.
+    let program = "held = closed(memfd(), 8192, PRIVATE, 16384)\nprint('ready', flush=True)\ntime.sleep(1000)";
+    let container = python(&yendor, "beyond", &[CLOSED, program].concat());
+    let said = yendor.call(&["checkpoint", &container, "-o", utf8(&yendor.path("beyond"))]).exits(3).stderr;
+    assert!(said.contains("a private mapping beyond the end of /memfd:closed"), "{said}");
+}
+
+/// Half of a file is holes, page by page: the tasks do not wait for longer than it takes to read it.
+fn half_filled_files_take_no_longer(flavour: Flavour) {
+    const PROGRAM: &str = "
+N = 256 << 20
+fd = file()
+for at in range(8192, N, 8192): os.pwrite(fd, b'every second', at)
+held = closed(fd, N, SHARED)
+print('ready', flush=True)
+time.sleep(1000)
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = python(&yendor, "half", &[CLOSED, PROGRAM].concat());
+    let image = yendor.path("image");
+    let taken = yendor.call(&["checkpoint", "--json", &container, "-o", utf8(&image)]).exits(0).json();
+    let stopped = taken["phases"]["stopped_us"].as_u64().unwrap_or_else(|| panic!("{taken}"));
+    assert!(stopped < 5_000_000, "{taken}");
 }
 
 /// The network that a container sees, and whether its loopback is up.

@@ -1,5 +1,5 @@
 //! Shared memory: anonymous, memfd with seals, POSIX, SysV attached twice; parent and child both write; the parts of one
-//! mapping out of order, and some that only the child has; large ones with little in them.
+//! mapping out of order, and some that only the child has; large ones with little in them, also of what has no descriptor any more.
 #![allow(unsafe_code)]
 
 use probe::{Board, PAGE, Region, check_pattern, child, expect, fill_pattern, map, ok, own, present, succeeded};
@@ -37,6 +37,48 @@ struct State {
     sysv: (i32, usize, usize, i32),
     sparse: Region,
     vast: (i32, usize),
+    closed: Vec<Closed>,
+}
+
+/// Memory that no descriptor leads to, by its flags, with two pages in it, which have the seed; beyond its end, if it is longer, there
+/// is nothing.
+struct Closed {
+    what: &'static str,
+    region: Region,
+    seed: u64,
+}
+
+/// Bytes of such, and where pages of it are.
+const CLOSED: usize = 1 << 30;
+const HELD: [usize; 2] = [PAGE, CLOSED - PAGE];
+
+impl Closed {
+    fn new(what: &'static str, fd: OwnedFd, flags: i32, seed: u64) -> Closed {
+        ok("ftruncate", unsafe { libc::ftruncate(fd.as_raw_fd(), CLOSED as i64) });
+        let shared = share(&fd, CLOSED, 0);
+        fill_pattern(shared.at(HELD[0]), PAGE, seed);
+        let at = unsafe { libc::mmap(null_mut(), CLOSED, RW, flags, fd.as_raw_fd(), 0) };
+        let region = Region::adopt(at, CLOSED);
+        drop((fd, shared));
+        fill_pattern(region.at(HELD[1]), PAGE, seed);
+        Closed { what, region, seed }
+    }
+
+    fn check(&self) {
+        expect(self.what, present(self.region.at(0), CLOSED), HELD.len());
+        HELD.iter().for_each(|&at| check_pattern(self.what, self.region.at(at), PAGE, self.seed));
+        expect(self.what, unsafe { self.region.at(CLOSED / 2).read_volatile() }, 0);
+    }
+}
+
+fn closed(unlinked: impl Fn(&str) -> OwnedFd) -> Vec<Closed> {
+    let memfd = || own("memfd_create", unsafe { libc::memfd_create(c"closed".as_ptr(), libc::MFD_CLOEXEC) });
+    vec![
+        Closed::new("closed memfd", memfd(), libc::MAP_SHARED, 10),
+        Closed::new("closed memfd, private", memfd(), libc::MAP_PRIVATE, 11),
+        Closed::new("closed file of a tmpfs", unlinked("closed"), libc::MAP_SHARED, 12),
+        Closed::new("closed file of a tmpfs, private", unlinked("private"), libc::MAP_PRIVATE, 13),
+    ]
 }
 
 fn posix(name: &CString) -> (OwnedFd, Region) {
@@ -101,6 +143,12 @@ fn setup() -> State {
     let (fd, region) = posix(&name("named"));
     let unlinked = posix(&name("unlinked"));
     ok("shm_unlink", unsafe { libc::shm_unlink(name("unlinked").as_ptr()) });
+    let closed = closed(|kind| {
+        let (fd, region) = posix(&name(kind));
+        drop(region);
+        ok("shm_unlink", unsafe { libc::shm_unlink(name(kind).as_ptr()) });
+        fd
+    });
     let sysv = sysv();
     let (sparse, vast) = (sparse(), vast());
     let (moved, parts) = (moved(), map(6 * PAGE, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS));
@@ -131,7 +179,7 @@ fn setup() -> State {
         ok("munmap", unsafe { libc::munmap(parts.at(page * PAGE).cast(), PAGE) });
     }
     let posix = (name("named"), fd, region);
-    State { board, child, anonymous, moved, parts, memfd, views, posix, unlinked, sysv, sparse, vast }
+    State { board, child, anonymous, moved, parts, memfd, views, posix, unlinked, sysv, sparse, vast, closed }
 }
 
 fn check_memfd(state: &State) {
@@ -183,6 +231,7 @@ fn check_sparse(sparse: &Region, (id, vast): (i32, usize)) {
 
 fn check(state: State) {
     check_sparse(&state.sparse, state.vast);
+    state.closed.iter().for_each(Closed::check);
     state.board.set(GO, 1);
     succeeded("child that writes", state.child);
     check_pattern("anonymous", state.anonymous.at(0), LEN, 1);

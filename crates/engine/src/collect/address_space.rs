@@ -22,7 +22,7 @@ use super::ghost::Ghosts;
 use super::late::{Late, Seams, Shadowed, Spared, without_tracking};
 use super::object::Objects;
 use super::rounds::{Rounds, Tracked};
-use super::sparse::Present;
+use super::sparse::{self, Present, Readable};
 use crate::shadow::MOST;
 
 /// An address space to be collected.
@@ -62,12 +62,12 @@ impl<'s, 'p> Private<'s, 'p> {
         Private { source, parent, inherits, pieces: Vec::new() }
     }
 
-    /// What of an area must travel: `whole`, all of it. `until`: how far the kernel may look beyond it.
-    fn add(&mut self, area: &vma::Record, whole: bool, until: u64) -> Result<()> {
+    /// What of an area must travel: `whole`, all of these. `until`: how far the kernel may look beyond it.
+    fn add(&mut self, area: &vma::Record, whole: Option<&[(u64, u64)]>, until: u64) -> Result<()> {
         let mut zeros = if area.backing == Backing::Anonymous { Zeros::Leave } else { Zeros::Keep };
         let mut ranges = source::ranges(&mut self.source, area, until)?;
-        if whole {
-            ranges = area.without_guards(&[(area.start.0, area.end.0)]);
+        if let Some(whole) = whole {
+            ranges = area.without_guards(whole);
         } else if let (Some((theirs, record)), Some(inherits)) = (&mut self.parent, &mut self.inherits) {
             let copy = record.areas.iter().find(|a| inherit::is_copy(area, a)).filter(|_| !area.shared);
             if let Some(copy) = copy {
@@ -226,7 +226,7 @@ impl<'w> Memory<'w> {
             seams.tracked.extend(is_tracked.then_some(area.start));
             area.policy = policies.remove(&area.start);
             if smap.vm_flags.has(VmFlag::Guard) && !area.is_kernel() {
-                area.guards = guards(&private.source, &area)?;
+                area.guards = sparse::guards(&private.source, &smap.map)?;
             }
             if area.backing == Backing::Vdso {
                 self.check_vdso(&private.source, &area)?;
@@ -240,7 +240,9 @@ impl<'w> Memory<'w> {
                 late.add(&private.source, &area, later && area.is_copied_by_fork(), verify)?;
             } else if !later || ghost || !area.is_copied_by_fork() {
                 read.insert(area.start);
-                private.add(&area, ghost, until)?;
+                let all = [(area.start.0, area.end.0)];
+                let there = present.get(&area.start.0).map_or(&all[..], Vec::as_slice);
+                private.add(&area, ghost.then_some(there), until)?;
             }
             // What was found written is protected again; what comes then is for the next checkpoint.
             if track && own && is_tracked && area.guards.is_empty() && source::protect(&private.source, &area) {
@@ -280,7 +282,7 @@ impl<'w> Memory<'w> {
         let fences: Vec<u64> = record.areas.iter().filter(|a| a.shared).map(|a| a.start.0).collect();
         for area in record.areas.iter().filter(|area| !read.contains(&area.start)) {
             let fence = fences.get(fences.partition_point(|f| *f < area.end.0));
-            private.add(area, false, *fence.unwrap_or(&pages::END))?;
+            private.add(area, None, *fence.unwrap_or(&pages::END))?;
         }
         let before = self.out.taken();
         let (runs, inherits) = private.copy(&mut self.out)?;
@@ -380,15 +382,23 @@ impl<'w> Memory<'w> {
             if writes && let Some(id) = self.elsewhere(map, source.pid, gather)? {
                 return Ok(Backing::File(id, map.offset));
             }
-            let copied = if map.perms.shared { Vec::new() } else { source::copied(source, map.start, map.end)? };
-            let id = self.ghosts.mapped(map, source, &copied, self.writer, gather)?;
+            let readable = Readable::of(smap, source, present, gather)?;
+            let mut hidden = if map.perms.shared { Vec::new() } else { source::copied(source, map.start, map.end)? };
+            hidden.extend(&readable.guarded);
+            hidden.sort_unstable();
+            let id = self.ghosts.mapped(map, source, (&readable, &hidden), self.writer, gather)?;
             return Ok(Backing::File(id, map.offset));
         }
         if !map.perms.shared {
             // A private mapping of shared memory without a name: its bytes become the area's own.
+            if Readable::of(smap, source, present, gather)?.end < map.end {
+                let what = format!("a private mapping beyond the end of {}", map.name.escape_ascii());
+                return Err(Cause::unsupported(format!("mapping {:x}-{:x}: {what}", map.start, map.end)));
+            }
             return Ok(Backing::Anonymous);
         }
-        self.objects.mapped(map, source, present.get(&map.start).map(Vec::as_slice), &mut self.out)
+        let readable = Readable::of(smap, source, present, gather)?;
+        self.objects.mapped(map, source, &readable, &mut self.out)
     }
 
     /// A file that is mapped for all to see, by another name than the one that was removed, if it has any.
@@ -425,16 +435,6 @@ impl<'w> Memory<'w> {
         self.files.insert(key, id);
         Ok(id)
     }
-}
-
-/// The pages of an area that its task has guarded.
-fn guards(source: &Source<'_>, area: &vma::Record) -> Result<Vec<(Addr, Addr)>> {
-    let guards = source::guards(source, area.start.0, area.end.0)?;
-    if area.shared && !guards.is_empty() {
-        let what = "guard regions (MADV_GUARD_INSTALL) in shared memory";
-        return Err(Cause::unsupported(format!("mapping {:x}-{:x}: {what}", area.start.0, area.end.0)));
-    }
-    Ok(guards)
 }
 
 /// Whether a deleted file is behind a mapping, rather than shared memory of the kernel's naming.

@@ -10,6 +10,8 @@ use yendor_kinds::memory::source::Source;
 use yendor_kinds::memory::vma::Backing;
 use yendor_proc::maps::Map;
 
+use super::sparse::Readable;
+
 /// What was found so far, by device and inode.
 #[derive(Debug, Default)]
 pub struct Objects(BTreeMap<(u64, u64), Object>);
@@ -25,8 +27,7 @@ struct Object {
 pub struct Ranges(Vec<(u64, u64)>);
 
 impl Objects {
-    /// What is behind a mapping; takes from the task's memory what no other mapping has shown before. `present`: what of it is there,
-    /// where that is known; the rest are holes, and stay holes.
+    /// What is behind a mapping; takes from the task's memory what no other mapping has shown before.
     ///
     /// # Errors
     /// The task's memory cannot be read, or the image not be written.
@@ -34,7 +35,7 @@ impl Objects {
         &mut self,
         map: &Map,
         source: &Source<'_>,
-        present: Option<&[(u64, u64)]>,
+        readable: &Readable<'_>,
         out: &mut Sink<'_, impl Output>,
     ) -> Result<Backing> {
         let next = ShmId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
@@ -46,16 +47,15 @@ impl Objects {
         for (from, to) in read.add(map.offset, end) {
             let at = |offset: u64| map.start + (offset - map.offset);
             let (from, to) = (at(from), at(to));
-            let cut =
-                |&(start, end): &(u64, u64)| Some((start.max(from), end.min(to))).filter(|(start, end)| start < end);
-            let there = present.map_or_else(|| vec![(from, to)], |present| present.iter().filter_map(cut).collect());
+            let there = readable.within(from, to);
             let mut runs = out.copy(source, Piece::of(&there, Zeros::Leave))?;
             for run in &mut runs {
                 run.addr.0 = run.addr.0 - map.start + map.offset;
             }
             record.pages.extend(runs);
         }
-        record.size = record.size.max(end);
+        // What is mapped may end before.
+        record.size = record.size.max(map.offset + (readable.end - map.start));
         Ok(Backing::Object(record.id, map.offset))
     }
 

@@ -94,11 +94,13 @@ fn push(ranges: &mut Vec<(u64, u64)>, (start, end): (u64, u64)) {
 }
 
 /// What is in `a` and not in `b`; both sorted.
-pub(super) fn subtract(a: &[(u64, u64)], b: &[(u64, u64)]) -> Vec<(u64, u64)> {
+#[must_use]
+pub fn subtract(a: &[(u64, u64)], b: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let mut out = Vec::new();
     for &(start, end) in a {
         let mut at = start;
-        for &(from, to) in b.iter().filter(|(from, to)| *from < end && start < *to) {
+        let first = b.partition_point(|(_, to)| *to <= start);
+        for &(from, to) in b[first..].iter().take_while(|(from, _)| *from < end) {
             if at < from {
                 out.push((at, from));
             }

@@ -19,7 +19,7 @@ pub struct Record {
     pub id: ShmId,
     /// The name it had.
     pub name: Bytes,
-    /// Bytes: up to the end of the furthest mapping.
+    /// Bytes: up to the end of the furthest mapping, or its own before that.
     pub size: u64,
     /// Its pages, with offsets in the object as addresses.
     pub pages: Vec<PageRun>,
