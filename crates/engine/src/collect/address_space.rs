@@ -397,8 +397,8 @@ impl<'w> Memory<'w> {
             }
             return Ok(Backing::Anonymous);
         }
-        let readable = Readable::of(smap, source, present, gather)?;
-        self.objects.mapped(map, source, &readable, &mut self.out)
+        let readable = || Readable::of(smap, source, present, gather);
+        self.objects.mapped(map, source, readable, &mut self.out)
     }
 
     /// A file that is mapped for all to see, by another name than the one that was removed, if it has any.

@@ -31,11 +31,11 @@ impl Objects {
     ///
     /// # Errors
     /// The task's memory cannot be read, or the image not be written.
-    pub fn mapped(
+    pub fn mapped<'p>(
         &mut self,
         map: &Map,
         source: &Source<'_>,
-        readable: &Readable<'_>,
+        readable: impl FnOnce() -> Result<Readable<'p>>,
         out: &mut Sink<'_, impl Output>,
     ) -> Result<Backing> {
         let next = ShmId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
@@ -44,7 +44,12 @@ impl Objects {
             read: Ranges::default(),
         });
         let end = map.offset + map.len();
-        for (from, to) in read.add(map.offset, end) {
+        let new = read.add(map.offset, end);
+        if new.is_empty() {
+            return Ok(Backing::Object(record.id, map.offset));
+        }
+        let readable = readable()?;
+        for (from, to) in new {
             let at = |offset: u64| map.start + (offset - map.offset);
             let (from, to) = (at(from), at(to));
             let there = readable.within(from, to);
@@ -54,8 +59,10 @@ impl Objects {
             }
             record.pages.extend(runs);
         }
-        // What is mapped may end before.
-        record.size = record.size.max(map.offset + (readable.end - map.start));
+        // What is mapped may end before, or not reach to here at all.
+        if readable.end > map.start {
+            record.size = record.size.max(map.offset + (readable.end - map.start));
+        }
         Ok(Backing::Object(record.id, map.offset))
     }
 

@@ -178,8 +178,9 @@ impl<'p> Readable<'p> {
         let map = &smap.map;
         let guards = if smap.vm_flags.has(VmFlag::Guard) { guards(source, map)? } else { Vec::new() };
         let guarded: Vec<_> = guards.into_iter().map(|(start, end)| (start.0, end.0)).collect();
-        let end = end(map, source, &guarded, gather)?;
-        Ok(Readable { end, guarded, present: present.get(&map.start).map(Vec::as_slice) })
+        let present = present.get(&map.start).map(Vec::as_slice);
+        let end = end(map, source, (&guarded, present.is_some()), gather)?;
+        Ok(Readable { end, guarded, present })
     }
 
     /// What is there of a range.
@@ -206,12 +207,21 @@ pub fn guards(source: &Source<'_>, map: &Map) -> Result<Vec<(Addr, Addr)>> {
 }
 
 /// Where what is mapped ends. Only who has the rights of the host's root is told; to others pages that cannot be read up to the end of the
-/// mapping are beyond it, which is said.
-fn end(map: &Map, source: &Source<'_>, guarded: &[(u64, u64)], gather: &mut Gather<'_>) -> Result<u64> {
+/// mapping are beyond it, which is said. `known`: nothing is read of what is not there.
+fn end(
+    map: &Map,
+    source: &Source<'_>,
+    (guarded, known): (&[(u64, u64)], bool),
+    gather: &mut Gather<'_>,
+) -> Result<u64> {
     let path = format!("{}/map_files/{:x}-{:x}", source.pid, map.start, map.end);
     if let Ok(stat) = statat(&gather.proc, path.as_str(), AtFlags::empty()) {
         let size = u64::try_from(stat.st_size).unwrap_or(0).next_multiple_of(PAGE);
         return Ok(map.start + size.saturating_sub(map.offset).min(map.len()));
+    }
+    // What never was a file is as long as its mapping, unless that has grown; to find out would make a page of it.
+    if known && (map.name == b"/dev/zero" || matches!(map.label(), Label::AnonShmem(_))) {
+        return Ok(map.end);
     }
     let mut page = vec![0u8; usize::try_from(PAGE).unwrap_or(0)];
     // Nobody can read a guarded page; what is before it tells as much.
