@@ -404,6 +404,17 @@ fn steady(what: &str) -> String {
     kept.join(" ")
 }
 
+/// Which of two that fork at once gets the lower number is chance.
+fn without_pids(line: &str) -> String {
+    let mut pid = false;
+    let word = |word: &str| {
+        let masked = if pid { "#" } else { word };
+        pid = matches!(word, "process" | "by" | "group");
+        masked.to_owned()
+    };
+    line.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
 fn a_plan_says_what_will_be_done(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let container = yendor.fresh("planned");
@@ -421,7 +432,8 @@ fn a_plan_says_what_will_be_done(flavour: Flavour) {
             _ => line.to_owned(),
         })
         .collect();
-    assert_eq!(plain, wanted, "it was, line by line:\n{}", plain.join("\n"));
+    let unnumbered = |lines: &[String]| lines.iter().map(|line| without_pids(line)).collect::<Vec<_>>();
+    assert_eq!(unnumbered(&plain), unnumbered(&wanted), "it was, line by line:\n{}", plain.join("\n"));
     let volume = format!("more={}", yendor.path("tmp").display());
     let root = yendor.path("home").display().to_string();
     let changes: [(&[&str], &[&str], &[&str]); 5] = [

@@ -157,7 +157,7 @@ fn is_shown_as(stat: &Stat, mount: Option<Dev>, map: &Map) -> bool {
 
 /// The devices of mounts, by their ids, as far as they were asked for.
 #[derive(Debug, Default)]
-pub struct Mounts(BTreeMap<i32, Dev>);
+pub struct Mounts(BTreeMap<i32, (Dev, bool)>);
 
 impl Mounts {
     /// Whether a file that was opened by the name of a mapping is the one that is mapped: another one may have come there, also by a
@@ -182,10 +182,15 @@ impl Mounts {
             // A root that is no mount's is above none of its own: there only we see it.
             for who in [pid, rustix::process::getpid().as_raw_nonzero().get()] {
                 let lines = mountinfo::parse(&gather.read(&format!("{who}/mountinfo"))?)?;
-                self.0.extend(lines.iter().map(|line| (line.id, line.dev)));
+                self.0.extend(lines.iter().map(Self::one));
             }
-            self.0.extend(gather.lines.iter().map(|line| (line.id, line.dev)));
+            self.0.extend(gather.lines.iter().map(Self::one));
         }
-        Ok(is_shown_as(&stat, self.0.get(&mount).copied(), map))
+        // Of an overlay on another one mappings show the device of that one, which no mount here need have.
+        Ok(self.0.get(&mount).is_some_and(|(dev, overlay)| *overlay || is_shown_as(&stat, Some(*dev), map)))
+    }
+
+    fn one(line: &mountinfo::Mount) -> (i32, (Dev, bool)) {
+        (line.id, (line.dev, line.fs_type == b"overlay"))
     }
 }
