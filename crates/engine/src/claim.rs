@@ -108,10 +108,10 @@ pub fn is_left_over(path: &Path) -> bool {
     is_ours(path) && stateless() && lock(path).is_some_and(|_held| stateless())
 }
 
-/// Whether it was made for a container.
+/// Whether it was made for a container. Below a directory with a set-group-ID bit it has that, too.
 fn is_ours(path: &Path) -> bool {
     rustix::fs::lstat(path)
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_mode & 0o7777 == MODE)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_mode & 0o5777 == MODE)
 }
 
 /// Removes what a killed start has left, unless it is none.
@@ -219,6 +219,7 @@ mod tests {
             std::fs::create_dir_all(run.join(path)).expect("mkdir");
             std::fs::set_permissions(run.join(path), PermissionsExt::from_mode(MODE)).expect("chmod");
         }
+        std::fs::set_permissions(run.join("dead"), PermissionsExt::from_mode(MODE | 0o2000)).expect("chmod");
         // What is not ours stays, whatever it is called.
         for path in ["images/web/1", ".old.3/precious", "empty"] {
             std::fs::create_dir_all(run.join(path)).expect("mkdir");

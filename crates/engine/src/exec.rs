@@ -42,7 +42,11 @@ pub fn ask(container: &Path) -> Result<Option<Keeper>> {
 
 fn ask_within(container: &Path, limit: Duration) -> Result<Option<Keeper>> {
     let failed = |e: std::io::Error| SysError::io("read", "control.sock: the container's keeper does not answer", &e);
-    let Ok(mut stream) = UnixStream::connect(container.join("control.sock")) else { return Ok(None) };
+    let mut stream = match UnixStream::connect(container.join("control.sock")) {
+        // It has gone.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
+        stream => stream.map_err(failed).at(Step::Contain)?,
+    };
     stream.set_read_timeout(Some(limit)).map_err(failed).at(Step::Contain)?;
     if stream.write_all(b"{\"verb\":\"record\"}\n").is_err() {
         return Ok(None);

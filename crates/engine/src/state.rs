@@ -128,8 +128,9 @@ impl Places {
         let places = Places { run, images: data.join("images"), trees: data.join("trees") };
         let uid = rustix::process::geteuid().as_raw();
         check_owner(data, uid, Whose::OursOrRoots)?;
-        for place in [&places.run, &places.images, &places.trees] {
-            check_owner(place, uid, Whose::Ours)?;
+        check_owner(&places.run, uid, Whose::Ours)?;
+        for place in [&places.images, &places.trees] {
+            check_owner(place, uid, Whose::OursByLink)?;
         }
         Ok(places)
     }
@@ -217,6 +218,8 @@ fn own_directory(path: PathBuf, uid: u32) -> Result<PathBuf, Error> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
     Ours,
+    /// Likewise, or a link of ours to one: images may lie on another disk.
+    OursByLink,
     /// One that root lends to everybody (/tmp, where nobody takes another's away), or a link to one.
     OursOrRoots,
 }
@@ -229,10 +232,21 @@ fn check_owner(path: &Path, uid: u32, whose: Whose) -> Result<(), Error> {
     const STICKY: u32 = 0o1000;
     let found = match whose {
         Whose::Ours => std::fs::symlink_metadata(path),
-        Whose::OursOrRoots => std::fs::metadata(path),
+        Whose::OursByLink if std::fs::symlink_metadata(path).is_ok_and(|link| link.uid() != uid) => {
+            std::fs::symlink_metadata(path)
+        }
+        Whose::OursByLink | Whose::OursOrRoots => std::fs::metadata(path),
     };
     let found = match found {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // What we do not reach leads us nowhere; who needs it is told then.
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(());
+        }
         found => found.map_err(|e| SysError::io("stat", path.display().to_string(), &e)).at(Step::Admit)?,
     };
     let lent = whose == Whose::OursOrRoots && found.uid() == 0;
@@ -288,6 +302,15 @@ mod tests {
         std::fs::set_permissions(&own, PermissionsExt::from_mode(0o700)).expect("chmod");
         let places = Places::below(&own, &own).expect("ours");
         assert_eq!((places.run, places.images), (own.join("run"), own.join("images")));
+        // Images may lie elsewhere, where that is ours too.
+        std::fs::DirBuilder::new().mode(0o700).create(top.join("disk")).expect("mkdir");
+        symlink(top.join("disk"), own.join("images")).expect("symlink");
+        Places::below(&own, &own).expect("a link of ours to what is ours");
+        std::fs::remove_file(own.join("images")).expect("unlink");
+        symlink("/tmp", own.join("images")).expect("symlink");
+        assert_eq!(Places::below(&own, &own).expect_err("to what is everybody's").exit_code(), 5);
+        std::fs::remove_file(own.join("images")).expect("unlink");
+        assert!(check_owner(&own.join("file/below"), uid, Whose::Ours).is_ok());
         symlink("/", own.join("run")).expect("symlink");
         assert_eq!(Places::below(&own, &own).expect_err("it leads elsewhere").exit_code(), 5);
         remove(&top).expect("remove");

@@ -53,8 +53,11 @@ impl Log {
         }
     }
 
-    /// Goes on behind a hole; how long it was.
+    /// Goes on behind a hole; how long it was. From the start, where the container has cut its log.
     fn pass_hole(&mut self) -> io::Result<u64> {
+        if self.file.metadata()?.len() < self.at {
+            self.at = 0;
+        }
         let data = match rustix::fs::seek(&self.file, Place::Data(self.at)) {
             Ok(data) => data,
             // There is nothing more yet, or a file system without holes.

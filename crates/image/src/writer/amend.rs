@@ -61,6 +61,10 @@ impl Writer {
                 let mut aside = name.clone();
                 aside.push(format!(".before-{}", std::process::id()));
                 renameat(parent, name, parent, &aside).map_err(failed("rename"))?;
+                if !is_at(old, parent, &aside) {
+                    renameat(parent, &aside, parent, name).map_err(failed("rename back"))?;
+                    return Err(failed("exchange")(Errno::STALE));
+                }
                 if let Err(errno) = renameat(parent, partial, parent, name) {
                     renameat(parent, &aside, parent, name).map_err(failed("rename back"))?;
                     return Err(failed("rename")(errno));

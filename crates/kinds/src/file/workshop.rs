@@ -203,8 +203,8 @@ impl<'a> Workshop<'a> {
     /// The kernel's.
     pub fn seal(&mut self) -> Result<()> {
         super::memfd::seal_all(self)?;
-        super::inet::linger_all(self)?;
-        super::inotify::watch_all(self)
+        super::inotify::watch_all(self)?;
+        super::inet::linger_all(self)
     }
 
     /// Opens what the image has open at a path, which whoever makes the container has to have there.

@@ -205,11 +205,12 @@ fn finish(places: &Places, name: &str) -> Result<(), Failure> {
     container::remove(&places.container(name))
 }
 
-/// Through no link: in a directory that others may write, where it leads could be theirs to say.
+/// Through no link but our own descriptors' (`/dev/stdout`, `/dev/fd/3`): in a directory that others may write, where it leads could be theirs to say.
 fn write_pid(path: &Path, pid: i32) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let own = ["/dev", "/proc/self/fd"].iter().any(|place| path.starts_with(place)) && !path.starts_with("/dev/shm");
+    let flags = if own { 0 } else { rustix::fs::OFlags::NOFOLLOW.bits().cast_signed() };
     let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path);
     writeln!(file?, "{pid}")
 }

@@ -158,7 +158,9 @@ pub fn collect(seen: &Seen, gather: &mut Gather<'_>) -> Result<State> {
             let reset = events(fd, PollFlags::empty())?.contains(PollFlags::ERR);
             let refused = match repair::never_was(fd) {
                 // Who may not know it guesses: a peer agrees on something, but for the oldest.
-                Err(Cause::Sys(e)) if e.errno == Errno::PERM => info.options == 0,
+                Err(Cause::Sys(e)) if matches!(e.errno, Errno::PERM | Errno::NOPROTOOPT | Errno::OPNOTSUPP) => {
+                    info.options == 0
+                }
                 known => known?,
             };
             if refused && reset && info.came == 0 {
