@@ -57,6 +57,10 @@ pub fn image(e: Error, alone: bool) -> Error {
         ),
         // A timer had expired, and does not.
         Errno::AGAIN if sys.call == "rt_sigtimedwait" => Cause::corrupt(format!("a signal that does not come: {what}")),
+        Errno::ISCONN if sys.call == "connect" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
+        Errno::DOM if sys.call == "setsockopt" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
+        // A stack that is too small.
+        Errno::NOMEM if sys.call == "sigaltstack" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         // A lock that only who may write can have.
         Errno::BADF if sys.call == "fcntl" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         Errno::ADDRNOTAVAIL if e.place.step == Step::Rebuild => Cause::of_machine(
@@ -103,6 +107,9 @@ mod tests {
         assert_eq!(code(Step::Rebuild, "setsockopt", Errno::OPNOTSUPP), 5);
         assert_eq!(code(Step::Rebuild, "setsockopt", Errno::NOPROTOOPT), 5);
         assert_eq!(code(Step::Rebuild, "rt_sigtimedwait", Errno::AGAIN), 4);
+        assert_eq!(code(Step::Rebuild, "connect", Errno::ISCONN), 4);
+        assert_eq!(code(Step::Rebuild, "setsockopt", Errno::DOM), 4);
+        assert_eq!(code(Step::Rebuild, "sigaltstack", Errno::NOMEM), 4);
         assert_eq!(code(Step::Confine, "fcntl", Errno::BADF), 4);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::PERM), 5);
         assert_eq!(code(Step::Contain, "mount", Errno::INVAL), 1);
