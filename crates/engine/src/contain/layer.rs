@@ -13,6 +13,7 @@ use rustix::fs::{
 };
 use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags, mount, move_mount};
 use yendor_kinds::{Cause, Named};
+use yendor_proc::fdinfo;
 use yendor_proc::mountinfo::{self, Mount};
 use yendor_sys::{Errno, SysError};
 
@@ -228,8 +229,8 @@ pub(super) fn host_directory() -> Caused<OwnedFd> {
 /// Whether what is open is a regular file, by what its directory says of its number: while it is open, nothing else gets that.
 fn is_regular(directory: &OwnedFd, entry: &OwnedFd) -> Caused<bool> {
     let path = format!("/proc/self/fdinfo/{}", entry.as_raw_fd());
-    let text = std::fs::read_to_string(&path).map_err(|e| SysError::io("read", path, &e))?;
-    let number = text.lines().find_map(|line| line.strip_prefix("ino:")?.trim().parse::<u64>().ok());
+    let text = std::fs::read(&path).map_err(|e| SysError::io("read", path, &e))?;
+    let number = fdinfo::parse(&text)?.ino;
     for entry in Dir::read_from(directory).named("getdents64", || "a host directory".into())? {
         let entry = entry.named("getdents64", || "a host directory".into())?;
         if number == Some(entry.ino()) {
