@@ -34,7 +34,8 @@ pub struct Traced {
     pub frozen: std::ops::Range<u64>,
     /// How many calls came before the first rename: before an image was there.
     pub visible: u64,
-    /// The calls that make things durable or visible, and end processes, in order: `fsync NAME`, `rename`, `kill`.
+    /// The calls that make things durable or visible, bind processes to the life of another, and end them, in order: `fsync NAME`, `rename`,
+    /// `bind`, `kill`.
     pub durable: Vec<String>,
 }
 
@@ -316,15 +317,17 @@ impl Trace {
     }
 }
 
-/// What a call does that is being made, if it makes something durable or visible or ends somebody.
+/// What a call does that is being made, if it makes something durable or visible, or decides who ends.
 fn durable(pid: libc::pid_t, regs: &libc::user_regs_struct) -> Option<String> {
     let kills = regs.rsi == u64::from(libc::SIGKILL.cast_unsigned());
+    let binds = regs.rdi == u64::from(libc::PTRACE_SETOPTIONS) && regs.r10 & libc::PTRACE_O_EXITKILL as u64 != 0;
     match regs.orig_rax.cast_signed() {
         libc::SYS_fsync => {
             let link = std::fs::read_link(format!("/proc/{pid}/fd/{}", regs.rdi)).unwrap_or_default();
             Some(format!("fsync {}", link.file_name().unwrap_or_default().to_string_lossy()))
         }
         libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2 => Some("rename".into()),
+        libc::SYS_ptrace if binds => Some("bind".into()),
         // A child that only watches is no task.
         libc::SYS_kill if kills && libc::pid_t::try_from(regs.rdi).is_ok_and(|whom| parent(whom) == pid) => None,
         libc::SYS_kill | libc::SYS_pidfd_send_signal if kills => Some("kill".into()),

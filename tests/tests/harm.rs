@@ -238,6 +238,41 @@ fn is_made_durable_before_the_end(traced: &Traced, image: &Path) {
     let around = image.parent().and_then(Path::file_name).expect("a directory").to_string_lossy();
     assert_eq!(calls[rename + 1], format!("fsync {around}"), "{calls:?}");
     assert!(rename + 1 < kill, "{calls:?}");
+    // Nobody is killed, pid 1 neither, before all die with the checkpoint: or some would run on for a moment after its death.
+    let binds = calls.iter().filter(|call| **call == "bind").count();
+    let last = calls.iter().rposition(|call| *call == "bind");
+    assert!(binds > 2 && last.is_some_and(|last| rename + 1 < last && last < kill), "{calls:?}");
+}
+
+/// From the moment that the image of a container that is to end is visible: a call that fails, and nobody has ended for it, takes the
+/// image away again.
+fn ending_checkpoint_fails(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let image = yendor.path("image");
+    let command = |container: &str| yendor.traced(&["checkpoint", container, "-o", text(&image)]);
+    let (mut container, mut codes, mut log) =
+        (start_with(&yendor, "ticker", "PROBE_CONNECTIONS=1"), Vec::new(), String::new());
+    for nth in 1..12 {
+        let traced = with_fault(command(&container), FROM_VISIBLE + nth, Fault::Errno(libc::EMFILE), PATIENCE);
+        println!("{nth}: {traced:?}");
+        codes.push(traced.code);
+        match traced.code {
+            1 => assert!(!image.exists(), "{nth}: {traced:?}"),
+            0 => {
+                log += &yendor.logs(&container);
+                yendor.call(&["rm", &container]).exits(0);
+                container = yendor.fresh("ticker");
+                yendor.restore(&image, &container);
+                fs::remove_dir_all(&image).expect("remove an image of our own");
+            }
+            _ => panic!("{nth}: {traced:?}"),
+        }
+        goes_on(&yendor, &container);
+    }
+    assert!(codes.contains(&1) && codes.contains(&0), "{codes:?}");
+    assert_eq!(partial(&yendor), [""; 0]);
+    log += &finish(&yendor, &container);
+    assert_eq!(tick_gap(&log), None);
 }
 
 /// When the container has ended and the disk is full, its image is whole all the same, but says that of connections that nobody had accepted
@@ -686,6 +721,7 @@ yendor_tests::flavours! {
 yendor_tests::root_and_user! {
     checkpoint_killed
     ending_checkpoint_killed
+    ending_checkpoint_fails
     restore_killed
     restore_killed_by_time
     checkpoint_fails

@@ -16,15 +16,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::Signal;
 use yendor_image::crypt::Recipients;
 use yendor_image::upgrade::Version;
-use yendor_image::{Compression, Digest, Manifest, Parent, Watcher, Writer};
+use yendor_image::{Compression, Digest, Durable, Parent, Watcher, Writer};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
 use yendor_sys::SysError;
-use yendor_sys::process::Signals;
 use yendor_sys::undo;
 use yendor_task::tree::{self, FrozenTree, Top};
 
@@ -41,7 +39,7 @@ use crate::sign::Signer;
 use crate::state::State;
 use crate::who::Surroundings;
 use before::Before;
-use marker::Marker;
+use end::End;
 use store::new_writer;
 
 /// What is checkpointed.
@@ -239,22 +237,16 @@ fn attempt(
     let Done { later, shared, held, spared } = done;
     (summary.read_later, summary.shared, summary.spared) = (later, shared, spared);
     writer.records(&snapshot).at(Step::Store)?;
+    let durable = make_durable(&writer, options)?;
     // Whatever can fail still, before there is an image.
-    let marker = match target {
-        Target::Container(_, directory) if !options.leave_running && !options.leave_stopped => {
-            Some(Marker::make(directory).at(Step::Store)?)
-        }
-        _ => None,
-    };
-    let mut manifest = commit(&writer, options)?;
+    let end = tree.map(|tree| End::ready(target, tree, options)).transpose()?;
+    let mut manifest = durable.publish().at(Step::Store)?;
     let mut seal = manifest.seal(Version::NEWEST).at(Step::Store)?;
     summary.timings.push(("store".into(), us(storing)));
-    if let Some(tree) = tree {
+    if let Some(end) = end {
         summary.stopped_us = us(begin);
-        end::end(target, tree, options, || {
+        end.end(&writer, || {
             let Some((aside, mut gather)) = aside else { return Ok(()) };
-            // Who wants us to end waits for that, as far as signals can be made to wait.
-            let _later = Signals::block(&[Signal::HUP.as_raw(), Signal::INT.as_raw(), Signal::TERM.as_raw()]);
             let _watch = undo::Watch::over(Vec::new());
             // The tree cannot be had back, but its image, which says what it lacks.
             let left = "connections not accepted yet (the tree has ended, and in its image they are reset)";
@@ -263,7 +255,9 @@ fn attempt(
             aside.look(&mut gather, files, lost).at(Step::Store).map_err(broken)?;
             let amended = writer.amended().at(Step::Store).map_err(broken)?;
             amended.records(&snapshot).at(Step::Store).map_err(broken)?;
-            manifest = commit(&amended, options).map_err(broken)?;
+            manifest = make_durable(&amended, options)
+                .and_then(|durable| durable.publish().at(Step::Store))
+                .map_err(broken)?;
             seal = manifest.seal(Version::NEWEST).at(Step::Store).map_err(broken)?;
             Ok(())
         })?;
@@ -271,7 +265,6 @@ fn attempt(
     summary.lost.clone_from(&snapshot.lost);
     summary.seal = Some(seal);
     (summary.bytes, summary.content) = (manifest.bytes(), manifest.content_bytes());
-    drop(marker);
     if let (Target::Container(_, directory), Some(seal), true) = (target, summary.seal, options.track) {
         match before::leave((output, directory), (manifest, seal), &snapshot, held) {
             Ok(tracked) => summary.tracked = tracked,
@@ -281,10 +274,10 @@ fn attempt(
     Ok(summary)
 }
 
-/// Makes the image durable and visible.
-fn commit(writer: &Writer, options: &Options) -> Result<Manifest> {
+/// Makes the image durable.
+fn make_durable<'w>(writer: &'w Writer, options: &Options) -> Result<Durable<'w>> {
     let sign = |manifest: &[u8]| options.sign.as_ref().map(|s| s.sign(manifest)).transpose();
-    writer.commit_signed(SystemTime::now(), sign).at(Step::Store)
+    writer.durable(SystemTime::now(), sign).at(Step::Store)
 }
 
 /// What can be read before the tasks are stopped.

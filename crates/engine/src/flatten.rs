@@ -9,7 +9,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use yendor_image::upgrade::Version;
 use yendor_image::{
-    Compression, Digest, PAGE_BYTES, PageRun, RECORDS_FILE, Reader, TREE_ENDING, Writer, is_pages_name, pages_name,
+    Compression, Digest, Durable, PAGE_BYTES, PageRun, RECORDS_FILE, Reader, TREE_ENDING, Writer, is_pages_name,
+    pages_name,
 };
 use yendor_kinds::memory::pages::PAGES;
 use yendor_sys::SysError;
@@ -57,8 +58,8 @@ pub fn flatten(
     // What was copied is what was compared before, unless somebody has changed it meanwhile.
     reader.verify_all().at(Step::Load)?;
     let created = UNIX_EPOCH.checked_add(Duration::from_secs(reader.manifest().created)).unwrap_or(UNIX_EPOCH);
-    let signed = writer.commit_signed(created, |manifest| sign.map(|s| s.sign(manifest)).transpose());
-    let manifest = signed.at(Step::Store)?;
+    let signed = writer.durable(created, |manifest| sign.map(|s| s.sign(manifest)).transpose());
+    let manifest = signed.and_then(Durable::publish).at(Step::Store)?;
     Ok((manifest.bytes(), manifest.seal(Version::NEWEST).at(Step::Store)?))
 }
 

@@ -39,7 +39,7 @@ pub use partial::is_partial;
 pub use reader::{Directory, Documents, Reader, SignedTable, Table};
 pub use tree::{TREE_BYTES, TREE_ENDING, Tree, tree_name};
 pub use watcher::Watcher;
-pub use writer::{FileWriter, Writer};
+pub use writer::{Durable, FileWriter, Writer};
 
 /// Name of the file with the version line.
 pub const FORMAT_FILE: &str = "format";

@@ -1,21 +1,24 @@
 //! Writing an image that appears whole or not at all.
 
 mod amend;
+mod publish;
 
-use crate::SIGNATURE_FILE;
+pub use publish::Durable;
+
+use crate::MANIFEST_FILE;
 use crate::Watcher;
 use crate::compress::{Compression, Press};
 use crate::crypt::{Output, Recipients};
 use crate::disk::Disk;
-use crate::manifest::{Codec, Compressed, Encryption, Method, stored_name};
+use crate::manifest::{Codec, Compressed, stored_name};
 use crate::page::is_pages_name;
 use crate::partial::{check_vacant, make_partial, remove, sweep};
 use crate::pieces::{self, Value};
 use crate::tree::{self, Tree, tree_name};
-use crate::upgrade::{NEWEST_LINE, Version};
-use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result};
+use crate::upgrade::NEWEST_LINE;
+use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, RECORDS_FILE, Result, SIGNATURE_FILE};
 use crate::{cbor, is_file_name};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat, unlinkat};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -29,7 +32,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// An image that is being written, in a hidden directory next to its final place.
 ///
@@ -241,57 +243,6 @@ impl Writer {
             let _ = unlinkat(&self.dir, name, AtFlags::empty());
         }
         same
-    }
-
-    /// Makes the image durable and visible, or leaves nothing.
-    pub fn commit(self, created: SystemTime) -> Result<Manifest> {
-        self.commit_signed(created, |_| Ok(None))
-    }
-
-    /// The same, with a signature of the manifest's bytes, if `sign` gives one: an image is visible with it or not at all. To be called
-    /// once; [`Writer::amended`] can follow.
-    pub fn commit_signed(
-        &self,
-        created: SystemTime,
-        sign: impl FnOnce(&[u8]) -> io::Result<Option<Vec<u8>>>,
-    ) -> Result<Manifest> {
-        let created = created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let files = self.sync_files()?;
-        if !files.iter().any(|entry| entry.name == RECORDS_FILE) {
-            return Err(Error::missing(RECORDS_FILE));
-        }
-        let encryption = self.recipients.as_ref();
-        let encryption = encryption.map(|r| Encryption { method: Method::AgeX25519, recipients: r.names() });
-        let manifest = Manifest { created, generation: self.generation, kind: self.kind, encryption, files };
-        let document = manifest.encode(Version::NEWEST)?;
-        // What the reader would refuse must not become an image.
-        Manifest::decode(&document, Version::NEWEST, &self.limits)?;
-        self.write_synced(FORMAT_FILE, NEWEST_LINE)?;
-        self.write_synced(MANIFEST_FILE, &document)?;
-        if let Some(signature) = sign(&document).map_err(|source| Error::io(SIGNATURE_FILE, "sign", source))? {
-            self.write_synced(SIGNATURE_FILE, &signature)?;
-        }
-        rustix::fs::fsync(&self.dir).map_err(|errno| Error::io(&self.shown, "fsync", errno))?;
-        self.publish()?;
-        self.visible.store(true, Relaxed);
-        Ok(manifest)
-    }
-
-    /// Renames the directory to its final name. A rename of a directory onto one that is not empty, or onto anything else,
-    /// is refused by the kernel, so nothing can come in between.
-    fn publish(&self) -> Result<()> {
-        if let Some(old) = &self.replaces {
-            return self.replace(old);
-        }
-        renameat(&self.parent, &self.partial, &self.parent, &self.name).map_err(|errno| match errno {
-            Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR => Error::Exists { file: self.shown.clone() },
-            _ => Error::io(&self.shown, "rename", errno),
-        })?;
-        rustix::fs::fsync(&self.parent).map_err(|errno| {
-            // Not durable is not done: back to the hidden name, where the drop finds it.
-            let _ = renameat(&self.parent, &self.name, &self.parent, &self.partial);
-            Error::io(&self.shown, "fsync", errno)
-        })
     }
 
     fn sync_files(&self) -> Result<Vec<FileEntry>> {

@@ -265,7 +265,7 @@ fn an_amended_image_takes_the_place_of_the_first_at_once() {
     pages.write_all(&page(3)).unwrap();
     pages.finish().unwrap();
     writer.records("first").unwrap();
-    let first = writer.commit_signed(SystemTime::UNIX_EPOCH, |_| Ok(Some(b"one".to_vec()))).unwrap();
+    let first = writer.durable(SystemTime::UNIX_EPOCH, |_| Ok(Some(b"one".to_vec()))).unwrap().publish().unwrap();
     let said = || Reader::open(&*scratch.image()).unwrap().records::<String>().unwrap();
     assert_eq!(said(), "first");
 

@@ -257,17 +257,38 @@ impl FrozenTree {
         stopped
     }
 
+    /// From now on no process outlives us: half a tree is nobody's.
+    ///
+    /// The process that everything grows from first: in a container no other is left without it. If we die in the middle, those whose turn has
+    /// not come run for the moment that takes, and a tree without a pid namespace of its own would be cut in two.
+    #[must_use]
+    pub fn bind(self) -> Bound {
+        let first = self.processes.get(&self.root).into_iter().flatten();
+        for thread in first.chain(self.threads()) {
+            // Those that are gone are gone.
+            let _ = ptrace::set_options(thread.tid(), ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL);
+        }
+        Bound(self)
+    }
+
+    /// All stopped threads.
+    pub fn threads(&self) -> impl Iterator<Item = &Stopped> {
+        self.processes.values().flatten()
+    }
+}
+
+/// A tree that dies with us, unless it is dropped: then it runs on.
+#[derive(Debug)]
+pub struct Bound(FrozenTree);
+
+impl Bound {
     /// Ends every process of the tree: its state is safe elsewhere.
     ///
     /// # Errors
     /// What kill says, except for processes that are gone.
     pub fn kill(mut self) -> Result<(), SysError> {
         use rustix::process::{Pid, Signal, kill_process};
-        let processes = std::mem::take(&mut self.processes);
-        for thread in processes.values().flatten() {
-            // If we die in the middle, the rest dies with us: half a tree is nobody's. Those that are gone are gone.
-            let _ = ptrace::set_options(thread.tid(), ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL);
-        }
+        let processes = std::mem::take(&mut self.0.processes);
         for (pid, threads) in &processes {
             let Some(raw) = Pid::from_raw(*pid) else { continue };
             match (kill_process(raw, Signal::KILL), threads.first()) {
@@ -296,11 +317,6 @@ impl FrozenTree {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
-    }
-
-    /// All stopped threads.
-    pub fn threads(&self) -> impl Iterator<Item = &Stopped> {
-        self.processes.values().flatten()
     }
 }
 

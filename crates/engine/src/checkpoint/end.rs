@@ -1,44 +1,98 @@
 //! What follows when the image is safe: the tasks end, or stay stopped.
 
-use yendor_kinds::Named;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use yendor_image::Writer;
+use yendor_kinds::{Cause, Named};
+use yendor_sys::Errno;
+use yendor_sys::process::Signals;
 use yendor_task::tree::FrozenTree;
 
-use super::{Options, Target, stop};
+use super::marker::Marker;
+use super::stop::Stop;
+use super::{Options, Target};
 use crate::error::{At, Error, Result, Step};
 
-/// Ends them; `then` what is to be done at once.
-pub(super) fn end(
-    target: &Target,
+/// A tree that will end, or stay stopped, as soon as its image is there: whatever else can fail has been done.
+pub(super) struct End {
     tree: FrozenTree,
-    options: &Options,
-    then: impl FnOnce() -> Result<()>,
-) -> Result<()> {
-    if options.leave_stopped {
-        return stop::all(&tree).at(Step::Thaw);
+    how: How,
+    /// Who wants us to end waits until it is decided, as far as signals can be made to wait.
+    _later: Signals,
+}
+
+enum How {
+    Stay(Stop),
+    Tree,
+    Container(Container),
+}
+
+struct Container {
+    keeper: OwnedFd,
+    /// Its pid 1, and that one's number, when it is ours and not the program.
+    init: Option<(OwnedFd, i32)>,
+    _marker: Marker,
+}
+
+impl End {
+    /// Makes ready to end a tree.
+    pub(super) fn ready(target: &Target, tree: FrozenTree, options: &Options) -> Result<End> {
+        let how = match target {
+            _ if options.leave_stopped => How::Stay(Stop::ready(&tree).at(Step::Store)?),
+            Target::Tree(_) => How::Tree,
+            Target::Container(state, directory) => How::Container(Container {
+                keeper: pidfd(state.keeper).at(Step::Store)?,
+                init: match state.init {
+                    init if init == state.main => None,
+                    init => Some((pidfd(init).at(Step::Store)?, init)),
+                },
+                _marker: Marker::make(directory).at(Step::Store)?,
+            }),
+        };
+        let signals = [Signal::HUP, Signal::INT, Signal::TERM].map(Signal::as_raw);
+        Ok(End { tree, how, _later: Signals::block(&signals).at(Step::Store)? })
     }
-    let broken = |e| Error { broken: true, ..Error::new(Step::Thaw, e) };
-    let Target::Container(state, _) = target else {
-        tree.kill().map_err(broken)?;
-        return then();
-    };
-    // With its pid 1 a container ends as one: if we die now, nothing of it is left over.
-    let process = |pid| {
-        let open = rustix::process::Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH);
-        open.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()))
-            .named("pidfd_open", || format!("{pid}"))
-    };
-    let keeper = process(state.keeper).at(Step::Thaw)?;
-    process(state.init)
-        .and_then(|init| {
-            rustix::process::pidfd_send_signal(&init, rustix::process::Signal::KILL)
-                .named("pidfd_send_signal", || format!("{}, SIGKILL", state.init))
-        })
-        .at(Step::Thaw)?;
-    tree.kill().map_err(broken)?;
-    let done = then();
-    // Until the keeper knows why; one that hangs is not waited for.
-    let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
-    let mut fds = [rustix::event::PollFd::new(&keeper, rustix::event::PollFlags::IN)];
-    let _ = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit)));
-    done
+
+    /// Ends it; `then` what is to be done at once. While an error is not `broken` the tree runs on, and its image, of `writer`, is taken back.
+    pub(super) fn end(self, writer: &Writer, then: impl FnOnce() -> Result<()>) -> Result<()> {
+        let End { tree, how, _later } = self;
+        let broken = |e| Error { broken: true, ..Error::new(Step::Thaw, e) };
+        // Before the tree runs: nobody may restore a second one. What cannot be taken back is told by the first error.
+        let runs_on = |e| {
+            let _ = writer.withdraw();
+            e
+        };
+        let container = match how {
+            How::Stay(stop) => return stop.all().at(Step::Thaw).map_err(runs_on),
+            How::Tree => {
+                tree.bind().kill().map_err(broken)?;
+                return then();
+            }
+            How::Container(container) => container,
+        };
+        let bound = tree.bind();
+        // With its pid 1 a container ends as one.
+        if let Some((pidfd, init)) = &container.init {
+            match pidfd_send_signal(pidfd, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                failed => {
+                    let what = || format!("{init}, SIGKILL");
+                    failed.named("pidfd_send_signal", what).at(Step::Thaw).map_err(runs_on)?;
+                }
+            }
+        }
+        bound.kill().map_err(broken)?;
+        let done = then();
+        // Until the keeper knows why; one that hangs is not waited for.
+        let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+        let mut fds = [rustix::event::PollFd::new(&container.keeper, rustix::event::PollFlags::IN)];
+        let _ = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit)));
+        done
+    }
+}
+
+fn pidfd(pid: i32) -> std::result::Result<OwnedFd, Cause> {
+    let open = Pid::from_raw(pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    Ok(open.named("pidfd_open", || pid.to_string())?)
 }

@@ -7,29 +7,39 @@ use yendor_kinds::Named;
 use yendor_sys::{Errno, SysError};
 use yendor_task::tree::FrozenTree;
 
-/// Stops all processes of a tree, or none: they stand still as soon as nobody traces them any more.
-///
-/// # Errors
-/// What pidfd_open and pidfd_send_signal say.
-pub fn all(tree: &FrozenTree) -> Result<(), SysError> {
-    // Whatever can fail comes first.
-    let open = |pid: &i32| {
-        let pidfd = Pid::from_raw(*pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        pidfd.named("pidfd_open", || pid.to_string())
-    };
-    let all: Vec<OwnedFd> = tree.processes.keys().map(open).collect::<Result<_, _>>()?;
-    for (number, one) in all.iter().enumerate() {
-        match pidfd_send_signal(one, Signal::STOP) {
-            // Somebody has killed it.
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(e) => {
-                // The signal of those that have it is still pending: this takes it away.
-                for stopped in &all[..number] {
-                    let _ = pidfd_send_signal(stopped, Signal::CONT);
+/// All processes of a tree.
+pub(super) struct Stop(Vec<OwnedFd>);
+
+impl Stop {
+    /// # Errors
+    /// What pidfd_open says.
+    pub(super) fn ready(tree: &FrozenTree) -> Result<Stop, SysError> {
+        let open = |pid: &i32| {
+            let pidfd = Pid::from_raw(*pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+            pidfd.named("pidfd_open", || pid.to_string())
+        };
+        Ok(Stop(tree.processes.keys().map(open).collect::<Result<_, _>>()?))
+    }
+
+    /// Stops all of them, or none: they stand still as soon as nobody traces them any more.
+    ///
+    /// # Errors
+    /// What pidfd_send_signal says.
+    pub(super) fn all(&self) -> Result<(), SysError> {
+        let Stop(all) = self;
+        for (number, one) in all.iter().enumerate() {
+            match pidfd_send_signal(one, Signal::STOP) {
+                // Somebody has killed it.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(e) => {
+                    // The signal of those that have it is still pending: this takes it away.
+                    for stopped in &all[..number] {
+                        let _ = pidfd_send_signal(stopped, Signal::CONT);
+                    }
+                    return Err(SysError::new("pidfd_send_signal", "SIGSTOP", e));
                 }
-                return Err(SysError::new("pidfd_send_signal", "SIGSTOP", e));
             }
         }
+        Ok(())
     }
-    Ok(())
 }

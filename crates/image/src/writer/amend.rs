@@ -90,7 +90,7 @@ impl Writer {
 }
 
 /// Whether a directory lies at a name.
-fn is_at(directory: &OwnedFd, parent: &OwnedFd, name: &OsStr) -> bool {
+pub(super) fn is_at(directory: &OwnedFd, parent: &OwnedFd, name: &OsStr) -> bool {
     let there = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
     let same = |a: rustix::fs::Stat, b: rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
     rustix::fs::fstat(directory).and_then(|ours| Ok(same(ours, there?))).unwrap_or(false)
