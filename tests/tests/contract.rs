@@ -23,6 +23,7 @@ yendor_tests::flavours! {
 yendor_tests::root_and_user! {
     a_network_is_what_is_asked_for
     a_tree_gets_the_network_it_had
+    a_loopback_that_is_down_stays_down
     files_and_memory_are_of_one_instant
     what_is_in_an_image_is_shown
     a_plan_says_what_will_be_done
@@ -246,6 +247,23 @@ fn a_tree_gets_the_network_it_had(flavour: Flavour) {
     has_network(&yendor, &image, &[], (true, true));
     has_network(&yendor, &image, &["--net", "private"], (false, true));
     has_network(&yendor, &image, &["--net", "none"], (false, false));
+}
+
+/// A container whose loopback is down, at the second checkpoint, too: nobody asks for anything.
+fn a_loopback_that_is_down_stays_down(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let [image, second] = [yendor.path("image"), yendor.path("second")];
+    let container = yendor.fresh("alone");
+    let options = ["-e", yendor.mark(), "--net", "none"];
+    yendor.run_detached_with(&container, &options, &["/usr/bin/sleep", "1000"]).exits(0);
+    assert!(!network(&yendor, &container).1);
+    yendor.checkpoint(&container, &image);
+    let again = yendor.fresh("again");
+    yendor.restore(&image, &again);
+    let (link, up) = network(&yendor, &again);
+    assert!(!up && link != host_network(), "{link} {up}");
+    yendor.checkpoint(&again, &second);
+    has_network(&yendor, &second, &[], (false, false));
 }
 
 /// A counter in memory, one in the private layer, one in a tmpfs: wherever it is stopped, one that goes on finds all the same.

@@ -115,6 +115,33 @@ fn an_edit_and_a_job_go_on(flavour: Flavour) {
     terminal.shows("code 9");
 }
 
+/// An editor of no container, taken from its terminal and brought back into another one, where nobody may open the ptmx of /dev/pts.
+fn an_edit_of_no_container_goes_on(flavour: Flavour) {
+    if !Path::new(TMUX).exists() {
+        return skipped("tmux is not there: terminals cannot be looked at");
+    }
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let terminal = Terminal::open(&yendor);
+    let (letter, image, again) = (yendor.path("tmp/letter"), yendor.path("image"), yendor.fresh("again"));
+    let vim = format!("exec vim -n -u DEFAULTS -i NONE {}", letter.display());
+    let pid = terminal.tmux(&["new-window", "-P", "-F", "#{pane_pid}", &vim]);
+    terminal.shows("letter\" [New");
+    terminal.keys(&["ian unsaved"]);
+    terminal.shows("an unsaved");
+    yendor.checkpoint_pid(pid.trim().parse().expect("a pid"), &image);
+    terminal.shows("out>");
+    terminal.types(&format!("restore {} --name {again}; echo code $?", image.display()));
+    terminal.shows("an unsaved");
+    terminal.keys(&[" edit", "Escape", ":wq", "Enter"]);
+    terminal.shows("code 0");
+    assert_eq!(std::fs::read_to_string(&letter).expect("the letter"), "an unsaved edit\n");
+}
+
+#[test]
+fn of_no_container() {
+    an_edit_of_no_container_goes_on(Flavour::user());
+}
+
 #[test]
 fn userns() {
     an_edit_and_a_job_go_on(Flavour::RootUserns);

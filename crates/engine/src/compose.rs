@@ -93,6 +93,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
             },
             links: yendor_kinds::namespace::links::Record::default(),
             own_network: request.net != crate::request::Net::Host,
+            loopback: request.net == crate::request::Net::Private,
             layers: Vec::new(),
             mounts: yendor_kinds::namespace::mount::own::Record::default(),
             ipc: None,

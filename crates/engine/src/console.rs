@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use yendor_kinds::{Cause, Named};
-use yendor_sys::SysError;
+use yendor_sys::{Errno, SysError};
 
 use crate::exec;
 use crate::log::Log;
@@ -17,7 +17,7 @@ use crate::pager::{self, Filling};
 use crate::recorder::Recorder;
 use crate::shadow;
 
-/// A pseudo-terminal of the container's own devpts.
+/// A pseudo-terminal of the devpts that the container sees.
 #[derive(Debug)]
 pub struct Console {
     /// The side of whoever attaches.
@@ -35,8 +35,14 @@ impl Console {
         use rustix::pty::{ptsname, unlockpt};
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         // All who have it read from one open file: none must wait for what another has taken.
-        let master = rustix::fs::open("/dev/pts/ptmx", flags | OFlags::NONBLOCK, Mode::empty())
-            .named("open", || "/dev/pts/ptmx".into())?;
+        let open = |name: &str| {
+            rustix::fs::open(name, flags | OFlags::NONBLOCK, Mode::empty()).named("open", || name.to_owned())
+        };
+        let master = match open("/dev/pts/ptmx") {
+            // Where the root is the caller's own, the instance may be one whose ptmx nobody may open (ptmxmode=000, the kernel's default).
+            Err(e) if matches!(e.errno, Errno::ACCESS | Errno::NOENT) => open("/dev/ptmx")?,
+            other => other?,
+        };
         unlockpt(&master).named("ioctl", || "TIOCSPTLCK".into())?;
         let name = ptsname(&master, Vec::new()).named("ioctl", || "TIOCGPTN".into())?;
         let slave = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).named("open", || format!("{name:?}"))?;

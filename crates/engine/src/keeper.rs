@@ -215,6 +215,7 @@ fn start(
     let (mut clocks, mut settings) = (Clocks::default(), None);
     let mut nested = Nested::default();
     let layers = layers::own(&startup.request, &directory).at(Step::Contain)?;
+    setting::loopback(&snapshot, &request).at(Step::Contain)?;
     if let Some(reader) = &reader {
         hole::fill(&snapshot, &mut request, &contained)?;
         set_names(startup, &snapshot).at(Step::Rebuild)?;

@@ -18,7 +18,7 @@ use crate::request::{Net, Request, Userns};
 
 /// What there is in namespaces.
 #[derive(Debug)]
-struct Seen {
+pub struct Seen {
     /// What the network does with packets.
     traffic: Traffic,
     /// Its devices and their addresses.
@@ -28,13 +28,16 @@ struct Seen {
     settings: Values,
 }
 
-/// What new namespaces have.
+/// What new namespaces have: their network with its loopback up, and what that is like before it is.
 #[derive(Debug)]
-pub struct Usual(Seen);
+pub struct Usual {
+    up: Seen,
+    down: Option<(Network, Traffic)>,
+}
 
 /// A look that goes on while others are asked.
 #[derive(Debug)]
-pub struct Looking(JoinHandle<Result<Seen>>);
+pub struct Looking<T = Seen>(JoinHandle<Result<T>>);
 
 /// What new namespaces have, before tasks are stopped. Those of the container are looked at, too: the kernel makes an entry of /proc/sys when it
 /// is first looked up in a network, which takes five times as long as to read it.
@@ -45,14 +48,16 @@ pub fn usual(proc: &OwnedFd, own: Own) -> Result<Usual> {
     let new = Looking::at(proc, move |proc| {
         let settings = sysctl::look_at_new(proc, own)?;
         let traffic = traffic(proc, own)?;
+        let look = || Ok::<_, Cause>((Network::here(proc)?, Traffic::devices()?));
+        let down = own.network.then(look).transpose()?;
         if own.network {
-            // As a container's.
+            // As most containers'.
             loopback_up()?;
         }
-        Ok(Seen { traffic, devices: devices(own)?, network: network(proc, own)?, settings })
+        Ok(Usual { up: Seen { traffic, devices: devices(own)?, network: network(proc, own)?, settings }, down })
     })?;
     Looking::begin(proc, own)?.join()?;
-    new.join().map(Usual)
+    new.join()
 }
 
 impl Looking {
@@ -66,23 +71,28 @@ impl Looking {
             Ok(Seen { traffic, devices, network, settings: sysctl::look(proc, own)? })
         })
     }
+}
 
-    fn at(proc: &OwnedFd, look: impl FnOnce(BorrowedFd<'_>) -> Result<Seen> + Send + 'static) -> Result<Looking> {
+impl<T: Send + 'static> Looking<T> {
+    fn at(proc: &OwnedFd, look: impl FnOnce(BorrowedFd<'_>) -> Result<T> + Send + 'static) -> Result<Looking<T>> {
         let proc = proc.try_clone().map_err(|e| SysError::io("dup", "/proc", &e))?;
         let thread = std::thread::Builder::new().name("settings".into()).spawn(move || look(proc.as_fd()));
         Ok(Looking(thread.map_err(|e| SysError::io("clone", "settings", &e))?))
     }
 
-    fn join(self) -> Result<Seen> {
+    fn join(self) -> Result<T> {
         self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+}
 
-    /// The settings that are not as in new namespaces, and what the network has beside a new one's.
+impl Looking {
+    /// The settings that are not as in new namespaces, what the network has beside a new one's, and whether its loopback is up.
     ///
     /// # Errors
     /// What cannot be captured, by name.
-    pub fn end(self, usual: &Usual, proc: &OwnedFd) -> Result<(Vec<Record>, links::Record)> {
-        let (now, Usual(new)) = (self.join()?, usual);
+    pub fn end(self, usual: &Usual, proc: &OwnedFd) -> Result<(Vec<Record>, links::Record, bool)> {
+        let (now, new) = (self.join()?, &usual.up);
+        let loopback = now.network.as_ref().is_none_or(|(.., state)| state.loopback);
         now.traffic.as_new(&new.traffic)?;
         let links = match now.network {
             Some((_, links, State { loopback: false, .. })) if !links.is_empty() => {
@@ -100,19 +110,29 @@ impl Looking {
                 links
             }
             _ => {
-                now.devices.as_new(&new.devices)?;
+                now.devices.as_new(usual.devices(loopback))?;
                 links::Record::default()
             }
         };
-        Ok((sysctl::changed(now.settings, &new.settings, proc.as_fd())?, links))
+        Ok((sysctl::changed(now.settings, &new.settings, proc.as_fd())?, links, loopback))
     }
 }
 
 impl Usual {
-    /// A new network, with its loopback up.
+    /// A new network, with its loopback up or down.
     #[must_use]
-    pub fn network(&self) -> Option<&Network> {
-        self.0.network.as_ref().map(|(network, ..)| network)
+    pub fn network(&self, loopback: bool) -> Option<&Network> {
+        match loopback {
+            true => self.up.network.as_ref().map(|(network, ..)| network),
+            false => self.down.as_ref().map(|(network, _)| network),
+        }
+    }
+
+    fn devices(&self, loopback: bool) -> &Traffic {
+        match &self.down {
+            Some((_, devices)) if !loopback => devices,
+            _ => &self.up.devices,
+        }
     }
 }
 
@@ -133,6 +153,14 @@ fn devices(own: Own) -> Result<Traffic> {
 #[must_use]
 pub fn own(request: &Request) -> Own {
     Own { network: request.net != Net::Host, ipc: true, users: request.userns != Userns::Host }
+}
+
+/// Sets the loopback up where it was, if that is to be.
+///
+/// # Errors
+/// The kernel's.
+pub fn loopback(snapshot: &Snapshot, request: &Request) -> Result<()> {
+    if request.net == Net::Private && snapshot.container.loopback { loopback_up() } else { Ok(()) }
 }
 
 /// Sets what the image's tasks had set of their namespaces, but for what the caller sets. What is to be said to the caller.

@@ -91,6 +91,9 @@ pub struct Container {
     pub root: Root,
     /// Whether it had a network namespace of its own.
     pub own_network: bool,
+    /// Whether the loopback of that was up.
+    #[serde(default = "up")]
+    pub loopback: bool,
     /// Its private file system layer, then its tmpfs mounts.
     pub layers: Vec<crate::namespace::layer::Record>,
     /// What its root has made of its mounts.
@@ -105,6 +108,10 @@ pub struct Container {
     pub settings: Vec<crate::namespace::sysctl::Record>,
     /// Host paths that its tasks saw; whoever restores says by name what they are now.
     pub volumes: Vec<Volume>,
+}
+
+fn up() -> bool {
+    true
 }
 
 /// A place where something of the host's is wanted.

@@ -90,12 +90,16 @@ pub(super) fn gather<'w>(
     snapshot.container.ipc = ipc.at(Step::Collect).kind("namespace", "ipc")?;
     let settings = settings.zip(usual.as_ref()).map(|(now, usual)| now.end(usual, proc));
     let settings = settings.transpose().at(Step::Collect).kind("namespace", "settings")?;
-    (snapshot.container.settings, snapshot.container.links) = settings.unwrap_or_default();
+    if let Some((settings, links, loopback)) = settings {
+        let container = &mut snapshot.container;
+        (container.settings, container.links, container.loopback) = (settings, links, loopback);
+    }
     if let Target::Container(state, _) = target
         && let Some(then) = state.network.as_ref().filter(|_| snapshot.container.links.is_empty())
     {
         let now = Network::of(proc.as_fd(), state.init).at(Step::Collect)?;
-        let is_new = usual.as_ref().and_then(Usual::network).is_some_and(|new| new.unchanged(&now).is_ok());
+        let is_new = usual.as_ref().and_then(|new| new.network(snapshot.container.loopback));
+        let is_new = is_new.is_some_and(|new| new.unchanged(&now).is_ok());
         if !is_new {
             then.unchanged(&now).at(Step::Collect)?;
         }

@@ -70,6 +70,7 @@ pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container
         root: view,
         links: yendor_kinds::namespace::links::Record::default(),
         own_network,
+        loopback: true,
         layers: Vec::new(),
         mounts: own::Record::default(),
         ipc: None,

@@ -223,7 +223,8 @@ pub fn mounts(proc: BorrowedFd<'_>, pid: i32) -> Result<(Vec<Mount>, Vec<Line>)>
             id: m.id,
             parent: m.parent,
             point: Bytes(m.mount_point.clone()),
-            root: Some(Bytes(m.root.clone())),
+            // Of those of cgroups it depends on who looks.
+            root: (!m.fs_type.starts_with(b"cgroup")).then(|| Bytes(m.root.clone())),
             fs_type: Bytes(m.fs_type.clone()),
             options: Bytes(options),
             attributes: Bytes(m.options.join(&b","[..])),
@@ -262,7 +263,7 @@ impl Mount {
     /// Whether it is this one that is looked at now.
     fn is(&self, now: &Mount) -> bool {
         let same_inode = self.point == now.point && self.inode.is_some() && self.inode == now.inode;
-        let same_root = self.root.is_none() || self.root == now.root || same_inode;
+        let same_root = self.root.is_none() || now.root.is_none() || self.root == now.root || same_inode;
         self.id == now.id && (self.device.is_none() || self.device == now.device) && same_root
     }
 
@@ -453,6 +454,27 @@ mod tests {
         let was = [shared.clone(), then[1].clone()];
         let found = difference(&was, &[shared, then[1].clone(), own]).expect("no refusal");
         assert_eq!(found, base(&[1, 2]), "its master is in the container");
+    }
+
+    /// Who looks from another cgroup namespace, or another cgroup of its own, sees other roots of the same mounts.
+    #[test]
+    fn the_root_of_cgroups_is_of_who_looks() {
+        let proc = std::env::temp_dir().join(format!("yendor-namespace-{}", std::process::id()));
+        let seen_from = |root: &str| {
+            let one = proc.join("1");
+            std::fs::create_dir_all(&one).expect("a directory of our own");
+            let v1 = format!("30 23 0:26 {root} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
+            let v2 = format!("31 23 0:27 {root} /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
+            let other = "32 23 0:28 /a /b rw - ext4 /dev/x rw\n";
+            std::fs::write(one.join("mountinfo"), v1 + &v2 + other).expect("a file of our own");
+            let at = rustix::fs::open(&proc, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("open");
+            mounts(at.as_fd(), 1).expect("mountinfo").0
+        };
+        let (then, now) = (seen_from("/"), seen_from("/../.."));
+        std::fs::remove_dir_all(&proc).expect("remove what is our own");
+        let found = difference(&then, &now).expect("no refusal");
+        assert_eq!((found.base, found.removed), ([30, 31, 32].into(), Vec::new()));
+        assert_eq!(now[2].root, Some(Bytes(b"/a".to_vec())));
     }
 
     #[test]

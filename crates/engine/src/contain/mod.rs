@@ -27,7 +27,6 @@ use rustix::mount::{
 use rustix::process::{Gid, fchdir, pivot_root};
 use rustix::time::Timespec;
 use yendor_kinds::namespace::mount::own::Begun;
-use yendor_kinds::namespace::network;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::namespace::Namespaces;
 use yendor_sys::{Errno, SysError, namespace};
@@ -90,15 +89,12 @@ pub fn prepare(request: &Request, given: &Given, usher: Usher, cgroup: Option<Cg
     Ok(Contained { host_proc, state, cgroup, begun, again, usher: Some(usher), ahead: None })
 }
 
-/// Names, the loopback, and settings of the new namespaces.
+/// Names and settings of the new namespaces.
 fn set_names(request: &Request, host_proc: &OwnedFd) -> Caused<()> {
     let name = request.hostname.as_deref().unwrap_or(&request.name);
     rustix::system::sethostname(name.as_bytes()).named("sethostname", || format!("{name:?}"))?;
     if let Some(name) = request.layout.as_ref().and_then(|layout| layout.domainname.as_deref()) {
         rustix::system::setdomainname(name.as_bytes()).named("setdomainname", || format!("{name:?}"))?;
-    }
-    if request.net == Net::Private {
-        network::loopback_up()?;
     }
     match &request.layout {
         Some(layout) => sysctl::set(host_proc, &layout.sysctls),
