@@ -29,6 +29,7 @@ yendor_tests::root_and_user! {
     a_plan_says_what_will_be_done
     holes_stay_holes
     half_filled_files_take_no_longer
+    what_rings_meanwhile_rings
     zeros_are_not_stored
     long_work_is_shown_at_a_terminal_only
     standard_input_is_open_in_the_foreground
@@ -200,6 +201,52 @@ time.sleep(1000)
     let taken = yendor.call(&["checkpoint", "--json", &container, "-o", utf8(&image)]).exits(0).json();
     let stopped = taken["phases"]["stopped_us"].as_u64().unwrap_or_else(|| panic!("{taken}"));
     assert!(stopped < 5_000_000, "{taken}");
+}
+
+/// Programs that set a timer anew each time it has rung, and do nothing else: whenever it rings, all of them go on.
+fn what_rings_meanwhile_rings(flavour: Flavour) {
+    const PROGRAM: &str = "
+import ctypes, mmap, os, signal, struct, time
+libc = ctypes.CDLL(None)
+N = 24
+seen = mmap.mmap(-1, 8 * N)
+def counts(): return [struct.unpack_from('q', seen, 8 * i)[0] for i in range(N)]
+def child(i):
+    timer = ctypes.c_void_p()
+    if i % 2: assert libc.timer_create(1, None, ctypes.byref(timer)) == 0
+    def again():
+        if i % 2: assert libc.timer_settime(timer, 0, struct.pack('4q', 0, 0, 0, 2_000_000 + i * 50_000), None) == 0
+        else: signal.setitimer(signal.ITIMER_REAL, 0.002 + i * 0.00005)
+    def rang(*_):
+        struct.pack_into('q', seen, 8 * i, struct.unpack_from('q', seen, 8 * i)[0] + 1)
+        again()
+    signal.signal(signal.SIGALRM, rang)
+    again()
+    while True: signal.pause()
+def look(*_):
+    before = counts()
+    time.sleep(1)
+    print('standing still:', [i for i, (a, b) in enumerate(zip(before, counts())) if a == b])
+    print('looked', flush=True)
+signal.signal(signal.SIGUSR1, look)
+for i in range(N):
+    if os.fork() == 0: child(i)
+time.sleep(0.2)
+print('ready', flush=True)
+while True: signal.pause()
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut container = python(&yendor, "ringing", PROGRAM);
+    for generation in 0..8 {
+        let image = yendor.path(&format!("image-{generation}"));
+        yendor.checkpoint(&container, &image);
+        container = yendor.fresh("ringing");
+        yendor.restore(&image, &container);
+        yendor.kill(&container, "USR1");
+        yendor.wait_for_log(&container, "looked", PATIENCE);
+        let said = yendor.logs(&container);
+        assert!(said.contains("standing still: []"), "generation {generation}: {said}");
+    }
 }
 
 /// The network that a container sees, and whether its loopback is up.

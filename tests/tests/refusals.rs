@@ -247,9 +247,14 @@ fn a_mapped_file_is_no_other_one_of_its_number() {
     // Of overlay mappings show another device than the file has.
     let overlay = "mount -t tmpfs one up; mkdir low up/u up/w; printf first > low/f; \
                    mount -t overlay -o lowerdir=low,upperdir=up/u,workdir=up/w o m";
-    for (what, first, then, code) in
-        [("another", tmpfs, over, 3), ("the same", tmpfs, "true", 0), ("the same, of overlay", overlay, "true", 0)]
-    {
+    // To open it would wait for a writer of the tree, which is stopped.
+    let fifo = "mount -t tmpfs two m; mkfifo m/f";
+    for (what, first, then, code) in [
+        ("another", tmpfs, over, 3),
+        ("a fifo", tmpfs, fifo, 3),
+        ("the same", tmpfs, "true", 0),
+        ("the same, of overlay", overlay, "true", 0),
+    ] {
         let script = format!(
             "cd $PLACE; rm -rf ready low; mkdir -p m up; {first}; number=$(stat -c %i m/f); \
              setsid /usr/bin/python3 program < /dev/null > said 2>&1 & pid=$!; trap 'kill -9 $pid' EXIT; \

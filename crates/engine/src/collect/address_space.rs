@@ -355,13 +355,13 @@ impl<'w> Memory<'w> {
                 return Ok(Backing::File(*id, map.offset));
             }
             let mut open = |gather: &Gather<'_>| -> Result<_> {
-                let fd = gather.open_inside(&map.name, flags | OFlags::NOCTTY)?;
+                let Some(fd) = gather.open_regular(&map.name, flags)? else { return Ok(None) };
                 let same = self.mounts.is_same(gather, fd.as_fd(), (source.pid, map))?;
-                Ok((fd, same))
+                Ok(same.then_some(fd))
             };
             let opened = match open(gather) {
                 // Mapped before its process went into another mount namespace.
-                Ok((_, false)) | Err(_) if gather.here.is_some() => {
+                Ok(None) | Err(_) if gather.here.is_some() => {
                     let before = gather.here.take();
                     let opened = open(gather);
                     gather.here = before;
@@ -369,8 +369,7 @@ impl<'w> Memory<'w> {
                 }
                 other => other,
             };
-            let (fd, same) = opened?;
-            if same {
+            if let Some(fd) = opened? {
                 let id = self.mapped_file(fd, writes, gather)?;
                 self.named.insert(key, (map.name.clone(), id));
                 return Ok(Backing::File(id, map.offset));
@@ -406,7 +405,7 @@ impl<'w> Memory<'w> {
         match search::names_of(gather, pid, map)? {
             Names::None => Ok(None),
             Names::Other(path) => {
-                let fd = gather.open_inside(&path, OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW)?;
+                let Some(fd) = gather.open_regular(&path, OFlags::RDWR)? else { return Ok(None) };
                 self.mapped_file(fd, true, gather).map(Some)
             }
             Names::Unknown => {

@@ -1,5 +1,7 @@
 //! One process of a frozen tree.
 
+mod timers;
+
 use std::os::fd::{AsFd, OwnedFd};
 
 use yendor_image::{Addr, Bytes, Tid};
@@ -428,8 +430,11 @@ pub fn ask_all(
         }
         born.into_iter().for_each(|(i, twin)| twins.add(all[i].facts, twin));
     }
-    let answered = answered?;
+    let mut answered = answered?;
     given_back?;
+    for (i, (asking, more)) in all.iter_mut().zip(&mut answered).enumerate() {
+        timers::rung(asking, more).map_err(|e| (i, e))?;
+    }
     let told = answered.into_iter().zip(registers).map(|(more, registers)| Told { registers, more });
     Ok(told.collect())
 }
@@ -465,7 +470,7 @@ fn answers(
 }
 
 fn ask_more(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>, sparse: &mut sparse::Asked) -> Result<More> {
-    let waiting = count_overruns(borrowed, asking)?;
+    let waiting = timers::count_overruns(borrowed, asking)?;
     let places = policy::set(&asking.asked[0].inquiry, &asking.about.policies);
     let policies =
         if places.is_empty() { Vec::new() } else { policy::looked(&places, &borrowed.run(0, &policy::look(&places))?) };
@@ -475,23 +480,4 @@ fn ask_more(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>, sparse: &mut spars
     let memory = (asking.texts.smaps.as_slice(), asking.view.proc, asking.facts.pid);
     let present = sparse::look(borrowed, memory, (asking.view.watch, &asking.restricted), sparse)?;
     Ok(More { waiting, policies, contexts, present, notifications })
-}
-
-/// The timers whose signals wait, and how often each has expired since: see [`posix_timer`].
-fn count_overruns(borrowed: &mut Borrowed<'_>, asking: &Asking<'_>) -> Result<Vec<(i32, u64)>> {
-    let Asking { texts, asked, about, queued: (shared, own), .. } = asking;
-    let mut out = Vec::new();
-    for waiting in posix_timer::Waiting::find(&texts.timers, &asked[0].inquiry, &about.timers, shared, own) {
-        let index = waiting.thread.unwrap_or(0);
-        let mut overruns = 0;
-        let looked = borrowed.run(index, &waiting.look())?;
-        if let Some(script) = waiting.take(&looked) {
-            let taken = borrowed.run(index, &script)?;
-            let (n, script) = waiting.put_back(&looked, &taken);
-            overruns = n;
-            borrowed.run(index, &script)?;
-        }
-        out.push((waiting.id, overruns));
-    }
-    Ok(out)
 }

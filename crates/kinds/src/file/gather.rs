@@ -439,6 +439,20 @@ impl<'a> Gather<'a> {
             .named("openat2", || format!("{}, RESOLVE_IN_ROOT", path.escape_ascii()))
     }
 
+    /// Opens a regular file inside the tree's root; none when it is something else, which is not opened: a fifo would wait for somebody of the
+    /// tree, and what opening a device does nobody knows.
+    ///
+    /// # Errors
+    /// What openat2, openat and fstat say.
+    pub fn open_regular(&self, path: &[u8], flags: OFlags) -> Result<Option<OwnedFd>> {
+        let fd = self.open_inside(path, OFlags::PATH)?;
+        let stat = rustix::fs::fstat(&fd).named("fstat", || path.escape_ascii().to_string())?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => super::regular::reopen(&self.proc, fd.as_fd(), flags).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Notes that something is lost, if the caller allowed that kind.
     ///
     /// # Errors

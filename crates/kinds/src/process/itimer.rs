@@ -4,10 +4,11 @@
 //! *Lost:* up to a tick of the kernel's clock (clock_getres(2), `CLOCK_MONOTONIC_COARSE`) of what remains of the two that measure processor time.
 
 use serde::{Deserialize, Serialize};
+use yendor_image::Bytes;
 use yendor_task::script::{bytes, out};
 use yendor_task::{Nr, Script, args};
 
-use super::{Inquiry, Question, words};
+use super::{Inquiry, Question, half_at, words};
 use crate::Result;
 
 /// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`: interval seconds and microseconds, then what remains.
@@ -35,6 +36,17 @@ pub fn collect(inquiry: &Inquiry, asked: [Question; 3]) -> Result<Record> {
         }
     }
     Ok(record)
+}
+
+impl Record {
+    /// Whether a signal comes from one of them that is not armed any more: it has rung, once and for all.
+    #[must_use]
+    pub fn has_rung(&self, info: &Bytes) -> bool {
+        const SI_KERNEL: u32 = 0x80;
+        const SIGNALS: [u32; 3] = [14, 26, 27];
+        let which = SIGNALS.iter().position(|signal| *signal == half_at(&info.0, 0));
+        half_at(&info.0, 8) == SI_KERNEL && which.is_some_and(|which| self.timers[which] == [0; 4])
+    }
 }
 
 /// `ITIMER_REAL`, which measures no processor time.

@@ -54,6 +54,14 @@ pub struct Asked {
     overrun: Question,
 }
 
+impl Asked {
+    /// Whether it said that it will not expire any more.
+    #[must_use]
+    pub fn is_disarmed(&self, inquiry: &Inquiry) -> bool {
+        (0..4).all(|i| inquiry.word(self.setting, i).is_ok_and(|word| word == 0))
+    }
+}
+
 /// Asks for the settings of the timers that /proc lists.
 pub fn ask(inquiry: &mut Inquiry, timers: &[Timer]) -> Vec<Asked> {
     let mut ask = |t: &Timer| Asked {
@@ -90,7 +98,8 @@ pub fn collect(
 }
 
 /// Whether times in the past can be told to the timer; CPU time starts anew.
-fn has_wall_clock(clock: i32) -> bool {
+#[must_use]
+pub fn has_wall_clock(clock: i32) -> bool {
     clock >= 0 && clock != 2 && clock != 3
 }
 

@@ -66,9 +66,26 @@ impl Queue {
 
     /// The POSIX timers whose signals wait in it, and the signals.
     pub fn timers(&self) -> impl Iterator<Item = (i32, i32)> + '_ {
-        let of_timer = |i: &&Bytes| half_at(&i.0, 8).cast_signed() == SI_TIMER;
-        let number = |i: &Bytes, at: usize| half_at(&i.0, at).cast_signed();
-        self.infos.iter().filter(of_timer).map(move |i| (number(i, 16), number(i, 0)))
+        self.infos.iter().filter_map(Queue::timer)
+    }
+
+    /// The POSIX timer that a signal is of, and its number.
+    #[must_use]
+    pub fn timer(info: &Bytes) -> Option<(i32, i32)> {
+        let number = |at: usize| half_at(&info.0, at).cast_signed();
+        (number(8) == SI_TIMER).then(|| (number(16), number(0)))
+    }
+
+    /// What waits in it and did not `then`.
+    pub fn since(self, then: &Queue) -> impl Iterator<Item = Bytes> + use<> {
+        let mut then = then.infos.clone();
+        self.infos.into_iter().filter(move |info| match then.iter().position(|old| old == info) {
+            Some(place) => {
+                then.swap_remove(place);
+                false
+            }
+            None => true,
+        })
     }
 
     /// How many signals of this number wait in it.
