@@ -30,6 +30,7 @@ yendor_tests::root_and_user! {
     holes_stay_holes
     half_filled_files_take_no_longer
     what_rings_meanwhile_rings
+    a_command_of_exec_stands_still
     zeros_are_not_stored
     long_work_is_shown_at_a_terminal_only
     standard_input_is_open_in_the_foreground
@@ -201,6 +202,48 @@ time.sleep(1000)
     let taken = yendor.call(&["checkpoint", "--json", &container, "-o", utf8(&image)]).exits(0).json();
     let stopped = taken["phases"]["stopped_us"].as_u64().unwrap_or_else(|| panic!("{taken}"));
     assert!(stopped < 5_000_000, "{taken}");
+}
+
+/// A command of `exec` stands still while its container does, and is named as what no image has.
+fn a_command_of_exec_stands_still(flavour: Flavour) {
+    const PROGRAM: &str = "
+import os
+a, b = [os.open('/tmp/' + name, os.O_CREAT | os.O_RDWR) for name in 'ab']
+print('ready', flush=True)
+n = 0
+while True:
+    n += 1
+    for fd in a, b: os.pwrite(fd, b'%d\\n' % n, 0)
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = asleep(&yendor, "host");
+    let mut command = yendor.command(&["exec", &container, "--", "python3", "-c", PROGRAM]);
+    let mut counting = Started::new(command.stdout(yendor.output("counting")).stderr(yendor.output("errors")));
+    let said = || fs::read_to_string(yendor.path("counting")).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || said() == "ready\n"));
+    let numbers = |container: &str| {
+        let said = yendor.call(&["exec", container, "--", "cat", "/tmp/a", "/tmp/b"]).exits(0).stdout;
+        let numbers: Vec<u64> = said.lines().map(|line| line.parse().expect("a number")).collect();
+        <[u64; 2]>::try_from(numbers).unwrap_or_else(|_| panic!("{said}"))
+    };
+    let mut before = [0, 0];
+    for (round, ends) in [false, false, false, true].into_iter().enumerate() {
+        let image = yendor.path(&format!("image-{round}"));
+        let left: &[&str] = if ends { &[] } else { &["--leave-running"] };
+        let taken = yendor.call(&[&["checkpoint", "--json", &container, "-o", utf8(&image)], left].concat());
+        let lost = taken.exits(0).json()["lost"].to_string();
+        assert!(lost.contains("python3") && lost.contains("a command of `yendor exec`"), "{lost}");
+        let again = yendor.fresh("again");
+        yendor.restore(&image, &again);
+        let [a, b] = numbers(&again);
+        assert!(a == b || a == b + 1, "of two instants: {a} {b}");
+        assert!([a, b] > before, "{a} {b} after {before:?}");
+        before = [a, b];
+        let all = yendor.call(&["exec", &again, "--", "ps", "-eo", "args"]).exits(0).stdout;
+        assert!(!all.contains("python3 -c"), "{all}");
+        yendor.call(&["rm", "-f", &again]).exits(0);
+    }
+    assert!(counting.ended(PATIENCE).is_some());
 }
 
 /// Programs that set a timer anew each time it has rung, and do nothing else: whenever it rings, all of them go on.

@@ -6,6 +6,7 @@
 mod before;
 mod end;
 mod gather;
+mod guests;
 mod marker;
 mod stop;
 mod store;
@@ -33,6 +34,7 @@ use crate::collect::watch::Watch;
 use crate::collect::{Done, Spared, Twins, Why};
 use crate::error::{At, Error, Result, Step};
 use crate::pager;
+use crate::session::Gate;
 use crate::setting;
 use crate::shadow::Shadow;
 use crate::sign::Signer;
@@ -200,11 +202,17 @@ fn attempt(
     let own = if let Target::Container(state, _) = target { Some(setting::own(&state.request)) } else { None };
     let usual = own.map(|own| setting::usual(proc, own)).transpose().at(Step::Collect)?;
     let rounds = early(target, proc, top, (&writer, parent, held), options, &mut summary)?;
+    // Commands that are about to begin are waited for, and then wait for us.
+    let gate = match target {
+        Target::Container(_, directory) => Some(Gate::close(directory)?),
+        Target::Tree(_) => None,
+    };
     let begin = Instant::now();
     // What must go when the tree runs again goes after it.
     let mut twins = if options.leave_running { Some(Twins::new(proc, *most).at(Step::Freeze)?) } else { None };
     let tree = FrozenTree::freeze(proc.as_fd(), top, root).map_err(|e| not_ours(e, proc, top));
-    let tree = tree.at(Step::Freeze)?;
+    let mut tree = tree.at(Step::Freeze)?;
+    let guests = gate.as_ref().map(|gate| guests::stop(gate, &mut tree, proc)).transpose()?;
     if let Some(pid) = tree.headless.first() {
         // Most are on their way out with all their threads.
         let what = format!("process {pid}, whose first thread has ended before the others");
@@ -216,6 +224,7 @@ fn attempt(
     let (mut snapshot, rest, aside) =
         gather::gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds, usual))?;
     summary.timings.push(("collect".into(), us(collecting)));
+    snapshot.lost.extend(guests.into_iter().flatten());
     let storing = Instant::now();
     summary.files = snapshot.files.len();
     summary.not_copied = twins.as_ref().map_or_else(Vec::new, |twins| twins.missing().to_vec());

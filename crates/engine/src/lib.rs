@@ -29,6 +29,7 @@ pub mod pager;
 pub mod rebuild;
 mod recorder;
 pub mod request;
+pub mod session;
 mod setting;
 mod shadow;
 pub mod sign;

@@ -12,6 +12,7 @@ pub mod inet;
 pub mod ipc;
 pub mod kcmp;
 pub mod landlock;
+pub mod lock;
 pub mod lsm;
 pub mod mapping;
 pub mod mount;

@@ -26,6 +26,8 @@ pub struct FrozenTree {
     pub zombies: Vec<i32>,
     /// Processes whose first thread has ended, and others not or not yet: nobody can stop them by their id.
     pub headless: Vec<i32>,
+    /// Others that stand still, run on and end with it, and are none of it.
+    guests: BTreeMap<i32, Vec<Stopped>>,
 }
 
 /// Where a tree begins.
@@ -152,7 +154,13 @@ impl FrozenTree {
     /// # Errors
     /// `EPERM` when a task may not be traced, `ETIMEDOUT` when it does not stop. Everything stopped so far runs again.
     pub fn freeze(proc: BorrowedFd<'_>, top: Top, root: i32) -> Result<FrozenTree, SysError> {
-        let mut tree = FrozenTree { root, processes: BTreeMap::new(), zombies: Vec::new(), headless: Vec::new() };
+        let mut tree = FrozenTree {
+            root,
+            processes: BTreeMap::new(),
+            zombies: Vec::new(),
+            headless: Vec::new(),
+            guests: BTreeMap::new(),
+        };
         let mut known = BTreeSet::new();
         let mut parents = Vec::new();
         let mut new = match top {
@@ -257,6 +265,12 @@ impl FrozenTree {
         stopped
     }
 
+    /// Takes the processes of another tree as guests of this one.
+    pub fn adopt(&mut self, mut other: FrozenTree) {
+        self.guests.append(&mut other.processes);
+        self.guests.append(&mut other.guests);
+    }
+
     /// From now on no process outlives us: half a tree is nobody's.
     ///
     /// The process that everything grows from first: in a container no other is left without it. If we die in the middle, those whose turn has
@@ -264,7 +278,7 @@ impl FrozenTree {
     #[must_use]
     pub fn bind(self) -> Bound {
         let first = self.processes.get(&self.root).into_iter().flatten();
-        for thread in first.chain(self.threads()) {
+        for thread in first.chain(self.threads()).chain(self.guests.values().flatten()) {
             // Those that are gone are gone.
             let _ = ptrace::set_options(thread.tid(), ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL);
         }
@@ -288,7 +302,8 @@ impl Bound {
     /// What kill says, except for processes that are gone.
     pub fn kill(mut self) -> Result<(), SysError> {
         use rustix::process::{Pid, Signal, kill_process};
-        let processes = std::mem::take(&mut self.0.processes);
+        let mut processes = std::mem::take(&mut self.0.processes);
+        processes.append(&mut self.0.guests);
         for (pid, threads) in &processes {
             let Some(raw) = Pid::from_raw(*pid) else { continue };
             match (kill_process(raw, Signal::KILL), threads.first()) {
@@ -414,7 +429,8 @@ fn release(tids: &[i32]) {
 impl Drop for FrozenTree {
     /// Thaw: every task runs on.
     fn drop(&mut self) {
-        for threads in std::mem::take(&mut self.processes).into_values() {
+        let guests = std::mem::take(&mut self.guests);
+        for threads in std::mem::take(&mut self.processes).into_values().chain(guests.into_values()) {
             for stopped in threads {
                 // A task that was killed meanwhile is gone, which is all we could report.
                 let _ = stopped.detach();

@@ -21,7 +21,7 @@ use crate::{name, parse, print, progress};
 /// Write a container or process tree into an image
 ///
 /// Its tasks end once the image is safely stored, unless they are to be left. On any failure they run on and no image
-/// is left.
+/// is left. Commands of `yendor exec` stand still meanwhile and are in no image.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  yendor checkpoint web\n  yendor checkpoint web -o ./web.image --leave-running\n  \
     yendor checkpoint --pid 4711 -o ./tree.image\n  \

@@ -13,6 +13,7 @@ use rustix::process::DumpableBehavior;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::thread::{CapabilitySet, ThreadNameSpaceType as Ns, move_into_thread_name_spaces};
 use yendor_engine::process::{Terminal, lead_session};
+use yendor_engine::session::Session;
 use yendor_engine::state::{Places, State};
 use yendor_policy::lsm::Entry;
 
@@ -23,6 +24,8 @@ use crate::terminal::{Relay, resize};
 use crate::{container, foreground, parse, signal};
 
 /// Run a command in a running container, beside what runs there
+///
+/// A checkpoint of the container stops it for as long, but has it in no image, and says so.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  yendor exec web -- ps ax\n  yendor exec -t web -- sh")]
 pub struct Exec {
@@ -56,6 +59,7 @@ impl Exec {
         let gone = || Failure::Failed(format!("container {} has ended", self.container));
         let init = found.init()?.ok_or_else(gone)?;
         yendor_engine::exec::from_a_copy(found.state.init)?;
+        let session = Session::begin(&found.directory)?;
         join_cgroup(&found.state)?;
         let denied = |e: yendor_policy::lsm::SysError| Failure::Denied(format!("the container's label: {e}"));
         let labels: Vec<Entry> = yendor_engine::exec::labels(&found.state)?;
@@ -72,6 +76,7 @@ impl Exec {
         signals.spare(&mut command);
         if !self.tty {
             let child = lead_session(&mut command, Terminal::None).spawn().map_err(|e| self.not_started(&e))?;
+            session.begun()?;
             return foreground::see_child(&signals, child);
         }
         let (master, peer) = terminal()?;
@@ -80,6 +85,7 @@ impl Exec {
             number(&mut command, stdio);
         }
         let child = lead_session(&mut command, Terminal::StandardInput).spawn().map_err(|e| self.not_started(&e))?;
+        session.begun()?;
         // Else the terminal stays open for ever: in us, and in the command that holds it for further spawns.
         drop((command, peer));
         let pid = rustix::process::Pid::from_child(&child);
