@@ -31,6 +31,7 @@ yendor_tests::root_and_user! {
     half_filled_files_take_no_longer
     what_rings_meanwhile_rings
     a_command_of_exec_stands_still
+    what_confined_it_is_said
     zeros_are_not_stored
     long_work_is_shown_at_a_terminal_only
     standard_input_is_open_in_the_foreground
@@ -202,6 +203,28 @@ time.sleep(1000)
     let taken = yendor.call(&["checkpoint", "--json", &container, "-o", utf8(&image)]).exits(0).json();
     let stopped = taken["phases"]["stopped_us"].as_u64().unwrap_or_else(|| panic!("{taken}"));
     assert!(stopped < 5_000_000, "{taken}");
+}
+
+/// An image brings no policy; that its container had one is said.
+fn what_confined_it_is_said(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let options = ["--landlock", "ro:/", "--landlock", "exec:/usr", "--cap-drop", "CAP_NET_RAW"];
+    let container = yendor.fresh("confined");
+    let all = [&["-e", yendor.mark()], &options[..]].concat();
+    yendor.run_detached_with(&container, &all, &["/usr/bin/sleep", "1000"]).exits(0);
+    let image = yendor.path("image");
+    yendor.checkpoint(&container, &image);
+    let said = yendor.call(&["inspect", utf8(&image)]).exits(0).stdout;
+    assert!(said.contains("--cap-drop, --landlock"), "{said}");
+    let notes = |options: &[&str]| {
+        let again = yendor.fresh("again");
+        let said = yendor.restore_with(&image, &again, &[options, &["--json"]].concat()).exits(0).json();
+        yendor.call(&["rm", "-f", &again]).exits(0);
+        said["notes"].to_string()
+    };
+    assert!(notes(&[]).contains("it ran under --cap-drop, --landlock, which nobody asks for now"));
+    assert!(notes(&options[..4]).contains("it ran under --cap-drop, which nobody asks for now"));
+    assert_eq!(notes(&options), "[]");
 }
 
 /// A command of `exec` stands still while its container does, and is named as what no image has.

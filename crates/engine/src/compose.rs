@@ -99,6 +99,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
             ipc: None,
             settings: Vec::new(),
             volumes: Vec::new(),
+            bounds: Vec::new(),
         },
         processes: vec![process],
         files: if terminal { vec![terminal_file()] } else { standard_files() },

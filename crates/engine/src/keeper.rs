@@ -263,6 +263,7 @@ fn start(
         // Tasks have read what must be right before they run.
         hashing.compare(reader.manifest())?;
     }
+    let weaker = request.weaker_than(&snapshot.container.bounds);
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);
     let (mut mounts, _) = namespace::mounts(proc.as_fd(), rebuilt.init).at(Step::Rebuild)?;
     namespace::look(&mut mounts, (proc.as_fd(), rebuilt.init), |_| true).at(Step::Rebuild)?;
@@ -293,7 +294,7 @@ fn start(
     let started = Started {
         main: running.main,
         init: running.init,
-        notes: running.notes.iter().cloned().chain(settings).collect(),
+        notes: running.notes.iter().cloned().chain(settings).chain(weaker).collect(),
         timings: clock.phases,
         terminal: late,
     };

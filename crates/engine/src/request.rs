@@ -1,13 +1,17 @@
 //! What the caller asks for: the only source of authority of a restore. Nothing here ever comes from an image.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_kinds::Cause;
+use yendor_kinds::snapshot::Bound;
 use yendor_policy::capability;
 pub use yendor_policy::landlock::Rule;
 pub use yendor_policy::lsm::Profile;
+
+use crate::ark;
 
 /// A container as its caller wants it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +42,32 @@ pub struct Request {
 }
 
 impl Request {
+    /// What it confines the container with.
+    #[must_use]
+    pub fn bounds(&self) -> Vec<Bound> {
+        let Policy { landlock, seccomp, enforce: _, profiles, keep_lsm: _ } = &self.policy;
+        let all = [
+            // That of clones who share their memory is nobody's wish.
+            (Bound::Seccomp, seccomp.as_ref().is_some_and(|filter| *filter != ark::filter())),
+            (Bound::Landlock, !landlock.is_empty()),
+            (Bound::CapDrop, !self.cap_drop.is_empty()),
+            (Bound::LsmProfile, !profiles.is_empty()),
+            (Bound::Memory, self.memory.is_some()),
+            (Bound::Pids, self.pids.is_some()),
+        ];
+        all.into_iter().filter_map(|(bound, there)| there.then_some(bound)).collect()
+    }
+
+    /// What is to be said of a container that was confined by more than this.
+    #[must_use]
+    pub fn weaker_than(&self, then: &[Bound]) -> Option<String> {
+        let now = self.bounds();
+        let gone = then.iter().filter(|bound| !now.contains(bound)).map(|bound| bound.option());
+        // An image may say so any number of times.
+        let gone: Vec<&str> = gone.collect::<BTreeSet<_>>().into_iter().collect();
+        (!gone.is_empty()).then(|| format!("it ran under {}, which nobody asks for now", gone.join(", ")))
+    }
+
     /// Whether the container's root may mount something in its container, as far as the request tells: what its tasks may not do is not done for
     /// them. Paths of Landlock, and of profiles, would mean something else.
     ///

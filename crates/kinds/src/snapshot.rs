@@ -108,6 +108,42 @@ pub struct Container {
     pub settings: Vec<crate::namespace::sysctl::Record>,
     /// Host paths that its tasks saw; whoever restores says by name what they are now.
     pub volumes: Vec<Volume>,
+    /// What confined it beside what its tasks had forbidden themselves. No authority of anything: whoever restores it is told.
+    #[serde(default)]
+    pub bounds: Vec<Bound>,
+}
+
+/// What a caller confines a container with, by the option that asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// `--seccomp`.
+    Seccomp,
+    /// `--landlock`.
+    Landlock,
+    /// `--cap-drop`.
+    CapDrop,
+    /// `--lsm-profile`.
+    LsmProfile,
+    /// `--memory`.
+    Memory,
+    /// `--pids`.
+    Pids,
+}
+
+impl Bound {
+    /// The option.
+    #[must_use]
+    pub fn option(self) -> &'static str {
+        match self {
+            Bound::Seccomp => "--seccomp",
+            Bound::Landlock => "--landlock",
+            Bound::CapDrop => "--cap-drop",
+            Bound::LsmProfile => "--lsm-profile",
+            Bound::Memory => "--memory",
+            Bound::Pids => "--pids",
+        }
+    }
 }
 
 fn up() -> bool {

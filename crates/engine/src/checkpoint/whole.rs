@@ -41,8 +41,8 @@ pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container
     let home = if let Target::Container(state, _) = target { state.init } else { root };
     let offsets = tree::read_proc(proc.as_fd(), &format!("{home}/timens_offsets")).at(Step::Collect)?;
     let offsets = yendor_proc::timens_offsets::parse(&offsets).at(Step::Collect).task(root)?;
-    let (view, own_network, volumes) = match target {
-        Target::Tree(_) => (Root::Caller, differs(root, "net"), Vec::new()),
+    let (view, own_network, volumes, bounds) = match target {
+        Target::Tree(_) => (Root::Caller, differs(root, "net"), Vec::new(), Vec::new()),
         Target::Container(state, _) => {
             let view = match state.request.root {
                 request::Root::Layered => Root::Layered,
@@ -50,7 +50,8 @@ pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container
                 request::Root::Dir(_) => Root::Dir,
                 request::Root::Caller => Root::Caller,
             };
-            (view, state.request.net != request::Net::Host, volumes(&state.request))
+            let request = &state.request;
+            (view, request.net != request::Net::Host, volumes(request), request.bounds())
         }
     };
     let now = |clock, offset: yendor_proc::timens_offsets::Offset| {
@@ -76,6 +77,7 @@ pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container
         ipc: None,
         settings: Vec::new(),
         volumes,
+        bounds,
     })
 }
 

@@ -66,6 +66,17 @@ pub fn summary(manifest: &Manifest, signed_by: Option<&str>, snapshot: &Snapshot
                 .join("; "),
         ),
         (
+            "confined with",
+            container
+                .bounds
+                .iter()
+                .map(|bound| bound.option())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect::<Vec<_>>()
+                .join(", "),
+        ),
+        (
             "restrictions",
             format!("{} seccomp filters, {} Landlock domains", restrictions.filters.len(), restrictions.domains.len()),
         ),
