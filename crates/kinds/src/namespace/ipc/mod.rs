@@ -13,7 +13,7 @@ pub mod shm;
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
 use rustix::process::{Gid, Uid, getegid, geteuid};
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
@@ -104,11 +104,12 @@ impl Wait {
 }
 
 impl Scope<'_> {
-    /// Whether an object of these processes (0: none) is taken. One that is used inside and outside cannot be.
+    /// Whether an object of these processes (0: none), which used it until `last` (seconds since 1970), is taken. One that is used inside and
+    /// outside cannot be.
     fn takes(
         self,
         proc: BorrowedFd<'_>,
-        users: &[i32],
+        (users, last): (&[i32], u64),
         wait: Option<Wait>,
         shown: impl FnOnce() -> String,
     ) -> Result<bool> {
@@ -117,8 +118,10 @@ impl Scope<'_> {
         if !waited_for && !users.iter().any(|pid| pids.contains(pid)) {
             return Ok(false);
         }
-        let lives = |pid: i32| statat(proc, pid.to_string(), AtFlags::empty()).is_ok();
-        match users.iter().find(|pid| **pid > 0 && !pids.contains(pid) && lives(**pid)) {
+        // Or somebody who has only got the number of one that used it.
+        let used = |pid: i32| began(proc, pid).is_some_and(|began| began <= last.saturating_add(1));
+        match users.iter().find(|pid| **pid > 0 && !pids.contains(pid) && used(**pid)) {
+            Some(_) if !waited_for && !users.iter().any(|pid| pids.contains(pid) && used(*pid)) => Ok(false),
             Some(other) => {
                 let what = format!("{} of the host's ipc namespace: process {other} outside of the tree", shown());
                 Err(Cause::unsupported(format!("{what} uses it too")))
@@ -169,7 +172,8 @@ pub(super) fn collect_of(
     let mut msg = Vec::new();
     for row in sysvipc::parse_msg(&table("msg")?)? {
         let (users, wait) = ([row.last_sender, row.last_receiver], Wait::Queue(row.perm.id));
-        if scope.takes(proc, &users, Some(wait), || format!("message queue {}", row.perm.id))? {
+        let last = row.send_time.max(row.receive_time).max(row.change_time);
+        if scope.takes(proc, (&users, last), Some(wait), || format!("message queue {}", row.perm.id))? {
             let perm = row.perm;
             msg.extend(scope.unless_foreign(&perm, scope.waits_for(wait), msg::collect(row))?);
         }
@@ -276,6 +280,15 @@ fn as_creator<T>((uid, gid): (u32, u32), make: impl FnOnce() -> std::result::Res
     Ok(made?)
 }
 
+/// When a process began, in seconds since 1970; none when it is gone.
+fn began(proc: BorrowedFd<'_>, pid: i32) -> Option<u64> {
+    use rustix::time::{ClockId, clock_gettime};
+    let stat = yendor_proc::stat::parse(&read(proc, &format!("{pid}/stat")).ok()?).ok()?;
+    let since_boot = stat.starttime / rustix::param::clock_ticks_per_second();
+    let [now, up] = [ClockId::Realtime, ClockId::Boottime].map(|clock| clock_gettime(clock).tv_sec);
+    u64::try_from(now - up).ok()?.checked_add(since_boot)
+}
+
 /// The table and the object disagree: somebody else changed it meanwhile.
 fn changed(what: String) -> Cause {
     SysError::new("read", format!("/proc/sysvipc, {what} changes while the tasks are stopped"), Errno::AGAIN).into()
@@ -284,6 +297,32 @@ fn changed(what: String) -> Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Numbers of processes come again: it was refused as used by somebody outside.
+    #[test]
+    fn who_is_younger_than_the_last_use_has_only_the_number() {
+        use std::os::fd::AsFd;
+        let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        let parent = rustix::process::getppid().unwrap().as_raw_nonzero().get();
+        let mine = began(proc.as_fd(), me).unwrap();
+        let now = u64::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec).unwrap();
+        assert!(mine <= now && now - mine < 3600, "{mine} of {now}");
+        assert_eq!(began(proc.as_fd(), i32::MAX), None);
+        let takes = |tree: &[i32], users: &[i32], last| {
+            Scope::Used(tree, &[]).takes(proc.as_fd(), (users, last), None, || "a segment".into())
+        };
+        assert!(takes(&[me], &[me, parent], now).is_err(), "both use it");
+        assert!(takes(&[me], &[me, i32::MAX], now).unwrap(), "the other is gone");
+        // One that was used last before both, before the tree's alone, or before the other's alone.
+        let before = mine.min(began(proc.as_fd(), parent).unwrap()) - 10;
+        assert!(takes(&[me], &[me, parent], before).unwrap());
+        if began(proc.as_fd(), 1).unwrap() < mine - 6 {
+            assert!(!takes(&[me], &[me, 1], mine - 5).unwrap());
+        }
+        assert!(takes(&[1], &[1, me], mine - 5).unwrap());
+        assert!(!takes(&[i32::MAX], &[me, parent], now).unwrap());
+    }
 
     #[test]
     fn what_another_user_has_made_is_no_ones_here() {

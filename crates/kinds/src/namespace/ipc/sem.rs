@@ -32,7 +32,10 @@ pub(super) fn is_taken(row: &sysvipc::Sem, proc: BorrowedFd<'_>, scope: Scope<'_
     }
     match ipc::sem_pids(row.perm.id) {
         Ok(users) => {
-            scope.takes(proc, &users, Some(Wait::Semaphore(row.perm.id)), || format!("semaphore set {}", row.perm.id))
+            let last = row.op_time.max(row.change_time);
+            scope.takes(proc, (&users, last), Some(Wait::Semaphore(row.perm.id)), || {
+                format!("semaphore set {}", row.perm.id)
+            })
         }
         // Gone meanwhile: nothing that the tree could have used.
         Err(e) if matches!(e.errno, Errno::INVAL | Errno::IDRM) => Ok(false),

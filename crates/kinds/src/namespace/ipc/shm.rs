@@ -105,7 +105,9 @@ pub(super) fn collect(
     for row in table {
         let attachments = mapped.0.get(&row.perm.id);
         let shown = || format!("System V segment {}", row.perm.id);
-        if attachments.is_none() && !scope.takes(proc, &[row.creator_pid, row.last_pid], None, shown)? {
+        let last = row.attach_time.max(row.detach_time).max(row.change_time);
+        let users = [row.creator_pid, row.last_pid];
+        if attachments.is_none() && !scope.takes(proc, (&users, last), None, shown)? {
             continue;
         }
         check(&row, attachments, limits)?;
