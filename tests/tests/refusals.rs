@@ -190,6 +190,33 @@ fn children_elsewhere(flavour: Flavour) {
     assert_eq!(started.ended(PATIENCE).map(Started::code), Some(0), "{}", said());
 }
 
+/// The other end of something is held outside: by whom this one is held, and under which number, is told.
+#[test]
+fn who_holds_what_cannot_be_captured_is_named() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let program = "import os, socket, sys, time\nlisten = socket.create_server(('127.0.0.1', 0))\n\
+                   ends = {'pipe': os.pipe, 'unix': socket.socketpair, 'tcp': lambda: (socket.create_connection(\
+                   listen.getsockname()), listen.accept()[0])}[sys.argv[1]]()\n\
+                   number = lambda end: end if isinstance(end, int) else end.fileno()\nos.dup2(number(ends[1]), 77)\n\
+                   pid = os.fork()\nif pid == 0:\n  os.setsid()\n  os.closerange(3, 77)\n  time.sleep(600)\n\
+                   os.closerange(77, 78)\nprint('ready', pid, flush=True)\ntime.sleep(600)";
+    for what in ["pipe", "unix", "tcp"] {
+        let mut command = yendor.program(Path::new("/usr/bin/python3"));
+        command.args(["-c", program, what]).stdout(yendor.output(what)).stderr(yendor.output(what));
+        command.stdin(std::process::Stdio::null());
+        lead_a_session(&mut command);
+        let started = Started::new(&mut command);
+        let said = || fs::read_to_string(yendor.path(what)).unwrap_or_default();
+        assert!(wait_until(PATIENCE, || said().contains("ready")), "{}", said());
+        let pid = said().trim().strip_prefix("ready ").expect("a pid").to_owned();
+        let image = yendor.path(&format!("image of {what}"));
+        let outcome = yendor.call(&["checkpoint", "--pid", &pid, "-o", text(&image)]).exits(3);
+        let wanted = format!("(file descriptor 77 of process {pid}, python3)");
+        assert!(outcome.stderr.contains(&wanted), "{what}: {}", outcome.stderr);
+        drop(started);
+    }
+}
+
 /// What a task of a foreign tree holds but may not read goes into no image, though root asks for it: it would be read there.
 #[test]
 fn what_a_task_may_not_read_is_not_read_for_it() {

@@ -59,7 +59,7 @@ pub struct Gather<'a> {
     /// Listening unix sockets for that last look.
     pub(super) backlogs: Vec<super::unix::backlog::Unread>,
     /// A process that holds each description.
-    pub(super) holders: BTreeMap<FileId, i32>,
+    pub(super) holders: BTreeMap<FileId, (i32, FdNum)>,
     /// Descriptions whose locks belong to a process that was looked at.
     pub locked: BTreeSet<FileId>,
     /// What each inotify watches, until `finish` finds the paths.
@@ -183,7 +183,7 @@ impl<'a> Gather<'a> {
     ) -> Result<FileId> {
         let key = (stat.st_dev, stat.st_ino);
         let id = FileId(u32::try_from(self.entries.len()).map_err(|_| Cause::unsupported("2^32 open files"))?);
-        self.holders.extend(holder.map(|(pid, _)| (id, pid)));
+        self.holders.extend(holder.map(|holder| (id, holder)));
         let seen = Seen { id, fd, link, info: info.clone(), stat, holder };
         if let Some(line) = seen.info.leftover.first() {
             let line = line.escape_ascii();

@@ -16,6 +16,7 @@ pub mod eventfd;
 pub mod external;
 pub mod fifo;
 pub mod gather;
+mod holder;
 pub mod inet;
 pub mod inotify;
 pub mod memfd;

@@ -169,7 +169,7 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
         }
     }
     for (id, ends) in pipes {
-        let content = content(gather, id, &ends)?;
+        let content = content(gather, id, &ends).map_err(|e| gather.held(id, e))?;
         match gather.entries.get_mut(id.0 as usize).map(|e| &mut e.record) {
             Some(super::Record::Pipe(r)) => r.content = Some(content),
             Some(super::Record::Fifo(r)) => r.content = Some(content),

@@ -333,8 +333,8 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
 
 /// A connection whose peer is not in the tree: after a restore it will have been reset.
 fn lose(gather: &mut Gather<'_>, id: FileId, local: SocketAddr, peer: SocketAddr) -> Result<()> {
-    gather
-        .lose("tcp", format!("the TCP connection from {local} to {peer}, whose other end is outside of the tree,"))?;
+    let what = format!("the TCP connection from {local} to {peer}, whose other end is outside of the tree,");
+    gather.lose("tcp", what).map_err(|e| gather.held(id, e))?;
     let received = waiting(gather.ours(id)?)?.data;
     if let Some(AnyRecord::Inet(record)) = gather.entries.get_mut(id.0 as usize).map(|e| &mut e.record) {
         record.state = State::TcpEnded(Ended { reset: true, received, refused: false });

@@ -161,10 +161,11 @@ pub fn finish(gather: &mut Gather<'_>) -> Result<()> {
         let info = table.get(&inode);
         let info = info.ok_or_else(|| Cause::unsupported(format!("socket:[{inode}]: it lives in another network")))?;
         let known = |peer: u32| gather.with_inode(stat.st_dev, u64::from(peer)).first().copied();
-        record.state = state(inode, info, &tables, record.kind, &known, ours)?;
+        let found = state(inode, info, &tables, record.kind, &known, ours);
+        record.state = found.map_err(|e| gather.held(id, e))?;
         if let State::Listening { waiting, .. } = &mut record.state {
             for client in waiting {
-                client.who = client.socket.and_then(|id| peer::of_holder(*gather.holders.get(&id)?, gather));
+                client.who = client.socket.and_then(|id| peer::of_holder(gather.holders.get(&id)?.0, gather));
             }
         }
         if let State::Listening { waiting, .. } = &record.state
