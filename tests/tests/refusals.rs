@@ -217,6 +217,56 @@ fn who_holds_what_cannot_be_captured_is_named() {
     }
 }
 
+/// A tree has a file of a FUSE file system, and its server: who asks for the file waits for what is stopped. It was for ever.
+#[test]
+fn a_server_that_stands_still_is_not_waited_for() {
+    const PROGRAM: &str = r"
+import ctypes, os, struct, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+fuse = os.open('/dev/fuse', os.O_RDWR)
+options = f'fd={fuse},rootmode=40000,user_id=0,group_id=0'.encode()
+if libc.mount(b'fuse', b'm', b'fuse', 0, options): sys.exit(f'mount: {ctypes.get_errno()}')
+def attributes(node):
+    mode, size = (0o40755, 0) if node == 1 else (0o100644, 5)
+    return struct.pack('<QQQQQQ10I', node, size, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+def serve():
+    while True:
+        request = os.read(fuse, 1 << 18)
+        _, call, unique, node = struct.unpack_from('<IIQQ', request)
+        error, body = 0, b''
+        if call == 26: body = struct.pack('<IIIIHHIIHH8I', 7, 31, 4096, 0, 8, 6, 65536, 1, 0, 0, *[0] * 8)[:64]
+        elif call == 1: body = struct.pack('<QQQQII', 2, 0, 0, 0, 0, 0) + attributes(2)
+        elif call == 3: body = struct.pack('<QII', 0, 0, 0) + attributes(node)
+        elif call in (14, 27): body = struct.pack('<QII', 1, 0, 0)
+        elif call == 2: continue
+        elif call not in (18, 25, 29): error = -38
+        os.write(fuse, struct.pack('<IiQ', 16 + len(body), error, unique) + body)
+if os.fork() == 0: serve()
+os.close(fuse)
+held = os.open('m/file', os.O_RDONLY)
+open('ready', 'w').close()
+while True:
+    time.sleep(0.05)
+    assert os.fstat(held).st_size == 5
+    open('alive', 'w').close()
+";
+    let Some(yendor) = Yendor::new(Flavour::Root) else { return };
+    if fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
+        return yendor_tests::skipped("a FUSE server in the tree: /dev/fuse cannot be opened");
+    }
+    fs::write(yendor.path("program"), PROGRAM).expect("a file");
+    let image = yendor.path("image");
+    let script = "cd $PLACE; mkdir m; setsid /usr/bin/python3 program < /dev/null > said 2>&1 & pid=$!; cd $PLACE
+                  trap 'kill -9 -$pid; umount -l m' EXIT; for n in $(seq 500); do test -e ready && break; sleep 0.02; done
+                  \"$@\" --pid $pid; code=$?; rm -f alive; for n in $(seq 500); do test -e alive && exit $code; sleep 0.02; done
+                  cat said; exit 99";
+    let outcome = yendor.to_its_end(yendor.sheltered(script, &["checkpoint", "-o", text(&image)]), "a server".into());
+    let said = outcome.exits(3).stderr;
+    assert!(said.contains("whose server does not answer") && said.contains("(file descriptor "), "{said}");
+    let left: Vec<_> = fs::read_dir(yendor.path(".")).expect("ours").flatten().map(|e| e.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("image")), "{left:?}");
+}
+
 /// What a task of a foreign tree holds but may not read goes into no image, though root asks for it: it would be read there.
 #[test]
 fn what_a_task_may_not_read_is_not_read_for_it() {

@@ -7,6 +7,7 @@ mod before;
 mod end;
 mod gather;
 mod guests;
+pub mod hang;
 mod marker;
 mod stop;
 mod store;
@@ -83,6 +84,8 @@ pub struct Options {
     pub allow_lost: Vec<String>,
     /// Who wants to see how far it is.
     pub watcher: Watcher,
+    /// Who is told that it hangs, just before this process ends; none: nobody.
+    pub hung: Option<hang::Tell>,
 }
 
 /// What was done.
@@ -221,8 +224,10 @@ fn attempt(
     summary.tasks = tree.processes.len() + tree.zombies.len();
     summary.timings.push(("freeze".into(), us(begin)));
     let collecting = Instant::now();
-    let (mut snapshot, rest, aside) =
-        gather::gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds, usual))?;
+    let tell = options.hung.unwrap_or(|e| e.exit_code());
+    let (mut snapshot, rest, aside) = hang::bounded(&writer, tell, || {
+        gather::gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds, usual))
+    })?;
     summary.timings.push(("collect".into(), us(collecting)));
     snapshot.lost.extend(guests.into_iter().flatten());
     let storing = Instant::now();

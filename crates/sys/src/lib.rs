@@ -19,6 +19,7 @@ pub mod mount;
 pub mod mqueue;
 pub mod namespace;
 pub mod pagemap;
+pub mod patience;
 pub mod process;
 pub mod ptrace;
 pub mod raw;

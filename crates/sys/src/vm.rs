@@ -1,6 +1,6 @@
 //! Another task's memory: process_vm_readv and process_vm_writev (process_vm_readv(2)).
 
-use crate::{Result, SysError};
+use crate::{Result, SysError, patience};
 
 /// Reads into `buf` from `addr` of `pid`; short only where the task's memory ends.
 ///
@@ -10,7 +10,9 @@ pub fn read(pid: i32, addr: u64, buf: &mut [u8]) -> Result<usize> {
     let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     let remote = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: buf.len() };
     // SAFETY: `local` describes `buf`, which outlives the call; `remote` is only read by the kernel.
-    let n = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    let n = patience::with("process_vm_readv", pid, || unsafe {
+        libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0)
+    });
     usize::try_from(n).map_err(|_| SysError::last("process_vm_readv", format!("{pid}, {addr:#x}, {}", buf.len())))
 }
 
@@ -27,8 +29,9 @@ pub fn read_ranges(pid: i32, ranges: &[(u64, usize)], buf: &mut [u8]) -> Result<
         ranges.iter().map(|(at, len)| libc::iovec { iov_base: *at as *mut libc::c_void, iov_len: *len }).collect();
     let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // SAFETY: `local` describes `buf`, which outlives the call; `remote` is only read by the kernel.
-    let n =
-        unsafe { libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0) };
+    let n = patience::with("process_vm_readv", pid, || unsafe {
+        libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0)
+    });
     usize::try_from(n).map_err(|_| SysError::last("process_vm_readv", format!("{pid}, {} ranges", ranges.len())))
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Parser, Subcommand};
 use yendor_engine::state::Places;
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::{print, verb};
 
 const ABOUT: &str = "Checkpoint and restore containers and process trees, as any user, from images nobody has to trust";
@@ -119,15 +119,18 @@ pub fn run() -> ExitCode {
     print::surroundings(surroundings);
     match cli.verb.run() {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            if json {
-                print::error(&failure.to_json().to_string());
-            } else {
-                print::error(&format!("yendor: {failure}"));
-            }
-            ExitCode::from(failure.exit_code())
-        }
+        Err(failure) => ExitCode::from(fail(&failure, json)),
     }
+}
+
+/// Says it; the exit code.
+pub fn fail(failure: &Failure, json: bool) -> u8 {
+    if json {
+        print::error(&failure.to_json().to_string());
+    } else {
+        print::error(&format!("yendor: {failure}"));
+    }
+    failure.exit_code()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::amend::is_at;
 use super::{FORMAT_FILE, MANIFEST_FILE, NEWEST_LINE, RECORDS_FILE, SIGNATURE_FILE, Writer};
 use crate::manifest::{Encryption, Manifest, Method};
+use crate::partial::remove;
 use crate::upgrade::Version;
 use crate::{Error, Result};
 
@@ -51,6 +52,13 @@ impl Writer {
         }
         rustix::fs::fsync(&self.dir).map_err(|errno| Error::io(&self.shown, "fsync", errno))?;
         Ok(Durable { writer: self, manifest })
+    }
+
+    /// Leaves nothing, while others may still write: their files have no names then.
+    pub fn give_up(&self) {
+        if !self.visible.swap(true, Relaxed) {
+            remove(&self.parent, &self.partial, &self.dir);
+        }
     }
 
     /// Takes an image back that was published: the writer's drop removes it. One that somebody else has put in its place stays.

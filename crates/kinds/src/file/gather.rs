@@ -11,9 +11,11 @@ use yendor_proc::maps::Map;
 use yendor_proc::mountinfo;
 use yendor_sys::kcmp::{self, What};
 use yendor_sys::lsm::Module;
+use yendor_sys::patience;
 use yendor_sys::{Errno, SysError};
 use yendor_task::live::SCRATCH;
 
+use super::served::Servers;
 use super::{Entry, Owner, Record, Seen};
 use crate::namespace::mount::Places;
 use crate::namespace::networks::Networks;
@@ -30,6 +32,8 @@ pub struct Gather<'a> {
     pub root: OwnedFd,
     /// What is mounted in the container.
     pub lines: Vec<mountinfo::Mount>,
+    /// Of which mounts a process answers.
+    pub(super) servers: Servers,
     /// Whether the container's root has changed its mounts; then those that are made again when there is a pid 1, by their places.
     pub remounted: Option<Vec<Bytes>>,
     /// Mount namespaces inside the container.
@@ -97,6 +101,7 @@ impl<'a> Gather<'a> {
             proc,
             root,
             lines: Vec::new(),
+            servers: Servers::new(),
             remounted: None,
             places: Places::default(),
             here: None,
@@ -135,11 +140,12 @@ impl<'a> Gather<'a> {
     /// What its kind refuses.
     pub fn descriptor(&mut self, pid: i32, pidfd: impl AsFd, number: FdNum) -> Result<Option<(FileId, FdInfo)>> {
         use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+        let info = yendor_proc::fdinfo::parse(&self.read(&format!("{pid}/fdinfo/{number}"))?)?;
+        self.is_served(pid, pidfd.as_fd(), number, info.mnt_id)?;
         let ours = pidfd_getfd(pidfd, number.0, PidfdGetfdFlags::empty())
             .named("pidfd_getfd", || format!("{pid}, {number}"))?;
-        let info = yendor_proc::fdinfo::parse(&self.read(&format!("{pid}/fdinfo/{number}"))?)?;
         let path = format!("{pid}/fd/{number}");
-        let (stat, place) = match self.known(&ours, &path)? {
+        let (stat, place) = match patience::with("fstat", pid, || self.known(&ours, &path))? {
             (_, Ok(id)) => return Ok(Some((id, info))),
             (stat, Err(place)) => (stat, place),
         };
@@ -435,7 +441,8 @@ impl<'a> Gather<'a> {
         let flags = flags | OFlags::CLOEXEC;
         let root = self.here.and_then(|id| self.places.get(id)).map_or(&self.root, |place| &place.root);
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        super::workshop::undisturbed(|| rustix::fs::openat2(root, path, flags, Mode::empty(), resolve))
+        let open = || rustix::fs::openat2(root, path, flags, Mode::empty(), resolve);
+        patience::with("openat2", 0, || super::workshop::undisturbed(open))
             .named("openat2", || format!("{}, RESOLVE_IN_ROOT", path.escape_ascii()))
     }
 

@@ -31,6 +31,7 @@ pub mod pts;
 pub mod refused;
 pub mod regular;
 pub mod search;
+mod served;
 pub mod signalfd;
 pub mod terminal;
 pub mod timerfd;

@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_proc::status;
+use yendor_sys::patience;
 use yendor_task::tree::read_proc;
 
 use super::{Entry, FileKind, Gather, Seen, Workshop};
@@ -371,7 +372,8 @@ pub(super) fn copy_out(from: &OwnedFd, offset: u64, bytes: u64, out: &mut impl s
     let mut done = 0;
     while done < bytes {
         let want = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
-        let n = rustix::io::pread(from, &mut buffer[..want], offset + done).named("pread64", || format!("{offset}"))?;
+        let read = || rustix::io::pread(from, &mut buffer[..want], offset + done);
+        let n = patience::with("pread64", 0, read).named("pread64", || format!("{offset}"))?;
         if n == 0 {
             return Err(Cause::unsupported("a deleted file that shrinks while it is read"));
         }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use yendor_image::Addr;
 use yendor_sys::pagemap::{self, Page, Region, Which};
+use yendor_sys::patience;
 use yendor_sys::{Errno, SysError, vm};
 
 use super::vma::{Backing, Record as Area};
@@ -101,7 +102,7 @@ impl<'a> Source<'a> {
         };
         let mut done = 0;
         while done < buf.len() {
-            let n = rustix::io::pread(mem, &mut buf[done..], at + done as u64)
+            let n = patience::with("pread64", self.pid, || rustix::io::pread(mem, &mut buf[done..], at + done as u64))
                 .named("pread64", || format!("/proc/{}/mem, {at:#x}", self.pid))?;
             if n == 0 {
                 return Err(SysError::new("pread64", format!("/proc/{}/mem, {at:#x}", self.pid), Errno::IO).into());

@@ -16,7 +16,7 @@ use yendor_image::crypt::Recipients;
 use crate::container::{self, Found};
 use crate::failure::{Failure, Outcome};
 use crate::reference::{self, Image, Reference};
-use crate::{name, parse, print, progress};
+use crate::{cli, name, parse, print, progress};
 
 /// Write a container or process tree into an image
 ///
@@ -114,6 +114,7 @@ impl Checkpoint {
             leave_stopped: self.leave_stopped,
             allow_lost: self.allow_lost.clone(),
             watcher: progress::watcher("copied", true),
+            hung: Some(if self.json { |e| cli::fail(&e.into(), true) } else { |e| cli::fail(&e.into(), false) }),
         };
         let begin = Instant::now();
         let result = checkpoint(&self.target(found)?, &image.path, &options);
