@@ -94,19 +94,37 @@ impl Forge {
 
     /// `docs/format.md`, by hand.
     fn manifest(&self, entries: &[(&str, &[u8])]) -> Vec<u8> {
-        let file = |(name, content): &(&str, &[u8])| {
-            let (bytes, digest) = (content.len(), blake3::hash(content).to_hex());
-            format!(
-                "    {{\n      \"name\": \"{name}\",\n      \"bytes\": {bytes},\n      \"blake3\": \"{digest}\"\n    }}"
-            )
+        let listed = |(name, content): &(&str, &[u8])| {
+            ((*name).to_owned(), content.len() as u64, blake3::hash(content).to_hex().to_string())
         };
-        let files = entries.iter().map(file).collect::<Vec<_>>().join(",\n");
-        let kind = &self.kind;
-        let body = format!(
-            "{{\n  \"created\": 1,\n  \"generation\": 1,\n  \"kind\": \"{kind}\",\n  \"files\": [\n{files}\n  ]"
-        );
-        seal(&body)
+        manifest(&self.kind, &entries.iter().map(listed).collect::<Vec<_>>())
     }
+
+    /// Lists more files in the manifest of an image that was written: their names, sizes, and digests in hexadecimal digits.
+    pub fn list_also(image: &Path, more: &[(String, u64, String)]) {
+        let path = image.join("manifest.json");
+        let before: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect("read")).expect("a manifest");
+        let listed = |file: &serde_json::Value| {
+            let text = |name: &str| file[name].as_str().expect("text").to_owned();
+            (text("name"), file["bytes"].as_u64().expect("a size"), text("blake3"))
+        };
+        let mut files: Vec<_> = before["files"].as_array().expect("files").iter().map(listed).collect();
+        files.extend(more.iter().cloned());
+        files.sort_unstable();
+        fs::write(path, manifest(before["kind"].as_str().expect("a kind"), &files)).expect("write");
+    }
+}
+
+fn manifest(kind: &str, entries: &[(String, u64, String)]) -> Vec<u8> {
+    let file = |(name, bytes, digest): &(String, u64, String)| {
+        format!(
+            "    {{\n      \"name\": \"{name}\",\n      \"bytes\": {bytes},\n      \"blake3\": \"{digest}\"\n    }}"
+        )
+    };
+    let files = entries.iter().map(file).collect::<Vec<_>>().join(",\n");
+    let body =
+        format!("{{\n  \"created\": 1,\n  \"generation\": 1,\n  \"kind\": \"{kind}\",\n  \"files\": [\n{files}\n  ]");
+    seal(&body)
 }
 
 /// The file `format`.

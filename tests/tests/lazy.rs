@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use yendor_tests::{Flavour, PATIENCE, Yendor, skipped, wait_until};
+use yendor_tests::{Flavour, Forge, PATIENCE, Yendor, skipped, wait_until};
 
 /// Holds some MiB of which each page is known. As soon as it is restored, which it sees by its clocks, it looks at them in all ways.
 const HOLDER: &str = "
@@ -299,4 +299,48 @@ fn who_may_open_the_device_has_it_too_and_who_may_not_waits_for_all() {
     }
     of_a_user(true);
     of_a_user(false);
+}
+
+/// Adds a file of pages of 8 TiB to an image, and what says what its blocks are: nothing but holes, and right. Its name, size and digest, and
+/// those of the other one.
+fn huge(image: &Path, number: u16) -> [(String, u64, String); 2] {
+    use blake3::hazmat::{Mode, merge_subtrees_non_root, merge_subtrees_root};
+    const HALVINGS: u32 = 25;
+    let bytes = (256 << 10) << HALVINGS;
+    let half = (1..HALVINGS).fold([0; 32], |below, _| merge_subtrees_non_root(&below, &below, Mode::Hash));
+    let digest = merge_subtrees_root(&half, &half, Mode::Hash).to_hex().to_string();
+    let (name, tree) = (format!("pages-{number}"), format!("pages-{number}.tree"));
+    for (name, bytes) in [(&name, bytes), (&tree, 32 << HALVINGS)] {
+        fs::File::create(image.join(name)).expect("create").set_len(bytes).expect("a hole");
+    }
+    // Nobody compares the other one: what it must give is the file's digest.
+    [(name, bytes, digest.clone()), (tree, 32 << HALVINGS, digest)]
+}
+
+#[test]
+fn what_is_held_of_all_files_of_an_image_is_bounded() {
+    // Holes of this size take a file system that has them.
+    let Some(yendor) = Yendor::new(Flavour::RootUserns).filter(|y| y.path("").starts_with("/dev/shm")) else { return };
+    let taken = image(&yendor, 16, "idle");
+    let forge = Forge::open(&taken);
+    let forged = |name: &str, used: u16| {
+        let (mut forge, image) = (forge.clone(), yendor.path(name));
+        for number in 0..used {
+            for (field, value) in [("file", u64::from(number + 1)), ("offset", 0)] {
+                forge.set(&format!("processes/0/state/alive/memory/pages/{number}/{field}"), value);
+            }
+        }
+        forge.write(&image);
+        Forge::list_also(&image, &[huge(&image, 1), huge(&image, 2)].concat());
+        yendor.give(&image);
+        image
+    };
+    let said = yendor.restore_with(&forged("two", 2), &yendor.fresh("two"), &["--lazy"]).exits(4).stderr;
+    assert!(said.contains(".tree: ") && said.contains("beyond the limit"), "{said}");
+    // Of those that nothing is in, nothing is read.
+    let (container, _) = restored(&yendor, &forged("none", 0), &["--lazy-rate", "0"]);
+    yendor.wait_for_log(&container, "protected right", PATIENCE);
+    let status = fs::read_to_string(format!("/proc/{}/status", keeper(&yendor, &container))).expect("status");
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its memory").trim();
+    assert!(most.trim_end_matches(" kB").parse::<u64>().is_ok_and(|kib| kib < 256 << 10), "{most}");
 }

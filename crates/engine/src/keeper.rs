@@ -243,7 +243,7 @@ fn start(
     // Outlives the tasks, also where this fails.
     let later = match (device.zip(waiting), &reader) {
         (Some((device, waiting)), Some(reader)) => {
-            Later::new(reader, device, waiting, startup.lazy.unwrap_or_default())?
+            Later::new((reader, &snapshot), device, waiting, startup.lazy.unwrap_or_default())?
         }
         _ => None,
     };

@@ -13,6 +13,8 @@ pub struct Limits {
     pub records_items: u64,
     /// How many arrays and maps may lie in one another.
     pub records_depth: usize,
+    /// How many bytes of pages all those files may have together of which it is held what they are made of, by blocks.
+    pub tree_bytes: u64,
 }
 
 impl Default for Limits {
@@ -23,6 +25,7 @@ impl Default for Limits {
             records_bytes: 512 << 20,
             records_items: 1 << 26,
             records_depth: 64,
+            tree_bytes: 8 << 40,
         }
     }
 }

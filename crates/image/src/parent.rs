@@ -46,12 +46,17 @@ impl Earlier {
     /// All files of pages of an image that is not encrypted, in the order of their numbers. Somebody has decoded those that are
     /// compressed.
     fn all(reader: &Reader) -> impl Iterator<Item = Result<Earlier>> + '_ {
-        entries(reader).map(|entry| {
+        let mut trees = None;
+        entries(reader).zip(0..).map(move |(entry, number)| {
             if reader.manifest().encryption.is_some() {
                 return Err(Error::Encrypted { file: reader.manifest().stored_name(entry) });
             }
             let (content, _) = reader.open_file(&entry.name)?;
-            let tree = reader.tree(&entry.name)?;
+            let trees = match &mut trees {
+                Some(trees) => trees,
+                trees => trees.insert(reader.trees(0..u16::MAX)?),
+            };
+            let tree = trees.remove(&number);
             Ok(Earlier { stored: reader.open_stored(entry)?, content, entry: entry.clone(), tree })
         })
     }

@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Seek;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -182,11 +183,37 @@ impl Reader {
     /// What a file of pages is made of, by blocks; none of one that is short, encrypted or compressed, or was written without.
     pub fn tree(&self, name: &str) -> Result<Option<Tree>> {
         let entry = self.entry(name)?;
-        let tree = self.manifest.file(&tree_name(name));
-        match tree.filter(|tree| !self.manifest.is_wrapped(entry) && !self.manifest.is_wrapped(tree)) {
+        match self.tree_entry(entry) {
             Some(tree) => Tree::read(entry, &self.open_stored(tree)?).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Whether a file of pages has [`Reader::tree`].
+    pub fn has_tree(&self, name: &str) -> bool {
+        self.manifest.file(name).is_some_and(|entry| self.tree_entry(entry).is_some())
+    }
+
+    fn tree_entry(&self, entry: &FileEntry) -> Option<&FileEntry> {
+        let tree = self.manifest.file(&tree_name(&entry.name))?;
+        (!self.manifest.is_wrapped(entry) && !self.manifest.is_wrapped(tree)).then_some(tree)
+    }
+
+    /// The same of all these files of pages, by their numbers, as far as they have one. What is held of them together is bounded, and
+    /// known before any is read.
+    pub fn trees(&self, numbers: impl IntoIterator<Item = u16>) -> Result<BTreeMap<u16, Tree>> {
+        let entries: BTreeMap<u16, &FileEntry> =
+            numbers.into_iter().filter_map(|number| Some((number, self.manifest.file(&pages_name(number))?))).collect();
+        let with_tree = || entries.iter().filter(|(_, entry)| self.tree_entry(entry).is_some());
+        let (mut bytes, limit) = (0_u64, self.limits.tree_bytes);
+        for (_, entry) in with_tree() {
+            bytes = bytes.saturating_add(entry.bytes);
+            if bytes > limit {
+                return Err(Error::TooLarge { file: tree_name(&entry.name), bytes, limit });
+            }
+        }
+        let tree = |(number, entry): (&u16, &&FileEntry)| Ok(self.tree(&entry.name)?.map(|tree| (*number, tree)));
+        with_tree().filter_map(|one| tree(one).transpose()).collect()
     }
 
     /// Checks a run of pages: aligned, without overflow, within a pages file of this image.

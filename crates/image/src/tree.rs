@@ -18,7 +18,7 @@ pub const TREE_BYTES: u64 = PIECE as u64;
 /// Bytes from which on a file has one: less is read at once.
 const LEAST: u64 = 4 << 20;
 
-/// Bytes up to which it has one: what must be held of an image, whatever sizes it claims, is bounded by that.
+/// Bytes up to which it has one. What is held of all files of an image, whatever sizes it claims, [`crate::Limits`] bounds.
 const MOST: u64 = 8 << 40;
 
 /// What the name of such a file ends with.
@@ -55,12 +55,11 @@ impl Tree {
         if !Tree::is_of(entry.bytes) || u64::try_from(found) != Ok(length) {
             return Err(Error::format(&name, 0, "is not as long as its file wants"));
         }
-        let mut content = Vec::new();
-        let size = usize::try_from(length).unwrap_or(usize::MAX);
-        content.try_reserve_exact(size).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
-        content.resize(size, 0);
-        tree.read_exact_at(&mut content, 0).map_err(failed)?;
-        let values: Vec<Value> = content.as_chunks().0.to_vec();
+        let mut values: Vec<Value> = Vec::new();
+        let blocks = usize::try_from(entry.bytes.div_ceil(TREE_BYTES)).unwrap_or(usize::MAX);
+        values.try_reserve_exact(blocks).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
+        values.resize(blocks, [0; VALUE_BYTES]);
+        tree.read_exact_at(values.as_flattened_mut(), 0).map_err(failed)?;
         if pieces::whole(&values) != entry.blake3 {
             return Err(Error::Digest { file: name, bytes: length });
         }
@@ -165,6 +164,29 @@ mod tests {
         }
         std::fs::write(&path, &right[..right.len() - 32]).expect("write");
         assert!(matches!(Tree::read(entry, &open()), Err(Error::Format { .. })));
+        std::fs::remove_dir_all(&top).expect("gone");
+    }
+
+    /// Each of them may be so large, but not all of them: files with holes cost whoever sends an image nothing.
+    #[test]
+    fn what_is_held_of_all_files_is_bounded() {
+        let top = std::path::Path::new("/dev/shm").join(format!("yendor-trees-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&top);
+        std::fs::create_dir(&top).expect("mkdir");
+        let writer = Writer::create(&top.join("a")).expect("create");
+        for number in 0..4 {
+            let file = writer.raw(&crate::pages_name(number)).expect("raw");
+            file.set_len(LEAST).expect("a hole");
+            writer.adopt(&crate::pages_name(number)).expect("adopt");
+        }
+        writer.records(&0_u8).expect("records");
+        writer.commit(SystemTime::now()).expect("commit");
+        let limits = crate::Limits { tree_bytes: 3 * LEAST, ..crate::Limits::default() };
+        let reader = Reader::open_with(&top.join("a"), limits).expect("open");
+        assert_eq!(reader.trees(0..3).expect("as many as may be").len(), 3);
+        assert_eq!(reader.trees([0, 3, 9]).expect("those that are wanted").keys().copied().collect::<Vec<_>>(), [0, 3]);
+        let said = reader.trees(0..4).expect_err("one too many");
+        assert!(said.is_damage() && matches!(said, Error::TooLarge { .. }), "{said}");
         std::fs::remove_dir_all(&top).expect("gone");
     }
 

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use yendor_image::{FileEntry, PageRun, Reader, TREE_BYTES, Tree, pages_name};
 use yendor_kinds::memory::vma::{Backing, Flag};
 use yendor_kinds::memory::{Record, vma};
+use yendor_kinds::process::State;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Result as Plain};
 use yendor_sys::seccomp::descriptor_of;
@@ -30,6 +31,8 @@ const LEAST: u64 = 256 << 10;
 pub struct Later {
     how: Lazy,
     device: OwnedFd,
+    /// Of which files of pages it is known what they are made of, and that of those that anything is read from.
+    compared: BTreeSet<u16>,
     trees: BTreeMap<u16, Tree>,
     entries: Vec<(u16, FileEntry)>,
     waiting: RefCell<Option<Waiting>>,
@@ -59,27 +62,31 @@ impl Later {
     /// For an image of which some files of pages can be compared by blocks; none: it has no such files.
     ///
     /// # Errors
-    /// A damaged image.
-    pub fn new(reader: &Reader, device: OwnedFd, waiting: Waiting, how: Lazy) -> Result<Option<Later>> {
-        let (mut trees, mut entries) = (BTreeMap::new(), Vec::new());
-        for (number, entry) in (0..u16::MAX).map_while(|n| Some((n, reader.manifest().file(&pages_name(n))?))) {
-            if let Some(tree) = reader.tree(&entry.name).at(Step::Load)? {
-                trees.insert(number, tree);
-                entries.push((number, entry.clone()));
-            }
-        }
+    /// A damaged image, and one that has more of them than is held.
+    pub fn new(
+        (reader, snapshot): (&Reader, &Snapshot),
+        device: OwnedFd,
+        waiting: Waiting,
+        how: Lazy,
+    ) -> Result<Option<Later>> {
+        let all = (0..u16::MAX).map(|number| (number, pages_name(number))).take_while(|(_, name)| reader.has(name));
+        let compared: BTreeSet<u16> = all.filter(|(_, name)| reader.has_tree(name)).map(|(number, _)| number).collect();
+        // Nothing of the others is ever read.
+        let trees = reader.trees(used(snapshot)).at(Step::Load)?;
+        let entry = |number: &u16| Some((*number, reader.manifest().file(&pages_name(*number))?.clone()));
+        let entries = trees.keys().filter_map(entry).collect();
         if trees.is_empty() {
             return Ok(None);
         }
         let (waiting, number) = (RefCell::new(Some(waiting)), Cell::default());
         let (filling, spaces, read) = Default::default();
-        Ok(Some(Later { how, device, trees, entries, waiting, filling, spaces, read, number }))
+        Ok(Some(Later { how, device, compared, trees, entries, waiting, filling, spaces, read, number }))
     }
 
     /// Whether this file is compared by blocks, when tasks have read what they read of it.
     #[must_use]
     pub fn covers(&self, file: u16) -> bool {
-        self.trees.contains_key(&file)
+        self.compared.contains(&file)
     }
 
     /// Stubs inherit the device, and close it with everything else that is not theirs.
@@ -182,6 +189,15 @@ impl Later {
     pub fn is_filling(&self) -> bool {
         self.filling.borrow().is_some()
     }
+}
+
+/// The files of pages that anything of an image is in.
+fn used(snapshot: &Snapshot) -> BTreeSet<u16> {
+    let alive = snapshot.processes.iter().filter_map(|process| match &process.state {
+        State::Alive(alive) => Some(&alive.memory.pages),
+        _ => None,
+    });
+    alive.chain(snapshot.objects.iter().map(|object| &object.pages)).flatten().map(|run| run.file).collect()
 }
 
 /// Whether an area can be filled while its program runs: nothing has to be in memory, or where it is, from the beginning.
