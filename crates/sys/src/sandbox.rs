@@ -1,9 +1,11 @@
 //! A copy of this process that can read what it was given, compute, answer, and nothing else (seccomp(2)).
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
+use rustix::process::{
+    Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::namespace::{self, Namespaces};
@@ -14,10 +16,12 @@ use crate::{Errno, Result, SysError};
 /// The user and group that own nothing.
 const NOBODY: u32 = 65534;
 
-/// The copy; killed when it is dropped before it has ended.
+/// The copy; killed when it is dropped before it has ended. It is held by a pidfd: whoever waits for all children may have waited for this
+/// one, and then its number is another's.
 #[derive(Debug)]
 pub struct Copy {
     pid: i32,
+    own: OwnedFd,
     ended: bool,
 }
 
@@ -41,7 +45,17 @@ pub fn fork(keep: &[BorrowedFd<'_>], body: impl FnOnce() -> i32) -> Result<Copy>
             // SAFETY: ends the process.
             unsafe { libc::_exit(code.unwrap_or(101)) }
         }
-        pid if pid > 0 => Ok(Copy { pid, ended: false }),
+        pid if pid > 0 => {
+            match Pid::from_raw(pid).ok_or(Errno::SRCH).and_then(|p| pidfd_open(p, PidfdFlags::empty())) {
+                Ok(own) => Ok(Copy { pid, own, ended: false }),
+                Err(errno) => {
+                    // SAFETY: takes no pointer; the pid is our own child's, which nobody has waited for.
+                    unsafe { libc::kill(pid, libc::SIGKILL) };
+                    let _ = wait::wait(Some(pid), true);
+                    Err(SysError::new("pidfd_open", pid.to_string(), errno))
+                }
+            }
+        }
         _ => Err(SysError::last("fork", "")),
     }
 }
@@ -59,19 +73,33 @@ impl Copy {
     /// `ECHILD` when somebody else has waited for it.
     pub fn wait(mut self) -> Result<Event> {
         self.ended = true;
-        match wait::wait(Some(self.pid), true)? {
-            Some((_, event)) => Ok(event),
-            None => Err(SysError::new("waitpid", self.pid.to_string(), Errno::CHILD)),
+        self.reap()
+    }
+
+    fn reap(&self) -> Result<Event> {
+        let ended = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(self.own.as_fd()), WaitIdOptions::EXITED));
+        let ended = ended.map_err(|errno| SysError::new("waitid", self.pid.to_string(), errno))?;
+        match ended.map(|status| (status.exit_status(), status.terminating_signal())) {
+            Some((Some(code), _)) => Ok(Event::Exited(code)),
+            Some((_, Some(signal))) => Ok(Event::Killed(signal)),
+            _ => Err(SysError::new("waitid", self.pid.to_string(), Errno::CHILD)),
         }
+    }
+}
+
+impl AsFd for Copy {
+    /// Can be read when it has ended (pidfd_open(2)).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.own.as_fd()
     }
 }
 
 impl Drop for Copy {
     fn drop(&mut self) {
         if !self.ended {
-            // SAFETY: takes no pointer; the pid is our own child's, which nobody has waited for.
-            unsafe { libc::kill(self.pid, libc::SIGKILL) };
-            let _ = wait::wait(Some(self.pid), true);
+            // One that is gone, and that somebody has waited for, is nobody.
+            let _ = pidfd_send_signal(&self.own, Signal::KILL);
+            let _ = self.reap();
         }
     }
 }
@@ -289,7 +317,6 @@ fn filter(program: &[libc::sock_filter]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
 
     /// How a copy ends that has given everything up and then does this. Tests have threads: the bodies take no lock.
     fn ends(body: impl FnOnce() -> i32) -> Event {
@@ -396,5 +423,26 @@ mod tests {
         let pid = copy.pid();
         drop(copy);
         assert!(wait::wait(Some(pid), false).is_err());
+    }
+
+    /// A restore that fails waits for whatever ends until its own pid 1 has: copies, too. The number of one may be another's then.
+    #[test]
+    fn a_copy_that_somebody_has_waited_for_is_not_signalled_by_its_number() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let copy = fork(&[read.as_fd()], || 3).unwrap();
+        while !matches!(wait::wait(Some(copy.pid()), true).unwrap(), Some((_, Event::Exited(3)))) {}
+        // One that lives, under that number as far as the copy knows.
+        let other = fork(&[read.as_fd()], || {
+            let _ = rustix::io::read(&read, &mut [0]);
+            0
+        });
+        let other = other.unwrap();
+        let mut copy = copy;
+        copy.pid = other.pid();
+        drop(copy);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(wait::wait(Some(other.pid()), false).unwrap(), None, "it lives");
+        rustix::io::write(&write, &[1]).unwrap();
+        assert_eq!(other.wait().unwrap(), Event::Exited(0));
     }
 }
