@@ -214,3 +214,86 @@ fn a_loader_that_dies_ends_the_restore() {
         assert_eq!(yendor.tasks_left(), [] as [i32; 0]);
     }
 }
+
+/// The process of this test without rights that reads this file.
+fn reader_of(yendor: &Yendor, path: &Path) -> Option<i32> {
+    let reads = |pid: &i32| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        field(&text(&format!("/proc/{pid}/status")), "Name") == "yendor-load"
+            && open.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|link| link == path)
+    };
+    yendor.tasks_left().into_iter().find(reads)
+}
+
+/// Adds a file of pages to an image that nobody reads to its end: 16 TiB of holes. Not where files cannot have them.
+fn endless(image: &Path, name: &str) -> bool {
+    let file = fs::File::create(image.join(name)).expect("create");
+    file.set_len(16 << 40).is_ok()
+}
+
+/// Whoever has asked for a restore can end it, as long as an image takes to be read.
+#[test]
+fn nobody_reads_an_image_any_more_when_the_front_is_dead() {
+    for yendor in flavours() {
+        let long = long_image(&yendor);
+        // With a file that takes hours to be compared: by a process of its own, or, as it has no blocks, by the keeper.
+        let listed = yendor.path("listed");
+        Forge::open(&long).write(&listed);
+        if !endless(&listed, "pages-1") {
+            return skipped("files of 16 TiB");
+        }
+        Forge::list_also(&listed, &[("pages-1".into(), 16 << 40, "0".repeat(64))]);
+        yendor.give(&listed);
+        let lazy = *yendor.flavour() == Flavour::RootUserns && Path::new("/dev/userfaultfd").exists();
+        for (image, what) in [(&long, "loader"), (&listed, "hashing"), (&listed, "keeper")] {
+            if what == "keeper" && !lazy {
+                continue;
+            }
+            let name = yendor.fresh("restored");
+            let options: &[&str] = if what == "keeper" { &["--lazy"] } else { &[] };
+            let words = ["restore", "-d", "--name", &name, image.to_str().expect("UTF-8")];
+            let words = [&words[..1], options, yendor.flavour().options(), &words[1..]].concat();
+            let mut command = yendor.command(&words);
+            let mut front = Started::new(command.stdout(Stdio::null()).stderr(yendor.output("errors")));
+            yendor.will_remove(&name);
+            if what == "loader" {
+                stopped_loader(&yendor, front.pid(), false);
+            } else {
+                let pages = image.join("pages-1");
+                let begun = || what == "keeper" || reader_of(&yendor, &pages).is_some();
+                assert!(wait_until(SHORT, begun), "{what}: nobody reads {}", pages.display());
+                // Until nothing but that is left to do.
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            assert!(front.ended(Duration::ZERO).is_none(), "{what}: {}", text(yendor.path("errors").to_str().unwrap()));
+            front.kill();
+            let gone = wait_until(Duration::from_secs(5), || yendor.tasks_left().is_empty());
+            assert!(gone, "{what}: {:?}", yendor.tasks_left());
+        }
+    }
+}
+
+#[test]
+fn what_is_no_file_of_an_image_is_not_read() {
+    for yendor in flavours() {
+        let name = yendor.fresh("small");
+        yendor.run_detached(&name, &["sleep", "1000"]);
+        let image = yendor.path("image");
+        yendor.checkpoint(&name, &image);
+        if !endless(&image, "pages-1") {
+            return skipped("files of 16 TiB");
+        }
+        yendor.give(&image);
+        let name = yendor.fresh("restored");
+        let mut command = yendor.command(
+            &[&["restore", "-d", "--name", &name], yendor.flavour().options(), &[image.to_str().expect("UTF-8")]]
+                .concat(),
+        );
+        let mut restore = Started::new(command.stdout(Stdio::null()).stderr(yendor.output("errors")));
+        yendor.will_remove(&name);
+        let ended = restore.ended(SHORT).unwrap_or_else(|| panic!("it reads still after {SHORT:?}"));
+        assert!(ended.success(), "{}", text(yendor.path("errors").to_str().expect("UTF-8")));
+        assert_eq!(reader_of(&yendor, &image.join("pages-1")), None);
+        yendor.call(&["rm", "--force", &name]).exits(0);
+    }
+}

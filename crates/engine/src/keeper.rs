@@ -30,7 +30,7 @@ use crate::error::{At, Error, Result, Step, With};
 use crate::hole;
 use crate::label::Labels;
 use crate::layers;
-use crate::load::{Hashing, Loader};
+use crate::load::{Front, Hashing, Loader};
 use crate::log::Log;
 use crate::nested::Nested;
 pub use crate::outer::{Inherited, inherit};
@@ -130,13 +130,7 @@ fn is_alone(request: &Request) -> bool {
 
 /// Whether somebody waits for this container still: a start whose front has died is undone.
 fn front_lives(control: &Control) -> std::result::Result<(), Cause> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(control, PollFlags::RDHUP)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    match poll(&mut fds, Some(&now)).named("poll", || "control".into())? {
-        0 => Ok(()),
-        _ => Err(Cause::Reported { message: "the caller has died".into(), code: 1 }),
-    }
+    Front::of(control).lives()
 }
 
 /// Everything up to the point where the tasks run; whatever fails, fails before that.
@@ -192,14 +186,17 @@ fn start(
     let (reader, snapshot) = match (&startup.spec, loader.zip(image)) {
         (Some(spec), _) => (None, compose::compose(spec, &startup.request, &contained, console.is_some())?),
         (None, Some((loader, image))) => {
-            let loaded = loader.load()?;
+            let loaded = loader.load(Front::of(control))?;
             labels.still(&image)?;
-            let (reader, snapshot) = loaded.open(image, plain.take())?;
+            let (mut reader, snapshot) = loaded.open(image, plain.take())?;
+            // Whoever made the image decides how long its files are.
+            reader.read_for(control.as_fd()).at(Step::Load)?;
             check_seal(&reader, startup.seal).at(Step::Load)?;
             (Some(reader), snapshot)
         }
         (None, None) => return Err(Error::new(Step::Load, Cause::corrupt("neither a program nor an image"))),
     };
+    let hashing = hashing.zip(reader.as_ref()).and_then(|(hashing, reader)| hashing.listed(reader.manifest()));
     let snapshot = if memory.is_some() { cloned(snapshot) } else { snapshot };
     labels.admit(&snapshot, &startup.granted)?;
     clock.mark("load");
@@ -261,7 +258,7 @@ fn start(
     }
     if let Some((hashing, reader)) = hashing.zip(reader.as_ref()) {
         // Tasks have read what must be right before they run.
-        hashing.compare(reader.manifest())?;
+        hashing.compare(reader.manifest(), Front::of(control))?;
     }
     let weaker = request.weaker_than(&snapshot.container.bounds);
     let mut state = state(startup, request, (rebuilt.init, rebuilt.main), generation, keeper_start);

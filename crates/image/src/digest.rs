@@ -8,6 +8,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+/// After so many bytes it is asked whether anybody wants them.
+const ASKED: u64 = 64 << 20;
+
 /// The 256-bit BLAKE3 of some bytes; as text 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
@@ -21,10 +24,21 @@ impl Digest {
     /// The digest of a file from its beginning, and its length in bytes. Of one that is longer than `most` no more is read
     /// than shows it: a file that grows while it is read would keep its reader for ever.
     pub fn of_file(file: &File, most: u64) -> io::Result<(u64, Digest)> {
+        Digest::of_file_while(file, most, || true)
+    }
+
+    /// The same while somebody wants it; else `Interrupted`.
+    pub(crate) fn of_file_while(file: &File, most: u64, wanted: impl Fn() -> bool) -> io::Result<(u64, Digest)> {
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; HASH_BYTES];
-        let mut bytes: u64 = 0;
+        let (mut bytes, mut ask): (u64, u64) = (0, 0);
         while bytes <= most {
+            if bytes >= ask {
+                ask = bytes.saturating_add(ASKED);
+                if !wanted() {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+            }
             let length = match file.read_at(&mut buffer, bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 length => length?,

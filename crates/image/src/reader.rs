@@ -7,6 +7,7 @@ use crate::{
     Digest, Error, FORMAT_FILE, FileEntry, Limits, MANIFEST_FILE, Manifest, RECORDS_FILE, Result, SIGNATURE_FILE,
 };
 use crate::{PageRun, cbor, pages_name};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -56,6 +57,8 @@ pub struct Reader {
     limits: Limits,
     /// What is in the files that are not what lies on the disk, in their order, once somebody has decrypted and decoded them.
     content: Option<Vec<File>>,
+    /// A connection with whoever wants it.
+    caller: Option<OwnedFd>,
 }
 
 impl Reader {
@@ -77,11 +80,25 @@ impl Reader {
     /// An image whose table of contents somebody else has read. Every name and number in it is checked again.
     pub fn assemble(dir: OwnedFd, version: Version, manifest: Manifest, limits: Limits) -> Result<Reader> {
         manifest.check(&limits)?;
-        let reader = Reader { dir, version, manifest, limits, content: None };
+        let reader = Reader { dir, version, manifest, limits, content: None, caller: None };
         for entry in &reader.manifest.files {
             reader.open_stored(entry)?;
         }
         Ok(reader)
+    }
+
+    /// From now on files are compared as long as there is somebody at the other end of this connection.
+    pub fn read_for(&mut self, caller: BorrowedFd<'_>) -> Result<()> {
+        let caller = caller.try_clone_to_owned().map_err(|source| Error::io(MANIFEST_FILE, "dup", source))?;
+        self.caller = Some(caller);
+        Ok(())
+    }
+
+    /// Whether anybody wants what is read.
+    pub fn is_wanted(&self) -> bool {
+        let Some(caller) = &self.caller else { return true };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(caller, PollFlags::RDHUP)], Some(&now)) == Ok(0)
     }
 
     /// Gives the reader what is in the files that are encrypted or compressed: one for each, in the manifest's order, which somebody
@@ -166,8 +183,8 @@ impl Reader {
         }
         let stored = &self.manifest.stored_name(entry);
         let file = self.open_stored(entry)?;
-        let (bytes, digest) =
-            Digest::of_file(&file, entry.bytes).map_err(|source| Error::io(stored, "read", source))?;
+        let (bytes, digest) = Digest::of_file_while(&file, entry.bytes, || self.is_wanted())
+            .map_err(|source| Error::io(stored, "read", source))?;
         check_size(stored, entry.bytes, bytes)?;
         if digest != entry.blake3 {
             return Err(Error::Digest { file: stored.clone(), bytes: entry.bytes });

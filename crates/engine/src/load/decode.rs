@@ -12,7 +12,7 @@ use yendor_image::{Error as Damage, FileEntry, Reader};
 use yendor_kinds::{Cause, Named};
 
 use super::decrypt::{Plain, Raised, nameless, seal};
-use super::{Loader, memory, start};
+use super::{Front, Loader, memory, start};
 use crate::error::{At, Error, Result, Step};
 
 /// Bytes of content from which on several processes are worth their while.
@@ -73,7 +73,7 @@ pub(super) fn decode(reader: &Reader, plain: Option<Plain>) -> Result<Option<Pla
     }
     for Worker { loader, turn } in crew {
         drop(turn);
-        loader.answer::<()>()?;
+        loader.answer::<()>(Front::OWN)?;
     }
     let mut decoded = jobs.into_iter().map(|job| job.content);
     let all: Vec<File> = all.into_iter().filter_map(|file| file.or_else(|| decoded.next())).collect();
@@ -132,7 +132,7 @@ fn look(jobs: &[Job<'_>]) -> Result<()> {
         let _ = rustix::io::retry_on_intr(|| rustix::io::write(&turn, &[LOOK]));
     }
     drop(turn);
-    loader.answer()
+    loader.answer(Front::OWN)
 }
 
 /// A file is not what it was: one of the processes looks which block that is.
@@ -142,7 +142,7 @@ fn find(crew: Vec<Worker>, damage: Damage) -> Error {
         Some(worker) if matches!(damage, Damage::Digest { .. }) => {
             worker.tell(FIND);
             drop(worker.turn);
-            worker.loader.answer::<()>().err().unwrap_or_else(|| whole(damage))
+            worker.loader.answer::<()>(Front::OWN).err().unwrap_or_else(|| whole(damage))
         }
         _ => whole(damage),
     }
@@ -225,7 +225,7 @@ mod tests {
         // The second file is never told to be right.
         worker.tell(DECODE);
         drop(worker.turn);
-        let error = worker.loader.answer::<()>().expect_err("one is missing");
+        let error = worker.loader.answer::<()>(Front::OWN).expect_err("one is missing");
         assert_eq!(error.exit_code(), 4, "{error}");
     }
 

@@ -16,7 +16,7 @@ use yendor_image::{Manifest, RECORDS_FILE, Reader};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
-use super::{memory, start};
+use super::{Front, memory, start};
 use crate::error::{At, Error, Result, Step};
 
 /// The longest identity file.
@@ -137,7 +137,7 @@ pub(super) fn decrypt(reader: &Reader, identities: &[IdentityFile]) -> Result<Pl
         }
     }
     drop(turn);
-    decryptor.answer::<()>()?;
+    decryptor.answer::<()>(Front::OWN)?;
     plain.iter().try_for_each(seal).at(Step::Load)?;
     Ok(Plain { files: plain, records: Some(records) })
 }

@@ -9,7 +9,7 @@ use yendor_kinds::{Cause, Named};
 use yendor_sys::Errno;
 use yendor_sys::SysError;
 
-use super::{Loader, start};
+use super::{Front, Loader, start};
 use crate::error::{At, Error, Result, Step};
 
 /// Bytes of pages from which on a process of its own is worth its while.
@@ -18,7 +18,8 @@ const LARGE: u64 = 8 << 20;
 /// A process without rights that reads files of pages.
 pub struct Hashing {
     loader: Loader,
-    names: Vec<String>,
+    /// What it reads: names and sizes.
+    names: Vec<(String, u64)>,
 }
 
 impl Hashing {
@@ -48,7 +49,7 @@ impl Hashing {
             }
             let size = u64::try_from(stat.st_size).unwrap_or(0);
             bytes = size.saturating_add(bytes);
-            names.push(name);
+            names.push((name, size));
             files.push((file, size));
         }
         if bytes < LARGE {
@@ -67,19 +68,29 @@ impl Hashing {
     /// Whether this file is among those that it reads.
     #[must_use]
     pub fn covers(&self, name: &str) -> bool {
-        self.names.iter().any(|covered| covered == name)
+        self.names.iter().any(|(covered, _)| covered == name)
+    }
+
+    /// It goes on if what it reads is what the table of contents lists, and nothing else: what else there is may be of any size. Else it
+    /// ends, and whoever needs a file compares it.
+    #[must_use]
+    pub fn listed(self, manifest: &Manifest) -> Option<Hashing> {
+        let is_listed = |(name, bytes): &(String, u64)| {
+            manifest.file(name).is_some_and(|entry| !manifest.is_wrapped(entry) && entry.bytes == *bytes)
+        };
+        self.names.iter().all(is_listed).then_some(self)
     }
 
     /// Waits for it: all files must be what the table of contents says.
     ///
     /// # Errors
     /// A damaged image.
-    pub fn compare(self, manifest: &Manifest) -> Result<()> {
-        let found: Vec<(u64, Digest)> = self.loader.answer()?;
+    pub fn compare(self, manifest: &Manifest, front: Front<'_>) -> Result<()> {
+        let found: Vec<(u64, Digest)> = self.loader.answer(front)?;
         if found.len() != self.names.len() {
             return Err(Error::new(Step::Load, Cause::corrupt("its reader does not answer sensibly")));
         }
-        for (name, (bytes, digest)) in self.names.iter().zip(found) {
+        for ((name, _), (bytes, digest)) in self.names.iter().zip(found) {
             let Some(entry) = manifest.file(name) else { continue };
             if (bytes, digest) != (entry.bytes, entry.blake3) {
                 let damage = Damage::Digest { file: name.clone(), bytes: entry.bytes };

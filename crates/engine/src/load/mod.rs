@@ -10,17 +10,17 @@
 pub mod check;
 mod decode;
 mod decrypt;
+mod front;
 mod hashing;
 mod memory;
 mod parent;
 
 pub(crate) use decrypt::Raised;
 pub use decrypt::{IdentityFile, Plain};
+pub use front::Front;
 pub use hashing::Hashing;
 pub use parent::{known_parent, parent};
 
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -134,17 +134,18 @@ impl Loader {
         start(false, &documents.descriptors(), |limits| Loaded::read(&documents, limits, trust))
     }
 
-    /// Lets it read.
+    /// Lets it read, as long as who wants that is there.
     ///
     /// # Errors
     /// A damaged image.
-    pub fn load(self) -> Result<Loaded> {
-        self.ask()
+    pub fn load(self, front: Front<'_>) -> Result<Loaded> {
+        self.begin()?;
+        self.answer(front)
     }
 
     fn ask<T: DeserializeOwned>(self) -> Result<T> {
         self.begin()?;
-        self.answer()
+        self.answer(Front::OWN)
     }
 
     fn begin(&self) -> Result<()> {
@@ -160,18 +161,18 @@ impl Loader {
         }
     }
 
-    fn answer<T: DeserializeOwned>(self) -> Result<T> {
+    fn answer<T: DeserializeOwned>(self, front: Front<'_>) -> Result<T> {
         self.word()?;
         let Loader { copy, begin, answer } = self;
         drop(begin);
-        let mut bytes = Vec::new();
-        let read = File::from(answer).take(MOST_BYTES + 1).read_to_end(&mut bytes);
-        read.map_err(|e| SysError::io("read", "from the loader", &e)).at(Step::Load)?;
+        // Dropped where that fails, and so killed.
+        let bytes = front.read(answer.as_fd(), MOST_BYTES)?;
         if u64::try_from(bytes.len()).is_ok_and(|n| n > MOST_BYTES) {
             // Dropped, and so killed: it would write for ever.
             return Err(Error::new(Step::Load, Cause::corrupt("its records do not end")));
         }
-        let ended = copy.wait().at(Step::Load)?;
+        drop(answer);
+        let ended = front.ended(copy)?;
         match ended {
             Event::Exited(0) => {}
             // Its own words: the system refused something that is not the image's doing.

@@ -12,6 +12,7 @@ use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Result as Plain};
 use yendor_sys::seccomp::descriptor_of;
 use yendor_sys::userfault::missing;
+use yendor_sys::{Errno, SysError};
 use yendor_task::{Nr, Script, args};
 
 use super::birth::Tasks;
@@ -162,6 +163,9 @@ impl Later {
         let mut open = None;
         for (number, at) in self.read.take() {
             let Some(tree) = self.trees.get(&number) else { continue };
+            if !reader.is_wanted() {
+                return Err(SysError::new("read", pages_name(number), Errno::INTR)).at(Step::Load);
+            }
             let file = match open.take() {
                 Some((same, file)) if same == number => file,
                 _ => reader.open_file(&pages_name(number)).at(Step::Load)?.0,
