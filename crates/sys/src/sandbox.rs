@@ -1,7 +1,9 @@
 //! A copy of this process that can read what it was given, compute, answer, and nothing else (seccomp(2)).
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{
     Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -15,6 +17,59 @@ use crate::{Errno, Result, SysError};
 
 /// The user and group that own nothing.
 const NOBODY: u32 = 65534;
+
+/// How a copy ends that could not close what it was not to have (an old filter refuses close_range(2)), and one that gets no memory
+/// ([`end_without_memory`]).
+pub const NOT_CLOSED: i32 = 102;
+/// The latter.
+pub const NO_MEMORY: i32 = 103;
+
+/// The allocator: the system's, which says so where a process is to end without memory.
+struct Allocator;
+
+/// Whether it is.
+static ENDS: AtomicBool = AtomicBool::new(false);
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+/// From now on this process ends with [`NO_MEMORY`] where it gets none: abort(3), by which it would end else, has other reasons, too.
+pub fn end_without_memory() {
+    ENDS.store(true, Ordering::Relaxed);
+}
+
+impl Allocator {
+    fn given(memory: *mut u8) -> *mut u8 {
+        if memory.is_null() && ENDS.load(Ordering::Relaxed) {
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(NO_MEMORY) }
+        }
+        memory
+    }
+}
+
+// SAFETY: what it gives and takes is the system allocator's, called as it was.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps to the same contract.
+        Allocator::given(unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        Allocator::given(unsafe { System.alloc_zeroed(layout) })
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as above.
+        Allocator::given(unsafe { System.realloc(memory, layout, size) })
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
 
 /// The copy; killed when it is dropped before it has ended. It is held by a pidfd: whoever waits for all children may have waited for this
 /// one, and then its number is another's.
@@ -40,7 +95,7 @@ pub fn fork(keep: &[BorrowedFd<'_>], body: impl FnOnce() -> i32) -> Result<Copy>
         0 => {
             let code = catch_unwind(AssertUnwindSafe(|| match close_others(&keep) {
                 Ok(()) => body(),
-                Err(_) => 1,
+                Err(_) => NOT_CLOSED,
             }));
             // SAFETY: ends the process.
             unsafe { libc::_exit(code.unwrap_or(101)) }
@@ -444,5 +499,35 @@ mod tests {
         assert_eq!(wait::wait(Some(other.pid()), false).unwrap(), None, "it lives");
         rustix::io::write(&write, &[1]).unwrap();
         assert_eq!(other.wait().unwrap(), Event::Exited(0));
+    }
+
+    #[test]
+    fn why_a_copy_ends_is_said_where_it_is_not_its_own_doing() {
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        let huge = || std::hint::black_box(Vec::<u8>::with_capacity(1 << 60)).capacity() as i32;
+        let patient = fork(&[read.as_fd()], || {
+            end_without_memory();
+            huge()
+        });
+        assert_eq!(patient.unwrap().wait().unwrap(), Event::Exited(NO_MEMORY));
+        assert_eq!(fork(&[read.as_fd()], huge).unwrap().wait().unwrap(), Event::Killed(libc::SIGABRT));
+        // Where close_range is refused, as filters do that do not know it.
+        let refused = fork(&[read.as_fd()], || {
+            let number = u32::try_from(libc::SYS_close_range).unwrap();
+            let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
+            let program = [
+                statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+                jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number, 0, 1),
+                statement(libc::BPF_RET | libc::BPF_K, refuse),
+                statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+            ];
+            rustix::thread::set_no_new_privs(true).unwrap();
+            filter(&program).unwrap();
+            match fork(&[read.as_fd()], || 0).unwrap().wait() {
+                Ok(Event::Exited(code)) => code,
+                _ => 99,
+            }
+        });
+        assert_eq!(refused.unwrap().wait().unwrap(), Event::Exited(NOT_CLOSED));
     }
 }

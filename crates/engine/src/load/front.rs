@@ -4,11 +4,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use yendor_kinds::{Cause, Named};
-use yendor_sys::sandbox::Copy;
+use yendor_sys::sandbox::{self, Copy};
 use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
+use super::{NO_ANSWER, NO_SANDBOX, NO_WORD};
 use crate::error::{At, Result, Step};
+
+const SIGKILL: i32 = 9;
 
 /// The connection with whoever has asked; none: it is this process itself that waits.
 #[derive(Debug, Clone, Copy)]
@@ -64,10 +67,27 @@ impl<'c> Front<'c> {
         Ok(bytes)
     }
 
-    /// How a process ends.
-    pub(super) fn ended(self, copy: Copy) -> Result<Event> {
+    /// Waits until a process has ended as it should.
+    ///
+    /// # Errors
+    /// It has not: whoever reads an image ends so because of that, but where the system has refused something that is not the image's doing.
+    pub(super) fn ended(self, copy: Copy) -> Result<()> {
         self.until(copy.as_fd()).at(Step::Load)?;
-        copy.wait().at(Step::Load)
+        let reader = "the process that reads the image";
+        let message = match copy.wait().at(Step::Load)? {
+            Event::Exited(0) => return Ok(()),
+            Event::Exited(sandbox::NO_MEMORY) => format!("{reader} got no memory"),
+            Event::Exited(sandbox::NOT_CLOSED) => {
+                format!("{reader} could not close its descriptors (is close_range refused here?)")
+            }
+            Event::Exited(code @ (NO_SANDBOX | NO_WORD | NO_ANSWER)) => {
+                format!("{reader} had to give up (code {code})")
+            }
+            // By nobody here: of memory that is short the kernel takes some back so.
+            Event::Killed(SIGKILL) => format!("{reader} was killed (was memory short?)"),
+            ended => return Err(Cause::corrupt(format!("its reader could not go on: {ended:?}"))).at(Step::Load),
+        };
+        Err(Cause::Reported { message, code: 1 }).at(Step::Load)
     }
 }
 

@@ -33,7 +33,6 @@ use yendor_image::{Digest, Documents, Kind, Limits, Manifest, Reader, SignedTabl
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::sandbox::{self, Copy};
-use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
 use crate::error::{At, Error, Result, Step};
@@ -172,18 +171,7 @@ impl Loader {
             return Err(Error::new(Step::Load, Cause::corrupt("its records do not end")));
         }
         drop(answer);
-        let ended = front.ended(copy)?;
-        match ended {
-            Event::Exited(0) => {}
-            // Its own words: the system refused something that is not the image's doing.
-            Event::Exited(code @ (NO_SANDBOX | NO_WORD | NO_ANSWER)) => {
-                let message = format!("the process that reads the image had to give up (code {code})");
-                return Err(Error::new(Step::Load, Cause::Reported { message, code: 1 }));
-            }
-            _ => {
-                return Err(Error::new(Step::Load, Cause::corrupt(format!("its reader could not go on: {ended:?}"))));
-            }
-        }
+        front.ended(copy)?;
         decode(&bytes)
     }
 }
@@ -216,6 +204,7 @@ fn start<T: Serialize>(
     let mut keep = documents.to_vec();
     keep.extend([begin_read.as_fd(), answer_write.as_fd()]);
     let copy = sandbox::fork(&keep, || {
+        sandbox::end_without_memory();
         if sandbox::give_up_everything(user_namespace).is_err() {
             return NO_SANDBOX;
         }
@@ -500,6 +489,26 @@ mod tests {
         let failure = Failure::from(&Error::new(Step::Load, Cause::corrupt("so")));
         let bytes = encode::<Glance>(&Err(failure)).expect("encode");
         assert_eq!(decode::<Glance>(&bytes).expect_err("failure").to_string(), "load: the image is damaged: so");
+    }
+
+    /// What ends a loader is the image's doing or it is not.
+    #[test]
+    fn how_a_loader_has_ended_says_who_is_to_blame() {
+        let ended = |body: fn() -> u64| start(false, &[], move |_| Ok(body())).expect("start").ask::<u64>();
+        assert_eq!(ended(|| 7).expect("an answer"), 7);
+        let memory = ended(|| std::hint::black_box(Vec::<u8>::with_capacity(1 << 60)).len() as u64);
+        let memory = memory.expect_err("no machine has that");
+        assert!(memory.exit_code() == 1 && memory.to_string().contains("memory"), "{memory}");
+        let panic = ended(|| std::hint::black_box(&[1_u64, 2][..])[std::hint::black_box(2)]);
+        assert_eq!(panic.expect_err("it panics").exit_code(), 4);
+        let call = ended(|| u64::from(std::fs::File::open("/").is_ok()));
+        assert_eq!(call.expect_err("no call of a loader").exit_code(), 4);
+        let aborted = ended(|| std::process::abort());
+        assert_eq!(aborted.expect_err("it gives up").exit_code(), 4);
+        let loader = start(false, &[], |_| Ok(0_u64)).expect("start");
+        yendor_sys::process::send_signal(&loader.copy, 9).expect("kill");
+        let killed = loader.ask::<u64>().expect_err("somebody has killed it");
+        assert!(killed.exit_code() == 1 && killed.to_string().contains("was killed"), "{killed}");
     }
 
     #[test]
