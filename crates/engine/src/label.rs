@@ -8,7 +8,7 @@
 //! calls that set them, and before `no_new_privs`, under which AppArmor refuses. Smack wants a capability for it, so there
 //! it comes before. SELinux refuses it to a process with threads, so there the leader is labelled before it has any.
 
-mod entry;
+pub(crate) mod entry;
 mod socket;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use yendor_image::{FileEntry, PageRun, Tree, pages_name, tree_name};
+use yendor_image::{FileEntry, PageRun, Tree, open_regular, pages_name, tree_name};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::sandbox::{self, Copy};
 use yendor_sys::userfault::missing;
@@ -117,10 +117,7 @@ impl Waiting {
     pub fn start(directory: BorrowedFd<'_>) -> Result<Waiting> {
         let (control, theirs) = Control::pair().at(Step::Load)?;
         let mut files: BTreeMap<u16, (File, File)> = BTreeMap::new();
-        let open = |name: &str| {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            rustix::fs::openat(directory, name, flags, Mode::empty()).map(File::from)
-        };
+        let open = |name: &str| open_regular(directory, name).map(|(file, _)| file);
         for number in 0..u16::MAX {
             let name = pages_name(number);
             // Whoever needs them says what is wrong with them.
@@ -335,4 +332,55 @@ pub(crate) const NO: &str = "no";
 pub(crate) fn answer(filling: Option<&Filling>) -> &'static str {
     filling.into_iter().for_each(Filling::hurry);
     if filling.is_none_or(Filling::is_over) { YES } else { NO }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::label::entry;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    /// To open a FIFO lets those go on who wait for that; a device may do anything.
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        let top = std::env::temp_dir().join(format!("yendor-fifo-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&top);
+        std::fs::create_dir(&top).expect("mkdir");
+        std::fs::write(top.join("pages-0"), [0; 4096]).expect("write");
+        std::fs::write(top.join("pages-0.tree"), []).expect("write");
+        let fifo = top.join("pages-1");
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("mkfifo");
+        let directory = rustix::fs::open(&top, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let directory = directory.expect("open");
+        static OPENED: AtomicBool = AtomicBool::new(false);
+        let path = fifo.clone();
+        let writer = std::thread::spawn(move || {
+            let open = std::fs::OpenOptions::new().write(true).open(path);
+            OPENED.store(true, Ordering::SeqCst);
+            drop(open);
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        let was_opened = || {
+            std::thread::sleep(Duration::from_millis(100));
+            OPENED.load(Ordering::SeqCst)
+        };
+        drop(Waiting::start(directory.as_fd()).expect("a pager"));
+        let by_pager = was_opened();
+        assert!(crate::load::Hashing::start(directory.as_fd()).expect("nothing to do").is_none());
+        let by_hashing = was_opened();
+        // Alone: nothing before it ends the look.
+        std::fs::create_dir(top.join("alone")).expect("mkdir");
+        std::fs::hard_link(&fifo, top.join("alone/pages-1")).expect("link");
+        let alone = rustix::fs::open(top.join("alone"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).expect("open");
+        assert_eq!(entry::files(&alone), None);
+        let by_labels = was_opened();
+        // It waits no longer.
+        let both = std::fs::OpenOptions::new().read(true).write(true).open(&fifo).expect("open");
+        writer.join().expect("it ends");
+        drop(both);
+        std::fs::remove_dir_all(&top).expect("gone");
+        assert_eq!([by_pager, by_hashing, by_labels], [false; 3]);
+    }
 }

@@ -36,7 +36,7 @@ pub use manifest::{Codec, Compressed, Encryption, FileEntry, Kind, Manifest, Met
 pub use page::{PAGE_BYTES, PageRun, is_pages_name, pages_name};
 pub use parent::{Parent, Place, Search, Stamp};
 pub use partial::is_partial;
-pub use reader::{Directory, Documents, Reader, SignedTable, Table};
+pub use reader::{Directory, Documents, Reader, SignedTable, Table, open_regular};
 pub use tree::{TREE_BYTES, TREE_ENDING, Tree, tree_name};
 pub use watcher::Watcher;
 pub use writer::{Durable, FileWriter, Writer};

@@ -417,7 +417,7 @@ fn open_directory(path: &Path) -> Result<OwnedFd> {
 
 /// Opens a regular file and says its size. Anything else is refused before it is opened, because to open a device or
 /// a FIFO can have effects; the flags are for whoever swaps it in between.
-fn open_regular(dir: BorrowedFd<'_>, name: &str) -> Result<(File, u64)> {
+pub fn open_regular(dir: BorrowedFd<'_>, name: &str) -> Result<(File, u64)> {
     let wrong = || Error::format(name, 0, "not a regular file");
     let refused = |op| {
         move |errno| match errno {

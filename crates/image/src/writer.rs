@@ -14,6 +14,7 @@ use crate::manifest::{Codec, Compressed, stored_name};
 use crate::page::is_pages_name;
 use crate::partial::{check_vacant, make_partial, remove, sweep};
 use crate::pieces::{self, Value};
+use crate::reader::open_regular;
 use crate::tree::{self, Tree, tree_name};
 use crate::upgrade::NEWEST_LINE;
 use crate::{Digest, Error, FORMAT_FILE, FileEntry, Kind, Limits, RECORDS_FILE, Result, SIGNATURE_FILE};
@@ -25,7 +26,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -234,8 +235,7 @@ impl Writer {
     /// a copy of it).
     fn link(&self, name: &str, directory: &OwnedFd, theirs: &str, open: &File) -> Option<File> {
         linkat(directory, theirs, &self.dir, name, AtFlags::empty()).ok()?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = openat(&self.dir, name, flags, Mode::empty()).map(File::from).ok();
+        let file = open_regular(self.dir.as_fd(), name).map(|(file, _)| file).ok();
         let id = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
         let same = file.filter(|file| id(file).is_some() && id(file) == id(open));
         if same.is_none() {

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use yendor_image::open_regular;
 
 /// One, with what changes when another takes its place, for a moment only, too: the time of the last change of its inode.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,8 +31,14 @@ pub fn files(image: &OwnedFd) -> Option<BTreeSet<File>> {
 }
 
 fn file(image: &OwnedFd, name: &[u8]) -> Option<File> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(image, name, flags, Mode::empty()).ok()?;
+    // To open anything else can have effects.
+    let found = rustix::fs::statat(image, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let fd = if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(image, name, flags, Mode::empty()).ok()?
+    } else {
+        OwnedFd::from(open_regular(image.as_fd(), std::str::from_utf8(name).ok()?).ok()?.0)
+    };
     let stat = rustix::fs::fstat(&fd).ok()?;
     let changed = (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(i64::MAX));
     Some(File { name: name.to_vec(), inode: (stat.st_dev, stat.st_ino), changed, label: label(&fd)? })

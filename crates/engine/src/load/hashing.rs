@@ -1,12 +1,9 @@
 //! Large files of pages are compared with their digests while tasks read them already: nothing runs before both are done.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
-use yendor_image::{Digest, Error as Damage, Manifest, pages_name};
-use yendor_kinds::{Cause, Named};
-use yendor_sys::Errno;
+use yendor_image::{Digest, Error as Damage, Manifest, open_regular, pages_name};
+use yendor_kinds::Cause;
 use yendor_sys::SysError;
 
 use super::{Front, Loader, start};
@@ -32,22 +29,12 @@ impl Hashing {
         let (mut names, mut files, mut bytes) = (Vec::new(), Vec::new(), 0);
         for number in 0..u16::MAX {
             let name = pages_name(number);
-            // To open a device can have effects.
-            let there = match rustix::fs::statat(directory, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => break,
-                there => there.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile),
+            let (file, size) = match open_regular(directory, &name) {
+                Err(Damage::Missing { .. }) => break,
+                // Whoever needs it will say what is wrong with it.
+                Err(_) => return Ok(None),
+                Ok(opened) => opened,
             };
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let open = || rustix::fs::openat(directory, name.as_str(), flags, Mode::empty());
-            // Whoever needs it will say what is wrong with it.
-            let Some(file) = there.then(open).and_then(std::result::Result::ok).map(File::from) else {
-                return Ok(None);
-            };
-            let stat = rustix::fs::fstat(&file).named("fstat", || name.clone()).at(Step::Load)?;
-            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return Ok(None);
-            }
-            let size = u64::try_from(stat.st_size).unwrap_or(0);
             bytes = size.saturating_add(bytes);
             names.push((name, size));
             files.push((file, size));
