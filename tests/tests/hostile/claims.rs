@@ -983,6 +983,11 @@ fn memory() -> Vec<Claim> {
             f.set(&m("pages/0/offset"), number(u64::MAX - 4095));
         }),
         lie("2^52 pages", May::Damaged, |f, _| f.set(&m("pages/0/pages"), number(1 << 52))),
+        lie("pages out of order", May::Damaged, |f, _| f.list(&m("pages")).swap(0, 1)),
+        lie("pages twice", May::Damaged, |f, _| {
+            let all = f.list(&m("pages"));
+            all.insert(0, all[0].clone());
+        }),
         lie("pages of a file that does not exist", May::Damaged, |f, _| f.set(&m("pages/0/file"), number(9))),
         lie("pages where there is no memory", May::Damaged, |f, _| f.set(&m("pages/0/addr"), number(0x1000))),
         lie("pages in the kernel", May::Damaged, |f, _| {

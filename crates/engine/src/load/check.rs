@@ -359,8 +359,13 @@ impl Known<'_> {
             self.behind(area).map_err(|e| e.kind("mapping", name()))?;
             last = end;
         }
+        let mut last = 0;
         for run in &memory.pages {
             self.run(run)?;
+            if run.addr.0 < last {
+                return Err(wrong("pages", run.addr.to_string(), "they overlap others, or are out of order"));
+            }
+            last = run.end().map_or(USER_END, |end| end.0);
         }
         layout(&memory.layout)?;
         match memory.layout.exe {

@@ -29,7 +29,8 @@ pub struct Record {
     pub layout: layout::Record,
     /// Areas by address.
     pub areas: Vec<vma::Record>,
-    /// Pages of private memory that hold something; with `inherits`, only those that differ from the parent's.
+    /// Pages of private memory that hold something; with `inherits`, only those that differ from the parent's. By
+    /// address, and none twice.
     pub pages: Vec<PageRun>,
     /// Whether it starts as a copy of the parent's, as fork leaves it.
     pub inherits: Option<inherit::Record>,
