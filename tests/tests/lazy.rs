@@ -344,3 +344,62 @@ fn what_is_held_of_all_files_of_an_image_is_bounded() {
     let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its memory").trim();
     assert!(most.trim_end_matches(" kB").parse::<u64>().is_ok_and(|kib| kib < 256 << 10), "{most}");
 }
+
+/// Words in memory that comes later which the kernel touches without waiting: a futex with priority inheritance that a thread waits for, the
+/// robust list of another, and the word that is cleared when that exits. Each is in a page that nobody touches before.
+const WORDS: &str = "
+import ctypes, mmap, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+size, PAGE = 64 << 20, 4096
+held = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for n in range(size // PAGE): held[n * PAGE + 2048] = 1
+at = ctypes.addressof(ctypes.c_char.from_buffer(held))
+FUTEX, SET_ROBUST, SET_TID, GETTID, LOCK, UNLOCK = 202, 273, 218, 186, 6 | 128, 7 | 128
+call = lambda number, *words: libc.syscall(ctypes.c_long(number), *[ctypes.c_void_p(w) for w in words])
+def word(address, value=None, kind=ctypes.c_uint64):
+    it = kind.from_address(address)
+    if value is not None: it.value = value
+    return it.value
+say = lambda *words: print(*words, flush=True)
+distance = lambda: time.time() - time.monotonic()
+first = distance()
+def restored():
+    while abs(distance() - first) < 0.2: time.sleep(0.001)
+futex, head, entry, tid = (at + size - n * 1000 * PAGE for n in (1, 2, 3, 4))
+assert call(FUTEX, futex, LOCK, 0, 0) == 0
+def waits(): say('lock', call(FUTEX, futex, LOCK, 0, 0), ctypes.get_errno())
+def exits():
+    own = call(GETTID)
+    word(head, entry), word(head + 8, 64), word(head + 16, 0), word(entry, head), word(entry + 64, own), word(tid, own)
+    assert call(SET_ROBUST, head, 24) == 0
+    call(SET_TID, tid)
+    restored()
+threads = [threading.Thread(target=f) for f in (waits, exits)]
+[t.start() for t in threads]
+time.sleep(0.5)
+say('ready')
+restored()
+time.sleep(0.5)
+say('unlock', call(FUTEX, futex, UNLOCK, 0, 0))
+[t.join() for t in threads]
+time.sleep(0.5)
+say('robust', hex(word(entry + 64, kind=ctypes.c_uint32) & 0x40000000))
+say('cleared', word(tid, kind=ctypes.c_uint32))
+";
+
+#[test]
+fn words_that_the_kernel_does_not_wait_for_are_there() {
+    let Some(yendor) = Yendor::new(Flavour::RootUserns) else { return };
+    let container = yendor.fresh("words");
+    yendor.run_detached(&container, &["python3", "-c", WORDS]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let taken = yendor.path("image");
+    yendor.checkpoint(&container, &taken);
+    let (container, said) = restored(&yendor, &taken, &["--lazy-rate", "0"]);
+    assert!(!said.contains("--lazy"), "{said}");
+    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+    let log = yendor.logs(&container);
+    for line in ["lock 0 0", "unlock 0", "robust 0x40000000", "cleared 0"] {
+        assert!(log.lines().any(|one| one == line), "{line}: {log}");
+    }
+}

@@ -4,10 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
-use yendor_image::{FileEntry, PageRun, Reader, TREE_BYTES, Tree, pages_name};
+use yendor_image::{FileEntry, PAGE_BYTES, PageRun, Reader, TREE_BYTES, Tree, pages_name};
+use yendor_kinds::memory::vma;
 use yendor_kinds::memory::vma::{Backing, Flag};
-use yendor_kinds::memory::{Record, vma};
-use yendor_kinds::process::State;
+use yendor_kinds::process::{Alive, State};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Result as Plain};
 use yendor_sys::seccomp::descriptor_of;
@@ -19,10 +19,12 @@ use super::birth::Tasks;
 use super::filter;
 use super::inherited::lift;
 use super::memory::area_of;
-use super::{Site, Task};
+use super::{Site, Task, words};
 use crate::error::{At, Error, Result, Step, With};
 use crate::pager::{Filling, MOST, Waiting, Wanting};
 use crate::wire::Lazy;
+
+const PAGE: usize = 4096;
 
 /// Bytes of pages from which on an area is not filled at once.
 const LEAST: u64 = 256 << 10;
@@ -52,6 +54,8 @@ struct Space {
     runs: Vec<PageRun>,
     /// What is to be watched: from the first page of an area to the last.
     ranges: Vec<(u64, u64)>,
+    /// Pages that the kernel does not wait for.
+    words: BTreeSet<u64>,
 }
 
 impl Later {
@@ -102,7 +106,8 @@ impl Later {
     }
 
     /// Which areas of a process are filled later, by their starts.
-    pub(super) fn choose(&self, pid: i32, memory: &Record) -> BTreeSet<u64> {
+    pub(super) fn choose(&self, site: &Site<'_>, pid: i32, alive: &Alive) -> BTreeSet<u64> {
+        let memory = &alive.memory;
         let mut spaces = self.spaces.borrow_mut();
         if self.number.get().is_none() || spaces.len() >= MOST || memory.inherits.is_some() {
             return BTreeSet::new();
@@ -126,7 +131,8 @@ impl Later {
         let ends = |runs: &[PageRun]| Some((runs.first()?.addr.0, runs.last()?.end()?.0));
         let ranges = found.values().filter_map(|(_, runs)| ends(runs)).collect();
         let starts = found.keys().copied().collect();
-        spaces.push(Space { pid, runs: found.into_values().flat_map(|(_, runs)| runs).collect(), ranges });
+        let words = site.reader.map(|reader| words::pages(reader, &memory.pages, &alive.threads)).unwrap_or_default();
+        spaces.push(Space { pid, runs: found.into_values().flat_map(|(_, runs)| runs).collect(), ranges, words });
         starts
     }
 
@@ -144,12 +150,49 @@ impl Later {
             return Ok(());
         };
         let mut wanting = Vec::new();
-        for Space { pid, runs, ranges } in spaces {
+        for Space { pid, runs, ranges, words } in spaces {
             let task = &tasks[&pid];
             let pager = watch(site, task, device, &ranges).at(Step::Rebuild).kind("memory", "userfaultfd").task(pid)?;
+            let inside = |page: &u64| {
+                ranges.get(ranges.partition_point(|(_, end)| end <= page)).is_some_and(|(start, _)| start <= page)
+            };
+            let words = words.into_iter().filter(inside);
+            self.put(site, (&pager, &runs), words).at(Step::Rebuild).kind("memory", "userfaultfd").task(pid)?;
             wanting.push(Wanting { pid: task.tid, pager, runs });
         }
         *self.filling.borrow_mut() = Some(waiting.begin(init.tid, self.how, self.entries.clone(), wanting)?);
+        Ok(())
+    }
+
+    /// Puts single pages in their place before anything runs.
+    fn put(
+        &self,
+        site: &Site<'_>,
+        (pager, runs): (&missing::Pager, &[PageRun]),
+        pages: impl Iterator<Item = u64>,
+    ) -> Plain<()> {
+        let (mut block, mut loaded) = (Vec::new(), None);
+        for at in pages {
+            let placed = match (words::run_at(runs, at), site.reader) {
+                (Some(run), Some(reader)) => {
+                    let offset = run.offset + (at - run.addr.0);
+                    let number = offset / TREE_BYTES;
+                    if loaded != Some((run.file, number)) {
+                        let missing = || Cause::corrupt(format!("{}: missing", pages_name(run.file)));
+                        let tree = self.trees.get(&run.file).ok_or_else(missing)?;
+                        tree.load(&reader.open_file(&pages_name(run.file))?.0, number, &mut block)?;
+                        loaded = Some((run.file, number));
+                    }
+                    let begin = usize::try_from(offset % TREE_BYTES).unwrap_or(usize::MAX);
+                    let page = block.get(begin..).and_then(|rest| rest.first_chunk::<PAGE>());
+                    pager.copy(at, page.ok_or_else(|| Cause::corrupt("a page behind the end of its file"))?)
+                }
+                _ => pager.zeros(at, PAGE_BYTES),
+            };
+            if let Some(errno) = placed.stopped.filter(|errno| *errno != Errno::EXIST) {
+                return Err(SysError::new("ioctl", format!("UFFDIO_COPY, {at:#x}"), errno).into());
+            }
+        }
         Ok(())
     }
 

@@ -25,6 +25,7 @@ pub mod plan;
 mod process;
 mod program;
 mod running;
+mod words;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -140,6 +141,8 @@ struct Site<'a> {
     ark: Option<(&'a Ark, i32)>,
     /// Memory that comes later.
     later: Option<&'a Later>,
+    /// The image, if there is one.
+    reader: Option<&'a Reader>,
     /// Where the vdso waits: kind of area and address.
     parked: Vec<(Backing, u64, u64)>,
     /// What a stub has of each: not set again.
@@ -318,6 +321,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         pages,
         ark,
         later,
+        reader,
         parked: Vec::new(),
         now,
         confine,
