@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ciborium::Value;
 use yendor_tests::{
-    Flavour, Outcome, PATIENCE, Random, Started, Yendor, at, copy_image, forge, lead_a_session, probe, tick_gap,
+    Flavour, Forge, Outcome, PATIENCE, Random, Started, Yendor, at, copy_image, forge, lead_a_session, probe, tick_gap,
     wait_until,
 };
 
@@ -686,7 +686,34 @@ fn a_full_disk(flavour: Flavour) {
     assert_eq!(tick_gap(&yendor.logs(&container)), None);
 }
 
+/// A tree has its caller's root: where an image says that a volume was, nothing is made there behind the caller's back.
+fn volumes_in_the_callers_own_root(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut command = yendor.program(Path::new("/usr/bin/sleep"));
+    command.arg("1000").stdout(yendor.output("output")).stderr(yendor.output("errors"));
+    lead_a_session(&mut command);
+    let mut started = Started::new(&mut command);
+    let taken = yendor.path("image");
+    yendor.checkpoint_pid(started.pid(), &taken);
+    assert!(started.ended(PATIENCE).is_some());
+    let place = yendor.path("home/made/here");
+    let mut forged = Forge::open(&taken);
+    let inside = Value::Bytes(text(&place).into());
+    let volume = [("name", "data".into()), ("inside", inside), ("read_only", Value::Bool(false))];
+    let volume = volume.map(|(name, value): (&str, Value)| (name.into(), value));
+    forged.list("container/volumes").push(Value::Map(volume.into()));
+    let image = yendor.path("forged");
+    forged.write(&image);
+    yendor.give(&image);
+    let given = format!("data={}", yendor.path("data").display());
+    let outcome = yendor.restore_with(&image, &yendor.fresh("made"), &["--rootfs", "/", "--volume", &given]).exits(5);
+    assert!(outcome.stderr.contains(&format!("mkdir {}", text(&place))), "{}", outcome.stderr);
+    assert!(!yendor.path("home/made").exists(), "a directory was made in the caller's own root");
+    nothing(&yendor);
+}
+
 yendor_tests::flavours! {
+    volumes_in_the_callers_own_root
     children_elsewhere
     a_damaged_image
     a_damaged_large_image

@@ -118,6 +118,8 @@ pub struct Pending {
     /// Its name.
     pub name: String,
     tree: OwnedFd,
+    /// Whether the root is the caller's own.
+    is_callers: bool,
 }
 
 impl Pending {
@@ -129,6 +131,7 @@ impl Pending {
         if read_only {
             set_attributes(&self.tree, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
         }
+        there(root, inside, self.is_callers)?;
         root.attach(&self.tree, inside)
     }
 }
@@ -147,14 +150,20 @@ pub(super) fn put(root: &Rootfs, request: &Request, volume: &Volume, fd: &OwnedF
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, volume.read_only);
     let tree = copy_tree(&again(fd)?, b"", attributes)?;
-    match &volume.inside {
-        None => return Ok(Some(Pending { name: volume.name.clone(), tree })),
-        Some(inside) if request.root == Root::Caller && root.find(inside)?.is_none() => {
-            // The root is the caller's own: nothing is made there behind the caller's back.
-            let what = format!("a directory {}", inside.display());
-            return Err(Cause::Hole { what, option: format!("mkdir {}", inside.display()) });
-        }
-        Some(inside) => root.attach(&tree, inside)?,
-    }
+    let is_callers = request.root == Root::Caller;
+    let Some(inside) = &volume.inside else {
+        return Ok(Some(Pending { name: volume.name.clone(), tree, is_callers }));
+    };
+    there(root, inside, is_callers)?;
+    root.attach(&tree, inside)?;
     Ok(None)
+}
+
+/// Where the root is the caller's own nothing is made behind the caller's back.
+fn there(root: &Rootfs, inside: &Path, is_callers: bool) -> Caused<()> {
+    if !is_callers || root.find(inside)?.is_some() {
+        return Ok(());
+    }
+    let what = format!("a directory {}", inside.display());
+    Err(Cause::Hole { what, option: format!("mkdir {}", inside.display()) })
 }
