@@ -277,7 +277,7 @@ fn start(
     state.layers = layers.iter().map(|(mount, fd)| (mount.clone(), fd.as_raw_fd())).collect();
     state.mounts = rebuilt.again.base(mounts);
     state.network = network;
-    write_state(&directory, &state).at(Step::Thaw)?;
+    state::write(&directory, &state).at(Step::Thaw)?;
     let open = stdio.into_iter().chain(layers.into_iter().map(|(_, fd)| fd)).collect();
     let door = Door::open(&directory).at(Step::Thaw)?;
     clock.mark("rebuild");
@@ -400,23 +400,10 @@ fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generati
         network: None,
         filters: 0,
         failure: None,
+        taken: None,
         generation,
         cgroups: Vec::new(),
     }
-}
-
-/// Writes state.json beside itself, then renames.
-fn write_state(directory: &OwnedFd, state: &State) -> std::result::Result<(), Cause> {
-    let text =
-        serde_json::to_vec_pretty(state).map_err(|_| SysError::new("write", "state.json", rustix::io::Errno::INVAL))?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory, "state.json.new", flags, Mode::RUSR | Mode::WUSR)
-        .named("openat", || "state.json.new".into())?;
-    let mut file = std::fs::File::from(file);
-    std::io::Write::write_all(&mut file, &text).map_err(|e| SysError::io("write", "state.json.new", &e))?;
-    rustix::fs::renameat(directory, "state.json.new", directory, state::FILE)
-        .named("renameat", || "state.json".into())?;
-    Ok(())
 }
 
 impl Kept {
@@ -437,10 +424,13 @@ impl Kept {
         }
         self.state.failure.clone_from(&failure);
         self.state.status = if self.is_checkpointed() { Status::Checkpointed } else { Status::Exited(status) };
+        if self.state.status == Status::Checkpointed {
+            self.state.taken = state::taken(&self.directory);
+        }
         // Empty now.
         drop(self.running.cgroup.take());
         // The directory may be gone with its container (`rm -f`).
-        let _ = write_state(&self.directory, &self.state);
+        let _ = state::write_last(&self.directory, &self.state);
         if self.remove {
             let _ = contain::leave();
             // What cannot be removed stays to be seen by `ps -a`, and `rm` says why.

@@ -1,12 +1,14 @@
 //! Where containers and images are kept between commands: `run/NAME/` for each container, `images/NAME/N` for each image.
 //!
-//! `state.json` of a container is written by its keeper alone, by rename, so that a reader never sees half of it.
+//! `state.json` of a container is written by its keeper alone, by rename, so that a reader never sees half of it. Its last word goes into the
+//! file before it, too: whoever has that open hears it, also when the directory is gone.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,11 @@ pub use crate::wire::Failure;
 
 /// The file of a container's directory that holds its [`State`].
 pub const FILE: &str = "state.json";
+
+const NEW_FILE: &str = "state.json.new";
+
+/// The file of a container's directory that a checkpoint locks, with the name of the image that it makes if it ends the container.
+pub const CHECKPOINT: &str = "checkpoint.lock";
 
 /// Where state lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +90,9 @@ pub struct State {
     /// Why it was ended by what runs it, if it was.
     #[serde(default)]
     pub failure: Option<Failure>,
+    /// The image that a checkpoint has made of it as it ended it, by name.
+    #[serde(default)]
+    pub taken: Option<String>,
     /// The cgroups that were made for it. Its keeper removes them; who removes a container that has lost its keeper does.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -164,8 +174,60 @@ impl Places {
 /// # Errors
 /// `NotFound` when there is none of that name; `InvalidData` for one that cannot be read.
 pub fn read(container: &Path) -> io::Result<State> {
-    let text = std::fs::read(container.join(FILE))?;
+    open(container).map(|(state, _)| state)
+}
+
+/// The same, and the file: when the keeper has ended, its last word can be [`again`] read from it.
+///
+/// # Errors
+/// As [`read`].
+pub fn open(container: &Path) -> io::Result<(State, File)> {
+    let file = File::open(container.join(FILE))?;
+    Ok((again(&file)?, file))
+}
+
+/// Reads a state that is open.
+///
+/// # Errors
+/// `InvalidData` for one that cannot be read.
+pub fn again(mut file: &File) -> io::Result<State> {
+    file.rewind()?;
+    let text = io::read_to_string(file).map(String::into_bytes)?;
     serde_json::from_slice(&text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Writes a state beside the one that is there, then renames.
+pub(crate) fn write(directory: &OwnedFd, state: &State) -> Result<(), Cause> {
+    let text = serde_json::to_vec_pretty(state).map_err(|_| SysError::new("write", FILE, Errno::INVAL))?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let file = openat(directory, NEW_FILE, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|e| SysError::new("openat", NEW_FILE, e))?;
+    File::from(file).write_all(&text).map_err(|e| SysError::io("write", NEW_FILE, &e))?;
+    renameat(directory, NEW_FILE, directory, FILE).map_err(|e| SysError::new("renameat", FILE, e))?;
+    Ok(())
+}
+
+/// The same for the last time: those who wait have the one before open, and may come too late for this one.
+pub(crate) fn write_last(directory: &OwnedFd, state: &State) -> Result<(), Cause> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let before = openat(directory, FILE, flags, Mode::empty());
+    write(directory, state)?;
+    let mut before = File::from(before.map_err(|e| SysError::new("openat", FILE, e))?);
+    let text = serde_json::to_vec_pretty(state).map_err(|_| SysError::new("write", FILE, Errno::INVAL))?;
+    before.set_len(0).and_then(|()| before.write_all(&text)).map_err(|e| SysError::io("write", FILE, &e))?;
+    Ok(())
+}
+
+/// The name of the image that the checkpoint makes, or has made, that was the last to lock a container.
+pub(crate) fn taken(directory: &OwnedFd) -> Option<String> {
+    const LONGEST: u64 = 4096;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut name = String::new();
+    File::from(openat(directory, CHECKPOINT, flags, Mode::empty()).ok()?)
+        .take(LONGEST)
+        .read_to_string(&mut name)
+        .ok()?;
+    Some(name).filter(|name| !name.is_empty())
 }
 
 /// Removes a container's directory with everything below. Files of subordinate ids can be removed only in a user

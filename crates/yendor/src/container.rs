@@ -1,8 +1,10 @@
 //! Containers as the state directory and /proc show them.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -33,6 +35,8 @@ pub struct Found {
     pub state: State,
     /// Its directory.
     pub directory: PathBuf,
+    /// The file that the state is from, where one container was asked for: its keeper's last word comes there, whatever becomes of the directory.
+    file: Option<Arc<File>>,
 }
 
 impl Found {
@@ -41,14 +45,28 @@ impl Found {
         match self.state.status {
             Status::Running if self.state.keeper_lives() => Now::Running,
             // The keeper may have written its last word between our two looks.
-            Status::Running => match state::read(&self.directory).map(|s| s.status) {
-                Ok(Status::Exited(status)) => Now::Exited(status),
-                Ok(Status::Checkpointed) => Now::Checkpointed,
-                _ => Now::Lost,
+            Status::Running => match self.last().status {
+                Status::Exited(status) => Now::Exited(status),
+                Status::Checkpointed => Now::Checkpointed,
+                Status::Running => Now::Lost,
             },
             Status::Exited(status) => Now::Exited(status),
             Status::Checkpointed => Now::Checkpointed,
         }
+    }
+
+    /// Its state as its keeper has left it; for one whose keeper has ended.
+    pub fn last(&self) -> State {
+        let heard = self.file.as_deref().and_then(|file| state::again(file).ok());
+        heard
+            .filter(|state| state.status != Status::Running)
+            .or_else(|| state::read(&self.directory).ok().filter(|s| self.is_same(s)))
+            .unwrap_or_else(|| self.state.clone())
+    }
+
+    /// Whether a state is of this container, not of another that has got its name since.
+    fn is_same(&self, other: &State) -> bool {
+        (other.keeper, other.keeper_start) == (self.state.keeper, self.state.keeper_start)
     }
 
     /// A descriptor of its keeper, `None` when that is gone.
@@ -192,8 +210,8 @@ pub fn find(places: &Places, container: &str) -> Result<Found, Failure> {
         return Err(unknown());
     }
     let directory = places.container(container);
-    match state::read(&directory) {
-        Ok(state) => Ok(Found { state, directory }),
+    match state::open(&directory) {
+        Ok((state, file)) => Ok(Found { state, directory, file: Some(Arc::new(file)) }),
         Err(e) if e.kind() == ErrorKind::NotFound => Err(unknown()),
         Err(e) => Err(Failure::io("read", &directory.join("state.json"), &e)),
     }
@@ -221,7 +239,9 @@ pub fn all(places: &Places) -> Result<Vec<Found>, Failure> {
     let mut found: Vec<Found> = entries
         .flatten()
         .filter(|entry| entry.file_name().to_str().is_some_and(name::is_valid))
-        .filter_map(|entry| Some(Found { state: state::read(&entry.path()).ok()?, directory: entry.path() }))
+        .filter_map(|entry| {
+            Some(Found { state: state::read(&entry.path()).ok()?, directory: entry.path(), file: None })
+        })
         .collect();
     found.sort_by(|a, b| a.state.name.cmp(&b.state.name));
     Ok(found)

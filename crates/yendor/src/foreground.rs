@@ -7,7 +7,7 @@ use yendor_engine::front::Started;
 use yendor_engine::process::Signals;
 use yendor_engine::state::Places;
 
-use crate::container::Now;
+use crate::container::{Found, Now};
 use crate::failure::{Failure, Outcome};
 use crate::log::Log;
 use crate::{container, signal, terminal};
@@ -71,8 +71,7 @@ pub fn see_child(signals: &Signals, mut child: std::process::Child) -> Outcome {
 
 /// Shows a container's terminal in the caller's until it ends or is left; `from_start`: with what was written before.
 /// `drawn`: programs have drawn on it before it is shown here, and are to do so again.
-pub fn show_terminal(places: &Places, name: &str, from_start: bool, drawn: bool) -> Result<terminal::End, Failure> {
-    let found = container::find(places, name)?;
+pub fn show_terminal(found: &Found, from_start: bool, drawn: bool) -> Result<terminal::End, Failure> {
     let mut log = Log::open(&found.directory)?;
     if found.now() != Now::Running {
         // It was faster than we.

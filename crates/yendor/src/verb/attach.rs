@@ -27,8 +27,8 @@ impl Attach {
             let what = format!("container {} has no terminal: it was started without -t", self.container);
             return Err(Failure::Failed(what));
         }
-        match foreground::show_terminal(&places, &self.container, false, true)? {
-            End::Closed => wait::status(&places, &self.container),
+        match foreground::show_terminal(&found, false, true)? {
+            End::Closed => wait::status(&found),
             End::Detached => {
                 print::note(&format!("\ndetached from {0}; come back with: yendor attach {0}", self.container));
                 Ok(0)

@@ -175,7 +175,7 @@ fn stay(started: Started, places: &Places, name: &str, how: &Stay, summary: Valu
         print::detail(&how.sentence);
     }
     let code = if how.tty {
-        match foreground::show_terminal(places, name, true, how.drawn) {
+        match container::find(places, name).and_then(|found| foreground::show_terminal(&found, true, how.drawn)) {
             Ok(End::Closed) => container::exit_code(started.wait()?),
             Ok(End::Detached) => {
                 print::note(&format!("\ndetached from {name}; come back with: yendor attach {name}"));

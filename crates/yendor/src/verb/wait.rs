@@ -1,9 +1,9 @@
 //! `yendor wait`: until a container ends.
 
 use clap::Args;
-use yendor_engine::state::Places;
+use yendor_engine::state::{Places, Status};
 
-use crate::container::{self, Now};
+use crate::container::{self, Found, Now};
 use crate::failure::{Failure, Outcome};
 
 /// Wait until a container ends, and exit with its status
@@ -17,26 +17,25 @@ pub struct Wait {
 impl Wait {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        status(&Places::from_environment()?, &self.container)
+        status(&container::find(&Places::from_environment()?, &self.container)?)
     }
 }
 
-/// The exit code of a container that has ended or will.
-pub fn status(places: &Places, name: &str) -> Outcome {
-    let mut found = container::find(places, name)?;
-    if found.now() == Now::Running {
-        if let Some(keeper) = found.keeper()? {
-            container::ended(&keeper, None)?;
-        }
-        found = container::find(places, name)?;
+/// The exit code of a container that has ended or will. Its directory may be gone by then.
+pub fn status(found: &Found) -> Outcome {
+    if found.now() == Now::Running
+        && let Some(keeper) = found.keeper()?
+    {
+        container::ended(&keeper, None)?;
     }
-    if let Some(failure) = found.state.failure {
+    let (name, last) = (&found.state.name, found.last());
+    if let Some(failure) = last.failure {
         return Err(yendor_engine::Error::from(failure).into());
     }
-    match found.now() {
-        Now::Exited(status) => Ok(container::exit_code(status)),
-        Now::Checkpointed => Err(Failure::Failed(format!("container {name} was checkpointed: it has no status"))),
-        Now::Lost | Now::Running => {
+    match last.status {
+        Status::Exited(status) => Ok(container::exit_code(status)),
+        Status::Checkpointed => Err(Failure::Failed(format!("container {name} was checkpointed: it has no status"))),
+        Status::Running => {
             Err(Failure::Failed(format!("container {name} has lost its keeper: its status is not known")))
         }
     }
