@@ -10,6 +10,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 yendor_tests::root_and_user! {
     a_container_that_removes_itself_leaves_its_status_to_those_who_wait
+    who_waits_hears_of_a_checkpoint_and_has_his_terminal_back
 }
 
 fn utf8(path: &Path) -> &str {
@@ -35,4 +36,59 @@ fn a_container_that_removes_itself_leaves_its_status_to_those_who_wait(flavour: 
     let mut attach = terminal.start(&mut yendor.command(&["attach", &name]));
     terminal.write("on\r");
     assert_eq!(attach.ended(PATIENCE).map(Started::code), Some(9), "{}", terminal.text());
+}
+
+fn who_waits_hears_of_a_checkpoint_and_has_his_terminal_back(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let (plain, brief, drawn) = (yendor.fresh("plain"), yendor.fresh("brief"), yendor.fresh("drawn"));
+    let waits = |words: &[&str], name: &str, tell: &'static str| {
+        let (mut command, said) = (yendor.command(words), yendor.path(&format!("said-{tell}")));
+        let file = std::fs::File::create(&said).expect("a file of our own");
+        let child = Started::new(command.stdout(std::process::Stdio::null()).stderr(file));
+        let runs = || yendor.call(&["ps"]).stdout.contains(name);
+        assert!(wait_until(SOON, runs), "{name} does not run");
+        if tell.starts_with("wait") {
+            // It has begun to wait, most likely; either way it is told the same.
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        move |image: &str| {
+            let mut child = child;
+            assert_eq!(child.ended(PATIENCE).map(Started::code), Some(1), "{tell}");
+            let said = std::fs::read_to_string(&said).expect("a file of our own");
+            assert!(
+                said.contains("was checkpointed") && said.contains(&format!("`yendor restore {image}`")),
+                "{tell}: {said}"
+            );
+        }
+    };
+    // In the foreground, in the background, and one that is gone by then; from the store and elsewhere.
+    let run = waits(&["run", "--name", &plain, "--", "sleep", "1000"], &plain, "run");
+    yendor.call(&["checkpoint", &plain]).exits(0);
+    run(&format!("{plain}@1"));
+    let restore = waits(&["restore", &plain], &plain, "restore");
+    let wait = waits(&["wait", &plain], &plain, "wait");
+    let elsewhere = yendor.path("elsewhere");
+    yendor.call(&["checkpoint", &plain, "--leave-running"]).exits(0);
+    yendor.call(&["checkpoint", &plain, "-o", utf8(&elsewhere)]).exits(0);
+    restore(utf8(&elsewhere));
+    wait(utf8(&elsewhere));
+    yendor.run_detached_with(&brief, &["--rm"], &["sleep", "1000"]).exits(0);
+    let wait = waits(&["wait", &brief], &brief, "wait-brief");
+    yendor.call(&["checkpoint", &brief]).exits(0);
+    wait(&format!("{brief}@1"));
+
+    // An editor's screen.
+    let script = "printf '\\033[?1049h\\033[?25l'; echo rea''dy; exec sleep 1000";
+    for words in [&["run", "-t", "--rm", "--name", &drawn, "--", "sh", "-c", script][..], &["attach", &drawn]] {
+        if words[0] == "attach" {
+            yendor.run_detached_with(&drawn, &["-t"], &["sh", "-c", &format!("sleep 1; {script}")]).exits(0);
+        }
+        let mut terminal = Terminal::new(25, 80);
+        let mut shown = terminal.start(&mut yendor.command(words));
+        terminal.wait_for("ready", PATIENCE);
+        let image = yendor.call(&["checkpoint", &drawn]).exits(0).stdout;
+        assert_eq!(shown.ended(PATIENCE).map(Started::code), Some(1), "{}", terminal.text());
+        terminal.wait_for("\x1b[?25h\x1b[?1049l", SOON);
+        terminal.wait_for(&format!("`yendor restore {}`", image.trim()), SOON);
+    }
 }

@@ -16,8 +16,8 @@ Example:
   yendor restore web
 
 Exit codes: 0 done; 1 failed, everything is as it was; 2 usage; 3 not supported, nothing touched; 4 the image is
-damaged; 5 denied by permission or policy; 6 failed and not as it was. `run`, `restore`, `exec` and `wait` exit with
-the status of what they waited for, 128+N after signal N.";
+damaged; 5 denied by permission or policy; 6 failed and not as it was. `run`, `restore`, `attach`, `exec` and `wait` exit
+with the status of what they waited for, 128+N after signal N; 1, and say so, when a checkpoint has ended it meanwhile.";
 
 /// The command line.
 #[derive(Debug, Parser)]

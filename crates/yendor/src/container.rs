@@ -65,7 +65,7 @@ impl Found {
     }
 
     /// Whether a state is of this container, not of another that has got its name since.
-    fn is_same(&self, other: &State) -> bool {
+    pub fn is_same(&self, other: &State) -> bool {
         (other.keeper, other.keeper_start) == (self.state.keeper, self.state.keeper_start)
     }
 
@@ -256,6 +256,13 @@ pub fn remove(directory: &Path) -> Result<(), Failure> {
         }
         other => other.map_err(|e| Failure::io("remove", directory, &e)),
     }
+}
+
+/// What those who wait for a container say when a checkpoint has ended it: it has no status.
+pub fn checkpointed(last: &State) -> Failure {
+    let name = &last.name;
+    let back = last.taken.as_ref().map(|image| format!("\n  hint: `yendor restore {image}` brings it back"));
+    Failure::Failed(format!("container {name} was checkpointed: it has no status{}", back.unwrap_or_default()))
 }
 
 /// The exit code that stands for a wait status (wait(2)): 128 and the number for a signal.

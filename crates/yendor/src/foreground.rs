@@ -3,13 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use yendor_engine::front::Started;
 use yendor_engine::process::Signals;
-use yendor_engine::state::Places;
 
 use crate::container::{Found, Now};
 use crate::failure::{Failure, Outcome};
 use crate::log::Log;
+use crate::modes::Modes;
+use crate::terminal::End;
 use crate::{container, signal, terminal};
 
 /// Signals for the caller, blocked.
@@ -42,19 +42,14 @@ pub fn pass_on(signals: &Signals, to: &OwnedFd) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sees a container to its end; the exit code that stands for its own.
-pub fn see_to_its_end(started: Started, places: &Places, name: &str) -> Outcome {
+/// Sees a container to its end, passing signals on.
+pub fn see_to_its_end(found: &Found) -> Result<(), Failure> {
     let signals = block_signals(&[])?;
     // What is gone already needs no signals; its status waits with the keeper.
-    if let Some((main, keeper)) = processes(places, name)? {
-        forward(&signals, &main, &keeper)?;
+    match found.main()?.zip(found.keeper()?) {
+        Some((main, keeper)) => forward(&signals, &main, &keeper),
+        None => Ok(()),
     }
-    Ok(container::exit_code(started.wait()?))
-}
-
-fn processes(places: &Places, name: &str) -> Result<Option<(OwnedFd, OwnedFd)>, Failure> {
-    let Ok(found) = container::find(places, name) else { return Ok(None) };
-    Ok(found.main()?.zip(found.keeper()?))
 }
 
 /// Waits for a child of ours while signals go to it.
@@ -71,23 +66,34 @@ pub fn see_child(signals: &Signals, mut child: std::process::Child) -> Outcome {
 
 /// Shows a container's terminal in the caller's until it ends or is left; `from_start`: with what was written before.
 /// `drawn`: programs have drawn on it before it is shown here, and are to do so again.
-pub fn show_terminal(found: &Found, from_start: bool, drawn: bool) -> Result<terminal::End, Failure> {
+pub fn show_terminal(found: &Found, from_start: bool, drawn: bool) -> Result<End, Failure> {
+    let mut modes = Modes::default();
+    let end = show(found, from_start, drawn, &mut modes);
+    // Who comes back finds it as it was left.
+    if !matches!(end, Ok(End::Detached)) {
+        modes.leave(std::io::stdout().as_fd());
+    }
+    end
+}
+
+fn show(found: &Found, from_start: bool, drawn: bool, modes: &mut Modes) -> Result<End, Failure> {
     let mut log = Log::open(&found.directory)?;
+    let mut print = |modes: &mut Modes| log.as_mut().map(|log| log.show(modes)).transpose();
     if found.now() != Now::Running {
         // It was faster than we.
-        log.as_mut().map(Log::print).transpose()?;
-        return Ok(terminal::End::Closed);
+        print(modes)?;
+        return Ok(End::Closed);
     }
     let lent = match terminal::borrow_master(&found.directory) {
         Err(_) if from_start && found.now() != Now::Running => {
-            log.as_mut().map(Log::print).transpose()?;
-            return Ok(terminal::End::Closed);
+            print(modes)?;
+            return Ok(End::Closed);
         }
         lent => lent?,
     };
     // Until it was asked for, and again at the very end, the terminal's output went to the log.
     if from_start {
-        log.as_mut().map(Log::print).transpose()?;
+        print(modes)?;
     } else {
         log.iter_mut().for_each(Log::skip);
     }
@@ -96,16 +102,16 @@ pub fn show_terminal(found: &Found, from_start: bool, drawn: bool) -> Result<ter
         (Some(main), Some(keeper)) => {
             let (master, signals) = (&lent.master, &signals);
             let relay = terminal::Relay { master, signals, target: &main, ended: &keeper, detachable: true, drawn };
-            relay.run(std::io::stdin().as_fd(), std::io::stdout().as_fd())?
+            relay.run(std::io::stdin().as_fd(), std::io::stdout().as_fd(), modes)?
         }
         (None, Some(keeper)) => {
             container::ended(&keeper, None)?;
-            terminal::End::Closed
+            End::Closed
         }
-        _ => terminal::End::Closed,
+        _ => End::Closed,
     };
-    if end == terminal::End::Closed {
-        log.as_mut().map(Log::print).transpose()?;
+    if end == End::Closed {
+        log.as_mut().map(|log| log.show(modes)).transpose()?;
     }
     Ok(end)
 }

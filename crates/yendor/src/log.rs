@@ -8,6 +8,7 @@ use rustix::fs::SeekFrom as Place;
 use rustix::io::Errno;
 
 use crate::failure::Failure;
+use crate::modes::Modes;
 
 /// A log, read from its first line that is still there.
 pub struct Log {
@@ -33,6 +34,11 @@ impl Log {
 
     /// Prints what has been written since; `false` when nobody reads that. What is not there any more is said on standard error.
     pub fn print(&mut self) -> Result<bool, Failure> {
+        self.show(&mut Modes::default())
+    }
+
+    /// The same, for a terminal.
+    pub fn show(&mut self, modes: &mut Modes) -> Result<bool, Failure> {
         let failed = |e: &io::Error| Failure::Failed(format!("read the container's log: {e}"));
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -45,6 +51,7 @@ impl Log {
                 bytes = bytes.splitn(2, |b| *b == b'\n').nth(1).unwrap_or(bytes);
                 crate::print::note(&format!("{gone} bytes of this log are gone: its last megabytes are kept"));
             }
+            modes.see(bytes);
             match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(false),

@@ -7,6 +7,7 @@ mod failure;
 mod foreground;
 mod hidden;
 mod log;
+mod modes;
 mod name;
 mod options;
 mod parse;

@@ -15,6 +15,7 @@ use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize,
 use yendor_engine::process::Signals;
 
 use crate::failure::Failure;
+use crate::modes::Modes;
 use crate::{container, signal};
 
 /// Why a relay came to its end.
@@ -101,8 +102,8 @@ pub struct Relay<'a> {
 }
 
 impl Relay<'_> {
-    /// Relays until the other side is closed, or the caller leaves.
-    pub fn run(&self, input: BorrowedFd<'_>, output: BorrowedFd<'_>) -> Result<End, Failure> {
+    /// Relays until the other side is closed, or the caller leaves. What the caller's terminal was told to be is noted.
+    pub fn run(&self, input: BorrowedFd<'_>, output: BorrowedFd<'_>, modes: &mut Modes) -> Result<End, Failure> {
         let _raw = Raw::enter(input)?;
         take_over(input, self.master, self.drawn);
         let mut keys = DetachKeys::default();
@@ -125,7 +126,8 @@ impl Relay<'_> {
                 Err(e) => return Err(Failure::Failed(format!("poll: {e}"))),
             }
             let [master, signals, ended, typed] = fds.map(|fd| fd.revents());
-            if master.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && !show(self.master, output)? {
+            if master.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && !show(self.master, output, modes)?
+            {
                 return Ok(End::Closed);
             }
             if !signals.is_empty() {
@@ -169,7 +171,7 @@ impl Relay<'_> {
 }
 
 /// What has come, to the caller; false when the other side is closed.
-fn show(master: &OwnedFd, output: BorrowedFd<'_>) -> Result<bool, Failure> {
+fn show(master: &OwnedFd, output: BorrowedFd<'_>, modes: &mut Modes) -> Result<bool, Failure> {
     let mut buffer = [0; 16 << 10];
     let got = match rustix::io::read(master, &mut buffer) {
         Ok(0) | Err(Errno::IO) => return Ok(false),
@@ -178,6 +180,7 @@ fn show(master: &OwnedFd, output: BorrowedFd<'_>) -> Result<bool, Failure> {
         Err(e) => return Err(Failure::Failed(format!("read from the container's terminal: {e}"))),
     };
     let mut rest = buffer.get(..got).unwrap_or_default();
+    modes.see(rest);
     while !rest.is_empty() {
         match rustix::io::write(output, rest) {
             Ok(n) => rest = rest.get(n..).unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! `yendor checkpoint`: a container or a process tree becomes an image.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 use yendor_engine::checkpoint::{Options, Summary, Target, Wanted, checkpoint};
 use yendor_engine::sign::Signer;
-use yendor_engine::state::Places;
+use yendor_engine::state::{CHECKPOINT, Places};
 use yendor_image::Compression;
 use yendor_image::crypt::Recipients;
 
@@ -94,8 +94,15 @@ impl Checkpoint {
         let places = Places::from_environment()?;
         let found = self.container.as_deref().map(|name| container::find_running(&places, name)).transpose()?;
         let parent = self.parent.as_ref().map(|parent| reference::resolve(&places, parent)).transpose()?;
-        let _alone = found.as_ref().map(|found| alone(&found.directory)).transpose()?;
+        let alone = found.as_ref().map(|found| alone(&found.directory)).transpose()?;
         let image = self.image(&places)?;
+        if let Some(Some(lock)) = &alone {
+            // For its keeper, which tells those who wait for it.
+            let ends = !self.leave_running && !self.leave_stopped;
+            let name = if ends { image.reference.to_string() } else { String::new() };
+            // What cannot be said is not known then.
+            let _ = lock.set_len(0).and_then(|()| lock.write_all_at(name.as_bytes(), 0));
+        }
         let keeper = match &found {
             Some(found) => found.keeper()?,
             None => None,
@@ -221,7 +228,7 @@ fn reasons(all: &[(i32, impl std::fmt::Display)]) -> Vec<serde_json::Value> {
 /// One checkpoint of a container at a time: others wait, for as long as that is sensible.
 fn alone(directory: &Path) -> Result<Option<File>, Failure> {
     const PATIENCE: Duration = Duration::from_secs(600);
-    let path = directory.join("checkpoint.lock");
+    let path = directory.join(CHECKPOINT);
     let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     // Who may not write there is told by the checkpoint itself what it may not do.
     let Ok(lock) = lock else { return Ok(None) };

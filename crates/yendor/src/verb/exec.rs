@@ -20,6 +20,7 @@ use yendor_policy::lsm::Entry;
 use yendor_policy::capability;
 
 use crate::failure::{Failure, Outcome};
+use crate::modes::Modes;
 use crate::terminal::{Relay, resize};
 use crate::{container, foreground, parse, signal};
 
@@ -99,7 +100,10 @@ impl Exec {
             detachable: false,
             drawn: false,
         };
-        relay.run(std::io::stdin().as_fd(), std::io::stdout().as_fd())?;
+        let mut modes = Modes::default();
+        let relayed = relay.run(std::io::stdin().as_fd(), std::io::stdout().as_fd(), &mut modes);
+        modes.leave(std::io::stdout().as_fd());
+        relayed?;
         foreground::see_child(&signals, child)
     }
 

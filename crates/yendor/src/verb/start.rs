@@ -13,9 +13,10 @@ use yendor_engine::claim;
 use yendor_engine::front::{Cloning, Launch, Lazy, Source, Started, Stdio, launch};
 use yendor_engine::load::Plain;
 use yendor_engine::request::Request;
-use yendor_engine::state::Places;
+use yendor_engine::state::{Places, Status};
 use yendor_image::Watcher;
 
+use crate::container::Found;
 use crate::failure::{Failure, Outcome};
 use crate::terminal::End;
 use crate::verb::guard::GuardOptions;
@@ -174,9 +175,11 @@ fn stay(started: Started, places: &Places, name: &str, how: &Stay, summary: Valu
     } else {
         print::detail(&how.sentence);
     }
-    let code = if how.tty {
-        match container::find(places, name).and_then(|found| foreground::show_terminal(&found, true, how.drawn)) {
-            Ok(End::Closed) => container::exit_code(started.wait()?),
+    // None: it has ended, and somebody has removed it.
+    let found = container::find(places, name).ok();
+    match &found {
+        Some(found) if how.tty => match foreground::show_terminal(found, true, how.drawn) {
+            Ok(End::Closed) => {}
             Ok(End::Detached) => {
                 print::note(&format!("\ndetached from {name}; come back with: yendor attach {name}"));
                 return Ok(0);
@@ -185,14 +188,20 @@ fn stay(started: Started, places: &Places, name: &str, how: &Stay, summary: Valu
                 undo(places, name);
                 return Err(e);
             }
-        }
-    } else {
-        foreground::see_to_its_end(started, places, name)?
-    };
-    if how.remove {
+        },
+        Some(found) => foreground::see_to_its_end(found)?,
+        None => {}
+    }
+    let code = container::exit_code(started.wait()?);
+    let last = found.as_ref().map(Found::last);
+    if how.remove && container::find(places, name).is_ok_and(|now| found.is_none_or(|found| found.is_same(&now.state)))
+    {
         finish(places, name)?;
     }
-    Ok(code)
+    match last.filter(|last| last.status == Status::Checkpointed) {
+        Some(last) => Err(container::checkpointed(&last)),
+        None => Ok(code),
+    }
 }
 
 /// Removes a container that has ended, once its keeper is gone.

@@ -29,12 +29,12 @@ pub fn status(found: &Found) -> Outcome {
         container::ended(&keeper, None)?;
     }
     let (name, last) = (&found.state.name, found.last());
-    if let Some(failure) = last.failure {
-        return Err(yendor_engine::Error::from(failure).into());
+    if let Some(failure) = &last.failure {
+        return Err(yendor_engine::Error::from(failure.clone()).into());
     }
     match last.status {
         Status::Exited(status) => Ok(container::exit_code(status)),
-        Status::Checkpointed => Err(Failure::Failed(format!("container {name} was checkpointed: it has no status"))),
+        Status::Checkpointed => Err(container::checkpointed(&last)),
         Status::Running => {
             Err(Failure::Failed(format!("container {name} has lost its keeper: its status is not known")))
         }
