@@ -348,19 +348,41 @@ fn a_mapped_file_is_no_other_one_of_its_number() {
 /// No image at all, or one of the future.
 fn no_image(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
-    refused(&yendor, &yendor.path("nowhere"), 4, &["nowhere"]);
+    refused(&yendor, &yendor.path("nowhere"), 1, &["there is no image at", "nowhere"]);
     let file = yendor.path("file");
     drop(yendor.output("file"));
-    refused(&yendor, &file, 4, &["file"]);
-    yendor.call(&["restore", "nobody"]).exits(4);
-    yendor.call(&["restore", "nobody@3"]).exits(4);
+    refused(&yendor, &file, 1, &["file is no image directory"]);
+    refused(&yendor, &yendor.path("home"), 1, &["home is no image directory"]);
     let future = image_of(&yendor, "eventfd");
     fs::write(future.join("format"), "yendor image 2\n").expect("write");
     let said = refused(&yendor, &future, 4, &["format"]).stderr;
     assert!(said.contains("version 2") && said.contains("up to 1"), "{said}");
     for verb in ["inspect", "plan"] {
         yendor.call(&[verb, text(&future)]).exits(4);
-        yendor.call(&[verb, text(&yendor.path("nowhere"))]).exits(4);
+    }
+    let container = yendor.fresh("parent");
+    yendor.run_detached(&container, &["sleep", "1000"]);
+    for name in ["nobody", "nobody@3"] {
+        for words in [
+            &["restore"][..],
+            &["restart"],
+            &["rmi"],
+            &["inspect"],
+            &["plan"],
+            &["flatten"],
+            &["checkpoint", &container, "--parent"],
+        ] {
+            let said = yendor.call(&[words, &[name]].concat()).exits(1).stderr;
+            assert!(said.contains(&format!("there is no image {name} in the store")), "{words:?}: {said}");
+        }
+    }
+    for (path, words) in
+        [("nowhere", "there is no image at"), ("home", "is no image directory"), ("file/x", "there is no image at")]
+    {
+        for verb in [&["rmi"][..], &["inspect"], &["plan"], &["flatten"], &["checkpoint", &container, "--parent"]] {
+            let said = yendor.call(&[verb, &[text(&yendor.path(path))]].concat()).exits(1).stderr;
+            assert!(said.contains(words) && !said.contains("damaged"), "{verb:?}: {said}");
+        }
     }
 }
 

@@ -49,6 +49,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Engine(e) => e.exit_code(),
+            Failure::Image(yendor_image::Error::Missing { file }) if file.starts_with('/') => 1,
             Failure::Image(e) if e.is_damage() => 4,
             Failure::Image(yendor_image::Error::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::PermissionDenied =>

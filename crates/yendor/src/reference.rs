@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use yendor_engine::state::Places;
+use yendor_image::{FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE};
 
 use crate::failure::Failure;
 use crate::{name, parse};
@@ -53,11 +54,35 @@ pub struct Image {
     pub reference: Reference,
 }
 
-/// Finds an image. A path is not looked at: whoever opens it says what is wrong with it.
+/// Finds an image that is to be read. What has nothing of an image is none; what is wrong with one is said by whoever opens it.
+pub fn find(places: &Places, reference: &Reference) -> Result<Image, Failure> {
+    let image = resolve(places, reference)?;
+    if is_none(&image.path) { Err(no_image(&image.path)) } else { Ok(image) }
+}
+
+/// Whether there is nothing of an image at a path, as far as the caller can tell.
+pub fn is_none(path: &Path) -> bool {
+    let lacks = |file: &str| std::fs::symlink_metadata(path.join(file)).is_err_and(|e| is_absent(&e));
+    [FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE].into_iter().all(lacks)
+}
+
+/// What is said of such a path.
+pub fn no_image(path: &Path) -> Failure {
+    Failure::Failed(format!("{} is no image directory", path.display()))
+}
+
+fn is_absent(e: &std::io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// Finds where an image is. It is not looked into.
 pub fn resolve(places: &Places, reference: &Reference) -> Result<Image, Failure> {
     let (name, number) = match reference {
         Reference::Path(path) => {
             let path = parse::absolute(path);
+            if std::fs::metadata(&path).is_err_and(|e| is_absent(&e)) {
+                return Err(Failure::Failed(format!("there is no image at {}", path.display())));
+            }
             return Ok(Image { reference: Reference::Path(path.clone()), path });
         }
         Reference::Stored(name, number) => (name, *number),
@@ -66,14 +91,13 @@ pub fn resolve(places: &Places, reference: &Reference) -> Result<Image, Failure>
     let number = match number {
         Some(number) if there.contains(&number) => number,
         None if !there.is_empty() => there.last().copied().unwrap_or_default(),
-        // A missing image is a damaged one.
         _ => {
             let beside = if Path::new(name).is_dir() {
                 format!("\n  hint: ./{name} names the directory")
             } else {
                 String::new()
             };
-            return Err(Failure::Said { code: 4, what: format!("there is no image {reference} in the store{beside}") });
+            return Err(Failure::Failed(format!("there is no image {reference} in the store{beside}")));
         }
     };
     let path = parse::absolute(&places.images.join(name).join(number.to_string()));
@@ -150,7 +174,7 @@ mod tests {
     fn the_store_counts_up() {
         let top = std::env::temp_dir().join(format!("yendor-cli-store-{}", std::process::id()));
         let places = Places { run: top.join("run"), images: top.join("images"), trees: top.join("trees") };
-        assert_eq!(resolve(&places, &stored("a", None)).unwrap_err().exit_code(), 4);
+        assert_eq!(resolve(&places, &stored("a", None)).unwrap_err().exit_code(), 1);
         let first = next(&places, "a").unwrap();
         assert_eq!(first.reference, stored("a", Some(1)));
         for name in ["9", "10", "011", "x"] {
@@ -158,7 +182,7 @@ mod tests {
         }
         assert_eq!(numbers(&places, "a").unwrap(), [9, 10]);
         assert_eq!(resolve(&places, &stored("a", None)).unwrap().path, top.join("images/a/10"));
-        assert_eq!(resolve(&places, &stored("a", Some(8))).unwrap_err().exit_code(), 4);
+        assert_eq!(resolve(&places, &stored("a", Some(8))).unwrap_err().exit_code(), 1);
         assert_eq!(
             (next(&places, "a").unwrap().reference, names(&places).unwrap()),
             (stored("a", Some(11)), vec!["a".into()])

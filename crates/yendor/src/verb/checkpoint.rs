@@ -93,7 +93,7 @@ impl Checkpoint {
         let encrypt_to = if self.encrypt_to.is_empty() { None } else { Some(recipients(&self.encrypt_to)?) };
         let places = Places::from_environment()?;
         let found = self.container.as_deref().map(|name| container::find_running(&places, name)).transpose()?;
-        let parent = self.parent.as_ref().map(|parent| reference::resolve(&places, parent)).transpose()?;
+        let parent = self.parent.as_ref().map(|parent| reference::find(&places, parent)).transpose()?;
         let alone = found.as_ref().map(|found| alone(&found.directory)).transpose()?;
         let image = self.image(&places)?;
         if let Some(Some(lock)) = &alone {

@@ -38,7 +38,7 @@ impl Flatten {
     pub fn run(self) -> Outcome {
         let sign = self.sign.as_deref().map(signer).transpose()?;
         let places = Places::from_environment()?;
-        let image = reference::resolve(&places, &self.image)?;
+        let image = reference::find(&places, &self.image)?;
         let new = self.place(&places, &image)?;
         let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;

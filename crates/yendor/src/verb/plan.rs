@@ -41,7 +41,7 @@ impl Plan {
     /// Runs it.
     pub fn run(self) -> Outcome {
         let places = Places::from_environment()?;
-        let image = reference::resolve(&places, &self.image)?;
+        let image = reference::find(&places, &self.image)?;
         // The bundle is the caller's own; the image may be anybody's.
         let bundle = self.options.container.bundle()?;
         let identities = self.identities.open()?;

@@ -75,7 +75,7 @@ impl Restore {
         });
         let lazy = lazy.map(|device| (Arc::new(device), Lazy { rate: self.lazy_rate }));
         let places = Places::from_environment()?;
-        let image = reference::resolve(&places, &self.image)?;
+        let image = reference::find(&places, &self.image)?;
         let keys: Vec<String> = self.verify.iter().map(|key| public_key(key)).collect::<Result<_, _>>()?;
         let identities = self.identities.open()?;
         let bundle = self.options.container.bundle()?;

@@ -23,6 +23,9 @@ impl Rmi {
     pub fn run(self) -> Outcome {
         let image = reference::resolve(&Places::from_environment()?, &self.image)?;
         let path = &image.path;
+        if matches!(image.reference, Reference::Path(_)) && reference::is_none(path) {
+            return Err(reference::no_image(path));
+        }
         let missing = [FORMAT_FILE, MANIFEST_FILE].iter().any(|file| !path.join(file).is_file());
         if matches!(image.reference, Reference::Path(_)) && missing {
             // A directory that only happens to be there is not ours to remove.

@@ -59,7 +59,7 @@ pub struct Inspect {
 impl Inspect {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let image = reference::resolve(&Places::from_environment()?, &self.image)?;
+        let image = reference::find(&Places::from_environment()?, &self.image)?;
         let identities = self.identities.open()?;
         let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
