@@ -11,6 +11,7 @@ const SOON: Duration = Duration::from_secs(30);
 yendor_tests::root_and_user! {
     a_container_that_removes_itself_leaves_its_status_to_those_who_wait
     who_waits_hears_of_a_checkpoint_and_has_his_terminal_back
+    a_plan_exits_as_the_restore_would
 }
 
 fn utf8(path: &Path) -> &str {
@@ -91,4 +92,45 @@ fn who_waits_hears_of_a_checkpoint_and_has_his_terminal_back(flavour: Flavour) {
         terminal.wait_for("\x1b[?25h\x1b[?1049l", SOON);
         terminal.wait_for(&format!("`yendor restore {}`", image.trim()), SOON);
     }
+}
+
+fn a_plan_exits_as_the_restore_would(flavour: Flavour) {
+    const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let (name, other, place) = (yendor.fresh("planned"), yendor.fresh("other"), yendor.path("tmp"));
+    let data = format!("data={}", place.display());
+    let sleep = ["sleep", "1000"];
+    yendor.run_detached_with(&name, &["--volume", &format!("{data}:/mnt")], &sleep).exits(0);
+    yendor.call(&["checkpoint", &name]).exits(0);
+    yendor.run_detached(&other, &sleep);
+    let active = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let module = ["apparmor", "smack", "selinux"].into_iter().find(|m| !active.contains(m)).expect("not all of them");
+    let (profile, more) = (format!("{module}:foo"), format!("more={}", place.display()));
+    let cases: [(&[&str], i32); 7] = [
+        (&[], 5),
+        (&["--volume", &data, "--volume", &more], 1),
+        (&["--volume", "data=/nonexistent"], 1),
+        (&["--volume", &data, "--rootfs", "/nonexistent"], 1),
+        (&["--volume", &data, "--lsm-profile", &profile], 5),
+        (&["--volume", &data, "--name", &other], 1),
+        (&["--volume", &data, "--verify", KEY], 5),
+    ];
+    for (options, code) in cases {
+        let [planned, restored] =
+            ["plan", "restore"].map(|verb| yendor.call(&[&[verb, &name, "-d"], options].concat()).exits(code));
+        let reason = |outcome: &Outcome| outcome.stderr.lines().next().unwrap_or_default().to_owned();
+        assert_eq!(reason(&planned), reason(&restored), "{options:?}");
+    }
+    assert!(
+        yendor
+            .call(&["plan", &name, "--json"])
+            .exits(5)
+            .json()
+            .as_array()
+            .is_some_and(|lines| { lines.iter().filter(|line| line["ok"] == false).count() == 1 })
+    );
+    let pid = utf8(&yendor.path("pid")).to_owned();
+    yendor.call(&["plan", &name, "-d", "--volume", &data, "--pidfile", &pid, "--lazy"]).exits(0);
+    yendor.call(&["restore", &name, "-d", "--volume", &data, "--pidfile", &pid]).exits(0);
+    yendor.call(&["rm", "-f", &name]).exits(0);
 }

@@ -281,8 +281,9 @@ fn volumes_are_holes_that_a_restore_fills_by_name(yendor: &Yendor) {
     let (data, etc) = (volume("two"), format!("etc={}", yendor.path("one").display()));
     says(&restore(&["--volume", &data]).exits(5), "--volume etc=HOSTPATH");
     says(&restore(&["--volume", &data, "--volume", &etc, "--volume", "more=/tmp"]).exits(1), "no volume more");
-    let planned = yendor.call(&["plan", &name]).exits(0).stdout;
-    assert!(planned.contains("--volume data=HOSTPATH"), "{planned}");
+    let planned = yendor.call(&["plan", &name]).exits(5);
+    says(&planned, "--volume data=HOSTPATH");
+    assert!(planned.stdout.contains("--volume data=HOSTPATH"), "{planned:?}");
     restore(&["--volume", &data, "--volume", &etc]).exits(0);
     yendor.kill(&name, "USR1");
     assert_eq!(yendor.wait(&name), 0, "a volume that could not be written can be after a restore");

@@ -512,7 +512,9 @@ fn has_keys(value: &Value, keys: &str) {
 fn lines(outcome: &Outcome) -> Vec<String> {
     let json = outcome.json();
     let line = |one: &Value| {
-        assert_eq!(one.as_object().map(serde_json::Map::len), Some(3), "{one}");
+        assert_eq!(one.as_object().map(serde_json::Map::len), Some(4), "{one}");
+        let stops = one["why"].as_str().is_some_and(|why| why.contains("the restore would stop here"));
+        assert_eq!(one["ok"], !stops, "{one}");
         let [step, what, why] = ["step", "what", "why"].map(|key| one[key].as_str().expect("a text"));
         format!("{step} | {} | {why}", steady(what))
     };
@@ -567,7 +569,7 @@ fn a_plan_says_what_will_be_done(flavour: Flavour) {
     assert_eq!(unnumbered(&plain), unnumbered(&wanted), "it was, line by line:\n{}", plain.join("\n"));
     let volume = format!("more={}", yendor.path("tmp").display());
     let root = yendor.path("home").display().to_string();
-    let changes: [(&[&str], &[&str], &[&str]); 5] = [
+    let changes: [(&[&str], &[&str], &[&str]); 8] = [
         (
             &["--net", "host"],
             &["contain | network: a new one, loopback up | never from the image"],
@@ -591,13 +593,39 @@ fn a_plan_says_what_will_be_done(flavour: Flavour) {
             ],
         ),
         (
-            &["--volume", &volume],
+            &["--volume", &(volume.clone() + ":/mnt")],
             &[],
             &[&format!("contain | volume more = {} | given by the caller", yendor.path("tmp").display())],
         ),
+        (
+            &["--volume", &volume],
+            &[],
+            &[
+                &format!("contain | volume more = {} | given by the caller", yendor.path("tmp").display()),
+                &format!(
+                    "load | the image has no volume more: it has none; say where it belongs: --volume {volume}:PATH | the restore would stop here"
+                ),
+            ],
+        ),
+        (
+            &["-d", "--pidfile", "p", "--lazy", "--checkpoint-every", "1h"],
+            &[],
+            &[
+                "load | memory comes when it is touched, and all of it soon | asked for",
+                "thaw | the root task's pid is written into p | asked for",
+                "thaw | checkpoints are taken again and again from then on | asked for",
+                "thaw | the command returns | asked for",
+            ],
+        ),
+        (
+            &["-d", "--count", "2", "--notify", "USR1", "--on-resume", "true"],
+            &[],
+            &["thaw | 2 containers | asked for", "thaw | the command returns | asked for"],
+        ),
     ];
     for (options, gone, new) in changes {
-        let said = lines(&plan(&yendor, &image, &[options, &["--json"]].concat()).exits(0));
+        let code = i32::from(new.iter().any(|line| line.ends_with("would stop here")));
+        let said = lines(&plan(&yendor, &image, &[options, &["--json"]].concat()).exits(code));
         let without = |all: &[String], others: &[String]| -> Vec<String> {
             all.iter().filter(|line| !others.contains(line)).cloned().collect()
         };

@@ -18,6 +18,7 @@ use crate::contain::Given;
 use crate::control::{Control, MAX_DESCRIPTORS};
 use crate::error::{At, Error, Result, Step};
 pub use crate::keeper::keeper_main;
+use crate::label::Labels;
 use crate::load::{Plain, Raised, open_directory};
 pub use crate::outer::outer_main;
 use crate::request::Request;
@@ -94,6 +95,14 @@ impl Started {
             }
         }
     }
+}
+
+/// Whether tasks could have the labels that a request names.
+///
+/// # Errors
+/// A module that is not active here.
+pub fn has_labels(request: &Request) -> Result<()> {
+    Labels::look(request, None).map(drop)
 }
 
 fn keeper_gone(step: Step) -> Error {

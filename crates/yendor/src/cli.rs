@@ -187,6 +187,8 @@ mod tests {
             "clone n --count 3 --name m --notify USR1 --on-resume x --copy-memory -- --net host",
             "inspect i --tree --files --memory --sockets --security --lost --strings 5:0x1000+20",
             "plan i --name n --enforce late --volume d=/h --identity f",
+            "plan i -d --pidfile f --lazy --lazy-rate 1M --verify k --checkpoint-every 1h --keep-last 2",
+            "plan i -d --count 20 --notify USR1 --on-resume x --copy-memory",
             "inspect i --identity f",
             "images --json",
             "rmi i",

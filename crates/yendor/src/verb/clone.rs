@@ -17,6 +17,11 @@ use crate::{print, signal};
 /// How many containers one command makes at most.
 const MOST: i64 = 1000;
 
+/// What several containers are called.
+pub fn names(base: &str, count: u32) -> Vec<String> {
+    (1..=count).map(|n| format!("{base}-{n}")).collect()
+}
+
 /// Options for several containers from one image.
 #[derive(Debug, Args)]
 pub struct Clones {
@@ -44,7 +49,7 @@ impl Clones {
         filtered: bool,
         start: impl Fn(String, &Cloning, Option<OwnedFd>) -> Result<Start, Failure>,
     ) -> Outcome {
-        let names: Vec<String> = (1..=count).map(|n| format!("{base}-{n}")).collect();
+        let names = names(base, count);
         names.iter().try_for_each(|name| start::check_free(places, name))?;
         if filtered && !self.copy_memory {
             print::note("note: memory is not shared: the containers have a seccomp filter of your own");

@@ -70,6 +70,11 @@ pub struct GuardOptions {
 }
 
 impl GuardOptions {
+    /// Whether there is to be one.
+    pub fn is_asked_for(&self) -> bool {
+        self.checkpoint_every.is_some()
+    }
+
     /// Starts the guard of a container that runs, if one is asked for: a process of its own that outlives us.
     pub fn start(&self, places: &Places, name: &str) -> Result<(), Failure> {
         let Some(every) = self.checkpoint_every else { return Ok(()) };

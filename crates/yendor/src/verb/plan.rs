@@ -1,31 +1,36 @@
 //! `yendor plan`: what a restore would do, in order, with reasons; nothing is run.
 
+use std::os::fd::AsFd;
+use std::path::Path;
+
 use clap::Args;
 use serde_json::{Value, json};
-use yendor_engine::load::{Glance, Look, Opened};
+use yendor_engine::error::{Error, Step};
+use yendor_engine::front;
+use yendor_engine::load::{self, Glance, IdentityFile, Loader, Look, Opened};
 use yendor_engine::rebuild::plan::{Birth, Plan as Births, plan};
 use yendor_engine::request::{Net, Request, Root, Userns};
+use yendor_engine::sign::Trust;
 use yendor_engine::state::Places;
 use yendor_image::Reader;
+use yendor_kinds::Cause;
 use yendor_kinds::process::State;
 use yendor_kinds::snapshot::{self, Snapshot};
 
 use crate::failure::{Failure, Outcome};
-use crate::options::{Identities, RestoreOptions};
-use crate::reference::{self, Reference};
-use crate::verb::restore;
+use crate::reference::{self, Image};
+use crate::verb::restore::{self, Asked};
+use crate::verb::{clone, start};
 use crate::{caller, print};
 
 /// Say what a restore would do, in order; run nothing
+///
+/// It takes the options of `restore`, and exits as that would if it had to stop.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  yendor plan web@1 --net host")]
 pub struct Plan {
-    /// A path with a '/', or NAME or NAME@N of the store
-    image: Reference,
     #[command(flatten)]
-    options: RestoreOptions,
-    #[command(flatten)]
-    identities: Identities,
+    asked: Asked,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
@@ -35,48 +40,141 @@ struct Line {
     step: &'static str,
     what: String,
     why: &'static str,
+    /// Whether the restore would get beyond it.
+    ok: bool,
 }
+
+const STOPS: &str = "the restore would stop here";
 
 impl Plan {
     /// Runs it.
     pub fn run(self) -> Outcome {
+        let Asked { options, .. } = &self.asked;
         let places = Places::from_environment()?;
-        let image = reference::find(&places, &self.image)?;
+        let image = reference::find(&places, &self.asked.image)?;
+        let keys = self.asked.keys()?;
         // The bundle is the caller's own; the image may be anybody's.
-        let bundle = self.options.container.bundle()?;
-        let identities = self.identities.open()?;
+        let bundle = options.container.bundle()?;
+        let identities = self.asked.identities.open()?;
+        let mut trust = Trust { caller: keys, ..Trust::default() };
+        let mut stops = Stops::default();
+        match self.asked.ask(bundle.as_ref()) {
+            Ok(granted) => (trust.host, trust.place) = (granted.signed_by, granted.places.signed_by),
+            Err(failure) => stops.add("admit", failure),
+        }
+        check_signature(&image.path, &trust, &identities)?;
+        if let Err(failure) = self.names(&places, &image) {
+            stops.add("admit", failure);
+        }
         let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
         let Opened { reader, snapshot, .. } = look.end(&identities, false)?.opened()?;
-        let births = plan(&snapshot.processes, &snapshot.namespaces)
-            .map_err(|e| Failure::from(yendor_engine::Error::new(yendor_engine::error::Step::Rebuild, e)))?;
+        let births =
+            plan(&snapshot.processes, &snapshot.namespaces).map_err(|e| Failure::from(Error::new(Step::Rebuild, e)))?;
         let glance = Glance::at(reader.manifest().kind, &snapshot);
-        let (root, net) = restore::surroundings(&places, glance, reader.seal()?, &self.options.container)?;
-        let name = self.options.container.name.clone().unwrap_or_else(|| "NAME".into());
-        let request = self.options.request(name, bundle.as_ref(), root, net)?;
-        let mut lines = before(&request, &reader, &snapshot);
+        let (root, net) = restore::surroundings(&places, glance, reader.seal()?, &options.container)?;
+        let name = options.container.name.clone().unwrap_or_else(|| "NAME".into());
+        let request = options.request(name, bundle.as_ref(), root, net)?;
+        if let Err(e) = front::has_labels(&request) {
+            stops.add("confine", e.into());
+        }
+        let holes = stops.fill(holes(&request, &snapshot));
+        let mut lines = std::mem::take(&mut stops.lines);
+        lines.extend(before(&request, &reader, &snapshot, holes));
         lines.extend(files(&snapshot));
         lines.extend(processes(&snapshot, &births));
         lines.extend(after(&snapshot));
+        lines.extend(self.asked_for());
+        self.print(&lines);
+        match stops.first {
+            // As the restore would.
+            Some(failure) => Err(failure),
+            None => Ok(0),
+        }
+    }
+
+    fn print(&self, lines: &[Line]) {
         if self.json {
-            let all: Vec<Value> =
-                lines.iter().map(|l| json!({ "step": l.step, "what": l.what, "why": l.why })).collect();
-            print::out(&json!(all).to_string());
-            return Ok(0);
+            let one = |l: &Line| json!({ "step": l.step, "what": l.what, "why": l.why, "ok": l.ok });
+            print::out(&Value::from_iter(lines.iter().map(one)).to_string());
+            return;
         }
         let head = ["STEP", "WHAT", "WHY"].map(str::to_owned).to_vec();
         let row = |l: &Line| vec![l.step.to_owned(), print::safe(&l.what), l.why.to_owned()];
         let rows: Vec<Vec<String>> = std::iter::once(head).chain(lines.iter().map(row)).collect();
         print::out(&print::table(&rows));
+    }
+
+    /// Whether the names of the containers are free.
+    fn names(&self, places: &Places, image: &Image) -> Outcome {
+        let name = restore::choose(places, self.asked.options.container.name.as_deref(), image)?;
+        match self.asked.clones.count {
+            Some(count) => clone::names(&name, count).iter().try_for_each(|name| start::check_free(places, name))?,
+            None if restore::may_replace(places, &name) => {}
+            None => start::check_free(places, &name)?,
+        }
         Ok(0)
+    }
+
+    /// What is asked for beside the container itself.
+    fn asked_for(&self) -> Vec<Line> {
+        let Asked { detach, pidfile, lazy, clones, verify, guard, .. } = &self.asked;
+        let mut lines = Vec::new();
+        let mut add = |asked: bool, step, what: String| lines.extend(asked.then(|| line(step, what, "asked for")));
+        add(!verify.is_empty(), "load", "the image is signed by one of the keys".into());
+        add(*lazy, "load", "memory comes when it is touched, and all of it soon".into());
+        let path = pidfile.as_ref().map(|path| path.display().to_string());
+        add(pidfile.is_some(), "thaw", format!("the root task's pid is written into {}", path.unwrap_or_default()));
+        add(guard.is_asked_for(), "thaw", "checkpoints are taken again and again from then on".into());
+        add(clones.count.is_some(), "thaw", print::count(clones.count.unwrap_or(0) as usize, "container"));
+        add(*detach, "thaw", "the command returns".into());
+        lines
     }
 }
 
-fn line(step: &'static str, what: impl Into<String>, why: &'static str) -> Line {
-    Line { step, what: what.into(), why }
+/// Where the restore would stop.
+#[derive(Default)]
+struct Stops {
+    lines: Vec<Line>,
+    /// What it would say.
+    first: Option<Failure>,
 }
 
-fn before(request: &Request, reader: &Reader, snapshot: &Snapshot) -> Vec<Line> {
+impl Stops {
+    fn add(&mut self, step: &'static str, failure: Failure) {
+        let what = failure.to_string().lines().next().unwrap_or_default().to_owned();
+        self.lines.push(Line { ok: false, ..line(step, what, STOPS) });
+        self.first.get_or_insert(failure);
+    }
+
+    /// Those with lines of their own.
+    fn fill(&mut self, stops: Vec<(Line, Error)>) -> Vec<Line> {
+        let one = |(line, error): (Line, Error)| {
+            self.first.get_or_insert_with(|| error.into());
+            Line { ok: false, ..line }
+        };
+        stops.into_iter().map(one).collect()
+    }
+}
+
+/// Whether an image is signed as somebody wants it. The process that reads it says so; this one still has all of the caller's rights.
+fn check_signature(image: &Path, trust: &Trust, identities: &[IdentityFile]) -> Result<(), Failure> {
+    if trust.caller.is_empty() && trust.host.is_empty() {
+        return Ok(());
+    }
+    // Of one that is not wrapped it does not say.
+    if load::glance(image, trust, identities)?.plain.is_none() {
+        let directory = load::open_directory(image)?;
+        Loader::start(directory.as_fd(), None, trust)?.load()?;
+    }
+    Ok(())
+}
+
+fn line(step: &'static str, what: impl Into<String>, why: &'static str) -> Line {
+    Line { step, what: what.into(), why, ok: true }
+}
+
+fn before(request: &Request, reader: &Reader, snapshot: &Snapshot, holes: Vec<Line>) -> Vec<Line> {
     let user = match request.userns {
         Userns::Auto => line("admit", "a new user namespace", "the one question: may the caller have a container"),
         Userns::Host => line("admit", "the caller's user namespace", "asked for; only real root may"),
@@ -108,7 +206,7 @@ fn before(request: &Request, reader: &Reader, snapshot: &Snapshot) -> Vec<Line> 
             "given by the caller",
         ));
     }
-    lines.extend(holes(request, snapshot));
+    lines.extend(holes);
     for (what, limit) in [("memory", request.memory), ("pids", request.pids)] {
         lines.extend(limit.map(|n| line("contain", format!("limit of {what}: {n}"), "asked for")));
     }
@@ -142,31 +240,44 @@ fn before(request: &Request, reader: &Reader, snapshot: &Snapshot) -> Vec<Line> 
     lines
 }
 
-/// What the image wants and the options do not give: the restore would stop there.
-fn holes(request: &Request, snapshot: &Snapshot) -> Vec<Line> {
+/// What the image wants and the options do not give, or give and it has not: the restore would stop there.
+fn holes(request: &Request, snapshot: &Snapshot) -> Vec<(Line, Error)> {
     const MISSING: &str = "MISSING: the restore would stop here";
-    let mut lines = Vec::new();
+    let mut stops = Vec::new();
+    let at_load = |cause: Cause| Error::new(Step::Load, cause);
+    let hole = |what: &str, option: &str| at_load(Cause::Hole { what: what.to_owned(), option: option.to_owned() });
     let given = matches!(request.root, Root::Dir(_));
     match snapshot.container.root {
         snapshot::Root::Dir if !given => {
-            lines.push(line("load", "the image's root was a directory: give it with --rootfs DIR", MISSING));
+            let line = line("load", "the image's root was a directory: give it with --rootfs DIR", MISSING);
+            stops.push((line, hole("the directory that was its root file system", "--rootfs DIR")));
         }
         snapshot::Root::Bundle if request.layout.is_none() => {
-            lines.push(line("load", "the image's root was a bundle: give it with --bundle DIR", MISSING));
+            let line = line("load", "the image's root was a bundle: give it with --bundle DIR", MISSING);
+            stops.push((line, hole("the bundle that it was started from", "--bundle DIR")));
         }
         _ => {}
     }
-    for hole in &snapshot.container.volumes {
-        if !request.volumes.iter().any(|v| v.name == hole.name) {
-            let name = print::safe(&hole.name);
-            lines.push(line(
-                "load",
-                format!("volume {name} at {}: give it with --volume {name}=HOSTPATH", hole.inside),
-                MISSING,
-            ));
-        }
+    let known = &snapshot.container.volumes;
+    for hole in known.iter().filter(|hole| !request.volumes.iter().any(|v| v.name == hole.name)) {
+        let name = print::safe(&hole.name);
+        let what = format!("volume {name} at {}: give it with --volume {name}=HOSTPATH", hole.inside);
+        let cause = Cause::Hole {
+            what: format!("a host path for the volume that the image has at {}", hole.inside),
+            option: format!("--volume {name}=HOSTPATH"),
+        };
+        stops.push((line("load", what, MISSING), at_load(cause).kind("volume", name)));
     }
-    lines
+    let names: Vec<&str> = known.iter().map(|hole| hole.name.as_str()).collect();
+    let has =
+        if names.is_empty() { "it has none".into() } else { format!("it has {}", print::safe(&names.join(", "))) };
+    for left in request.volumes.iter().filter(|v| v.inside.is_none() && !names.contains(&v.name.as_str())) {
+        let (name, host) = (&left.name, left.host.display());
+        let message =
+            format!("the image has no volume {name}: {has}; say where it belongs: --volume {name}={host}:PATH");
+        stops.push((line("load", message.clone(), STOPS), at_load(Cause::Reported { message, code: 1 })));
+    }
+    stops
 }
 
 fn files(snapshot: &Snapshot) -> Vec<Line> {

@@ -35,62 +35,69 @@ use crate::{name, parse, print};
     after_help = "Example:\n  yendor restore web -d\n  yendor restore ./web.image --name web2 --pidfile web2.pid -d\n  yendor restore web -d --count 20 --on-resume 'reseed'\n  yendor restore web -d --identity ~/.config/age/key.txt\n  yendor restore web -d --lazy"
 )]
 pub struct Restore {
-    /// A path with a '/', or NAME or NAME@N of the store
-    image: Reference,
     #[command(flatten)]
-    options: RestoreOptions,
-    #[command(flatten)]
-    guard: GuardOptions,
-    /// Return when it runs
-    #[arg(short, long)]
-    detach: bool,
-    /// Write the pid of the root task, as the caller sees it, into this file
-    #[arg(long, value_name = "FILE")]
-    pidfile: Option<PathBuf>,
-    /// Only an image that this minisign public key has signed: a file, or the key itself; several: any of them
-    #[arg(long, value_name = "KEY")]
-    verify: Vec<String>,
-    #[command(flatten)]
-    identities: Identities,
-    /// Let it run at once: memory comes when it is touched, and all of it soon
-    #[arg(long, conflicts_with = "count")]
-    lazy: bool,
-    /// With --lazy: how much comes in a second without being touched (64M); 0: nothing before it is waited for
-    #[arg(long, value_name = "BYTES", value_parser = parse::size_or_none, requires = "lazy")]
-    lazy_rate: Option<u64>,
-    #[command(flatten)]
-    clones: Clones,
+    asked: Asked,
     /// Print the summary as JSON (to standard error in the foreground: standard output is the container's)
     #[arg(long)]
     pub json: bool,
+}
+
+/// What a restore is asked for; `plan` is asked the same.
+#[derive(Debug, Args)]
+pub struct Asked {
+    /// A path with a '/', or NAME or NAME@N of the store
+    pub image: Reference,
+    #[command(flatten)]
+    pub options: RestoreOptions,
+    #[command(flatten)]
+    pub guard: GuardOptions,
+    /// Return when it runs
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Write the pid of the root task, as the caller sees it, into this file
+    #[arg(long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+    /// Only an image that this minisign public key has signed: a file, or the key itself; several: any of them
+    #[arg(long, value_name = "KEY")]
+    pub verify: Vec<String>,
+    #[command(flatten)]
+    pub identities: Identities,
+    /// Let it run at once: memory comes when it is touched, and all of it soon
+    #[arg(long, conflicts_with = "count")]
+    pub lazy: bool,
+    /// With --lazy: how much comes in a second without being touched (64M); 0: nothing before it is waited for
+    #[arg(long, value_name = "BYTES", value_parser = parse::size_or_none, requires = "lazy")]
+    pub lazy_rate: Option<u64>,
+    #[command(flatten)]
+    pub clones: Clones,
 }
 
 impl Restore {
     /// Runs it.
     pub fn run(self) -> Outcome {
         // With the caller's own rights, before there is anything else.
-        let lazy = self.lazy.then(pager::device).transpose().unwrap_or_else(|why| {
+        let lazy = self.asked.lazy.then(pager::device).transpose().unwrap_or_else(|why| {
             print::note(&format!("note: --lazy: all memory is filled before anything runs: {why}"));
             None
         });
-        let lazy = lazy.map(|device| (Arc::new(device), Lazy { rate: self.lazy_rate }));
+        let lazy = lazy.map(|device| (Arc::new(device), Lazy { rate: self.asked.lazy_rate }));
         let places = Places::from_environment()?;
-        let image = reference::find(&places, &self.image)?;
-        let keys: Vec<String> = self.verify.iter().map(|key| public_key(key)).collect::<Result<_, _>>()?;
-        let identities = self.identities.open()?;
-        let bundle = self.options.container.bundle()?;
-        let granted = self.ask(bundle.as_ref())?;
+        let image = reference::find(&places, &self.asked.image)?;
+        let keys: Vec<String> = self.asked.keys()?;
+        let identities = self.asked.identities.open()?;
+        let bundle = self.asked.options.container.bundle()?;
+        let granted = self.asked.ask(bundle.as_ref())?;
         let trust = Trust { caller: keys.clone(), host: granted.signed_by, place: granted.places.signed_by };
         let Seen { glance, seal, plain } = load::glance(&image.path, &trust, &identities)?;
-        let (root, net) = surroundings(&places, glance, seal, &self.options.container)?;
-        if let Some(count) = self.clones.count {
+        let (root, net) = surroundings(&places, glance, seal, &self.asked.options.container)?;
+        if let Some(count) = self.asked.clones.count {
             if plain.as_ref().is_some_and(|plain| plain.index().is_some()) {
                 let what = "--count with an encrypted image: flatten it first, or restore it one by one";
                 return Err(Failure::Usage(what.into()));
             }
-            let own = choose(&places, self.options.container.name.as_deref(), &image)?;
+            let own = choose(&places, self.asked.options.container.name.as_deref(), &image)?;
             let start = |name: String, cloning: &Cloning, shared: Option<OwnedFd>| -> Result<Start, Failure> {
-                let mut request = self.options.request(name, bundle.as_ref(), root.clone(), net)?;
+                let mut request = self.asked.options.request(name, bundle.as_ref(), root.clone(), net)?;
                 if cloning.memory != Memory::Copied {
                     request.policy.seccomp = Some(ark::filter());
                 }
@@ -106,7 +113,7 @@ impl Restore {
                     detach: true,
                     tty: false,
                     remove: false,
-                    guard: self.guard,
+                    guard: self.asked.guard,
                     pidfile: None,
                     json: self.json,
                     done: "restored",
@@ -115,22 +122,22 @@ impl Restore {
                     lazy: None,
                 })
             };
-            let filtered = self.options.request(own.clone(), bundle.as_ref(), root.clone(), net)?.policy.seccomp;
-            return self.clones.start(&places, (&own, count), filtered.is_some(), start);
+            let filtered = self.asked.options.request(own.clone(), bundle.as_ref(), root.clone(), net)?.policy.seccomp;
+            return self.asked.clones.start(&places, (&own, count), filtered.is_some(), start);
         }
-        let name = choose(&places, self.options.container.name.as_deref(), &image)?;
+        let name = choose(&places, self.asked.options.container.name.as_deref(), &image)?;
         let aside = Aside::make_room(&places, &name)?;
         let outcome = Start {
             keys,
-            request: self.options.request(name, bundle.as_ref(), root, net)?,
+            request: self.asked.options.request(name, bundle.as_ref(), root, net)?,
             source: Source::Image(image.path.clone(), Some(seal)),
             plain,
             image: Some(image.reference.to_string()),
-            detach: self.detach,
+            detach: self.asked.detach,
             tty: false,
             remove: false,
-            guard: self.guard,
-            pidfile: start::pidfile(self.pidfile.as_deref()),
+            guard: self.asked.guard,
+            pidfile: start::pidfile(self.asked.pidfile.as_deref()),
             json: self.json,
             done: "restored",
             cloning: None,
@@ -141,9 +148,16 @@ impl Restore {
         aside.settle();
         outcome
     }
+}
+
+impl Asked {
+    /// The keys, one of which must have signed the image.
+    pub fn keys(&self) -> Result<Vec<String>, Failure> {
+        self.verify.iter().map(|key| public_key(key)).collect()
+    }
 
     /// Whether the caller may have a container at all, before anything of the image is opened.
-    fn ask(&self, bundle: Option<&Bundle>) -> Result<Granted, Failure> {
+    pub fn ask(&self, bundle: Option<&Bundle>) -> Result<Granted, Failure> {
         let container = &self.options.container;
         // What the image will say about root and network is not known yet, and is asked again when it is.
         let request = container.request(String::new(), &self.options.volumes, bundle, Root::Layered, Net::Private)?;
@@ -180,7 +194,7 @@ const FOREIGN_TREE: &str = "the image is of a process tree that was not taken he
                             give it one with --rootfs DIR; --rootfs / lets it see, and change, what you can";
 
 /// The name of the container: as asked; else that of the image, if it is free; else any.
-fn choose(places: &Places, asked: Option<&str>, image: &Image) -> Result<String, Failure> {
+pub fn choose(places: &Places, asked: Option<&str>, image: &Image) -> Result<String, Failure> {
     if let Some(name) = asked {
         return Ok(name.to_owned());
     }
@@ -195,7 +209,7 @@ fn choose(places: &Places, asked: Option<&str>, image: &Image) -> Result<String,
 }
 
 /// A container that a checkpoint has ended gives its name to its successor.
-fn may_replace(places: &Places, name: &str) -> bool {
+pub fn may_replace(places: &Places, name: &str) -> bool {
     container::find(places, name).is_ok_and(|found| found.now() == Now::Checkpointed)
 }
 
