@@ -12,6 +12,7 @@ yendor_tests::root_and_user! {
     a_container_that_removes_itself_leaves_its_status_to_those_who_wait
     who_waits_hears_of_a_checkpoint_and_has_his_terminal_back
     a_plan_exits_as_the_restore_would
+    words_that_nobody_knows_are_refused
 }
 
 fn utf8(path: &Path) -> &str {
@@ -132,5 +133,19 @@ fn a_plan_exits_as_the_restore_would(flavour: Flavour) {
     let pid = utf8(&yendor.path("pid")).to_owned();
     yendor.call(&["plan", &name, "-d", "--volume", &data, "--pidfile", &pid, "--lazy"]).exits(0);
     yendor.call(&["restore", &name, "-d", "--volume", &data, "--pidfile", &pid]).exits(0);
+    yendor.call(&["rm", "-f", &name]).exits(0);
+}
+
+fn words_that_nobody_knows_are_refused(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let name = yendor.fresh("words");
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    // A kind that cannot be lost is no loss that anybody could accept.
+    for kind in ["tpc", "pipe", ""] {
+        let said = yendor.call(&["checkpoint", &name, "--leave-running", "--allow-lost", kind]).exits(2);
+        says(&said, "tcp, udp, iptables, landlock");
+    }
+    assert!(yendor.call(&["checkpoint", "--help"]).exits(0).stdout.contains("tcp, udp, iptables, landlock"));
+    yendor.call(&["checkpoint", &name, "--leave-running", "--allow-lost", "tcp", "--allow-lost", "udp"]).exits(0);
     yendor.call(&["rm", "-f", &name]).exits(0);
 }

@@ -84,6 +84,9 @@ pub enum Cause {
     },
 }
 
+/// The kinds whose loss a caller can accept (`--allow-lost`).
+pub const LOSABLE: [&str; 4] = ["tcp", "udp", "iptables", "landlock"];
+
 /// A result with a [`Cause`].
 pub type Result<T> = std::result::Result<T, Cause>;
 
@@ -93,9 +96,10 @@ impl Cause {
         Cause::Unsupported { what: what.into() }
     }
 
-    /// `Unsupported`, but for a flag of the caller.
+    /// `Unsupported`, but for a flag of the caller; the kind is one of [`LOSABLE`].
     #[must_use]
     pub fn would_be_lost(kind: &str, object: &str) -> Self {
+        debug_assert!(LOSABLE.contains(&kind), "{kind}");
         Cause::unsupported(format!("{object} would be lost; --allow-lost {kind} accepts that"))
     }
 

@@ -11,4 +11,4 @@ pub mod namespace;
 pub mod process;
 pub mod snapshot;
 
-pub use error::{Cause, Named, Result};
+pub use error::{Cause, LOSABLE, Named, Result};

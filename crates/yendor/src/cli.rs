@@ -177,7 +177,7 @@ mod tests {
             "kill --all -s CONT n",
             "wait n",
             "rm -f n",
-            "checkpoint n -o d --leave-running --allow-lost tcp --allow-lost x",
+            "checkpoint n -o d --leave-running --allow-lost tcp --allow-lost landlock",
             "checkpoint --pid 5 --output d --leave-stopped --sign k --encrypt-to age1x --encrypt-to age1y",
             "restore i --verify k --identity f --identity g",
             "restore i --name n -d --pidfile f --rootfs /r --volume d=/h --net none --userns host --keep-lsm \
@@ -202,6 +202,7 @@ mod tests {
         for line in [
             "checkpoint",
             "checkpoint n --pid 5",
+            "checkpoint n --allow-lost x",
             "run -- ",
             "rm",
             "inspect i --strings x",

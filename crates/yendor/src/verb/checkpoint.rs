@@ -12,6 +12,7 @@ use yendor_engine::sign::Signer;
 use yendor_engine::state::{CHECKPOINT, Places};
 use yendor_image::Compression;
 use yendor_image::crypt::Recipients;
+use yendor_kinds::LOSABLE;
 
 use crate::container::{self, Found};
 use crate::failure::{Failure, Outcome};
@@ -68,8 +69,8 @@ pub struct Checkpoint {
     /// Leave the tasks stopped (SIGSTOP)
     #[arg(long)]
     leave_stopped: bool,
-    /// Accept the loss of this kind of object; the image records what was lost
-    #[arg(long, value_name = "KIND")]
+    /// Accept the loss of this kind of object, a connection that leads outside for one; the image records what was lost
+    #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(LOSABLE))]
     allow_lost: Vec<String>,
     /// Sign the image with this minisign secret key (a file without a password)
     #[arg(long, value_name = "KEY")]
