@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::Value;
 use yendor_tests::{Flavour, Outcome, PATIENCE, Started, Terminal, Yendor, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -13,6 +14,7 @@ yendor_tests::root_and_user! {
     who_waits_hears_of_a_checkpoint_and_has_his_terminal_back
     a_plan_exits_as_the_restore_would
     words_that_nobody_knows_are_refused
+    what_json_has_is_what_the_page_says
 }
 
 fn utf8(path: &Path) -> &str {
@@ -147,5 +149,70 @@ fn words_that_nobody_knows_are_refused(flavour: Flavour) {
     }
     assert!(yendor.call(&["checkpoint", "--help"]).exits(0).stdout.contains("tcp, udp, iptables, landlock"));
     yendor.call(&["checkpoint", &name, "--leave-running", "--allow-lost", "tcp", "--allow-lost", "udp"]).exits(0);
+    yendor.call(&["rm", "-f", &name]).exits(0);
+}
+
+/// The keys of a table of docs/json.md, in order of the alphabet.
+fn documented(section: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/json.md")).expect("stored");
+    let part = page.split("\n## ").find_map(|part| part.strip_prefix(&format!("{section}\n"))).expect("a section");
+    let mut keys: Vec<String> =
+        part.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split('`').next()?.to_owned())).collect();
+    keys.sort();
+    keys
+}
+
+#[track_caller]
+fn as_documented(section: &str, value: &Value) {
+    let mut keys: Vec<String> = value.as_object().unwrap_or_else(|| panic!("{value}")).keys().cloned().collect();
+    keys.sort();
+    assert_eq!(keys, documented(section), "{section}: {value}");
+}
+
+fn what_json_has_is_what_the_page_says(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let name = yendor.fresh("page");
+    as_documented("run", &yendor.run_detached_with(&name, &["--json"], &["sleep", "1000"]).exits(0).json());
+    as_documented("checkpoint", &yendor.call(&["checkpoint", &name, "--json"]).exits(0).json());
+    as_documented("restore", &yendor.call(&["restore", &name, "-d", "--json"]).exits(0).json());
+    std::fs::create_dir_all(yendor.path("state/images/broken/1")).expect("a directory of our own");
+    yendor.owns(&yendor.path("state/images/broken"));
+    yendor.owns(&yendor.path("state/images/broken/1"));
+    // Of every sort: of the command line, of the command itself, of the engine, of the container's keeper.
+    let cases: [(&[&str], i32); 6] = [
+        (&["restore", "--json", "--no-such-option"], 2),
+        (&["restore", "--json", "broken", "--verify", "nokey"], 1),
+        (&["restore", "--json", &name, "--name", &name], 1),
+        (&["restore", "--json", &name, "--name", "free", "--rootfs", "/nonexistent"], 1),
+        (&["run", "--json", "--name", &name, "--", "true"], 1),
+        (&["run", "--json", "--rm", "--lsm-profile", "smack:x", "--", "true"], 5),
+    ];
+    for (words, code) in cases {
+        let said = yendor.call(words).exits(code);
+        let value: Value = serde_json::from_str(said.stderr.trim()).unwrap_or_else(|e| panic!("{e}: {said:?}"));
+        let error = &value["error"];
+        as_documented("Errors", error);
+        let message = error["message"].as_str().expect("a text");
+        assert!(!message.contains("hint:") && !message.contains("denied by"), "{message}");
+        assert!(error["exit_code"] == code, "{error}");
+        let has_hint = words.contains(&"free") || words.contains(&"broken") || error["hint"].is_string();
+        assert!(has_hint, "{error}");
+    }
+    for (section, words) in [
+        ("ps", &["ps", "-a"][..]),
+        ("images", &["images"]),
+        ("plan", &["plan", &format!("{name}@1"), "--name", "free"]),
+        ("doctor", &["doctor"]),
+    ] {
+        let all = yendor.call(&[words, &["--json"]].concat()).json();
+        let all = all.as_array().expect("a list");
+        assert!(!all.is_empty(), "{section}");
+        all.iter().for_each(|one| as_documented(section, one));
+    }
+    let whole = yendor.call(&["inspect", &name, "--json"]).exits(0).json();
+    as_documented("inspect", &whole);
+    let area = &whole["records"]["processes"][0]["state"]["alive"]["memory"]["areas"][0]["start"];
+    let span = format!("{}:{area}+4096", whole["records"]["processes"][0]["pid"]);
+    as_documented("inspect", &yendor.call(&["inspect", &name, "--json", "--strings", &span]).exits(0).json());
     yendor.call(&["rm", "-f", &name]).exits(0);
 }

@@ -69,18 +69,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place { step, task, kind, object } = &self.place;
-        write!(f, "{}", step.name())?;
-        if let Some(task) = task {
-            write!(f, ": task {task}")?;
-        }
-        if let Some(kind) = kind {
-            write!(f, ": {kind}")?;
-        }
-        if let Some(object) = object {
-            write!(f, " {object}")?;
-        }
-        write!(f, ": {}", self.cause)?;
+        f.write_str(&self.what())?;
         if let Some(by) = &self.by {
             write!(f, "\n  denied by: {by}")?;
         }
@@ -96,6 +85,23 @@ impl Error {
     pub fn new(step: Step, cause: impl Into<Cause>) -> Self {
         let place = Place { step, task: None, kind: None, object: None };
         Self { place, cause: Box::new(cause.into()), broken: false, by: None }
+    }
+
+    /// Where and why, in a line: without who denied it, and without what to do.
+    #[must_use]
+    pub fn what(&self) -> String {
+        let Place { step, task, kind, object } = &self.place;
+        let mut out = step.name().to_owned();
+        if let Some(task) = task {
+            out.push_str(&format!(": task {task}"));
+        }
+        if let Some(kind) = kind {
+            out.push_str(&format!(": {kind}"));
+        }
+        if let Some(object) = object {
+            out.push_str(&format!(" {object}"));
+        }
+        format!("{out}: {}", self.cause)
     }
 
     /// With this task.

@@ -113,7 +113,10 @@ fn surroundings() -> String {
 
 /// Reads the command line and does what it says.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return misused(&e),
+    };
     print::set_loudness(i8::try_from(cli.verbose).unwrap_or(2), cli.quiet > 0);
     let json = cli.verb.json();
     print::surroundings(surroundings);
@@ -131,6 +134,28 @@ pub fn fail(failure: &Failure, json: bool) -> u8 {
         print::error(&format!("yendor: {failure}"));
     }
     failure.exit_code()
+}
+
+/// Says what is wrong with the command line, as JSON where that is asked for; help and version are no errors.
+fn misused(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+    if !json || !error.use_stderr() {
+        error.exit();
+    }
+    let failure = misuse(&error.render().to_string());
+    print::error(&failure.to_json().to_string());
+    ExitCode::from(failure.exit_code())
+}
+
+/// The first paragraph is what is wrong; what to do is a tip, or how the verb is used.
+fn misuse(text: &str) -> Failure {
+    let mut paragraphs = text.trim().split("\n\n").map(str::trim);
+    let what = paragraphs.next().unwrap_or_default();
+    let what = what.strip_prefix("error: ").unwrap_or(what);
+    let rest: Vec<&str> = paragraphs.collect();
+    let tip =
+        rest.iter().find_map(|p| p.strip_prefix("tip: ")).or(rest.iter().find(|p| p.starts_with("Usage:")).copied());
+    Failure::Usage(tip.map_or_else(|| what.to_owned(), |tip| format!("{what}\n  hint: {tip}")))
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
-use serde_json::json;
-use yendor_engine::error::Place;
+use serde_json::{Value, json};
 
 /// What a verb returns: an exit code, or why not.
 pub type Outcome = Result<u8, Failure>;
+
+/// What stands before what to do about a failure.
+const HINT: &str = "\n  hint: ";
 
 /// A failure.
 #[derive(Debug)]
@@ -64,34 +66,45 @@ impl Failure {
         }
     }
 
-    /// The same as fields.
-    pub fn to_json(&self) -> serde_json::Value {
-        let mut fields = json!({ "message": self.to_string(), "exit_code": self.exit_code() });
-        if let (Failure::Engine(error), Some(fields)) = (self, fields.as_object_mut()) {
-            let Place { step, task, kind, object } = &error.place;
-            fields.insert("step".into(), json!(step.name()));
-            fields.insert("task".into(), json!(task));
-            fields.insert("kind".into(), json!(kind));
-            fields.insert("object".into(), json!(object));
-            fields.insert("by".into(), json!(error.by));
-            fields.insert("hint".into(), json!(error.hint()));
-            if let Some(sys) = error.cause.sys() {
-                fields.insert("call".into(), json!(sys.call));
-                fields.insert("args".into(), json!(sys.args));
-                fields.insert("errno".into(), json!(sys.errno.raw_os_error()));
-            }
+    /// What happened, and what to do about it where that is known.
+    fn said(&self) -> (String, Option<String>) {
+        if let Failure::Engine(error) = self {
+            return (error.what(), error.hint());
         }
+        let text = self.to_string();
+        match text.split_once(HINT) {
+            Some((what, hint)) => (what.to_owned(), Some(hint.to_owned())),
+            None => (text, None),
+        }
+    }
+
+    /// The same as fields: always all of them (docs/json.md), null where there is nothing to say.
+    pub fn to_json(&self) -> Value {
+        let error = if let Failure::Engine(error) = self { Some(error) } else { None };
+        let place = error.map(|error| &error.place);
+        let call = error.and_then(|error| error.cause.sys());
         let spot = match self {
             Failure::Engine(error) => error.cause.spot(),
             Failure::Image(error) => error.spot(),
             _ => None,
         };
-        if let (Some(spot), Some(fields)) = (spot, fields.as_object_mut()) {
-            fields.insert("file".into(), json!(spot.file));
-            fields.insert("offset".into(), json!(spot.offset));
-            fields.insert("bytes".into(), json!(spot.bytes));
-        }
-        json!({ "error": fields })
+        let (message, hint) = self.said();
+        json!({ "error": {
+            "message": message,
+            "hint": hint,
+            "exit_code": self.exit_code(),
+            "step": place.map(|place| place.step.name()),
+            "task": place.and_then(|place| place.task),
+            "kind": place.and_then(|place| place.kind),
+            "object": place.and_then(|place| place.object.as_ref()),
+            "by": error.and_then(|error| error.by.as_ref()),
+            "call": call.map(|call| call.call),
+            "args": call.map(|call| &call.args),
+            "errno": call.map(|call| call.errno.raw_os_error()),
+            "file": spot.as_ref().map(|spot| &spot.file),
+            "offset": spot.as_ref().and_then(|spot| spot.offset),
+            "bytes": spot.as_ref().and_then(|spot| spot.bytes),
+        }})
     }
 }
 

@@ -42,12 +42,15 @@ impl Images {
                         all.push(json!({
                             "image": full, "path": path.to_string_lossy(), "created": manifest.created,
                             "bytes": manifest.bytes(), "generation": manifest.generation, "kind": kind,
-                            "encrypted": encrypted, "compressed": compressed, "content": manifest.content_bytes(),
+                            "encrypted": encrypted, "compressed": compressed, "content": manifest.content_bytes(), "error": null,
                         }));
                     }
                     Err(e) => {
                         rows.push(vec![full.clone(), "-".into(), "-".into(), "-".into(), format!("unreadable: {e}")]);
-                        all.push(json!({ "image": full, "path": path.to_string_lossy(), "error": e.to_string() }));
+                        all.push(json!({
+                            "image": full, "path": path.to_string_lossy(), "created": null, "bytes": null, "generation": null,
+                            "kind": null, "encrypted": null, "compressed": null, "content": null, "error": e.what(),
+                        }));
                     }
                 }
             }

@@ -106,7 +106,8 @@ impl Inspect {
     /// What an encrypted image shows to everybody.
     fn closed(&self, table: &Table, name: &str) {
         if self.json {
-            let all = json!({ "manifest": table.manifest, "signed_by": table.signed_by, "records": null });
+            let all =
+                json!({ "manifest": table.manifest, "signed_by": table.signed_by, "records": null, "strings": null });
             print::out(&all.to_string());
             return;
         }
@@ -121,10 +122,7 @@ fn whole(
     snapshot: &Snapshot,
     strings: Option<&[(u64, String)]>,
 ) -> Value {
-    let mut all = json!({ "manifest": manifest, "signed_by": signed_by, "records": snapshot });
-    if let (Some(strings), Some(all)) = (strings, all.as_object_mut()) {
-        let strings: Vec<Value> = strings.iter().map(|(a, t)| json!({ "address": a, "text": t })).collect();
-        all.insert("strings".into(), json!(strings));
-    }
-    all
+    let text = |(address, text): &(u64, String)| json!({ "address": address, "text": text });
+    let strings: Option<Vec<Value>> = strings.map(|all| all.iter().map(text).collect());
+    json!({ "manifest": manifest, "signed_by": signed_by, "records": snapshot, "strings": strings })
 }
