@@ -15,6 +15,7 @@ yendor_tests::root_and_user! {
     a_plan_exits_as_the_restore_would
     words_that_nobody_knows_are_refused
     what_json_has_is_what_the_page_says
+    a_stopped_container_is_listed_as_stopped
 }
 
 fn utf8(path: &Path) -> &str {
@@ -214,5 +215,27 @@ fn what_json_has_is_what_the_page_says(flavour: Flavour) {
     let area = &whole["records"]["processes"][0]["state"]["alive"]["memory"]["areas"][0]["start"];
     let span = format!("{}:{area}+4096", whole["records"]["processes"][0]["pid"]);
     as_documented("inspect", &yendor.call(&["inspect", &name, "--json", "--strings", &span]).exits(0).json());
+    yendor.call(&["rm", "-f", &name]).exits(0);
+}
+
+fn a_stopped_container_is_listed_as_stopped(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let name = yendor.fresh("stopped");
+    yendor.run_detached(&name, &["sh", "-c", "sleep 1000 & sleep 1000"]);
+    let is = |state: &str| {
+        let all = yendor.call(&["ps", "--json"]).exits(0).json();
+        let row = all.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == *name));
+        row.is_some_and(|row| row["state"] == state && row["pid"].is_number())
+    };
+    assert!(wait_until(SOON, || is("running")));
+    // One of several is not all of it.
+    yendor.kill(&name, "STOP");
+    assert!(!is("stopped"));
+    yendor.kill(&name, "CONT");
+    yendor.call(&["checkpoint", &name, "--leave-stopped"]).exits(0);
+    assert!(wait_until(SOON, || is("stopped")), "{}", yendor.call(&["ps"]).stdout);
+    assert!(yendor.call(&["ps"]).stdout.contains("stopped"));
+    yendor.call(&["kill", "--all", "-s", "CONT", &name]).exits(0);
+    assert!(wait_until(SOON, || is("running")), "{}", yendor.call(&["ps"]).stdout);
     yendor.call(&["rm", "-f", &name]).exits(0);
 }

@@ -114,6 +114,8 @@ fn is_first_of_namespace(pid: i32) -> bool {
 /// Some fields of /proc/PID/stat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
+    /// Whether a signal has stopped it.
+    pub stopped: bool,
     /// Its parent.
     pub parent: i32,
     /// Its threads.
@@ -136,10 +138,12 @@ impl Stat {
         let fields: Vec<&str> = rest.split_whitespace().collect();
         // The first is field 3 of proc_pid_stat(5).
         let field = |number: usize| fields.get(number - 3).copied();
-        if matches!(field(3)?, "Z" | "X") {
+        let state = field(3)?;
+        if matches!(state, "Z" | "X") {
             return None;
         }
         Some(Stat {
+            stopped: state == "T",
             parent: field(4)?.parse().ok()?,
             threads: field(20)?.parse().ok()?,
             start: field(22)?.parse().ok()?,
@@ -284,7 +288,7 @@ mod tests {
     #[test]
     fn stat_is_read_behind_the_name() {
         let text = b"7 (a) b 1 2) S 5 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 99 4096 12 0\n";
-        assert_eq!(Stat::parse(text), Some(Stat { parent: 5, threads: 3, start: 99, resident: 12 }));
+        assert_eq!(Stat::parse(text), Some(Stat { stopped: false, parent: 5, threads: 3, start: 99, resident: 12 }));
         assert_eq!(Stat::parse(b"7 (a) Z 5 7"), None);
         assert_eq!(Stat::parse(b""), None);
         assert!(Stat::of(i32::try_from(std::process::id()).unwrap()).is_some_and(|s| s.threads >= 1));

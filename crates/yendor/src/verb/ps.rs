@@ -25,6 +25,8 @@ pub struct Ps {
 struct Row {
     name: String,
     now: Now,
+    /// Whether all of its tasks are stopped.
+    stopped: bool,
     pid: i32,
     started: u64,
     uptime: u64,
@@ -56,11 +58,14 @@ impl Row {
         let state = &found.state;
         let now = found.now();
         let (mut tasks, mut memory, mut uptime) = (0, 0, 0);
+        let mut stopped = now == Now::Running;
         if now == Now::Running {
             for pid in container::descendants(state.init) {
                 let Some(stat) = Stat::of(pid) else { continue };
                 // Pid 1 is ours, not the container's own.
-                tasks += if pid == state.init && pid != state.main { 0 } else { stat.threads };
+                let own = pid != state.init || pid == state.main;
+                tasks += if own { stat.threads } else { 0 };
+                stopped &= stat.stopped || !own;
                 memory += proportional(pid).unwrap_or(stat.resident.saturating_mul(4096));
             }
             let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -69,6 +74,7 @@ impl Row {
         Row {
             name: state.name.clone(),
             now,
+            stopped: stopped && tasks > 0,
             pid: state.main,
             started: state.started,
             uptime,
@@ -81,6 +87,7 @@ impl Row {
 
     fn word(&self) -> &'static str {
         match self.now {
+            Now::Running if self.stopped => "stopped",
             Now::Running => "running",
             Now::Exited(_) => "exited",
             Now::Checkpointed => "checkpointed",
