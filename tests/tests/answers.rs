@@ -16,6 +16,7 @@ yendor_tests::root_and_user! {
     words_that_nobody_knows_are_refused
     what_json_has_is_what_the_page_says
     a_stopped_container_is_listed_as_stopped
+    a_number_that_a_container_names_is_no_other_images
 }
 
 fn utf8(path: &Path) -> &str {
@@ -237,5 +238,32 @@ fn a_stopped_container_is_listed_as_stopped(flavour: Flavour) {
     assert!(yendor.call(&["ps"]).stdout.contains("stopped"));
     yendor.call(&["kill", "--all", "-s", "CONT", &name]).exits(0);
     assert!(wait_until(SOON, || is("running")), "{}", yendor.call(&["ps"]).stdout);
+    yendor.call(&["rm", "-f", &name]).exits(0);
+}
+
+fn a_number_that_a_container_names_is_no_other_images(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let (name, other) = (yendor.fresh("number"), yendor.fresh("other"));
+    let take = || yendor.call(&["checkpoint", &name, "--leave-running"]).exits(0).stdout.trim().to_owned();
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    let first = take();
+    yendor.will_remove(&other);
+    yendor.call(&["restore", &first, "-d", "--name", &other]).exits(0);
+    yendor.call(&["rmi", &first]).exits(0);
+    let second = take();
+    assert_eq!((first.as_str(), second.as_str()), (&*format!("{name}@1"), &*format!("{name}@2")));
+    assert!(yendor.call(&["ps"]).exits(0).stdout.contains(&first));
+    // Nor is that of the image that clones are from.
+    yendor.will_remove(&format!("{name}-1"));
+    yendor.call(&["clone", &name]).exits(0);
+    let third = take();
+    assert!(!yendor.call(&["ps"]).exits(0).stdout.contains(&third), "{third} is what the clone is from");
+    // Where nobody names it, it is as free as any.
+    yendor.call(&["rm", "-f", &other]).exits(0);
+    yendor.call(&["rm", "-f", &format!("{name}-1")]).exits(0);
+    for image in [&second, &third] {
+        yendor.call(&["rmi", image]).exits(0);
+    }
+    assert_eq!(take(), first);
     yendor.call(&["rm", "-f", &name]).exits(0);
 }

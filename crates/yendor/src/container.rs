@@ -235,20 +235,29 @@ pub fn find_running(places: &Places, container: &str) -> Result<Found, Failure> 
 /// All containers of which there is a state, by name. What killed commands have left is cleared up on the way.
 pub fn all(places: &Places) -> Result<Vec<Found>, Failure> {
     claim::sweep(&places.run);
+    let mut found = known(places)?;
+    found.sort_by(|a, b| a.state.name.cmp(&b.state.name));
+    Ok(found)
+}
+
+fn known(places: &Places) -> Result<Vec<Found>, Failure> {
     let entries = match std::fs::read_dir(&places.run) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Failure::io("open", &places.run, &e)),
     };
-    let mut found: Vec<Found> = entries
-        .flatten()
-        .filter(|entry| entry.file_name().to_str().is_some_and(name::is_valid))
-        .filter_map(|entry| {
+    let found =
+        entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(name::is_valid)).filter_map(|entry| {
             Some(Found { state: state::read(&entry.path()).ok()?, directory: entry.path(), file: None })
-        })
-        .collect();
-    found.sort_by(|a, b| a.state.name.cmp(&b.state.name));
-    Ok(found)
+        });
+    Ok(found.collect())
+}
+
+/// The highest number of an image of this name that a container is from, or has become, whether or not the image is there still.
+pub fn highest_image(places: &Places, name: &str) -> Option<u32> {
+    let number = |image: String| image.strip_prefix(name)?.strip_prefix('@')?.parse().ok();
+    let all = known(places).unwrap_or_default().into_iter();
+    all.flat_map(|found| [found.state.image, found.state.taken]).flatten().filter_map(number).max()
 }
 
 /// Removes a container's directory with everything below.

@@ -8,7 +8,7 @@ use yendor_engine::state::Places;
 use yendor_image::{FORMAT_FILE, MANIFEST_FILE, RECORDS_FILE};
 
 use crate::failure::Failure;
-use crate::{name, parse};
+use crate::{container, name, parse};
 
 /// A name of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,13 +113,14 @@ pub fn vacant(path: &Path) -> Result<Image, Failure> {
     Ok(Image { reference: Reference::Path(path.clone()), path })
 }
 
-/// Where the next image of that name goes, and its full name. Its parent directory is made.
+/// Where the next image of that name goes, and its full name. Its parent directory is made. The number is none that a container names.
 pub fn next(places: &Places, name: &str) -> Result<Image, Failure> {
     use std::os::unix::fs::DirBuilderExt;
     let parent = places.images.join(name);
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent);
     made.map_err(|e| Failure::io("mkdir", &parent, &e))?;
-    let number = numbers(places, name)?.last().copied().unwrap_or(0) + 1;
+    let last = numbers(places, name)?.last().copied().max(container::highest_image(places, name)).unwrap_or(0);
+    let number = last.checked_add(1).ok_or_else(|| Failure::Failed(format!("{name}@{last} was the last number")))?;
     let path = parse::absolute(&parent.join(number.to_string()));
     Ok(Image { path, reference: Reference::Stored(name.to_owned(), Some(number)) })
 }
