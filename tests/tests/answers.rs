@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use yendor_tests::{Flavour, Outcome, PATIENCE, Started, Terminal, Yendor, wait_until};
+use yendor_tests::{Flavour, Outcome, PATIENCE, Started, Terminal, Yendor, skipped, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
+const NONE: &str = "/nonexistent";
 
 yendor_tests::root_and_user! {
     a_container_that_removes_itself_leaves_its_status_to_those_who_wait
@@ -17,6 +18,14 @@ yendor_tests::root_and_user! {
     what_json_has_is_what_the_page_says
     a_stopped_container_is_listed_as_stopped
     a_number_that_a_container_names_is_no_other_images
+    a_working_directory_that_is_none_is_named
+    ids_that_a_container_has_not_are_told_from_those_it_has
+    a_name_in_use_says_how_to_free_it
+    a_comparison_of_nothing_is_told
+    where_there_is_no_memory_there_are_no_strings
+    how_a_restore_is_called_is_what_its_help_says
+    a_volume_of_a_restore_has_a_form_of_its_own
+    keys_that_are_not_there_are_no_misuse
 }
 
 fn utf8(path: &Path) -> &str {
@@ -266,4 +275,87 @@ fn a_number_that_a_container_names_is_no_other_images(flavour: Flavour) {
     }
     assert_eq!(take(), first);
     yendor.call(&["rm", "-f", &name]).exits(0);
+}
+
+fn asleep(yendor: &Yendor, stem: &str) -> String {
+    let name = yendor.fresh(stem);
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    name
+}
+
+fn run(yendor: &Yendor, options: &[&str]) -> Outcome {
+    yendor.call(&[&["run", "--rm"], options, &["--", "true"]].concat())
+}
+
+fn a_working_directory_that_is_none_is_named(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    says(&run(&yendor, &["-w", NONE]).exits(1), "yendor: -w /nonexistent: no such directory in the container");
+    says(&run(&yendor, &["-w", "/etc/passwd"]).exits(1), "yendor: -w /etc/passwd: no directory in the container");
+}
+
+fn ids_that_a_container_has_not_are_told_from_those_it_has(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let said = run(&yendor, &["-u", "99999"]).exits(5);
+    let mut some = (100_000..1_000_000).step_by(5_000);
+    if *yendor.flavour() == Flavour::Root || some.any(|id| yendor.account().may_be(id)) {
+        says(&said, "hint: this container has users 0 to 6553");
+    } else {
+        skipped("several ids in a container: the account of the tests has no subordinate ones");
+    }
+}
+
+fn a_name_in_use_says_how_to_free_it(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let name = asleep(&yendor, "taken");
+    says(&run(&yendor, &["--name", &name]).exits(1), &format!("yendor rm -f {name} ends"));
+    yendor.kill(&name, "KILL");
+    assert_eq!(yendor.wait(&name), 137);
+    says(&run(&yendor, &["--name", &name]).exits(1), &format!("yendor rm {name} "));
+}
+
+fn a_comparison_of_nothing_is_told(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let name = asleep(&yendor, "compared");
+    let checkpoint = ["checkpoint", &name, "--leave-running", "--verify-delta"];
+    says(&yendor.call(&checkpoint).exits(0), "note: --verify-delta has compared nothing");
+    let said = yendor.call(&[&checkpoint[..], &["--json"]].concat()).exits(0).json();
+    assert!(said["notes"].as_array().is_some_and(|notes| notes.len() == 1), "{said}");
+}
+
+fn where_there_is_no_memory_there_are_no_strings(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let name = asleep(&yendor, "strings");
+    yendor.call(&["checkpoint", &name]).exits(0);
+    let said = yendor.call(&["inspect", &name, "--strings", "2:0x1000+64"]).exits(1);
+    says(&said, "process 2 has no memory at 0x1000+64");
+}
+
+fn how_a_restore_is_called_is_what_its_help_says(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    for verb in ["run", "restore", "plan"] {
+        let help = yendor.call(&[verb, "--help"]).exits(0).stdout;
+        let help: Vec<&str> = help.split_whitespace().collect();
+        assert!(
+            help.join(" ").contains("without one, that of the image, if it is from one and the name is free"),
+            "{verb}"
+        );
+    }
+}
+
+fn a_volume_of_a_restore_has_a_form_of_its_own(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    for verb in ["restore", "plan"] {
+        says(&yendor.call(&[verb, "x", "--volume", "data=/tmp:ro"]).exits(2), "a volume of an image is NAME=HOSTPATH");
+    }
+    says(&yendor.call(&["run", "--volume", "data=/tmp:ro", "--", "true"]).exits(2), "a volume is NAME=HOSTPATH:PATH");
+}
+
+fn keys_that_are_not_there_are_no_misuse(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let name = asleep(&yendor, "keys");
+    yendor.call(&["checkpoint", &name, "--leave-running"]).exits(0);
+    yendor.call(&["checkpoint", &name, "--leave-running", "--sign", NONE]).exits(1);
+    yendor.call(&["restore", &name, "-d", "--identity", NONE]).exits(1);
+    says(&yendor.call(&["restore", &name, "-d", "--verify", NONE]).exits(1), "no such file");
+    yendor.call(&["restore", &name, "-d", "--verify", "/etc/passwd"]).exits(2);
 }

@@ -127,7 +127,13 @@ impl Checkpoint {
         let begin = Instant::now();
         let result = checkpoint(&self.target(found)?, &image.path, &options);
         let total = print::since(begin);
-        let summary = result.inspect_err(|_| forget_empty(&image))?;
+        let mut summary = result.inspect_err(|_| forget_empty(&image))?;
+        if self.verify_delta && summary.spared.verified == 0 {
+            summary.notes.push(
+                "--verify-delta has compared nothing: nothing was spared that was tracked since an earlier image"
+                    .into(),
+            );
+        }
         if let (None, Some(seal)) = (&self.container, summary.seal)
             && let Err(e) = places.note_tree(seal)
         {

@@ -69,6 +69,11 @@ fn content(reader: &Reader, snapshot: &Snapshot, span: &Span) -> Result<Vec<u8>,
         }
         next = process.parent.0;
     }
+    let is_mapped = |alive: &Alive| alive.memory.areas.iter().any(|a| within(span, a.start.0, a.end.0).is_some());
+    if !family.first().is_some_and(|(_, alive)| is_mapped(alive)) {
+        let Span { pid, start, bytes } = span;
+        return Err(Failure::Failed(format!("process {pid} has no memory at {start:#x}+{bytes}")));
+    }
     let mut bytes = vec![0; usize::try_from(span.bytes).unwrap_or(0)];
     let mut parent: Option<&Alive> = None;
     for (_, alive) in family.into_iter().rev() {
