@@ -35,7 +35,7 @@ pub enum UsernsOption {
 /// Options of `run`, `restore` and `plan`.
 #[derive(Debug, Args)]
 pub struct ContainerOptions {
-    /// Name of the container; without one it gets two random words
+    /// Name of the container; without one, that of the image, if it is from one and the name is free, else two random words
     #[arg(long, value_name = "NAME", value_parser = name::parse)]
     pub name: Option<String>,
     /// Use this directory as the root file system, instead of the host's own below a private layer

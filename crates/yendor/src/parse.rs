@@ -89,10 +89,11 @@ pub fn volume(text: &str) -> Result<Volume, String> {
 
 /// `NAME=HOSTPATH` fills a hole of an image, `NAME=HOSTPATH:PATH[:ro]` says where, too.
 pub fn filling(text: &str) -> Result<Volume, String> {
-    let form = "a volume is NAME=HOSTPATH, with an absolute path";
+    let form = "a volume of an image is NAME=HOSTPATH, with an absolute path: the image says where it is, and whether it is read-only; \
+                NAME=HOSTPATH:PATH[:ro] puts it elsewhere";
     let (name, host) = text.split_once('=').ok_or(form)?;
     if host.contains(':') {
-        return volume(text);
+        return volume(text).map_err(|_| form.to_owned());
     }
     if !crate::name::is_valid(name) || !host.starts_with('/') {
         return Err(form.to_owned());

@@ -61,7 +61,7 @@ const SUPPORTED: &[&str] = &[
 /// Finds the first field that asks for something else.
 pub(super) fn check(config: &Value) -> Caused<()> {
     match stranger(config, "", "") {
-        Some(path) => Err(unsupported(&path, "not supported")),
+        Some(path) => Err(unsupported(&path, "nothing here does what that asks for")),
         None => Ok(()),
     }
 }
@@ -102,5 +102,5 @@ fn asks_nothing(value: &Value) -> bool {
 
 /// A field that is understood, with a value that is not.
 pub(super) fn value(path: &str, value: &str) -> Cause {
-    unsupported(path, &format!("{value:?} is not supported"))
+    unsupported(path, &format!("{value:?} is not known here"))
 }

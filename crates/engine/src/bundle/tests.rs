@@ -39,6 +39,7 @@ fn with(changes: &[(&str, Value)]) -> std::result::Result<Bundle, String> {
 fn refused(changes: &[(&str, Value)], path: &str) {
     let said = with(changes).expect_err(path);
     assert!(said.contains(path), "{said}: does not name {path}");
+    assert!(!said.ends_with(&format!("{path}: not supported")), "{said}: says it twice");
 }
 
 #[test]

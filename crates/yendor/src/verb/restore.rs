@@ -1,7 +1,8 @@
 //! `yendor restore`: an image runs on in a new container.
 
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -167,10 +168,17 @@ impl Asked {
 
 /// A key, as it is or from its file. What is a key is that one, whatever file has it as its name: that may be another's choice.
 fn public_key(given: &str) -> Result<String, Failure> {
-    let in_file = || key_line(&std::fs::read_to_string(given).ok()?);
-    key_line(given)
-        .or_else(in_file)
-        .ok_or_else(|| Failure::Usage(format!("--verify {given}: no minisign public key, nor a file with one")))
+    if let Some(key) = key_line(given) {
+        return Ok(key);
+    }
+    let none = |what: &str| format!("--verify {given}: no minisign public key, {what}");
+    match std::fs::read_to_string(given) {
+        Ok(text) => key_line(&text).ok_or_else(|| Failure::Usage(none("nor a file with one"))),
+        Err(e) if e.kind() == ErrorKind::InvalidData => Err(Failure::Usage(none("nor a file with one"))),
+        // As of other keys that are not there.
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(Failure::Failed(none("and no such file"))),
+        Err(e) => Err(Failure::io("open", Path::new(given), &e)),
+    }
 }
 
 /// What a container for this image is like when the options do not say. A tree that was taken by its pid had a user's own
@@ -233,7 +241,7 @@ impl Aside {
         }
         let place = places.container(name);
         let aside = claim::aside(&places.run, name);
-        let Some(lock) = claim::lock_soon(&place) else { return Err(start::in_use(name)) };
+        let Some(lock) = claim::lock_soon(&place) else { return Err(start::in_use(places, name)) };
         std::fs::rename(&place, &aside).map_err(|e| Failure::io("rename", &place, &e))?;
         Ok(Aside { moved: Some(Moved { aside, place, _lock: lock }) })
     }

@@ -10,13 +10,16 @@ use rustix::io::Errno;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use serde_json::{Value, json};
 use yendor_engine::claim;
-use yendor_engine::front::{Cloning, Launch, Lazy, Source, Started, Stdio, launch};
+use yendor_engine::contain::userns::{self, Caller};
+use yendor_engine::error::{Error, Step};
+use yendor_engine::front::{Cloning, Launch, Lazy, Source, Spec, Started, Stdio, launch};
 use yendor_engine::load::Plain;
 use yendor_engine::request::Request;
 use yendor_engine::state::{Places, Status};
 use yendor_image::Watcher;
+use yendor_kinds::Cause;
 
-use crate::container::Found;
+use crate::container::{Found, Now};
 use crate::failure::{Failure, Outcome};
 use crate::terminal::End;
 use crate::verb::guard::GuardOptions;
@@ -87,7 +90,7 @@ impl Start {
         let launched = launch(&what, self.plain, self.shared.as_ref());
         what.watcher = Watcher::default();
         drop(hidden);
-        let mut started = launched.map_err(|e| explain(e, &name, &what.source))?;
+        let mut started = launched.map_err(|e| explain(e, &what))?;
         let total = print::since(begin);
         if let Some(path) = &self.pidfile
             && let Err(e) = write_pid(path, started.main)
@@ -233,30 +236,64 @@ pub fn undo(places: &Places, name: &str) {
 }
 
 /// Says plainly what happens often.
-fn explain(error: yendor_engine::Error, name: &str, source: &Source) -> Failure {
+fn explain(error: Error, what: &Launch) -> Failure {
     let Some(sys) = error.cause.sys() else { return error.into() };
-    if let (Some("program"), "execve", Source::Compose(spec)) = (error.place.kind, sys.call, source) {
-        let command = spec.command.first().map(ToString::to_string).unwrap_or_default();
-        return match sys.errno {
-            Errno::NOENT | Errno::NOTDIR => {
-                Failure::Said { code: 127, what: format!("{command}: command not found in the container") }
-            }
-            Errno::ACCESS | Errno::NOEXEC | Errno::ISDIR => {
-                Failure::Said { code: 126, what: format!("{command}: not executable in the container") }
-            }
-            _ => error.into(),
-        };
+    if let Source::Compose(spec) = &what.source
+        && let Some(failure) = explain_program(&error, spec, what.request.layout.is_some())
+    {
+        return failure;
+    }
+    let takes_ids = matches!(sys.call, "setresuid" | "setresgid" | "setgroups");
+    if error.place.step == Step::Confine && takes_ids && sys.errno == Errno::INVAL {
+        let hint = ids(&what.request).or_else(|| error.hint()).unwrap_or_default();
+        let cause = Box::new(Cause::Refused { error: sys.clone(), hint });
+        return Error { cause, ..error }.into();
     }
     if error.place.kind == Some("container") && sys.errno == Errno::EXIST {
-        return in_use(name);
+        return in_use(&what.places, &what.request.name);
     }
     error.into()
 }
 
+/// What hinders the program of a new container, where that is its caller's to mend.
+fn explain_program(error: &Error, spec: &Spec, bundle: bool) -> Option<Failure> {
+    let sys = error.cause.sys()?;
+    if error.place.kind == Some("program") && sys.call == "execve" {
+        let command = spec.command.first().map(ToString::to_string).unwrap_or_default();
+        return match sys.errno {
+            Errno::NOENT | Errno::NOTDIR => {
+                Some(Failure::Said { code: 127, what: format!("{command}: command not found in the container") })
+            }
+            Errno::ACCESS | Errno::NOEXEC | Errno::ISDIR => {
+                Some(Failure::Said { code: 126, what: format!("{command}: not executable in the container") })
+            }
+            _ => None,
+        };
+    }
+    let cwd = spec.cwd.as_ref().filter(|cwd| sys.call == "openat2" && sys.args.contains(&format!("\"{cwd}\"")))?;
+    let option = if bundle { "working directory" } else { "-w" };
+    match sys.errno {
+        Errno::NOENT => Some(Failure::Failed(format!("{option} {cwd}: no such directory in the container"))),
+        Errno::NOTDIR => Some(Failure::Failed(format!("{option} {cwd}: no directory in the container"))),
+        _ => None,
+    }
+}
+
+/// Which ids there are in a container of this caller; none where that is but one.
+fn ids(request: &Request) -> Option<String> {
+    let maps = userns::plan(request, &Caller::look().ok()?);
+    let last = |ranges: &[userns::Range]| ranges.iter().filter_map(|r| r.inside.checked_add(r.count - 1)).max();
+    let (users, groups) = (last(&maps.uids)?, last(&maps.gids)?);
+    (maps.uids.iter().map(|r| r.count).sum::<u32>() > 1)
+        .then(|| format!("this container has users 0 to {users} and groups 0 to {groups}"))
+}
+
 /// The name of another container.
-pub fn in_use(name: &str) -> Failure {
+pub fn in_use(places: &Places, name: &str) -> Failure {
+    let runs = container::find(places, name).is_ok_and(|found| found.now() == Now::Running);
+    let remove = if runs { format!("rm -f {name} ends and removes it") } else { format!("rm {name} removes it") };
     Failure::Failed(format!(
-        "the name {name} is in use by another container\n  hint: choose another with --name, or: yendor rm {name}"
+        "the name {name} is in use by another container\n  hint: choose another with --name, or yendor {remove}"
     ))
 }
 
@@ -264,7 +301,7 @@ pub fn in_use(name: &str) -> Failure {
 pub fn check_free(places: &Places, name: &str) -> Result<(), Failure> {
     let path = places.container(name);
     let taken = std::fs::symlink_metadata(&path).is_ok() && !claim::is_left_over(&path);
-    if taken { Err(in_use(name)) } else { Ok(()) }
+    if taken { Err(in_use(places, name)) } else { Ok(()) }
 }
 
 /// An absolute path for a file that must be writable later.
