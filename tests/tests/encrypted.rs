@@ -294,6 +294,10 @@ fn a_signature_is_compared_before_anything_is_decrypted() {
         // Said of the signature, not of the key that does not fit either: it was never tried.
         let (code, said) = restore(&yendor, &image, &[&["--verify", &strange], &other.identity()[..]].concat());
         assert!(code == 5 && said.contains("--verify: its signature is by none of"), "{code}: {said}");
+        let plan = |options: &[&str]| yendor.call(&[&["plan", utf8(&image)], options].concat());
+        plan(&[&["--verify", &own], &key.identity()[..]].concat()).exits(0);
+        let said = plan(&[&["--verify", &strange], &other.identity()[..]].concat()).exits(5).stderr;
+        assert!(said.contains("--verify: its signature is by none of"), "{said}");
         // Who can open it is signed too.
         let manifest = fs::read_to_string(image.join("manifest.json")).expect("manifest");
         fs::write(image.join("manifest.json"), manifest.replace(&key.recipient, &other.recipient)).expect("write");

@@ -104,11 +104,14 @@ fn a_signature_is_asked_for_by_the_caller() {
         assert_eq!(restore(&yendor, &signed, &["--verify", utf8(&public)]).0, 0);
         assert_eq!(restore(&yendor, &signed, &["--verify", utf8(&other), "--verify", &line]).0, 0);
         assert_eq!(restore(&yendor, &signed, &[]).0, 0);
+        yendor.call(&["plan", utf8(&signed), "--verify", &line]).exits(0);
+        yendor.call(&["plan", utf8(&signed), "--verify", utf8(&other)]).exits(5);
         let (code, said) = restore(&yendor, &signed, &["--verify", utf8(&other)]);
         assert!(code == 5 && said.contains("--verify: its signature is by none of"), "{code}: {said}");
         let (code, said) = restore(&yendor, &plain, &["--verify", utf8(&public)]);
         assert!(code == 5 && said.contains("--verify: it is not signed by one of"), "{code}: {said}");
-        assert_eq!(restore(&yendor, &plain, &["--verify", "nonsense"]).0, 2);
+        let (code, said) = restore(&yendor, &plain, &["--verify", "nonsense"]);
+        assert!(code == 1 && said.contains("no minisign public key, and no such file"), "{code}: {said}");
         // A file that has the key as its name is not that key: who packs an image may pack that, too.
         let named = yendor.path(&line);
         std::fs::create_dir_all(named.parent().expect("above it")).expect("mkdir");

@@ -128,7 +128,7 @@ impl Checkpoint {
         let result = checkpoint(&self.target(found)?, &image.path, &options);
         let total = print::since(begin);
         let mut summary = result.inspect_err(|_| forget_empty(&image))?;
-        if self.verify_delta && summary.spared.verified == 0 {
+        if self.verify_delta && !self.track && summary.spared.verified == 0 {
             summary.notes.push(
                 "--verify-delta has compared nothing: nothing was spared that was tracked since an earlier image"
                     .into(),

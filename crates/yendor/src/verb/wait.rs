@@ -7,6 +7,8 @@ use crate::container::{self, Found, Now};
 use crate::failure::{Failure, Outcome};
 
 /// Wait until a container ends, and exit with its status
+///
+/// One that a checkpoint ends has none: that is said, and the exit code is 1, as of `run`, `restore` and `attach`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  yendor wait job && echo done")]
 pub struct Wait {
