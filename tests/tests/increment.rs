@@ -222,9 +222,9 @@ fn bad_parents(flavour: Flavour) {
         assert!(says.iter().all(|what| said.contains(what)), "{parent}: {said}");
         assert!(!next.exists(), "{parent}");
     };
-    refused("never-made", 4, &["never-made"]);
+    refused("never-made", 1, &["never-made"]);
     let nowhere = yendor.path("nowhere");
-    refused(text(&nowhere), 4, &[text(&nowhere)]);
+    refused(text(&nowhere), 1, &[text(&nowhere)]);
     for (name, change) in [("flipped", 1u8), ("short", 0)] {
         let bad = yendor.path(name);
         copy_image(&image, &bad);
