@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Args;
 use serde_json::{Value, json};
 use yendor_engine::error::{Error, Step};
-use yendor_engine::load::{self, Glance, Loader, Look, Opened};
+use yendor_engine::load::{self, Front, Glance, Loader, Look, Opened};
 use yendor_engine::rebuild::plan::{Birth, Plan as Births, plan};
 use yendor_engine::request::{Net, Request, Root, Userns};
 use yendor_engine::sign::Trust;
@@ -174,7 +174,7 @@ fn check_signature(image: &Path, trust: &Trust) -> Result<(), Failure> {
         return Ok(());
     }
     let directory = load::open_directory(image)?;
-    match Loader::start(directory.as_fd(), None, trust).and_then(Loader::load) {
+    match Loader::start(directory.as_fd(), None, trust).and_then(|loader| loader.load(Front::OWN)) {
         Err(e) if e.exit_code() == 5 => Err(e.into()),
         _ => Ok(()),
     }
@@ -195,6 +195,9 @@ fn before(request: &Request, reader: &Reader, snapshot: &Snapshot, holes: Vec<Li
         Root::Caller => "root: the caller's own view".to_owned(),
     };
     let net = match request.net {
+        Net::Private if !snapshot.container.loopback => {
+            line("contain", "network: a new one, nothing up", "its loopback was down")
+        }
         Net::Private => line("contain", "network: a new one, loopback up", "never from the image"),
         Net::Host => line("contain", "network: the caller's", "the image's tree lived in it, or asked for"),
         Net::None => line("contain", "network: a new one, nothing up", "asked for"),
