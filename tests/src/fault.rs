@@ -42,6 +42,9 @@ pub struct Traced {
 /// Added to the number of a call: it is counted from the first rename on, which is number 1.
 pub const FROM_VISIBLE: u64 = 1 << 40;
 
+/// Added to the number of a call: only setsockopt(2) is counted, from 1 on.
+pub const OF_SETSOCKOPT: u64 = 1 << 41;
+
 /// Programs of the system, which are not on trial.
 const HELPERS: [&str; 4] = ["newuidmap", "newgidmap", "unshare", "rm"];
 
@@ -100,6 +103,7 @@ pub fn with_fault(mut command: Command, nth: u64, fault: Fault, limit: Duration)
                 hit: None,
                 frozen: None,
                 visible: 0,
+                sets: 0,
                 changing: 0,
                 durable: Vec::new(),
                 tasks: Vec::new(),
@@ -126,6 +130,8 @@ struct Trace {
     hit: Option<(u64, String)>,
     frozen: Option<std::ops::Range<u64>>,
     visible: u64,
+    /// How often it was setsockopt.
+    sets: u64,
     /// Not 0: something is changed for a moment.
     changing: u8,
     durable: Vec<String>,
@@ -290,10 +296,14 @@ impl Trace {
             return;
         }
         self.calls += 1;
-        let nth = match self.nth.checked_sub(FROM_VISIBLE) {
-            Some(_) if self.visible == 0 => return,
-            Some(after) => self.visible + after,
-            None => self.nth,
+        let sets = number == libc::SYS_setsockopt.cast_unsigned();
+        self.sets += u64::from(sets);
+        let nth = match (self.nth.checked_sub(OF_SETSOCKOPT), self.nth.checked_sub(FROM_VISIBLE)) {
+            (Some(nth), _) if sets && self.sets == nth => self.calls,
+            (Some(_), _) => return,
+            (None, Some(_)) if self.visible == 0 => return,
+            (None, Some(after)) => self.visible + after,
+            (None, None) => self.nth,
         };
         // Whoever we trace cannot be traced by the child that shall put back what is changed for a moment (`yendor_sys::undo`); without that only
         // time decides who is first. Such moments are hit by kills at any time.

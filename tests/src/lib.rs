@@ -22,7 +22,7 @@ mod yendor;
 pub use account::{Account, Flavour, skipped};
 pub use binary::{probe, yendor_binary};
 pub use census::{Bait, Census, Machine};
-pub use fault::{FROM_VISIBLE, Fault, Traced, with_fault};
+pub use fault::{FROM_VISIBLE, Fault, OF_SETSOCKOPT, Traced, with_fault};
 pub use forge::{FORMAT, Forge, seal};
 pub use image::{at, copy_image, forge};
 pub use mutate::{Dice, mutate, mutate_image};

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use yendor_tests::{
-    FROM_VISIBLE, Fault, Flavour, Orphans, PATIENCE, Random, Started, Traced, Yendor, cgroups, kill, probe, rounds,
-    signal, tick_gap, wait_until, with_fault,
+    FROM_VISIBLE, Fault, Flavour, OF_SETSOCKOPT, Orphans, PATIENCE, Random, Started, Traced, Yendor, cgroups, kill,
+    probe, rounds, signal, tick_gap, wait_until, with_fault,
 };
 
 /// Seconds that dying takes at most on a busy machine.
@@ -612,6 +612,25 @@ fn checkpoint_fails(flavour: Flavour) {
         nth += step;
     }
     println!("{calls} calls; {failed} checkpoints failed, {done} did without");
+    assert_eq!(tick_gap(&finish(&yendor, &container)), None);
+}
+
+/// An option of the program's that a checkpoint cannot set, or put back, at the first attempt: the program has its own.
+#[test]
+fn an_option_is_put_back_at_the_second_attempt() {
+    let Some(yendor) = Yendor::new(Flavour::Root) else { return };
+    let container = start_with(&yendor, "ticker", "PROBE_CONNECTIONS=terminal");
+    let image = yendor.path("image");
+    let mut hits = 0;
+    for nth in 1..=16 {
+        let arguments = ["checkpoint", &container, "--leave-running", "-o", text(&image)];
+        let traced = with_fault(yendor.traced(&arguments), OF_SETSOCKOPT + nth, Fault::Errno(libc::EPERM), PATIENCE);
+        hits += u32::from(traced.hit.is_some());
+        assert!(matches!(traced.code, 0 | 1 | 3 | 5), "{traced:?}");
+        let _ = fs::remove_dir_all(&image);
+        goes_on(&yendor, &container);
+    }
+    assert!(hits > 10, "{hits}");
     assert_eq!(tick_gap(&finish(&yendor, &container)), None);
 }
 

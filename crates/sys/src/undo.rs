@@ -227,6 +227,9 @@ fn name(memory: &Mapping, still: &[i32]) {
     memory.word(STILL).store(u32::try_from(still.len().min(PID_COUNT)).unwrap_or(0), Release);
 }
 
+/// How often something is put back that cannot be.
+const TRIES: usize = 3;
+
 /// Puts back what the list says; the first that failed. It does not allocate.
 fn put_back(memory: &Mapping) -> Option<([i32; 4], Errno)> {
     let count = (memory.word(COUNT).load(Acquire) as usize).min(MOST);
@@ -235,7 +238,9 @@ fn put_back(memory: &Mapping) -> Option<([i32; 4], Errno)> {
         let at = |word: usize| memory.word(LIST + i * 16 + word * 4).load(Acquire).cast_signed();
         let all @ [fd, level, option, value] = [at(0), at(1), at(2), at(3)];
         // SAFETY: the kernel reads the four bytes of `value`, which outlives the call.
-        let ret = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), 4) };
+        let set = || unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), 4) };
+        // What it said once, for want of memory, say, it need not say again; what is left changed is another's harm.
+        let ret = (0..TRIES).map(|_| set()).find(|ret| *ret == 0).unwrap_or(-1);
         if ret < 0 && failed.is_none() {
             let raw = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
             failed = Some((all, Errno::from_raw_os_error(raw)));
