@@ -334,21 +334,59 @@ fn everything(flavour: Flavour) {
             cannot.push(name);
             continue;
         }
-        refused(&yendor, &container, name, says);
+        refused(&yendor, &container, name, &[], says);
     }
     assert!(cannot.len() * 2 < CASES.len(), "too little is tested: {cannot:?}");
 }
 
 #[track_caller]
-fn refused(yendor: &Yendor, container: &str, name: &str, says: &str) {
+fn refused(yendor: &Yendor, container: &str, name: &str, options: &[&str], says: &str) {
     let image = yendor.path("image");
     let path: &Path = &image;
-    let said = yendor.call(&["checkpoint", container, "-o", path.to_str().expect("UTF-8")]);
+    let said = yendor.call(&[&["checkpoint", container, "-o", path.to_str().expect("UTF-8")], options].concat());
     assert_eq!(said.code, 3, "{name}: {said:?}");
     assert!(said.stderr.contains(says), "{name}: {}", said.stderr);
     assert!(fs::symlink_metadata(&image).is_err(), "{name}: half an image is left");
     yendor.kill(container, "USR1");
     assert_eq!(yendor.wait(container), 9, "{name}: {}", yendor.logs(container));
+}
+
+/// Its system calls are dispatched (`PR_SET_SYSCALL_USER_DISPATCH`) while it is looked at. It ends with 9 if SIGSYS comes to the same handler
+/// as before, a hundred times. Its code: handlers of SIGSYS and of SIGUSR1, both of which allow calls, and a loop until the second has run.
+const DISPATCHED: &str = r"
+    memory = bytearray(b'x' * (16 << 20))
+    page, select, count, go = 0x20000000, '00080020', '04080020', '08080020'
+    call(9, page, 4096, 7, 0x100022, -1, 0)
+    allow, block = 'c60425' + select + '00', 'c60425' + select + '01'
+    dispatched = bytes.fromhex(allow + 'ff0425' + count + 'c3')
+    told = bytes.fromhex(allow + 'c70425' + go + '01000000' + 'c3')
+    loop = '53' + block + 'f390' + '833c25' + go + '00' + '74f4' + 'bb64000000' + block + 'b8270000000f05' + 'ffcb75ed'
+    loop = bytes.fromhex(loop + allow + '5bc3')
+    for at, code in (0, dispatched), (0x100, told), (0x200, loop): ctypes.memmove(page + at, code, len(code))
+    def action(number, new=None):
+        old = ctypes.create_string_buffer(152)
+        new = new and struct.pack('=Q128xi4xQ', new, 0, 0)
+        if libc.sigaction(number, new, old): raise OSError('sigaction')
+        return struct.unpack_from('=Q', old)[0]
+    action(signal.SIGSYS, page); action(signal.SIGUSR1, page + 0x100)
+    call(157, 59, 1, 0, 0, page + 0x800)
+    print('ready', flush=True)
+    ctypes.CFUNCTYPE(None)(page + 0x200)()
+    got = ctypes.c_uint.from_address(page + 0x804).value, action(signal.SIGSYS) == page
+    print(got, flush=True)
+    os._exit(9 if got == (100, True) else 1)
+hold()
+";
+
+fn dispatched(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    for options in [&[][..], &["--leave-running", "--rounds", "1"]] {
+        let container = yendor.fresh("dispatched");
+        yendor.run_detached(&container, &["/usr/bin/python3", "-c", &format!("{HEAD}{DISPATCHED}")]);
+        yendor.wait_for_log(&container, "ready", PATIENCE);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        refused(&yendor, &container, &format!("{options:?}"), options, "syscall user dispatch");
+    }
 }
 
 /// What the container's root has mounted is mounted on what the caller gives, and not where the caller's policy may forbid it.
@@ -391,4 +429,5 @@ fn the_containers_mounts_are_the_callers_to_allow() {
 
 yendor_tests::flavours! {
     everything
+    dispatched
 }

@@ -169,6 +169,7 @@ impl From<RunError> for Cause {
     fn from(e: RunError) -> Self {
         match e {
             RunError::Sys(e) => Cause::Sys(e),
+            RunError::Dispatched { .. } => Cause::unsupported(e.to_string()),
             other => Cause::Run(other),
         }
     }

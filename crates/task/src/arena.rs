@@ -61,6 +61,13 @@ pub enum RunError {
         /// Which.
         tid: i32,
     },
+    /// The task's calls are dispatched to itself (prctl(2), `PR_SET_SYSCALL_USER_DISPATCH`): ours would be, too, and the signal that tells
+    /// of one resets its handler while it is blocked.
+    #[error("task {tid} uses syscall user dispatch")]
+    Dispatched {
+        /// Which.
+        tid: i32,
+    },
     /// One call's data does not fit into a slot.
     #[error("{call} carries {bytes} bytes, more than the scratch memory holds")]
     TooLarge {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use yendor_sys::futex::RobustList;
-use yendor_task::live::{self, Borrowed, Loan};
+use yendor_task::live::{self, Borrowed, Loan, RegionKind};
 use yendor_task::script::out;
 use yendor_task::tree::{FrozenTree, Top};
 use yendor_task::{Nr, RunError, Script, args};
@@ -221,6 +221,42 @@ fn who_cannot_be_borrowed_is_named() {
     }
 }
 
+/// Who has no stack at all is refused, and goes on.
+#[test]
+#[allow(unsafe_code)]
+fn who_has_no_stack_cannot_be_borrowed() {
+    let regions = live::regions(proc().as_fd(), i32::try_from(std::process::id()).expect("pid")).expect("maps");
+    let stack = regions.iter().find(|r| r.what == RegionKind::Stack).expect("a stack");
+    let pid = yendor_sys_fork();
+    if pid == 0 {
+        // SAFETY: nothing is left but a loop that needs no stack.
+        unsafe {
+            std::arch::asm!(
+                "xor esp, esp",
+                "syscall",
+                "2: pause",
+                "jmp 2b",
+                in("eax") libc::SYS_munmap,
+                in("rdi") stack.start,
+                in("rsi") stack.end - stack.start,
+                options(noreturn)
+            );
+        }
+    }
+    let _killed = Killed(pid);
+    std::thread::sleep(Duration::from_millis(20));
+    let proc = proc();
+    let tree = FrozenTree::freeze(proc.as_fd(), Top::Process(pid), pid).expect("freeze");
+    let regions = live::regions(proc.as_fd(), pid).expect("maps");
+    let mut robust = RobustList::register().expect("robust list");
+    let loan = Loan::new(pid, &tree.processes[&pid], &regions, BASE).expect("a loan");
+    Borrowed::all(vec![loan], &mut robust).expect_err("no room for a frame");
+    drop(tree);
+    std::thread::sleep(Duration::from_millis(20));
+    let state = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("alive");
+    assert!(state.contains("State:\tR"), "{state}");
+}
+
 /// A program that sees any harm: counts in a loop with checks of its own arithmetic, floating point included.
 const COUNTER: &str = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; echo $i";
 
@@ -309,5 +345,14 @@ fn kill_and_wait(pid: i32) {
     unsafe {
         libc::kill(pid, libc::SIGKILL);
         libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+}
+
+/// A process that this test started.
+struct Killed(i32);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        kill_and_wait(self.0);
     }
 }

@@ -16,7 +16,6 @@ use yendor_kinds::{Cause, Named, Result, memory};
 use yendor_policy::lsm::Here;
 use yendor_proc::status::{self, Status};
 use yendor_sys::futex::RobustList;
-use yendor_sys::ptrace;
 use yendor_task::live::twin;
 use yendor_task::live::{Borrowed, Loan, Region, Registers};
 use yendor_task::tree::read_proc;
@@ -333,9 +332,6 @@ impl<'a> Asking<'a> {
         ((status, restricted), personality): ((&Status, Restricted), &u32),
     ) -> Result<Thread> {
         let (pid, tid) = (self.facts.pid, stopped.tid());
-        if ptrace::user_dispatch(tid)?.mode != 0 {
-            return Err(Cause::unsupported(format!("task {tid} uses syscall user dispatch")));
-        }
         let AskedThread { inquiry, stack, tid_address, sched, securebits, attributes, controls, hidden, look: _ } =
             asked;
         hidden::check(inquiry, *hidden, self.view.keyrings, tid)?;

@@ -39,7 +39,7 @@ impl Injection {
         let room = (8 + UCONTEXT + 64 + saved.own.extended.len() + 8 + NAME.len() + TWIN_ROOM) as u64;
         let at = match entry.stack {
             Some(bottom) => bottom + 64,
-            None => (saved.own.general.rsp - 128 - room) & !63,
+            None => saved.own.general.rsp.wrapping_sub(128 + room) & !63,
         };
         // The return address, then the ucontext: as a signal's frame lies.
         let mut image = entry.sigreturn.to_ne_bytes().to_vec();

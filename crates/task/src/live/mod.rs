@@ -109,14 +109,17 @@ impl<'a> Loan<'a> {
     /// [`Borrowed::size`] bytes must be free. `regions`: its mappings.
     ///
     /// # Errors
-    /// `ENOENT` naming what is missing, or the kernel's refusals.
-    pub fn new(pid: i32, threads: &'a [Stopped], regions: &[Region], base: u64) -> Result<Loan<'a>, SysError> {
+    /// `ENOENT` naming what is missing, a thread that must not make calls of ours, or the kernel's refusals.
+    pub fn new(pid: i32, threads: &'a [Stopped], regions: &[Region], base: u64) -> Result<Loan<'a>, RunError> {
         if threads.is_empty() {
-            return Err(SysError::new("borrow", format!("{pid}"), Errno::SRCH));
+            return Err(SysError::new("borrow", format!("{pid}"), Errno::SRCH).into());
         }
         let mut saved = Vec::with_capacity(threads.len());
         for t in threads {
             let tid = t.tid();
+            if ptrace::user_dispatch(tid)?.mode != 0 {
+                return Err(RunError::Dispatched { tid });
+            }
             let (mut general, rseq) = (t.regs()?, ptrace::rseq(tid)?);
             section::leave(tid, &rseq, &mut general)?;
             if is_resumed(&general) {
