@@ -8,14 +8,15 @@ use smallvec::SmallVec;
 use thiserror::Error;
 use yendor_sys::futex::{self, ROBUST_ENTRY, ROBUST_WORD};
 use yendor_sys::mapping::Mapping;
-use yendor_sys::wait::{self, Event};
+use yendor_sys::ptrace::{self, event};
+use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
-use crate::fault;
 use crate::gadget::{CODE, FLAGS, TILE_SHAPE, TILES, record, slot};
 use crate::regs::Regs;
 use crate::script::{Arg, Call, Done, Memory, Output, Script, Want};
-use crate::stop::SIGSTOP;
+use crate::stop::{self, SIGKILL, SIGSTOP};
+use crate::{end, fault};
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -85,6 +86,17 @@ pub enum RunError {
     /// A call of our own failed.
     #[error("{0}")]
     Sys(#[from] SysError),
+}
+
+impl RunError {
+    /// The same of a task that was in our hands: one that is gone was killed.
+    #[must_use]
+    pub fn of(self, tid: i32) -> RunError {
+        match self {
+            RunError::Sys(e) if e.is_gone() => RunError::Died { tid, event: Event::Killed(SIGKILL) },
+            other => other,
+        }
+    }
 }
 
 /// The shared scratch memory.
@@ -360,6 +372,7 @@ impl Arena {
     }
 
     fn await_done(&self, index: usize, tid: i32) -> Result<(), RunError> {
+        const LONGEST: Duration = Duration::from_millis(20);
         let word = self.memory.word(self.at(index) + slot::DONE);
         let start = Instant::now();
         // Whoever ends its script wakes us; whoever dies or executes a program is only found by looking.
@@ -369,23 +382,29 @@ impl Arena {
                 return Ok(());
             }
             futex::wait(word, 0, pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
+            pause = (pause * 2).min(LONGEST);
             if word.load(Ordering::Acquire) == 1 {
                 return Ok(());
             }
-            match wait::wait(Some(tid), false)? {
-                None => {}
+            let on = match stop::already(tid)? {
+                None => {
+                    if pause == LONGEST {
+                        end::take_others(tid);
+                    }
+                    Ok(())
+                }
                 // A group stop or another interrupt: it goes on with its script.
-                Some((_, Event::Stopped { event: yendor_sys::ptrace::event::STOP, .. })) => {
-                    yendor_sys::ptrace::cont(tid, 0)?;
-                }
+                Some(Event::Stopped { event: event::STOP, .. }) => ptrace::cont(tid, 0),
                 // The one signal that nobody can block: the task will be in its group stop when we let it go.
-                Some((_, Event::Stopped { signal: SIGSTOP, event: 0 })) => yendor_sys::ptrace::cont(tid, SIGSTOP)?,
-                Some((_, Event::Stopped { event: yendor_sys::ptrace::event::EXEC, .. })) => {
-                    return Err(RunError::Executed { tid });
-                }
-                Some((_, Event::Stopped { signal, .. })) => return Err(RunError::Signal { tid, signal }),
-                Some((_, event)) => return Err(RunError::Died { tid, event }),
+                Some(Event::Stopped { signal: SIGSTOP, event: 0 }) => ptrace::cont(tid, SIGSTOP),
+                Some(Event::Stopped { event: event::EXEC, .. }) => return Err(RunError::Executed { tid }),
+                Some(Event::Stopped { signal, .. }) => return Err(RunError::Signal { tid, signal }),
+                Some(event) => return Err(RunError::Died { tid, event }),
+            };
+            match on {
+                // Its end is yet to be told.
+                Err(e) if e.is_gone() => {}
+                other => other?,
             }
             if start.elapsed() > PATIENCE {
                 return Err(RunError::Hung { tid });

@@ -5,6 +5,7 @@
 //! rule ([`live`]): at every instant the task survives our death.
 
 pub mod arena;
+mod end;
 pub mod fault;
 pub mod gadget;
 pub mod live;

@@ -6,6 +6,7 @@ use yendor_sys::ptrace::{self, event};
 use yendor_sys::wait::{self, Event};
 use yendor_sys::{Errno, SysError};
 
+use crate::end;
 use crate::regs::{Interrupted, Regs, interrupted, portable};
 
 /// A task that is no more.
@@ -53,7 +54,7 @@ impl Stopped {
     /// Its death, or the kernel's refusal.
     pub fn wait(tid: i32) -> Result<Stopped, StopError> {
         loop {
-            if let Some(stopped) = Self::look(tid, true)? {
+            if let Some(stopped) = Self::after(tid, next(tid)?)? {
                 return Ok(stopped);
             }
         }
@@ -65,27 +66,21 @@ impl Stopped {
     /// # Errors
     /// `ETIMEDOUT`; the task is still seized, until we end. Otherwise as [`Self::wait`].
     pub fn wait_for(tid: i32, limit: Duration) -> Result<Stopped, StopError> {
-        /// Most tasks stop sooner than anybody can sleep.
-        const SOON: Duration = Duration::from_micros(200);
         let begin = Instant::now();
         loop {
-            if let Some(stopped) = Self::look(tid, false)? {
+            let left = limit.saturating_sub(begin.elapsed());
+            let Some(what) = next_within(tid, left)? else {
+                let what = format!("PTRACE_INTERRUPT, {tid}: no stop in {} s", limit.as_secs());
+                return Err(SysError::new("ptrace", what, Errno::TIMEDOUT).into());
+            };
+            if let Some(stopped) = Self::after(tid, what)? {
                 return Ok(stopped);
-            }
-            match begin.elapsed() {
-                waited if waited > limit => {
-                    let what = format!("PTRACE_INTERRUPT, {tid}: no stop in {} s", limit.as_secs());
-                    return Err(SysError::new("ptrace", what, Errno::TIMEDOUT).into());
-                }
-                waited if waited < SOON => std::thread::yield_now(),
-                waited => std::thread::sleep((waited / 8).min(Duration::from_millis(10))),
             }
         }
     }
 
-    /// One event of a task that was asked to stop, if there is one or `block`.
-    fn look(tid: i32, block: bool) -> Result<Option<Stopped>, StopError> {
-        let Some((_, what)) = wait::wait(Some(tid), block)? else { return Ok(None) };
+    /// What it means for a task that was asked to stop. `None`: it has not stopped yet.
+    fn after(tid: i32, what: Event) -> Result<Option<Stopped>, StopError> {
         match what {
             Event::Stopped { signal, event: event::STOP } => {
                 let group_stop = (signal & 0x7f != libc_sigtrap()).then_some(signal & 0x7f);
@@ -163,7 +158,11 @@ impl Stopped {
         // Who cannot be asked goes as it is.
         let _ = self.hide_stop();
         match ptrace::detach(self.tid, 0) {
-            Err(e) if e.errno == Errno::SRCH => Ok(()),
+            Err(e) if e.is_gone() => {
+                // Whoever else waits for its end hears of it after us.
+                end::take(self.tid);
+                Ok(())
+            }
             other => other,
         }
     }
@@ -198,18 +197,22 @@ impl Stopped {
     /// Its death, or a signal that came in between.
     pub fn await_syscall(&self) -> Result<(), StopError> {
         loop {
-            let Some((_, what)) = wait::wait(Some(self.tid), true)? else { continue };
-            match what {
+            let on = match next(self.tid)? {
                 Event::Stopped { signal, event: 0 } if signal == libc_sigtrap() | 0x80 => return Ok(()),
                 // Interrupts and group stops in between: go on to the system-call stop.
-                Event::Stopped { event: event::STOP, .. } => ptrace::syscall(self.tid, 0)?,
+                Event::Stopped { event: event::STOP, .. } => ptrace::syscall(self.tid, 0),
                 // The one signal that nobody can block: the task will be in its group stop when we let it go.
-                Event::Stopped { signal: SIGSTOP, event: 0 } => ptrace::syscall(self.tid, SIGSTOP)?,
+                Event::Stopped { signal: SIGSTOP, event: 0 } => ptrace::syscall(self.tid, SIGSTOP),
                 Event::Stopped { signal, .. } => {
                     return Err(SysError::new("ptrace", format!("stopped by signal {signal}"), Errno::INTR).into());
                 }
-                Event::Continued => {}
+                Event::Continued => Ok(()),
                 event => return Err(Dead { tid: self.tid, event }.into()),
+            };
+            match on {
+                // Its end is yet to be told.
+                Err(e) if e.is_gone() => {}
+                other => other?,
             }
         }
     }
@@ -226,6 +229,51 @@ impl Stopped {
         Ok(self.regs()?.rax.cast_signed())
     }
 }
+
+/// What happens next to a task that we trace. Who of its process has ended is no reason to wait for ever.
+pub(crate) fn next(tid: i32) -> Result<Event, SysError> {
+    loop {
+        if let Some(what) = next_within(tid, Duration::MAX)? {
+            return Ok(what);
+        }
+    }
+}
+
+/// The same, if it happens in time.
+fn next_within(tid: i32, limit: Duration) -> Result<Option<Event>, SysError> {
+    /// Most happens sooner than anybody can sleep.
+    const SOON: Duration = Duration::from_micros(200);
+    /// From then on something may be in its way.
+    const LATE: Duration = Duration::from_millis(5);
+    let begin = Instant::now();
+    loop {
+        if let Some(what) = already(tid)? {
+            return Ok(Some(what));
+        }
+        match begin.elapsed() {
+            waited if waited > limit => return Ok(None),
+            waited if waited < SOON => std::thread::yield_now(),
+            waited => {
+                if waited > LATE {
+                    end::take_others(tid);
+                }
+                std::thread::sleep((waited / 8).min(Duration::from_millis(10)));
+            }
+        }
+    }
+}
+
+/// What has happened to a task that we trace. One that is nobody's has ended: somebody has heard of that already while waiting for
+/// another of its process, and nothing but SIGKILL ends who is stopped or blocks all signals.
+pub(crate) fn already(tid: i32) -> Result<Option<Event>, SysError> {
+    match wait::wait(Some(tid), false) {
+        Err(e) if e.errno == Errno::CHILD => Ok(Some(Event::Killed(SIGKILL))),
+        other => Ok(other?.map(|(_, what)| what)),
+    }
+}
+
+/// What ends who cannot block it.
+pub(crate) const SIGKILL: i32 = 9;
 
 /// What stops every task, and cannot be blocked.
 pub(crate) const SIGSTOP: i32 = 19;

@@ -431,7 +431,8 @@ impl Drop for FrozenTree {
     fn drop(&mut self) {
         let guests = std::mem::take(&mut self.guests);
         for threads in std::mem::take(&mut self.processes).into_values().chain(guests.into_values()) {
-            for stopped in threads {
+            // The first thread last: of its end nobody hears before that of the others.
+            for stopped in threads.into_iter().rev() {
                 // A task that was killed meanwhile is gone, which is all we could report.
                 let _ = stopped.detach();
             }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use yendor_sys::futex::RobustList;
 use yendor_task::live::{self, Borrowed, Loan, RegionKind};
-use yendor_task::script::out;
-use yendor_task::tree::{FrozenTree, Top};
+use yendor_task::script::{bytes, out};
+use yendor_task::tree::{self, FrozenTree, Top};
 use yendor_task::{Nr, RunError, Script, args};
 
 const BASE: u64 = 0x5959_0000_0000;
@@ -219,6 +219,152 @@ fn who_cannot_be_borrowed_is_named() {
     for (i, c) in children.drain(..).enumerate() {
         assert_eq!(c.wait_with_output().expect("wait").stdout, format!("{i}\n").as_bytes());
     }
+}
+
+/// A process of three threads, and what waits for its end.
+fn of_three_threads() -> (i32, Killed) {
+    const PROGRAM: &str = "import threading
+for _ in range(2): threading.Thread(target=threading.Event().wait, daemon=True).start()
+threading.Event().wait()";
+    let child = Command::new("python3").args(["-c", PROGRAM]).spawn().expect("python3");
+    let pid = i32::try_from(child.id()).expect("pid");
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let until = Instant::now() + Duration::from_secs(20);
+    while threads() < 3 {
+        assert!(Instant::now() < until, "{} threads", threads());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(10));
+    (pid, Killed(pid))
+}
+
+/// By a thread of its own, so that one that never returns is a failure.
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, result) = std::sync::mpsc::channel();
+    let worker = std::thread::spawn(move || done.send(work()));
+    let result = result.recv_timeout(Duration::from_secs(20)).expect("it hangs");
+    let _ = worker.join();
+    result
+}
+
+#[allow(unsafe_code)]
+fn kill(pid: i32) {
+    // SAFETY: a plain system call on a process that this test started.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// Nobody hears of the first thread's end as long as the others' is not taken, which only the tracer can do.
+#[test]
+fn who_is_killed_while_it_is_borrowed_is_dead_at_once() {
+    for asleep in [true, false] {
+        let (pid, killed) = of_three_threads();
+        in_time(move || {
+            let proc = proc();
+            let tree = FrozenTree::freeze(proc.as_fd(), Top::Process(pid), pid).expect("freeze");
+            let mut robust = RobustList::register().expect("robust list");
+            let regions = live::regions(proc.as_fd(), pid).expect("maps");
+            let loan = Loan::new(pid, &tree.processes[&pid], &regions, BASE).expect("a loan");
+            let mut all = Borrowed::all(vec![loan], &mut robust).expect("borrow");
+            let mut s = Script::new();
+            let seconds = if asleep { 60u64 } else { 0 };
+            s.call(Nr::NANOSLEEP, args![bytes([seconds.to_ne_bytes(), [0; 8]].concat()), 0]);
+            let started: Vec<usize> = (0..3).map(|i| all[0].start(i, &s).expect("start")).collect();
+            std::thread::sleep(Duration::from_millis(20));
+            kill(pid);
+            let begin = Instant::now();
+            for (i, started) in started.into_iter().enumerate().filter(|_| asleep) {
+                let error = all[0].finish(i, &s, started).expect_err("killed");
+                assert!(matches!(error, RunError::Died { .. }), "thread {i}: {error}");
+            }
+            let (_, error) = Borrowed::give_back(all, &[true], |_, _| (), &mut robust).expect_err("killed");
+            assert!(matches!(error, RunError::Died { .. }), "{error}");
+            drop(tree);
+            assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+        });
+        drop(killed);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "a zombie is left");
+    }
+}
+
+#[test]
+fn who_is_killed_while_it_is_being_borrowed_is_dead_at_once() {
+    for round in 0..20 {
+        let (pid, killed) = of_three_threads();
+        in_time(move || {
+            let proc = proc();
+            let tree = FrozenTree::freeze(proc.as_fd(), Top::Process(pid), pid).expect("freeze");
+            let mut robust = RobustList::register().expect("robust list");
+            let regions = live::regions(proc.as_fd(), pid).expect("maps");
+            let loan = Loan::new(pid, &tree.processes[&pid], &regions, BASE).expect("a loan");
+            let begin = Instant::now();
+            let killer = std::thread::spawn(move || {
+                while begin.elapsed() < Duration::from_micros(50 + 37 * round) {}
+                kill(pid);
+            });
+            let outcome = Borrowed::all(vec![loan], &mut robust).and_then(|all| {
+                killer.join().expect("no panic");
+                Borrowed::give_back(all, &[true], |_, _| (), &mut robust)
+            });
+            let (_, error) = outcome.expect_err("killed");
+            assert!(matches!(error, RunError::Died { .. }), "round {round}: {error}");
+            assert!(begin.elapsed() < Duration::from_secs(2), "round {round}: {:?}", begin.elapsed());
+        });
+        drop(killed);
+    }
+}
+
+/// Pid 1 of a pid namespace does not end before all others in it.
+#[test]
+#[allow(unsafe_code)]
+fn who_is_killed_with_a_namespace_is_dead_at_once() {
+    // SAFETY: plain system calls, and processes that do nothing else.
+    let outer = unsafe {
+        let outer = libc::fork();
+        if outer == 0 {
+            if libc::unshare(libc::CLONE_NEWPID) < 0 {
+                libc::_exit(9);
+            }
+            if libc::fork() == 0 {
+                libc::fork();
+            }
+            libc::alarm(60);
+            while libc::pause() < 0 {}
+        }
+        outer
+    };
+    let killed = Killed(outer);
+    let proc = proc();
+    let child = |pid| tree::children(proc.as_fd(), pid).expect("children").first().copied();
+    let until = Instant::now() + Duration::from_secs(5);
+    let pids = loop {
+        if let Some((first, second)) = child(outer).and_then(|first| Some((first, child(first)?))) {
+            break [first, second];
+        }
+        if Instant::now() > until {
+            let _ = writeln!(std::io::stderr(), "skipped: unshare(CLONE_NEWPID)");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    in_time(move || {
+        let proc = self::proc();
+        let tree = FrozenTree::freeze(proc.as_fd(), Top::Process(pids[0]), pids[0]).expect("freeze");
+        let mut robust = RobustList::register().expect("robust list");
+        let loan = |pid: i32| {
+            let regions = live::regions(proc.as_fd(), pid).expect("maps");
+            Loan::new(pid, &tree.processes[&pid], &regions, BASE).expect("a loan")
+        };
+        let mut all = Borrowed::all(pids.map(loan).into(), &mut robust).expect("borrow");
+        let mut s = Script::new();
+        s.call(Nr::GETPID, []);
+        all.iter_mut().for_each(|b| drop(b.run(0, &s).expect("run")));
+        kill(pids[0]);
+        let begin = Instant::now();
+        let (_, error) = Borrowed::give_back(all, &[], |_, _| (), &mut robust).expect_err("killed");
+        assert!(matches!(error, RunError::Died { .. }), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    });
+    drop(killed);
 }
 
 /// Who has no stack at all is refused, and goes on.

@@ -201,6 +201,7 @@ impl<'a> Borrowed<'a> {
     /// # Errors
     /// The kernel's refusals, or the death of a task. All tasks are as before.
     pub fn all(loans: Vec<Loan<'a>>, robust: &mut RobustList) -> Result<Vec<Borrowed<'a>>, Failed> {
+        let pids: Vec<i32> = loans.iter().map(|loan| loan.pid).collect();
         let mut begun = Vec::with_capacity(loans.len());
         let mapped = (|| {
             for (i, loan) in loans.into_iter().enumerate() {
@@ -210,9 +211,9 @@ impl<'a> Borrowed<'a> {
         })();
         match mapped {
             Ok(()) => Ok(begun.into_iter().filter_map(|b| b.borrowed(robust)).collect()),
-            Err(failed) => {
+            Err((i, e)) => {
                 begun.into_iter().for_each(Begun::undo);
-                Err(failed)
+                Err((i, e.of(pids[i])))
             }
         }
     }
@@ -237,6 +238,11 @@ impl<'a> Borrowed<'a> {
     /// # Errors
     /// The kernel's refusals, or a script that is too large.
     pub fn start(&mut self, index: usize, script: &Script) -> Result<usize, RunError> {
+        let tid = self.loan.saved.get(index).map_or(0, |s| s.tid);
+        self.begin(index, script).map_err(|e| e.of(tid))
+    }
+
+    fn begin(&mut self, index: usize, script: &Script) -> Result<usize, RunError> {
         let (Some(thread), Some(saved)) = (self.loan.threads.get(index), self.loan.saved.get_mut(index)) else {
             return Err(SysError::new("borrow", format!("thread {index}"), Errno::SRCH).into());
         };
@@ -294,13 +300,14 @@ impl<'a> Borrowed<'a> {
         robust: &mut RobustList,
     ) -> Result<(), Failed> {
         let mut outcome = Ok(());
+        let pids: Vec<i32> = all.iter().map(|b| b.loan.pid).collect();
         let mut note = |i: usize, result: Result<(), RunError>| {
             if let (true, Err(e)) = (outcome.is_ok(), result) {
-                outcome = Err((i, e));
+                outcome = Err((i, e.of(pids[i])));
             }
         };
         for (i, saved) in running(&mut all) {
-            note(i, ptrace::interrupt(saved.tid).map_err(RunError::from));
+            note(i, ptrace::interrupt(saved.tid).map_err(|e| RunError::from(e).of(saved.tid)));
         }
         for (i, saved) in running(&mut all) {
             note(i, Stopped::wait(saved.tid).map(drop).map_err(|e| stop_error(saved.tid, e)));

@@ -131,22 +131,25 @@ fn clone(leader: &Stopped, injection: &Injection, flags: u64) -> Result<Option<T
     leader.await_syscall().map_err(|e| stop_error(leader.tid(), e))?;
     leader.to_syscall()?;
     let mut twin = loop {
-        let Some((_, what)) = wait::wait(Some(leader.tid()), true)? else { continue };
-        match what {
+        let on = match crate::stop::next(leader.tid())? {
             Event::Stopped { event: event::CLONE, .. } => {
                 break Twin { tid: ptrace::event_message(leader.tid())?, inside: 0 };
             }
             Event::Stopped { signal, event: 0 } if signal == SYSCALL_STOP => return Ok(None),
             // As in `Stopped::await_syscall`.
-            Event::Stopped { event: event::STOP, .. } => leader.to_syscall()?,
+            Event::Stopped { event: event::STOP, .. } => leader.to_syscall(),
             Event::Stopped { signal: crate::stop::SIGSTOP, event: 0 } => {
-                ptrace::syscall(leader.tid(), crate::stop::SIGSTOP)?;
+                ptrace::syscall(leader.tid(), crate::stop::SIGSTOP)
             }
             Event::Stopped { signal, .. } => {
                 return Err(SysError::new("ptrace", format!("stopped by signal {signal}"), Errno::INTR).into());
             }
-            Event::Continued => {}
+            Event::Continued => Ok(()),
             event => return Err(RunError::Died { tid: leader.tid(), event }),
+        };
+        match on {
+            Err(e) if e.is_gone() => {}
+            other => other?,
         }
     };
     leader.to_syscall()?;
