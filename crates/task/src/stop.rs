@@ -60,6 +60,24 @@ impl Stopped {
         }
     }
 
+    /// Waits until a task that was asked to stop, and blocks all signals, does. One that comes all the same its own instruction has caused,
+    /// as a filter can: the task is stopped, and whoever lets it go does not deliver it.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub(crate) fn wait_blocked(tid: i32) -> Result<(), StopError> {
+        loop {
+            let what = next(tid)?;
+            match what {
+                Event::Stopped { signal, event: 0 } if signal != SIGSTOP => return Ok(()),
+                _ => {}
+            }
+            if Self::after(tid, what)?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
     /// As [`Self::wait`], but not for longer than `limit`: a task may wait in the kernel for what never comes, as a parent
     /// does in vfork(2).
     ///

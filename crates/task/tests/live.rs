@@ -223,10 +223,17 @@ fn who_cannot_be_borrowed_is_named() {
 
 /// A process of three threads, and what waits for its end.
 fn of_three_threads() -> (i32, Killed) {
-    const PROGRAM: &str = "import threading
+    three_threads(
+        "import threading
 for _ in range(2): threading.Thread(target=threading.Event().wait, daemon=True).start()
-threading.Event().wait()";
-    let child = Command::new("python3").args(["-c", PROGRAM]).spawn().expect("python3");
+threading.Event().wait()",
+    )
+}
+
+// `Killed` waits.
+#[allow(clippy::zombie_processes)]
+fn three_threads(program: &str) -> (i32, Killed) {
+    let child = Command::new("python3").args(["-c", program]).spawn().expect("python3");
     let pid = i32::try_from(child.id()).expect("pid");
     let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     let until = Instant::now() + Duration::from_secs(20);
@@ -309,6 +316,57 @@ fn who_is_killed_while_it_is_being_borrowed_is_dead_at_once() {
             assert!(matches!(error, RunError::Died { .. }), "round {round}: {error}");
             assert!(begin.elapsed() < Duration::from_secs(2), "round {round}: {:?}", begin.elapsed());
         });
+        drop(killed);
+    }
+}
+
+/// A filter of the second thread's sends SIGSYS instead of making the call. Nobody but us gets it, whether we have looked at what the thread
+/// does or not.
+#[test]
+fn who_gets_a_signal_for_a_call_is_given_back() {
+    const PROGRAM: &str = "import ctypes, struct, threading
+libc, ready = ctypes.CDLL(None, use_errno=True), threading.Event()
+def filtered():
+    code = [(0x20, 0, 0, 0), (0x15, 0, 1, 121), (6, 0, 0, 0x30000), (6, 0, 0, 0x7fff0000)]
+    code = ctypes.create_string_buffer(b''.join(struct.pack('=HBBI', *one) for one in code))
+    all = struct.pack('=H6xQ', 4, ctypes.addressof(code))
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, all): raise OSError(ctypes.get_errno())
+    ready.set(); threading.Event().wait()
+threading.Thread(target=filtered, daemon=True).start()
+ready.wait()
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+threading.Event().wait()";
+    for looks in [true, false] {
+        let (pid, killed) = three_threads(PROGRAM);
+        let statuses = move || {
+            let all = std::fs::read_dir(format!("/proc/{pid}/task")).expect("alive").map(|entry| {
+                let text = std::fs::read_to_string(entry.expect("an entry").path().join("status")).expect("alive");
+                let kept =
+                    |line: &&str| ["Pid:", "State:", "SigBlk:", "SigPnd:"].iter().any(|name| line.starts_with(name));
+                text.lines().filter(kept).map(str::to_owned).collect::<Vec<_>>()
+            });
+            all.collect::<Vec<_>>()
+        };
+        let before = statuses();
+        in_time(move || {
+            borrow_and(pid, |b| {
+                let (mut trapped, mut s) = (Script::new(), Script::new());
+                trapped.call(Nr::GETPGID, args![0]);
+                s.call(Nr::GETPID, []);
+                let started = b.start(1, &trapped).expect("start");
+                std::thread::sleep(Duration::from_millis(20));
+                if looks {
+                    let error = b.finish(1, &trapped, started).expect_err("trapped");
+                    assert!(matches!(error, RunError::Signal { signal: 31, .. }), "{error}");
+                    assert_eq!(b.run(1, &s).expect("run")[0].returned, i64::from(pid));
+                    let error = b.run(1, &trapped).expect_err("trapped");
+                    assert!(matches!(error, RunError::Signal { signal: 31, .. }), "{error}");
+                }
+                assert_eq!(b.run(2, &s).expect("run")[0].returned, i64::from(pid));
+            });
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(statuses(), before);
         drop(killed);
     }
 }

@@ -91,8 +91,19 @@ pub struct Registers {
 struct Saved {
     tid: i32,
     own: Registers,
-    /// Whether it waits in the gadget now.
-    running: bool,
+    at: At,
+}
+
+/// Where a borrowed thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum At {
+    /// In the stop that it was found in.
+    #[default]
+    Stop,
+    /// In the gadget.
+    Gadget,
+    /// In the gadget, too, but stopped by a signal that its own instruction has caused, and that nobody delivers.
+    Halt,
 }
 
 fn two_words(tid: i32, at: u64) -> Option<[u64; 2]> {
@@ -129,7 +140,7 @@ impl<'a> Loan<'a> {
                 name_resumed(&mut general, if read { &code } else { &[] }, |at| two_words(tid, at));
             }
             let own = Registers { general, extended: ptrace::xstate(tid)?, rseq, mask: ptrace::sigmask(tid)? };
-            saved.push(Saved { tid, own, running: false });
+            saved.push(Saved { tid, own, at: At::Stop });
         }
         let pointers: Vec<u64> = saved.iter().map(|s| s.own.general.rsp).collect();
         let entry = entry::find(pid, regions, &pointers)?;
@@ -247,7 +258,7 @@ impl<'a> Borrowed<'a> {
             return Err(SysError::new("borrow", format!("thread {index}"), Errno::SRCH).into());
         };
         let started = self.arena.start(index, &script.calls)?;
-        if saved.running {
+        if saved.at == At::Gadget {
             return Ok(started);
         }
         let frame = if index == 0 { self.injection.context() } else { lay_frame(&self.arena, index, saved)? };
@@ -258,7 +269,7 @@ impl<'a> Borrowed<'a> {
         regs.r8 = fd.unwrap_or(regs.r8);
         // Registers first: from here on the frame brings the old mask back if we die.
         thread.set_regs(&regs)?;
-        saved.running = true;
+        saved.at = At::Gadget;
         // The leader blocks everything since its first call.
         if index != 0 {
             ptrace::set_sigmask(saved.tid, u64::MAX)?;
@@ -272,8 +283,14 @@ impl<'a> Borrowed<'a> {
     /// # Errors
     /// A failed call, or the death of the task.
     pub fn finish(&mut self, index: usize, script: &Script, started: usize) -> Result<Vec<Done>, RunError> {
-        let tid = self.loan.saved.get(index).map_or(0, |s| s.tid);
-        self.arena.complete(index, tid, script, started)
+        let Some(saved) = self.loan.saved.get_mut(index) else {
+            return Err(SysError::new("borrow", format!("thread {index}"), Errno::SRCH).into());
+        };
+        let done = self.arena.complete(index, saved.tid, script, started);
+        if matches!(done, Err(RunError::Signal { .. })) {
+            saved.at = At::Halt;
+        }
+        done
     }
 
     /// The address of a few hundred bytes in which the leader's calls may leave something for each other, and for [`Self::left`].
@@ -310,7 +327,7 @@ impl<'a> Borrowed<'a> {
             note(i, ptrace::interrupt(saved.tid).map_err(|e| RunError::from(e).of(saved.tid)));
         }
         for (i, saved) in running(&mut all) {
-            note(i, Stopped::wait(saved.tid).map(drop).map_err(|e| stop_error(saved.tid, e)));
+            note(i, Stopped::wait_blocked(saved.tid).map_err(|e| stop_error(saved.tid, e)));
         }
         for (i, borrowed) in all.iter_mut().enumerate() {
             note(i, borrowed.followers_return());
@@ -346,7 +363,7 @@ impl<'a> Borrowed<'a> {
     fn followers_return(&mut self) -> Result<(), RunError> {
         let mut outcome = Ok(());
         for (thread, saved) in self.loan.threads.iter().zip(&mut self.loan.saved) {
-            if std::mem::take(&mut saved.running) && saved.tid != self.loan.pid {
+            if std::mem::take(&mut saved.at) != At::Stop && saved.tid != self.loan.pid {
                 // The mask first: while the registers still lead to the frame, a death in between is harmless.
                 let back =
                     ptrace::set_sigmask(saved.tid, saved.own.mask).and_then(|()| thread.set_regs(&saved.own.general));
@@ -365,16 +382,16 @@ impl<'a> Borrowed<'a> {
 impl Drop for Borrowed<'_> {
     /// Who is not given back would wait in the gadget until we die: better now than never.
     fn drop(&mut self) {
-        if self.loan.saved.iter().any(|s| s.running) {
+        if self.loan.saved.iter().any(|s| s.at != At::Stop) {
             std::process::abort();
         }
     }
 }
 
-/// Threads that wait in the gadget, with the place of their process among `all`.
+/// Threads that run in the gadget, with the place of their process among `all`.
 fn running<'b>(all: &'b mut [Borrowed<'_>]) -> impl Iterator<Item = (usize, &'b Saved)> {
     let threads = all.iter().enumerate().flat_map(|(i, b)| b.loan.saved.iter().map(move |s| (i, s)));
-    threads.filter(|(_, saved)| saved.running)
+    threads.filter(|(_, saved)| saved.at == At::Gadget)
 }
 
 /// Lays a frame down in a thread's slot; its address.
