@@ -8,6 +8,7 @@ pub mod arena;
 mod end;
 pub mod fault;
 pub mod gadget;
+mod limit;
 pub mod live;
 pub mod nr;
 pub mod regs;

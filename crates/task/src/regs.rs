@@ -108,6 +108,16 @@ pub fn interrupted(regs: &Regs, signal_pending: bool) -> Interrupted {
     }
 }
 
+/// Whether it was in a call that says that something has interrupted it.
+pub(crate) fn has_failed_interrupted(regs: &Regs) -> bool {
+    regs.orig_rax.cast_signed() >= 0 && regs.rax.cast_signed() == EINTR
+}
+
+/// Then makes it one that is made again, unless a handler comes before.
+pub(crate) fn make_again(regs: &mut Regs) {
+    regs.rax = restart::NOHAND.cast_unsigned();
+}
+
 /// Calls that answer `EINTR` after any stop, even one without a signal (signal(7)).
 fn is_bare(nr: u64) -> bool {
     const EPOLL_WAIT: u64 = 232;

@@ -6,8 +6,8 @@ use yendor_sys::ptrace::{self, event};
 use yendor_sys::wait::{self, Event};
 use yendor_sys::{Errno, SysError};
 
-use crate::end;
 use crate::regs::{Interrupted, Regs, interrupted, portable};
+use crate::{end, limit};
 
 /// A task that is no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -186,16 +186,11 @@ impl Stopped {
     }
 
     fn hide_stop(&self) -> Result<(), SysError> {
-        let own = self.regs()?;
-        if !matches!(interrupted(&own, false), Interrupted::Bare(_)) {
-            return Ok(());
+        let mut own = self.regs()?;
+        if limit::forget_stop(self.tid, &mut own)? {
+            return self.set_regs(&own);
         }
-        let mask = ptrace::sigmask(self.tid)?;
-        let mut waiting = ptrace::queued_signals(self.tid, true)?;
-        waiting.extend(ptrace::queued_signals(self.tid, false)?);
-        let number = |info: &[u8; ptrace::SIGINFO]| u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-        let unblocked = |signal: u32| mask.checked_shr(signal.wrapping_sub(1)).is_some_and(|bits| bits & 1 == 0);
-        if waiting.iter().map(number).any(unblocked) {
+        if !matches!(interrupted(&own, false), Interrupted::Bare(_)) || limit::signal_waits(self.tid)? {
             return Ok(());
         }
         self.set_regs(&portable(&own, false))

@@ -1,6 +1,6 @@
 //! Borrowing real processes.
 
-use std::io::Write;
+use std::io::{BufRead as _, BufReader, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -368,6 +368,70 @@ threading.Event().wait()";
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(statuses(), before);
         drop(killed);
+    }
+}
+
+/// The kernel makes no call again that keeps to a time limit of its socket (signal(7)).
+#[test]
+fn calls_with_a_time_limit_go_on() {
+    const PROGRAM: &str = "import ctypes, os, socket, struct, sys, threading, time
+libc, said = ctypes.CDLL(None, use_errno=True), {}
+def limited(s, option): s.setsockopt(socket.SOL_SOCKET, option, struct.pack('ll', 30, 0)); return s.fileno()
+def waits(name, call, *args):
+    def work():
+        got = call(*args)
+        said[name] = got if got >= 0 else -ctypes.get_errno()
+    thread = threading.Thread(target=work); thread.start(); return thread
+received, sent, read = socket.socketpair(), socket.socketpair(), socket.socketpair()
+sent[0].setblocking(False)
+try:
+    while True: sent[0].send(bytes(1000))
+except BlockingIOError: sent[0].setblocking(True)
+accepting = socket.create_server(('127.0.0.1', 0))
+full = socket.create_server(('127.0.0.1', 0), backlog=0)
+first, second = socket.create_connection(full.getsockname()), socket.socket()
+address = struct.pack('=H', 2) + struct.pack('>H', full.getsockname()[1]) + bytes([127, 0, 0, 1]) + bytes(8)
+buffer = ctypes.create_string_buffer(9)
+threads = [
+    waits('recv', libc.recv, limited(received[0], socket.SO_RCVTIMEO), buffer, 9, 0),
+    waits('read', libc.read, limited(read[0], socket.SO_RCVTIMEO), buffer, 9),
+    waits('send', libc.send, limited(sent[0], socket.SO_SNDTIMEO), buffer, 9, 0),
+    waits('accept', libc.accept, limited(accepting, socket.SO_RCVTIMEO), None, None),
+    waits('connect', libc.connect, limited(second, socket.SO_SNDTIMEO), address, 16),
+]
+time.sleep(0.1)
+print('ready', flush=True)
+sys.stdin.readline()
+early = dict(said)
+received[1].send(b'x'); read[1].send(b'x')
+sent[1].setblocking(False)
+client = socket.create_connection(accepting.getsockname())
+while threads[2].is_alive():
+    try: sent[1].recv(100000)
+    except BlockingIOError: time.sleep(0.01)
+full.accept(); full.accept()
+for thread in threads: thread.join()
+said['accept'] = min(said['accept'], 0)
+print(early, sorted(said.items()), flush=True)";
+    for borrows in [false, true] {
+        let mut command = Command::new("python3");
+        let mut child =
+            command.args(["-c", PROGRAM]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3");
+        let mut said = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut line = || said.next().expect("a line").expect("UTF-8");
+        assert_eq!(line(), "ready");
+        let pid = i32::try_from(child.id()).expect("pid");
+        for _ in 0..3 {
+            if borrows {
+                borrow_and(pid, |_| ());
+            } else {
+                FrozenTree::freeze(proc().as_fd(), Top::Process(pid), pid).expect("freeze");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        child.stdin.take().expect("piped").write_all(b"go\n").expect("a line");
+        assert_eq!(line(), "{} [('accept', 0), ('connect', 0), ('read', 1), ('recv', 1), ('send', 9)]");
+        assert!(child.wait().expect("wait").success());
     }
 }
 

@@ -100,6 +100,30 @@ fn sleepers(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
     ]
 }
 
+/// Calls on sockets that have a time limit of one step.
+fn limited(shared: &Arc<Shared>, place: &std::path::Path) -> Vec<JoinHandle<()>> {
+    let late = (-1, libc::EAGAIN);
+    let (stream, other) = UnixStream::pair().unwrap_or_else(|error| probe::fail(&format!("socketpair: {error}")));
+    let listener = UnixListener::bind(place).unwrap_or_else(|error| probe::fail(&format!("bind: {error}")));
+    let limit = |socket: i32| {
+        let limit = libc::timeval { tv_sec: 0, tv_usec: STEP / 1000 };
+        for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
+            let (at, size) = (std::ptr::from_ref(&limit).cast(), size_of_val(&limit) as u32);
+            ok("setsockopt", unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, option, at, size) });
+        }
+    };
+    [stream.as_raw_fd(), listener.as_raw_fd()].into_iter().for_each(limit);
+    vec![
+        timed("recv with time limit", shared, late, move || {
+            let (mut byte, _open) = (0_u8, &other);
+            unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, 0) as i64 }
+        }),
+        timed("accept with time limit", shared, late, move || unsafe {
+            i64::from(libc::accept(listener.as_raw_fd(), null_mut(), null_mut()))
+        }),
+    ]
+}
+
 struct State {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -178,6 +202,7 @@ fn setup() -> State {
     }));
     let dir = probe::Dir::new();
     let socket = dir.at("socket");
+    threads.extend(limited(&shared, &dir.at("limited")));
     let listener = UnixListener::bind(&socket).unwrap_or_else(|error| probe::fail(&format!("bind: {error}")));
     threads.push(thread(&shared, move |_| {
         let got = unsafe { libc::accept(listener.as_raw_fd(), null_mut(), null_mut()) };

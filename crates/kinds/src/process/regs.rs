@@ -1,7 +1,8 @@
 //! General registers and extended state (x87, SSE, AVX, PKRU ...) of a thread.
 //! *Read from:* `PTRACE_GETREGSET` with `NT_PRSTATUS` and `NT_X86_XSTATE`; the critical section from rseq memory.
 //! *Made again by:* `PTRACE_SETREGSET`, the extended state first; before, the flag that it leaves alone, by the task itself.
-//! *Lost:* the remaining time of an interrupted poll, select, futex or semtimedop: it waits its whole time again. One that went on after
+//! *Lost:* the remaining time of an interrupted poll, select, futex or semtimedop: it waits its whole time again; so does a call on a socket
+//! with a time limit (`SO_RCVTIMEO`, `SO_SNDTIMEO`). One that went on after
 //! an earlier stop, and that neither its arguments nor the code before it tell from another call, ends with `EINTR`.
 
 use serde::{Deserialize, Serialize};

@@ -30,11 +30,11 @@ use yendor_sys::mapping::Mapping;
 use yendor_sys::{Errno, SysError, ptrace, vm};
 
 use crate::arena::{Arena, PAGE, RunError};
-use crate::gadget;
 use crate::nr::Nr;
 use crate::regs::{Regs, is_resumed, name_resumed, resumable};
 use crate::script::{Done, Script};
 use crate::stop::{StopError, Stopped};
+use crate::{gadget, limit};
 
 pub use entry::{Entry, Region, RegionKind, find_plain_syscall, regions};
 use frame::frame;
@@ -133,6 +133,7 @@ impl<'a> Loan<'a> {
             }
             let (mut general, rseq) = (t.regs()?, ptrace::rseq(tid)?);
             section::leave(tid, &rseq, &mut general)?;
+            limit::forget_stop(tid, &mut general)?;
             if is_resumed(&general) {
                 let mut code = [0; 24];
                 // What cannot be read says nothing.
