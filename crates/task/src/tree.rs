@@ -8,6 +8,7 @@ use yendor_sys::ptrace;
 use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
+use crate::end::{self, Undertaker};
 use crate::live;
 use crate::nr::Nr;
 use crate::stop::{StopError, Stopped};
@@ -161,6 +162,7 @@ impl FrozenTree {
             headless: Vec::new(),
             guests: BTreeMap::new(),
         };
+        let mut undertaker = Undertaker::default();
         let mut known = BTreeSet::new();
         let mut parents = Vec::new();
         let mut new = match top {
@@ -168,7 +170,7 @@ impl FrozenTree {
             Top::Below(pid) => children(proc, pid)?,
         };
         while !new.is_empty() {
-            tree.descend(proc, new, &mut known, &mut parents)?;
+            tree.descend(proc, new, &mut known, &mut parents, &mut undertaker)?;
             // Who ended meanwhile has left its children to somebody who had been looked at before. Orphans go up: those
             // below are looked at first. Who had no children when it was stopped gets none.
             new = Vec::new();
@@ -200,10 +202,11 @@ impl FrozenTree {
         mut level: Vec<i32>,
         known: &mut BTreeSet<i32>,
         parents: &mut Vec<i32>,
+        undertaker: &mut Undertaker,
     ) -> Result<(), SysError> {
         while !level.is_empty() {
             known.extend(&level);
-            self.stop_all(proc, &level)?;
+            self.stop_all(proc, &level, undertaker)?;
             // A running process can fork until it is stopped: its children are looked at only afterwards.
             let mut next = Vec::new();
             for pid in level {
@@ -224,7 +227,7 @@ impl FrozenTree {
         children_of(proc, pid, threads.iter().map(Stopped::tid))
     }
 
-    fn stop_all(&mut self, proc: BorrowedFd<'_>, pids: &[i32]) -> Result<(), SysError> {
+    fn stop_all(&mut self, proc: BorrowedFd<'_>, pids: &[i32], undertaker: &mut Undertaker) -> Result<(), SysError> {
         // Ask all first, wait afterwards: the tasks stop side by side.
         let mut asked = Vec::with_capacity(pids.len());
         for &pid in pids {
@@ -241,7 +244,7 @@ impl FrozenTree {
             }
         }
         for (i, &pid) in asked.iter().enumerate() {
-            if let Err(e) = self.stop_threads(proc, pid) {
+            if let Err(e) = self.stop_threads(proc, pid, undertaker) {
                 release(&asked[i + 1..]);
                 return Err(e);
             }
@@ -250,19 +253,39 @@ impl FrozenTree {
     }
 
     /// Waits for the asked leader, then seizes threads until no new one appears.
-    fn stop_threads(&mut self, proc: BorrowedFd<'_>, pid: i32) -> Result<(), SysError> {
-        let mut threads = match wait_for_leader(proc, pid) {
-            Ok(Some(leader)) => vec![leader],
-            // It was about to end: from now on its parent can wait for it, or it has left other threads behind.
-            Ok(None) | Err(StopError::Dead(_)) => {
-                self.zombies.push(pid);
-                return Ok(());
+    fn stop_threads(&mut self, proc: BorrowedFd<'_>, pid: i32, undertaker: &mut Undertaker) -> Result<(), SysError> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if Instant::now() > end {
+                let what = format!("PTRACE_SEIZE, {pid}: its threads execute one program after the other");
+                return Err(SysError::new("ptrace", what, Errno::TIMEDOUT));
             }
-            Err(StopError::Sys(e)) => return Err(e),
-        };
-        let stopped = stop_others(proc, pid, &mut threads);
-        self.processes.insert(pid, threads);
-        stopped
+            let leader = match wait_for_leader(proc, pid) {
+                Ok(Some(leader)) => leader,
+                // Another thread has executed a program, and is the first now.
+                Err(StopError::Dead(_)) if has_executed(proc, pid)? => continue,
+                // It was about to end: from now on its parent can wait for it, or it has left other threads behind.
+                Ok(None) | Err(StopError::Dead(_)) => {
+                    self.zombies.push(pid);
+                    return Ok(());
+                }
+                Err(StopError::Sys(e)) => return Err(e),
+            };
+            let mut threads = vec![leader];
+            let stopped = stop_others(proc, pid, &mut threads, undertaker);
+            undertaker.end();
+            let alone = matches!(stopped, Ok(false));
+            if alone || threads[0].regs().is_ok() {
+                self.processes.insert(pid, threads);
+                return stopped.map(drop);
+            }
+            // Whoever is left goes, and all that have ended.
+            threads.into_iter().skip(1).for_each(|thread| drop(thread.detach()));
+            if !has_executed(proc, pid)? {
+                self.zombies.push(pid);
+                return stopped.map(drop);
+            }
+        }
     }
 
     /// Takes the processes of another tree as guests of this one.
@@ -373,15 +396,48 @@ fn wait_for_leader(proc: BorrowedFd<'_>, pid: i32) -> Result<Option<Stopped>, St
     }
 }
 
-/// Stops the other threads of a process.
-fn stop_others(proc: BorrowedFd<'_>, pid: i32, threads: &mut Vec<Stopped>) -> Result<(), SysError> {
+/// Of a process whose first thread has ended under our hands: whether another of its threads executes a program, and so becomes the first.
+/// Then that is asked to stop.
+fn has_executed(proc: BorrowedFd<'_>, pid: i32) -> Result<bool, SysError> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match Stat::read(proc, &pid.to_string())? {
+            None | Some(Stat { state: b'X', .. } | Stat { state: b'Z', threads: ..2, .. }) => return Ok(false),
+            // It does so once all others are gone.
+            Some(Stat { state: b'Z', .. }) => end::take_others(pid),
+            Some(_) => match ask(pid) {
+                // It was seized as another.
+                Err(e) if e.errno == Errno::PERM && ptrace::interrupt(pid).is_ok() => return Ok(true),
+                Err(e) if e.is_gone() => {}
+                other => return other.map(|()| true),
+            },
+        }
+        if Instant::now() > end {
+            let what = format!("PTRACE_SEIZE, {pid}: it has not executed a program in {} s", PATIENCE.as_secs());
+            return Err(SysError::new("ptrace", what, Errno::TIMEDOUT));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Stops the other threads of a process. Whether there are any.
+fn stop_others(
+    proc: BorrowedFd<'_>,
+    pid: i32,
+    threads: &mut Vec<Stopped>,
+    undertaker: &mut Undertaker,
+) -> Result<bool, SysError> {
     let mut known: BTreeSet<i32> = threads.iter().map(Stopped::tid).collect();
     loop {
-        let mut new = ids(proc, &format!("{pid}/task"))?;
+        let mut new = match ids(proc, &format!("{pid}/task")) {
+            Err(e) if gone(&e) => Vec::new(),
+            other => other?,
+        };
         new.retain(|tid| known.insert(*tid));
         if new.is_empty() {
-            return Ok(());
+            return Ok(known.len() > 1);
         }
+        undertaker.begin(pid);
         let mut asked = Vec::new();
         for tid in new {
             match ask(tid) {

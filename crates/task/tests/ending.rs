@@ -204,3 +204,87 @@ fn many_that_do_not_stop() {
     assert_eq!(error.errno, rustix::io::Errno::TIMEDOUT);
     assert!(took > Duration::from_secs(10) && took < Duration::from_millis(12_500), "{took:?}");
 }
+
+/// Whether another thread of this process is traced.
+fn is_traced(tid: i64) -> bool {
+    let mut path = [0u8; 64];
+    let mut text = [0u8; 1024];
+    // SAFETY: plain system calls on buffers of their size.
+    let text = unsafe {
+        libc::snprintf(path.as_mut_ptr().cast(), path.len(), c"/proc/self/task/%ld/status".as_ptr(), tid);
+        let fd = libc::open(path.as_ptr().cast(), libc::O_RDONLY);
+        let got = libc::read(fd, text.as_mut_ptr().cast(), text.len());
+        libc::close(fd);
+        &text[..usize::try_from(got).unwrap_or(0)]
+    };
+    let name = b"TracerPid:\t";
+    let at = text.windows(name.len()).position(|window| window == name).map(|at| at + name.len());
+    at.is_some_and(|at| text.get(at) != Some(&b'0'))
+}
+
+/// Executes a program as soon as the thread of that id is traced.
+extern "C" fn executes(tid: *mut libc::c_void) -> libc::c_int {
+    while !is_traced(tid.addr().cast_signed() as i64) {}
+    let program = [c"sleep".as_ptr(), c"60".as_ptr(), std::ptr::null()];
+    // SAFETY: ends with a null; ends in any case.
+    unsafe {
+        libc::execv(c"/bin/sleep".as_ptr(), program.as_ptr());
+        libc::_exit(1)
+    }
+}
+
+/// Whoever executes a program waits until all other threads are gone, which those that we trace are once we have heard of it; and we wait
+/// for it, where we seize one meanwhile.
+#[test]
+fn one_of_many_threads_executes_a_program() {
+    const FLAGS: i32 = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+    const MANY: usize = 300;
+    let mut executed = 0;
+    for round in 0..30 {
+        let all = Killed(vec![fork(|| {
+            let mut stacks = vec![0u8; (MANY + 1) * 32 * 1024];
+            let mut tids = Vec::new();
+            for (i, stack) in stacks.chunks_mut(32 * 1024).enumerate() {
+                // A later one each time.
+                let (work, of): (extern "C" fn(_) -> _, _) =
+                    if i == MANY { (executes, tids[round * 7]) } else { (sleeps_on, 0) };
+                // SAFETY: the stack is nobody else's, and stays: this thread ends with all others only.
+                tids.push(unsafe {
+                    libc::clone(
+                        work,
+                        stack.as_mut_ptr_range().end.cast(),
+                        FLAGS,
+                        std::ptr::without_provenance_mut(usize::try_from(of).unwrap_or(0)),
+                    )
+                });
+            }
+            sleeps();
+        })]);
+        let pid = all.0[0];
+        let threads = move || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        until("threads", || (threads() == MANY + 2).then_some(()));
+        std::thread::sleep(Duration::from_millis(5));
+        let (done, result) = std::sync::mpsc::channel();
+        let worker = std::thread::spawn(move || {
+            let proc = std::fs::File::open("/proc").expect("/proc");
+            let begin = Instant::now();
+            let tree = FrozenTree::freeze(proc.as_fd(), Top::Process(pid), pid);
+            let took = begin.elapsed();
+            let tree = tree.expect("freeze");
+            let tids: Vec<i32> = tree.threads().map(|thread| thread.tid()).collect();
+            let all_stopped = tree.threads().all(|thread| thread.regs().is_ok());
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).expect("alive");
+            assert!(all_stopped && tids.len() == threads() && tids[0] == pid, "{name} {tids:?}");
+            assert!((tids.len(), name.as_str()) == (1, "sleep\n") || tids.len() > MANY, "{name} {tids:?}");
+            drop(tree);
+            assert!(done.send((took, tids.len())).is_ok(), "too late");
+        });
+        let (took, left) = result.recv_timeout(Duration::from_secs(20)).expect("it hangs, or has failed");
+        worker.join().expect("no panic");
+        assert!(took < Duration::from_secs(3), "round {round}: {took:?}");
+        executed += u32::from(left == 1);
+        // It may execute the program now, and its first thread be gone for a moment.
+        until("it goes on", || matches!(stat(pid)[0].as_str(), "S" | "R").then_some(()));
+    }
+    assert!(executed > 0, "nobody was in time");
+}
