@@ -244,7 +244,9 @@ impl FrozenTree {
             }
         }
         for (i, &pid) in asked.iter().enumerate() {
-            if let Err(e) = self.stop_threads(proc, pid, undertaker) {
+            let stopped = self.stop_threads(proc, pid, undertaker);
+            undertaker.end();
+            if let Err(e) = stopped {
                 release(&asked[i + 1..]);
                 return Err(e);
             }
@@ -263,7 +265,7 @@ impl FrozenTree {
             let leader = match wait_for_leader(proc, pid) {
                 Ok(Some(leader)) => leader,
                 // Another thread has executed a program, and is the first now.
-                Err(StopError::Dead(_)) if has_executed(proc, pid)? => continue,
+                Err(StopError::Dead(_)) if has_executed(proc, pid, undertaker)? => continue,
                 // It was about to end: from now on its parent can wait for it, or it has left other threads behind.
                 Ok(None) | Err(StopError::Dead(_)) => {
                     self.zombies.push(pid);
@@ -273,7 +275,6 @@ impl FrozenTree {
             };
             let mut threads = vec![leader];
             let stopped = stop_others(proc, pid, &mut threads, undertaker);
-            undertaker.end();
             let alone = matches!(stopped, Ok(false));
             if alone || threads[0].regs().is_ok() {
                 self.processes.insert(pid, threads);
@@ -281,7 +282,7 @@ impl FrozenTree {
             }
             // Whoever is left goes, and all that have ended.
             threads.into_iter().skip(1).for_each(|thread| drop(thread.detach()));
-            if !has_executed(proc, pid)? {
+            if !has_executed(proc, pid, undertaker)? {
                 self.zombies.push(pid);
                 return stopped.map(drop);
             }
@@ -398,7 +399,8 @@ fn wait_for_leader(proc: BorrowedFd<'_>, pid: i32) -> Result<Option<Stopped>, St
 
 /// Of a process whose first thread has ended under our hands: whether another of its threads executes a program, and so becomes the first.
 /// Then that is asked to stop.
-fn has_executed(proc: BorrowedFd<'_>, pid: i32) -> Result<bool, SysError> {
+fn has_executed(proc: BorrowedFd<'_>, pid: i32, undertaker: &mut Undertaker) -> Result<bool, SysError> {
+    undertaker.begin(pid);
     let end = Instant::now() + PATIENCE;
     loop {
         match Stat::read(proc, &pid.to_string())? {
