@@ -409,7 +409,8 @@ fn common(checks: &mut Checks, case: &str, facts: &str) {
     checks.yes("the clock is an hour ahead", (3600..3620).contains(&(own - outer)));
     if case != "host-net" {
         let connected = TcpListener::bind("127.0.0.1:0").and_then(|l| TcpStream::connect(l.local_addr()?));
-        checks.equal("loopback", connected.is_ok(), case != "no-net");
+        // A new network is as the kernel makes it, until the tasks that it is for are known.
+        checks.equal("loopback", connected.is_ok(), false);
     }
 }
 

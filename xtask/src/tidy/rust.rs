@@ -18,6 +18,8 @@ const NO_KIND: &[(&str, &str)] = &[
     ("lib.rs", "names the kinds and the shapes they have"),
     ("error.rs", "what goes wrong in any kind"),
     ("file/gather.rs", "what file kinds share while they collect"),
+    ("file/holder.rs", "who holds what a file kind refuses"),
+    ("file/served.rs", "what file kinds share while they collect"),
     ("file/workshop.rs", "what file kinds share while they rebuild"),
     ("namespace/layer/clear.rs", "what makes room for a layer"),
     ("snapshot.rs", "the records of all kinds together"),
