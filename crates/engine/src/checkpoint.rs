@@ -206,7 +206,7 @@ fn attempt(
     let usual = own.map(|own| setting::usual(proc, own)).transpose().at(Step::Collect)?;
     let rounds = early(target, proc, top, (&writer, parent, held), options, &mut summary)?;
     // Commands that are about to begin are waited for, and then wait for us.
-    let gate = match target {
+    let mut gate = match target {
         Target::Container(_, directory) => Some(Gate::close(directory)?),
         Target::Tree(_) => None,
     };
@@ -215,7 +215,10 @@ fn attempt(
     let mut twins = if options.leave_running { Some(Twins::new(proc, *most).at(Step::Freeze)?) } else { None };
     let tree = FrozenTree::freeze(proc.as_fd(), top, root).map_err(|e| not_ours(e, proc, top));
     let mut tree = tree.at(Step::Freeze)?;
-    let guests = gate.as_ref().map(|gate| guests::stop(gate, &mut tree, proc)).transpose()?;
+    let guests = match (&gate, target) {
+        (Some(gate), Target::Container(state, _)) => guests::stop(gate, &mut tree, proc, state.init)?,
+        _ => Vec::new(),
+    };
     if let Some(pid) = tree.headless.first() {
         // Most are on their way out with all their threads.
         let what = format!("process {pid}, whose first thread has ended before the others");
@@ -229,7 +232,7 @@ fn attempt(
         gather::gather(target, &tree, proc, (&writer, parent), options, (twins.as_mut(), rounds, usual))
     })?;
     summary.timings.push(("collect".into(), us(collecting)));
-    snapshot.lost.extend(guests.into_iter().flatten());
+    snapshot.lost.extend(guests);
     let storing = Instant::now();
     summary.files = snapshot.files.len();
     summary.not_copied = twins.as_ref().map_or_else(Vec::new, |twins| twins.missing().to_vec());
@@ -237,6 +240,7 @@ fn attempt(
     if options.leave_running {
         // All bytes are copied, or will be from copies of the tasks, which need not wait.
         drop(tree.take());
+        drop(gate.take());
         summary.stopped_us = us(begin);
     }
     let done =

@@ -62,13 +62,15 @@ impl Session {
     /// The kernel's; a checkpoint that does not end.
     pub fn begin(directory: &Path) -> Result<Session> {
         let file = open(directory).at(Step::Contain)?;
-        let passed = take(&file, Lock::Shared, GATE, FOR_CHECKPOINT).at(Step::Contain)?;
-        let me = i64::from(rustix::process::getpid().as_raw_nonzero().get());
-        if passed && take(&file, Lock::Exclusive, me, Duration::ZERO).at(Step::Contain)? {
-            return Ok(Session(file));
+        let failed = |message| Err(Error::new(Step::Contain, Cause::Reported { message, code: 1 }));
+        if !take(&file, Lock::Shared, GATE, FOR_CHECKPOINT).at(Step::Contain)? {
+            return failed(format!("a checkpoint of the container has not ended in {} s", FOR_CHECKPOINT.as_secs()));
         }
-        let message = format!("a checkpoint of the container has not ended in {} s", FOR_CHECKPOINT.as_secs());
-        Err(Error::new(Step::Contain, Cause::Reported { message, code: 1 }))
+        let me = i64::from(rustix::process::getpid().as_raw_nonzero().get());
+        if !take(&file, Lock::Exclusive, me, Duration::ZERO).at(Step::Contain)? {
+            return failed(format!("process {me} of another pid namespace runs a command in the container"));
+        }
+        Ok(Session(file))
     }
 
     /// The command has begun.
@@ -88,7 +90,7 @@ impl Gate {
         if take(&file, Lock::Exclusive, GATE, FOR_COMMANDS).at(Step::Freeze)? {
             return Ok(Gate(file));
         }
-        Err(Error::new(Step::Freeze, Cause::unsupported("a command of `yendor exec` that does not begin")))
+        Err(Error::new(Step::Freeze, Cause::passing("a command of `yendor exec` that does not begin")))
     }
 
     /// Who runs commands: `yendor exec` itself, the parent of each.

@@ -61,6 +61,11 @@ fn descriptor(tid: i32, number: u64) -> Option<OwnedFd> {
     const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0x80);
     // The kernel takes 32 bits of it.
     let number = i32::try_from(number & 0xffff_ffff).ok()?;
+    // Of a file we would have none: who answers for one of FUSE may be stopped, and is asked once more when it is closed.
+    let link = fs::read_link(format!("/proc/{tid}/fd/{number}")).ok()?;
+    if !link.as_os_str().as_encoded_bytes().starts_with(b"socket:") {
+        return None;
+    }
     let pidfd = pidfd_open(Pid::from_raw(tid)?, THREAD).or_else(|e| match process(tid) {
         Some(pid) => pidfd_open(pid, PidfdFlags::empty()),
         None => Err(e),

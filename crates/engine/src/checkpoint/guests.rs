@@ -10,10 +10,21 @@ use crate::error::{At, Error, Result, Step};
 use crate::session::Gate;
 
 /// Stops them and what they have started: what is lost.
-pub(super) fn stop(gate: &Gate, tree: &mut FrozenTree, proc: &OwnedFd) -> Result<Vec<(String, String)>> {
+pub(super) fn stop(gate: &Gate, tree: &mut FrozenTree, proc: &OwnedFd, init: i32) -> Result<Vec<(String, String)>> {
     let mut lost = Vec::new();
+    let namespace = |pid: i32| {
+        let path = format!("{pid}/ns/pid");
+        rustix::fs::statat(proc, path.as_str(), rustix::fs::AtFlags::empty())
+            .ok()
+            .map(|stat| (stat.st_dev, stat.st_ino))
+    };
+    let inside = namespace(init);
     for session in gate.commands()? {
         for pid in tree::children(proc.as_fd(), session).at(Step::Freeze)? {
+            if namespace(pid) != inside {
+                // Whoever became `yendor exec` may have had children before.
+                continue;
+            }
             let top = Top::Process(pid);
             let guest = FrozenTree::freeze(proc.as_fd(), top, pid).map_err(|e| not_ours(e, proc, top));
             let guest = guest.at(Step::Freeze)?;

@@ -21,8 +21,13 @@ pub(super) fn bounded<T>(writer: &Writer, tell: Tell, work: impl FnOnce() -> T) 
     std::thread::scope(|scope| {
         let (done, ended) = channel::<()>();
         scope.spawn(move || {
+            let mut before = None;
             while ended.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
-                if let Some(Call { name, pid }) = overdue(LIMIT) {
+                let now = overdue(LIMIT);
+                // Seen twice: all of us may have been suspended meanwhile.
+                let stands = now.filter(|now| before == Some(*now));
+                before = now;
+                if let Some((_, Call { name, pid })) = stands {
                     let of = if pid > 0 { format!("what process {pid} has") } else { "what a process has".into() };
                     let what = format!(
                         "{name} on {of} has not returned in {} s: a file system whose server does not answer, perhaps because it is \

@@ -290,8 +290,8 @@ pub fn reopen(proc: &OwnedFd, fd: std::os::fd::BorrowedFd<'_>, flags: OFlags) ->
     let path = format!("self/fd/{}", fd.as_raw_fd());
     // What is opened is a link by its nature.
     let flags = flags & !OFlags::NOFOLLOW;
-    Ok(rustix::fs::openat(proc, path.as_str(), flags | OFlags::CLOEXEC, Mode::empty())
-        .named("openat", || format!("/proc/{path}, {flags:?}"))?)
+    let open = || rustix::fs::openat(proc, path.as_str(), flags | OFlags::CLOEXEC, Mode::empty());
+    Ok(patience::with("openat", 0, open).named("openat", || format!("/proc/{path}, {flags:?}"))?)
 }
 
 /// Whether a description can be read.

@@ -26,8 +26,9 @@ impl Gather<'_> {
                 let is_served = line.fs_type.starts_with(b"fuse") && line.fs_type != b"fusectl";
                 self.servers.entry(line.id).or_insert(is_served);
             }
-            // One that no process sees: of pipes, sockets and the like.
-            self.servers.entry(mount).or_insert(false);
+            // One that is not to be seen from its root; of pipes, sockets and the like nobody sees one.
+            let has_path = self.link(&format!("{pid}/fd/{number}"))?.0.starts_with(b"/");
+            self.servers.entry(mount).or_insert(has_path);
         }
         if self.servers.insert(mount, false) == Some(true) && !patience::answers(pidfd, number.0, LIMIT)? {
             let what = "a file of a FUSE file system whose server does not answer, perhaps because it stands still with the tree";
