@@ -95,3 +95,49 @@ pub(super) fn run_at(runs: &[PageRun], at: u64) -> Option<&PageRun> {
     let run = runs.get(runs.partition_point(|run| run.addr.0 <= at).checked_sub(1)?)?;
     run.end().is_some_and(|end| at < end.0).then_some(run)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use yendor_image::{Addr, Writer};
+
+    const AT: u64 = 0x10_0000;
+
+    /// What is found of a list in memory of these words, which begins with the list's head.
+    fn found(name: &str, words: &[u64], left: usize) -> BTreeSet<u64> {
+        let top = std::env::temp_dir().join(format!("yendor-words-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&top);
+        let writer = Writer::create(&top).expect("create");
+        let mut file = writer.file("pages-0").expect("file");
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        file.write_all(&bytes).expect("write");
+        file.finish().expect("finish");
+        writer.records(&0_u8).expect("records");
+        writer.commit(std::time::SystemTime::now()).expect("commit");
+        let reader = Reader::open(&top).expect("open");
+        let runs = [PageRun { addr: Addr(AT), pages: bytes.len() as u64 / PAGE_BYTES, file: 0, offset: 0 }];
+        let mut out = BTreeSet::new();
+        robust(&mut Image { reader: &reader, runs: &runs, open: None, left }, AT, &mut out);
+        std::fs::remove_dir_all(&top).expect("gone");
+        out
+    }
+
+    #[test]
+    fn a_robust_list_is_followed_as_the_kernel_does() {
+        let [head, first, second, pending] = [AT, AT + 32, AT + 64, AT + 96];
+        // Back by 8 to the word; the second has priority inheritance.
+        let back = 8_u64.wrapping_neg();
+        let words = [first, back, pending, 0, second | 1, 0, 0, 0, head];
+        let all = [head, head + 16, first, first - 8, second, second - 8, pending, pending - 8];
+        assert_eq!(found("right", &words, MOST), all.into());
+        assert_eq!(found("empty", &[head, 0, 0], MOST), [head, head + 16].into());
+        // One that leads nowhere, in a circle, or on and on.
+        assert_eq!(found("nowhere", &[0x5000, 16, 0], MOST), [head, head + 16, 0x5000, 0x5010].into());
+        assert_eq!(found("circle", &[first, 0, 0, 0, first], MOST), [head, head + 16, first].into());
+        let endless: Vec<u64> = [AT + 24, 0, 0].into_iter().chain((1..5000).map(|n| AT + 24 + 8 * n)).collect();
+        assert_eq!(found("endless", &endless, MOST).len(), 2 + ENTRIES);
+        assert_eq!(found("many", &endless, 100).len(), 2 + 98);
+    }
+}
