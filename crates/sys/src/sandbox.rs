@@ -76,7 +76,7 @@ unsafe impl GlobalAlloc for Allocator {
 #[derive(Debug)]
 pub struct Copy {
     pid: i32,
-    own: OwnedFd,
+    own: Option<OwnedFd>,
     ended: bool,
 }
 
@@ -101,15 +101,9 @@ pub fn fork(keep: &[BorrowedFd<'_>], body: impl FnOnce() -> i32) -> Result<Copy>
             unsafe { libc::_exit(code.unwrap_or(101)) }
         }
         pid if pid > 0 => {
-            match Pid::from_raw(pid).ok_or(Errno::SRCH).and_then(|p| pidfd_open(p, PidfdFlags::empty())) {
-                Ok(own) => Ok(Copy { pid, own, ended: false }),
-                Err(errno) => {
-                    // SAFETY: takes no pointer; the pid is our own child's, which nobody has waited for.
-                    unsafe { libc::kill(pid, libc::SIGKILL) };
-                    let _ = wait::wait(Some(pid), true);
-                    Err(SysError::new("pidfd_open", pid.to_string(), errno))
-                }
-            }
+            // It runs already: where there is no descriptor for it, it goes by its number.
+            let own = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+            Ok(Copy { pid, own, ended: false })
         }
         _ => Err(SysError::last("fork", "")),
     }
@@ -122,6 +116,12 @@ impl Copy {
         self.pid
     }
 
+    /// Can be read when it has ended (pidfd_open(2)); none where that was refused.
+    #[must_use]
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.own.as_ref().map(AsFd::as_fd)
+    }
+
     /// Waits until it has ended.
     ///
     /// # Errors
@@ -132,7 +132,13 @@ impl Copy {
     }
 
     fn reap(&self) -> Result<Event> {
-        let ended = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(self.own.as_fd()), WaitIdOptions::EXITED));
+        let Some(own) = &self.own else {
+            return match wait::wait(Some(self.pid), true)? {
+                Some((_, event)) => Ok(event),
+                None => Err(SysError::new("waitpid", self.pid.to_string(), Errno::CHILD)),
+            };
+        };
+        let ended = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(own.as_fd()), WaitIdOptions::EXITED));
         let ended = ended.map_err(|errno| SysError::new("waitid", self.pid.to_string(), errno))?;
         match ended.map(|status| (status.exit_status(), status.terminating_signal())) {
             Some((Some(code), _)) => Ok(Event::Exited(code)),
@@ -142,18 +148,15 @@ impl Copy {
     }
 }
 
-impl AsFd for Copy {
-    /// Can be read when it has ended (pidfd_open(2)).
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.own.as_fd()
-    }
-}
-
 impl Drop for Copy {
     fn drop(&mut self) {
         if !self.ended {
             // One that is gone, and that somebody has waited for, is nobody.
-            let _ = pidfd_send_signal(&self.own, Signal::KILL);
+            let _ = match (&self.own, Pid::from_raw(self.pid)) {
+                (Some(own), _) => pidfd_send_signal(own, Signal::KILL),
+                (None, Some(pid)) => rustix::process::kill_process(pid, Signal::KILL),
+                (None, None) => Ok(()),
+            };
             let _ = self.reap();
         }
     }

@@ -72,7 +72,7 @@ impl<'c> Front<'c> {
     /// # Errors
     /// It has not: whoever reads an image ends so because of that, but where the system has refused something that is not the image's doing.
     pub(super) fn ended(self, copy: Copy) -> Result<()> {
-        self.until(copy.as_fd()).at(Step::Load)?;
+        copy.pidfd().map_or(Ok(()), |pidfd| self.until(pidfd)).at(Step::Load)?;
         let reader = "the process that reads the image";
         let message = match copy.wait().at(Step::Load)? {
             Event::Exited(0) => return Ok(()),

@@ -506,7 +506,7 @@ mod tests {
         let aborted = ended(|| std::process::abort());
         assert_eq!(aborted.expect_err("it gives up").exit_code(), 4);
         let loader = start(false, &[], |_| Ok(0_u64)).expect("start");
-        yendor_sys::process::send_signal(&loader.copy, 9).expect("kill");
+        yendor_sys::process::send_signal(&loader.copy.pidfd().expect("a pidfd"), 9).expect("kill");
         let killed = loader.ask::<u64>().expect_err("somebody has killed it");
         assert!(killed.exit_code() == 1 && killed.to_string().contains("was killed"), "{killed}");
     }
