@@ -147,7 +147,7 @@ os.wait()
 time.sleep(1000)
 ";
 
-/// Somebody whom `exec` starts, and whom no checkpoint stops: looks into whoever comes, and stops them.
+/// Somebody inside whom no checkpoint stops, as a command of `exec` would be: looks into whoever comes, and stops them.
 const WATCHER: &str = "import os,signal
 def may(what, path):
     try: return what(path) and 'open'
@@ -172,13 +172,18 @@ fn nobody_looks_into_who_asks_inside() {
         let name = yendor.fresh("heir");
         yendor.run_detached(&name, &["python3", "-c", HEIR]);
         yendor.wait_for_log(&name, "ready", PATIENCE);
-        let mut watcher = yendor.command(&["exec", &name, "--", "python3", "-c", WATCHER]);
+        let pid = yendor.call(&["ps", "--json"]).exits(0).json()[0]["pid"].to_string();
+        let mut watcher = yendor.program(std::path::Path::new("/usr/bin/nsenter"));
+        watcher.args([
+            "--target", &pid, "--user", "--mount", "--pid", "--net", "--ipc", "--uts", "python3", "-c", WATCHER,
+        ]);
         let mut watcher = watcher.stdout(Stdio::piped()).spawn().expect("spawn");
         let mut lines = BufReader::new(watcher.stdout.take().expect("a pipe")).lines();
         assert_eq!(lines.next().expect("a line").expect("text"), "watching");
-        let mut failed = 0;
+        let (mut failed, end) = (0, std::time::Instant::now() + PATIENCE);
         // It may be too late for one that comes and goes.
         while failed == 0 {
+            assert!(std::time::Instant::now() < end, "nobody was met");
             let image = yendor.path(&yendor.fresh("image"));
             let mut checkpoint = yendor.command(&["checkpoint", &name, "-o", utf8(&image), "--leave-running"]);
             let mut checkpoint = checkpoint.stderr(Stdio::piped()).spawn().expect("spawn");

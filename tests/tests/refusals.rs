@@ -198,8 +198,8 @@ fn who_holds_what_cannot_be_captured_is_named() {
                    ends = {'pipe': os.pipe, 'unix': socket.socketpair, 'tcp': lambda: (socket.create_connection(\
                    listen.getsockname()), listen.accept()[0])}[sys.argv[1]]()\n\
                    number = lambda end: end if isinstance(end, int) else end.fileno()\nos.dup2(number(ends[1]), 77)\n\
-                   pid = os.fork()\nif pid == 0:\n  os.setsid()\n  os.closerange(3, 77)\n  time.sleep(600)\n\
-                   os.closerange(77, 78)\nprint('ready', pid, flush=True)\ntime.sleep(600)";
+                   pid = os.fork()\nif pid == 0:\n  os.setsid()\n  os.closerange(3, 77)\n  print('ready', os.getpid(), flush=True)\n\
+                   else: os.closerange(77, 78)\ntime.sleep(600)";
     for what in ["pipe", "unix", "tcp"] {
         let mut command = yendor.program(Path::new("/usr/bin/python3"));
         command.args(["-c", program, what]).stdout(yendor.output(what)).stderr(yendor.output(what));
