@@ -689,8 +689,9 @@ fn memory_that_somebody_cuts_ends_no_checkpoint() {
     // A command of `exec` would stand still with the container.
     let all = yendor.call(&["ps", "--json"]).exits(0).json();
     let pid = all[0]["pid"].to_string();
-    let mut command = yendor.program(Path::new("/usr/bin/nsenter"));
-    command.args(["--target", &pid, "--all", "python3", "-c", script]);
+    // In a session of its own: what it leaves is buried as an orphan.
+    let mut command = yendor.program(Path::new("/usr/bin/setsid"));
+    command.args(["nsenter", "--target", &pid, "--all", "python3", "-c", script]);
     let mut cutter = Started::new(command.stdout(yendor.output("cutter")).stderr(Stdio::null()));
     assert!(wait_until(PATIENCE, || fs::read_to_string(yendor.path("cutter")).is_ok_and(|said| said == "ready\n")));
     let mut taken = 0;

@@ -1627,10 +1627,5 @@ fn disk() -> Vec<Claim> {
         files("a version from the future", |image, _, _| {
             fs::write(image.join("format"), "yendor image 99\n").expect("write");
         }),
-        files("an empty directory", |image, _, _| {
-            for entry in fs::read_dir(image).expect("an image").flatten() {
-                fs::remove_file(entry.path()).expect("a file");
-            }
-        }),
     ]
 }

@@ -270,7 +270,10 @@ fn the_keepers_descriptors_are_no_way_out() {
     for number in [5, 6, 10, 11, 12, 14, 15, 19, 24, 25, 26] {
         let directory = format!("/proc/self/fd/{number}/../../../../../../../..");
         let outcome = field.yendor.call(&["run", "--rm", "-w", &directory, "--", "sh", "-c", &script]);
-        assert!(outcome.code == 1 && outcome.stderr.contains("openat2"), "{directory}: {outcome:?}");
+        assert!(
+            outcome.code == 1 && outcome.stderr.contains("no such directory in the container"),
+            "{directory}: {outcome:?}"
+        );
         assert_eq!(fs::read(&mine).expect("bait"), before, "{directory}");
     }
 }
