@@ -1,7 +1,8 @@
 //! Where containers and images are kept between commands: `run/NAME/` for each container, `images/NAME/N` for each image.
 //!
-//! `state.json` of a container is written by its keeper alone, by rename, so that a reader never sees half of it. Its last word goes into the
-//! file before it, too: whoever has that open hears it, also when the directory is gone.
+//! `state.json` of a container is written by its keeper alone, by rename, so that a reader never sees half of it. Its last word is added to the
+//! file before it, too, behind what is there: whoever has that open hears it, also when the directory is gone, and reads the one or the other at any
+//! instant.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -186,14 +187,22 @@ pub fn open(container: &Path) -> io::Result<(State, File)> {
     Ok((again(&file)?, file))
 }
 
-/// Reads a state that is open.
+/// Reads a state that is open: its last word, where that has been added in whole.
 ///
 /// # Errors
 /// `InvalidData` for one that cannot be read.
 pub fn again(mut file: &File) -> io::Result<State> {
     file.rewind()?;
-    let text = io::read_to_string(file).map(String::into_bytes)?;
-    serde_json::from_slice(&text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    let mut words = serde_json::Deserializer::from_slice(&text).into_iter();
+    let damaged = |e| io::Error::new(io::ErrorKind::InvalidData, e);
+    let first = words.next().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is empty"))?;
+    match (first.map_err(damaged)?, words.next()) {
+        (_, Some(Ok(last))) => Ok(last),
+        (_, Some(Err(e))) if !e.is_eof() => Err(damaged(e)),
+        (first, _) => Ok(first),
+    }
 }
 
 /// Writes a state beside the one that is there, then renames.
@@ -207,15 +216,17 @@ pub(crate) fn write(directory: &OwnedFd, state: &State) -> Result<(), Cause> {
     Ok(())
 }
 
-/// The same for the last time: those who wait have the one before open, and may come too late for this one.
+/// The same for the last time: those who wait have the one before open, and may come too late for this one. Nothing that they may be reading is
+/// changed.
 pub(crate) fn write_last(directory: &OwnedFd, state: &State) -> Result<(), Cause> {
-    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let before = openat(directory, FILE, flags, Mode::empty());
-    write(directory, state)?;
+    let written = write(directory, state);
     let mut before = File::from(before.map_err(|e| SysError::new("openat", FILE, e))?);
-    let text = serde_json::to_vec_pretty(state).map_err(|_| SysError::new("write", FILE, Errno::INVAL))?;
-    before.set_len(0).and_then(|()| before.write_all(&text)).map_err(|e| SysError::io("write", FILE, &e))?;
-    Ok(())
+    let mut text = b"\n".to_vec();
+    serde_json::to_writer_pretty(&mut text, state).map_err(|_| SysError::new("write", FILE, Errno::INVAL))?;
+    before.write_all(&text).map_err(|e| SysError::io("write", FILE, &e))?;
+    written
 }
 
 /// The name of the image that the checkpoint makes, or has made, that was the last to lock a container.
@@ -375,6 +386,93 @@ mod tests {
         assert!(check_owner(&own.join("file/below"), uid, Whose::Ours).is_ok());
         symlink("/", own.join("run")).expect("symlink");
         assert_eq!(Places::below(&own, &own).expect_err("it leads elsewhere").exit_code(), 5);
+        remove(&top).expect("remove");
+    }
+
+    fn running() -> State {
+        let request = Request {
+            name: "web".into(),
+            root: crate::request::Root::Layered,
+            volumes: Vec::new(),
+            net: crate::request::Net::None,
+            userns: crate::request::Userns::Auto,
+            hostname: None,
+            memory: None,
+            pids: None,
+            // As long as mounts can make it: more than a page.
+            cap_drop: vec!["CAP_NET_RAW".into(); 2000],
+            policy: crate::request::Policy::default(),
+            layout: None,
+        };
+        State {
+            name: "web".into(),
+            status: Status::Running,
+            keeper: 7,
+            keeper_start: 8,
+            init: 9,
+            main: 10,
+            started: 11,
+            request,
+            image: None,
+            logged: false,
+            terminal: false,
+            standard: Vec::new(),
+            layers: Vec::new(),
+            session_keyring: None,
+            mounts: Vec::new(),
+            network: None,
+            filters: 0,
+            generation: 0,
+            failure: None,
+            taken: None,
+            cgroups: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_last_word_is_never_read_half() {
+        use std::time::{Duration, Instant};
+        let top = std::env::temp_dir().join(format!("yendor-state-last-{}", std::process::id()));
+        std::fs::create_dir(&top).expect("mkdir");
+        let directory = OwnedFd::from(File::open(&top).expect("open"));
+        let alive = running();
+        let last = State { status: Status::Exited(256), ..alive.clone() };
+        write(&directory, &alive).expect("written");
+        let end = Instant::now() + Duration::from_millis(1500);
+        std::thread::scope(|scope| {
+            let reader = || {
+                while Instant::now() < end {
+                    let (found, file) = open(&top).expect("one of the two");
+                    assert!(found == alive || found == last, "{found:?}");
+                    let later = again(&file).expect("one of the two");
+                    assert!(later == last || found == alive && later == alive, "{later:?}");
+                }
+            };
+            let readers = [scope.spawn(reader), scope.spawn(reader), scope.spawn(reader)];
+            while Instant::now() < end && !readers.iter().any(|reader| reader.is_finished()) {
+                write(&directory, &alive).expect("written");
+                let (_, before) = open(&top).expect("it runs");
+                write_last(&directory, &last).expect("written");
+                assert_eq!(again(&before).expect("what was open"), last);
+            }
+        });
+        // Who cannot add all of it has harmed nothing.
+        std::fs::write(
+            top.join(FILE),
+            [serde_json::to_vec(&alive).expect("JSON"), b"\n{ \"name\": \"we".into()].concat(),
+        )
+        .expect("written");
+        assert_eq!(read(&top).expect("the one before"), alive);
+        for damaged in ["", "{ \"name\": \"we", "[]"] {
+            std::fs::write(top.join(FILE), damaged).expect("written");
+            assert_eq!(read(&top).expect_err(damaged).kind(), io::ErrorKind::InvalidData);
+        }
+        // Whoever has it open hears it also where it cannot be written beside.
+        write(&directory, &alive).expect("written");
+        let (_, before) = open(&top).expect("it runs");
+        std::fs::create_dir(top.join(NEW_FILE)).expect("mkdir");
+        write_last(&directory, &last).expect_err("there is no room beside it");
+        assert_eq!(again(&before).expect("what was open"), last);
         remove(&top).expect("remove");
     }
 }
