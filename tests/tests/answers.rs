@@ -13,6 +13,7 @@ const NONE: &str = "/nonexistent";
 yendor_tests::root_and_user! {
     a_container_that_removes_itself_leaves_its_status_to_those_who_wait
     who_waits_hears_of_a_checkpoint_and_has_his_terminal_back
+    a_container_that_has_the_name_of_a_removed_one_is_left_alone
     a_plan_exits_as_the_restore_would
     words_that_nobody_knows_are_refused
     what_json_has_is_what_the_page_says
@@ -51,6 +52,27 @@ fn a_container_that_removes_itself_leaves_its_status_to_those_who_wait(flavour: 
     let mut attach = terminal.start(&mut yendor.command(&["attach", &name]));
     terminal.write("on\r");
     assert_eq!(attach.ended(PATIENCE).map(Started::code), Some(9), "{}", terminal.text());
+}
+
+/// `run --rm` stands still between the start and its first look: what it says does not go into a full pipe.
+fn a_container_that_has_the_name_of_a_removed_one_is_left_alone(flavour: Flavour) {
+    // What a pipe has room for (pipe(7)).
+    const ROOM: usize = 1 << 16;
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let name = yendor.fresh("named");
+    let (mut reader, mut writer) = std::io::pipe().expect("pipe");
+    std::io::Write::write_all(&mut writer, &[b'.'; ROOM]).expect("there is room for so much");
+    let words = [&["run", "--rm", "--json", "--name", &name], yendor.flavour().options(), &["--", "sleep", "1000"]];
+    let mut first = Started::new(yendor.command(&words.concat()).stderr(writer));
+    assert!(wait_until(SOON, || yendor.call(&["ps"]).stdout.contains(&name)), "it does not run");
+    yendor.call(&["rm", "-f", &name]).exits(0);
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    let drained = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    assert_eq!(first.ended(SOON).map(Started::code), Some(137), "it waits for the other");
+    drained.join().expect("no panic").expect("a pipe can be read");
+    assert!(yendor.call(&["ps"]).exits(0).stdout.contains(&name), "it has removed the other");
+    yendor.call(&["exec", &name, "--", "true"]).exits(0);
+    yendor.call(&["rm", "-f", &name]).exits(0);
 }
 
 fn who_waits_hears_of_a_checkpoint_and_has_his_terminal_back(flavour: Flavour) {

@@ -69,6 +69,8 @@ pub struct Started {
     pub main: i32,
     /// Its pid 1, as the caller sees it.
     pub init: i32,
+    /// Its keeper and when that was started, as in its [`state::State`].
+    pub keeper: (i32, u64),
     /// What could not be had in full.
     pub notes: Vec<String>,
     /// Phases and their microseconds.
@@ -185,7 +187,9 @@ fn hand_over(
     admitted: Admitted,
 ) -> Result<Started> {
     let directory = claim.path();
-    let Admitted { control, handed, granted, .. } = admitted;
+    let Admitted { control, handed, granted, pid, .. } = admitted;
+    // It waits for what it shall do.
+    let keeper = (pid, state::start_of(pid).unwrap_or_default());
     let mut descriptors: Vec<OwnedFd> = Vec::new();
     let (stdin, log) = match what.stdio {
         Stdio::Log | Stdio::Terminal => {
@@ -258,6 +262,7 @@ fn hand_over(
             shared: descriptors.into_iter().next(),
             main: s.main,
             init: s.init,
+            keeper,
             notes: s.notes,
             timings: s.timings,
             terminal: s.terminal,

@@ -341,11 +341,17 @@ impl State {
     /// Whether its keeper still lives; when not, `status` may be out of date.
     #[must_use]
     pub fn keeper_lives(&self) -> bool {
-        std::fs::read(format!("/proc/{}/stat", self.keeper))
-            .ok()
-            .and_then(|text| yendor_proc::stat::parse(&text).ok())
-            .is_some_and(|stat| stat.starttime == self.keeper_start && !matches!(stat.state, b'Z' | b'X'))
+        stat(self.keeper).is_some_and(|stat| stat.starttime == self.keeper_start && !matches!(stat.state, b'Z' | b'X'))
     }
+}
+
+fn stat(pid: i32) -> Option<yendor_proc::stat::Stat> {
+    yendor_proc::stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?).ok()
+}
+
+/// When a process was started, as [`State::keeper_start`] says it.
+pub(crate) fn start_of(pid: i32) -> Option<u64> {
+    stat(pid).map(|stat| stat.starttime)
 }
 
 #[cfg(test)]

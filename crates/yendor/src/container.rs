@@ -209,14 +209,18 @@ pub fn send(pidfd: &OwnedFd, number: i32) -> Result<bool, Failure> {
 
 /// A container by name.
 pub fn find(places: &Places, container: &str) -> Result<Found, Failure> {
-    let unknown = || Failure::Failed(format!("there is no container {container:?}"));
+    look(places, container)?.ok_or_else(|| Failure::Failed(format!("there is no container {container:?}")))
+}
+
+/// The same; `None` where there is none of that name.
+pub fn look(places: &Places, container: &str) -> Result<Option<Found>, Failure> {
     if !name::is_valid(container) {
-        return Err(unknown());
+        return Ok(None);
     }
     let directory = places.container(container);
     match state::open(&directory) {
-        Ok((state, file)) => Ok(Found { state, directory, file: Some(Arc::new(file)) }),
-        Err(e) if e.kind() == ErrorKind::NotFound => Err(unknown()),
+        Ok((state, file)) => Ok(Some(Found { state, directory, file: Some(Arc::new(file)) })),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Failure::io("read", &directory.join("state.json"), &e)),
     }
 }

@@ -178,8 +178,10 @@ fn stay(started: Started, places: &Places, name: &str, how: &Stay, summary: Valu
     } else {
         print::detail(&how.sentence);
     }
-    // None: it has ended, and somebody has removed it.
-    let found = container::find(places, name).ok();
+    // None: it has ended, and somebody has removed it; another may have its name by now.
+    let looked = container::look(places, name);
+    let ours = |found: &Found| (found.state.keeper, found.state.keeper_start) == started.keeper;
+    let found = looked.inspect_err(|_| undo(places, name))?.filter(ours);
     match &found {
         Some(found) if how.tty => match foreground::show_terminal(found, true, how.drawn) {
             Ok(End::Closed) => {}
@@ -197,9 +199,8 @@ fn stay(started: Started, places: &Places, name: &str, how: &Stay, summary: Valu
     }
     let code = container::exit_code(started.wait()?);
     let last = found.as_ref().map(Found::last);
-    if how.remove && container::find(places, name).is_ok_and(|now| found.is_none_or(|found| found.is_same(&now.state)))
-    {
-        finish(places, name)?;
+    if let Some(found) = found.filter(|_| how.remove) {
+        finish(places, &found)?;
     }
     match last.filter(|last| last.status == Status::Checkpointed) {
         Some(last) => Err(container::checkpointed(&last)),
@@ -207,14 +208,19 @@ fn stay(started: Started, places: &Places, name: &str, how: &Stay, summary: Valu
     }
 }
 
-/// Removes a container that has ended, once its keeper is gone.
-fn finish(places: &Places, name: &str) -> Result<(), Failure> {
-    if let Ok(found) = container::find(places, name)
-        && let Some(keeper) = found.keeper()?
+/// Removes a container that has ended, once its keeper is gone. What has got its name since stays.
+fn finish(places: &Places, found: &Found) -> Result<(), Failure> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let name = &found.state.name;
+    if let Some(keeper) = found.keeper()?
+        && !container::ended(&keeper, Some(PATIENCE))?
     {
-        container::ended(&keeper, Some(Duration::from_secs(10)))?;
+        return Err(Failure::Failed(format!("container {name} is left: its keeper does not end within {PATIENCE:?}")));
     }
-    container::remove(&places.container(name))
+    match container::look(places, name)? {
+        Some(now) if found.is_same(&now.state) => container::remove(&now.directory),
+        _ => Ok(()),
+    }
 }
 
 /// Through no link but our own descriptors' (`/dev/stdout`, `/dev/fd/3`): in a directory that others may write, where it leads could be theirs to say.
@@ -229,8 +235,11 @@ fn write_pid(path: &Path, pid: i32) -> std::io::Result<()> {
 
 /// Ends and removes a container that was started but cannot be had as asked.
 pub fn undo(places: &Places, name: &str) {
-    let undone = container::find(places, name).and_then(|found| super::rm::end(&found));
-    if let Err(e) = undone.and_then(|()| finish(places, name)) {
+    let undone = container::find(places, name).and_then(|found| {
+        super::rm::end(&found)?;
+        finish(places, &found)
+    });
+    if let Err(e) = undone {
         print::error(&format!("yendor: container {name} is left: {e}"));
     }
 }
