@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use yendor_tests::{Flavour, Outcome, PATIENCE, Started, Terminal, Yendor, skipped, wait_until};
+use yendor_tests::{Flavour, Forge, Outcome, PATIENCE, Started, Terminal, Yendor, skipped, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 const NONE: &str = "/nonexistent";
@@ -15,6 +15,7 @@ yendor_tests::root_and_user! {
     who_waits_hears_of_a_checkpoint_and_has_his_terminal_back
     a_container_that_has_the_name_of_a_removed_one_is_left_alone
     a_plan_exits_as_the_restore_would
+    a_plan_knows_another_kernel
     words_that_nobody_knows_are_refused
     what_json_has_is_what_the_page_says
     a_stopped_container_is_listed_as_stopped
@@ -169,6 +170,28 @@ fn a_plan_exits_as_the_restore_would(flavour: Flavour) {
     yendor.call(&["plan", &name, "-d", "--volume", &data, "--pidfile", &pid, "--lazy"]).exits(0);
     yendor.call(&["restore", &name, "-d", "--volume", &data, "--pidfile", &pid]).exits(0);
     yendor.call(&["rm", "-f", &name]).exits(0);
+}
+
+fn a_plan_knows_another_kernel(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let (name, image, other) = (yendor.fresh("here"), yendor.path("image"), yendor.path("other"));
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    yendor.call(&["checkpoint", &name, "-o", utf8(&image)]).exits(0);
+    let mut forge = Forge::open(&image);
+    forge.set("machine/vdso", "07".repeat(32));
+    forge.write(&other);
+    yendor.give(&other);
+    for (image, code) in [(&image, 0), (&other, 5)] {
+        let words = |verb| [&[verb, utf8(image), "-d", "--name", &name], yendor.flavour().options()].concat();
+        let planned = yendor.call(&words("plan")).exits(code);
+        let lines = planned.stdout.lines().filter(|line| line.contains("would stop here")).collect::<Vec<_>>();
+        assert_eq!(lines.len(), usize::from(code != 0), "{planned:?}");
+        if code != 0 {
+            says(&planned, "whose vdso this one's differs from");
+            assert!(lines.iter().all(|line| line.contains("vdso") && line.starts_with("rebuild")), "{lines:?}");
+            says(&yendor.call(&words("restore")).exits(code), "whose vdso this one's differs from");
+        }
+    }
 }
 
 fn words_that_nobody_knows_are_refused(flavour: Flavour) {

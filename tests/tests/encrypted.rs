@@ -276,6 +276,22 @@ fn what_was_changed_or_cut_is_damage_and_nothing_starts() {
 }
 
 #[test]
+fn several_are_not_made_from_one_and_the_plan_says_so() {
+    for yendor in both() {
+        let key = Key::new(&yendor, "key");
+        let image = image(&yendor, "image", &["sleep", "1000"], &[&key]);
+        let options = [&["-d", "--name", "many"], &key.identity()[..]].concat();
+        yendor.call(&[&["plan", utf8(&image)], &options[..]].concat()).exits(0);
+        for verb in ["plan", "restore"] {
+            let said = yendor.call(&[&[verb, utf8(&image), "--count", "2"], &options[..]].concat()).exits(2);
+            assert!(said.stderr.contains("--count with an encrypted image: flatten it first"), "{said:?}");
+            assert_eq!(said.stdout.contains("would stop here"), verb == "plan", "{said:?}");
+        }
+        assert!(yendor.tasks_left().is_empty());
+    }
+}
+
+#[test]
 fn a_signature_is_compared_before_anything_is_decrypted() {
     for yendor in both() {
         let (key, other) = (Key::new(&yendor, "key"), Key::new(&yendor, "other"));

@@ -12,11 +12,12 @@ use yendor_kinds::process::{Inquiry, control, sched, sigaction};
 use yendor_kinds::{Cause, Named};
 use yendor_proc::maps::{self, Label};
 use yendor_sys::seccomp::descriptor_of;
-use yendor_sys::{Errno, SysError, ptrace, vm};
+use yendor_sys::{Errno, SysError, ptrace};
 use yendor_task::script::{Want, bytes, cstr};
 use yendor_task::stop::StopError;
 use yendor_task::{Nr, Script, Stopped, args, gadget};
 
+use super::vdso::Vdso;
 use super::{PARKING, Rebuilt, Site, Task};
 use crate::error::{At, Result, Step, With};
 use crate::recorder;
@@ -150,7 +151,7 @@ fn park_vdso(site: &mut Site<'_>, script: &mut Script) -> Result<()> {
         };
         let len = map.len();
         if what == Backing::Vdso {
-            check_vdso(site, me, &map)?;
+            Vdso::at(me, &map)?.check(&site.snapshot.machine)?;
         }
         script.call_wanting(Nr::MREMAP, args![map.start, len, len, MREMAP_MAYMOVE_FIXED, to], Want::Exactly(to));
         site.parked.push((what, to, len));
@@ -160,19 +161,6 @@ fn park_vdso(site: &mut Site<'_>, script: &mut Script) -> Result<()> {
         return Err(SysError::new("mremap", "the vdso is larger than expected", Errno::NOMEM)).at(Step::Rebuild);
     }
     Ok(())
-}
-
-/// The tasks of an image call into the vdso they had: it must be this kernel's.
-fn check_vdso(site: &Site<'_>, me: i32, map: &maps::Map) -> Result<()> {
-    let Some(wanted) = site.snapshot.machine.vdso else { return Ok(()) };
-    let mut code = vec![0; usize::try_from(map.len()).unwrap_or(0)];
-    vm::read_exact(me, map.start, &mut code).at(Step::Rebuild)?;
-    if yendor_image::Digest::of(&code) == wanted {
-        return Ok(());
-    }
-    let taken = &site.snapshot.machine.kernel;
-    let what = format!("kernel {taken}, under which it was taken and whose vdso this one's differs from");
-    Err(Cause::of_machine(what, "a machine that runs it")).at(Step::Rebuild)
 }
 
 fn ask(site: &Site<'_>, task: &Task) -> std::result::Result<(sched::Record, control::Thread), Cause> {

@@ -25,6 +25,7 @@ pub mod plan;
 mod process;
 mod program;
 mod running;
+pub mod vdso;
 mod words;
 
 use std::cell::RefCell;

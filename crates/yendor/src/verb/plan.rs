@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use yendor_engine::error::{Error, Step};
 use yendor_engine::load::{self, Front, Glance, Loader, Look, Opened};
 use yendor_engine::rebuild::plan::{Birth, Plan as Births, plan};
+use yendor_engine::rebuild::vdso::Vdso;
 use yendor_engine::request::{Net, Request, Root, Userns};
 use yendor_engine::sign::Trust;
 use yendor_engine::state::Places;
@@ -26,7 +27,9 @@ use crate::{caller, print};
 
 /// Say what a restore would do, in order; run nothing
 ///
-/// It takes the options of `restore`, and exits as that would if it had to stop.
+/// It takes the options of `restore`, and exits as that would where it had to stop for what is known before: the caller's rights and options, the
+/// host's policy, the image's records, names in use, another kernel. What shows only when it is made again is not foreseen: a file that has changed,
+/// an address in use, a lack of memory; nor damage of the image's pages.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  yendor plan web@1 --net host")]
 pub struct Plan {
@@ -64,9 +67,8 @@ impl Plan {
             Err(failure) => stops.add("admit", failure),
         }
         check_signature(&image.path, &trust)?;
-        if let Err(failure) = self.names(&places, &image) {
-            stops.add("admit", failure);
-        }
+        let names = self.names(&places, &image);
+        let vdso = Vdso::look();
         // With the caller's own rights, whatever the image will turn out to be.
         let name = options.container.name.clone().unwrap_or_else(|| "NAME".into());
         let mut might_be = Vec::new();
@@ -85,12 +87,23 @@ impl Plan {
         let Some((_, request, refused)) = might_be.into_iter().find(|(might, ..)| *might == it_is) else {
             return Err(Failure::NotYet(format!("a plan for {it_is:?}")));
         };
+        // In this order the restore looks.
+        if self.asked.clones.count.is_some() && reader.manifest().encryption.is_some() {
+            stops.add("load", Failure::Usage(restore::ENCRYPTED_COUNT.into()));
+        }
+        if let Err(failure) = names {
+            stops.add("admit", failure);
+        }
         if let (None, Some(e)) = (&stops.first, refused) {
             stops.add(e.place.step.name(), e.into());
         }
         let holes = stops.fill(holes(&request, &snapshot));
+        let other = vdso.and_then(|vdso| vdso.check(&snapshot.machine)).err();
+        let other = other.map(|e| (line("rebuild", e.cause.to_string(), STOPS), e));
+        let other = stops.fill(other.into_iter().collect());
         let mut lines = std::mem::take(&mut stops.lines);
         lines.extend(before(&request, &reader, &snapshot, holes));
+        lines.extend(other);
         lines.extend(files(&snapshot));
         lines.extend(processes(&snapshot, &births));
         lines.extend(after(&snapshot));

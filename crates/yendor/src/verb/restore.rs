@@ -93,8 +93,7 @@ impl Restore {
         let (root, net) = surroundings(&places, glance, seal, &self.asked.options.container)?;
         if let Some(count) = self.asked.clones.count {
             if plain.as_ref().is_some_and(|plain| plain.index().is_some()) {
-                let what = "--count with an encrypted image: flatten it first, or restore it one by one";
-                return Err(Failure::Usage(what.into()));
+                return Err(Failure::Usage(ENCRYPTED_COUNT.into()));
             }
             let own = choose(&places, self.asked.options.container.name.as_deref(), &image)?;
             let start = |name: String, cloning: &Cloning, shared: Option<OwnedFd>| -> Result<Start, Failure> {
@@ -197,6 +196,9 @@ pub fn surroundings(
         Glance::Tree { own_network } => Ok((Root::Caller, if own && !own_network { Net::Host } else { Net::Private })),
     }
 }
+
+/// What several containers are not made from.
+pub const ENCRYPTED_COUNT: &str = "--count with an encrypted image: flatten it first, or restore it one by one";
 
 const FOREIGN_TREE: &str = "the image is of a process tree that was not taken here by this user, and needs a file system: \
                             give it one with --rootfs DIR; --rootfs / lets it see, and change, what you can";
