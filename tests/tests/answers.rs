@@ -16,6 +16,7 @@ yendor_tests::root_and_user! {
     a_container_that_has_the_name_of_a_removed_one_is_left_alone
     a_plan_exits_as_the_restore_would
     a_plan_knows_another_kernel
+    a_plan_says_what_confined_the_container
     words_that_nobody_knows_are_refused
     what_json_has_is_what_the_page_says
     a_stopped_container_is_listed_as_stopped
@@ -191,6 +192,20 @@ fn a_plan_knows_another_kernel(flavour: Flavour) {
             assert!(lines.iter().all(|line| line.contains("vdso") && line.starts_with("rebuild")), "{lines:?}");
             says(&yendor.call(&words("restore")).exits(code), "whose vdso this one's differs from");
         }
+    }
+}
+
+fn a_plan_says_what_confined_the_container(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let name = yendor.fresh("confined");
+    yendor.run_detached_with(&name, &["--cap-drop", "CAP_NET_RAW"], &["sleep", "1000"]).exits(0);
+    yendor.call(&["checkpoint", &name]).exits(0);
+    for (options, weaker) in [(&[][..], true), (&["--cap-drop", "CAP_NET_RAW"], false)] {
+        let planned = yendor.call(&[&["plan", &name, "-d", "--json"], options].concat()).exits(0).json();
+        let said = |line: &&Value| line["what"] == "it ran under --cap-drop, which nobody asks for now";
+        let lines: Vec<&Value> = planned.as_array().expect("a list").iter().filter(said).collect();
+        assert_eq!(lines.len(), usize::from(weaker), "{planned}");
+        assert!(lines.iter().all(|line| line["ok"] == true && line["step"] == "confine"), "{planned}");
     }
 }
 

@@ -74,8 +74,11 @@ impl Plan {
         let mut might_be = Vec::new();
         for (root, net) in [(Root::Layered, Net::Private), (Root::Caller, Net::Host), (Root::Caller, Net::Private)] {
             let request = options.request(name.clone(), bundle.as_ref(), root.clone(), net)?;
-            let refused = admit::ask(&request, Verb::Restore, true).and_then(|_| front::has_labels(&request)).err();
-            might_be.push(((root, net), request, refused));
+            let granted = admit::ask(&request, Verb::Restore, true);
+            // Where the caller has set no limit, the host's holds.
+            let limited = granted.as_ref().ok().map(|granted| (granted.memory, granted.pids));
+            let refused = granted.and_then(|_| front::has_labels(&request)).err();
+            might_be.push(((root, net), request, limited, refused));
         }
         let look = Look::begin(&image.path)?;
         caller::give_up_rights(&image.path)?;
@@ -84,7 +87,7 @@ impl Plan {
             plan(&snapshot.processes, &snapshot.namespaces).map_err(|e| Failure::from(Error::new(Step::Rebuild, e)))?;
         let glance = Glance::at(reader.manifest().kind, &snapshot);
         let it_is = restore::surroundings(&places, glance, reader.seal()?, &options.container)?;
-        let Some((_, request, refused)) = might_be.into_iter().find(|(might, ..)| *might == it_is) else {
+        let Some((_, request, limited, refused)) = might_be.into_iter().find(|(might, ..)| *might == it_is) else {
             return Err(Failure::NotYet(format!("a plan for {it_is:?}")));
         };
         // In this order the restore looks.
@@ -106,6 +109,9 @@ impl Plan {
         lines.extend(other);
         lines.extend(files(&snapshot));
         lines.extend(processes(&snapshot, &births));
+        let (memory, pids) = limited.unwrap_or((request.memory, request.pids));
+        let weaker = Request { memory, pids, ..request }.weaker_than(&snapshot.container.bounds);
+        lines.extend(weaker.map(|what| line("confine", what, "from the caller and host, never from the image")));
         lines.extend(after(&snapshot));
         lines.extend(self.asked_for());
         self.print(&lines);
