@@ -200,6 +200,31 @@ os._exit(look() != before)
     }
 }
 
+/// What a killed checkpoint leaves for a moment, at its slowest: a child that is a copy, tells nobody of its end, and dies soon.
+fn a_copy_that_is_dying_is_no_relative(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let program = "
+import ctypes, os, signal, time
+held = bytearray(os.urandom(20 << 20))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+copy = ctypes.CDLL(None).syscall(56, 0, 0, 0, 0, 0)
+while copy == 0: signal.pause()
+print('ready', flush=True)
+signal.sigwait([signal.SIGUSR1])
+time.sleep(0.4)
+os.kill(copy, signal.SIGKILL)
+os.waitpid(copy, 0x40000000)
+while True: time.sleep(1000)
+";
+    let container = yendor.fresh("copied");
+    yendor.run_detached(&container, &["python3", "-c", program]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    yendor.kill(&container, "USR1");
+    let json = checkpoint(&yendor, &container, &yendor.path("image"), &["--leave-running", "--rounds", "2"]);
+    assert_eq!((why(&json), read(&json).len()), (Vec::new(), 2), "{json}");
+    yendor.call(&["rm", "-f", &container]).exits(0);
+}
+
 /// SIGKILL for the checkpoint, mostly while it reads: nothing of it is left in the program.
 fn killed_at_any_instant(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -288,6 +313,7 @@ yendor_tests::flavours! {
     who_cannot_be_tracked
     who_tracks_itself
     guarded_pages
+    a_copy_that_is_dying_is_no_relative
     killed_at_any_instant
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use yendor_image::{Parent, Watcher, Writer, pages_name};
 use yendor_kinds::memory::early::{Early, Places, Task};
@@ -181,7 +181,7 @@ impl<'w> Rounds<'w> {
 
     /// Tracks all that can be and are not yet.
     fn track_new(&mut self, proc: &OwnedFd, top: Top, watch: &Watch, reads: bool) -> Result<()> {
-        let all = living(proc, top)?;
+        let all = if self.done.is_empty() { settled(proc, top)? } else { living(proc, top)? };
         self.tracked.retain(|pid, _| all.contains_key(pid));
         let new = |pid: &i32| !self.tracked.contains_key(pid) && !self.without.contains_key(pid);
         let new: Vec<&Facts> = all.values().filter(|f| new(&f.pid) && twins::pays(f)).collect();
@@ -250,7 +250,7 @@ fn identity(facts: &Facts) -> [u64; 3] {
 
 /// Of what was tracked, what can be trusted still: the process is who it was, and nothing has happened to it that nobody sees.
 pub fn still_tracked(held: &mut Shadow, proc: &OwnedFd, top: Top) -> Result<()> {
-    let all = living(proc, top)?;
+    let all = settled(proc, top)?;
     held.retain(|process| {
         all.get(&process.pid)
             .is_some_and(|facts| identity(facts) == process.identity && hindrance(proc, facts, &all).is_none())
@@ -275,6 +275,22 @@ fn living(proc: &OwnedFd, top: Top) -> Result<BTreeMap<i32, Facts>> {
         }
     }
     Ok(all)
+}
+
+/// The same, once copies that a checkpoint has left which was killed are dead, too. That takes them a moment, and nobody is a relative of theirs.
+fn settled(proc: &OwnedFd, top: Top) -> Result<BTreeMap<i32, Facts>> {
+    const MOMENT: Duration = Duration::from_secs(1);
+    const STEP: Duration = Duration::from_millis(5);
+    let end = Instant::now() + MOMENT;
+    loop {
+        let all = living(proc, top)?;
+        // Hardly any program bears a child like this, and one that was killed at its birth has no name yet.
+        let copy = |f: &Facts| f.stat.exit_signal == 0 && all.get(&f.status.ppid).is_some_and(|from| is_fork(f, from));
+        if Instant::now() > end || !all.values().any(copy) {
+            return Ok(all);
+        }
+        std::thread::sleep(STEP);
+    }
 }
 
 /// Whether two processes run the same program, one as it was forked by the other: see `address_space::is_fork`.
