@@ -101,6 +101,11 @@ impl Reader {
         poll(&mut [PollFd::new(caller, PollFlags::RDHUP)], Some(&now)) == Ok(0)
     }
 
+    /// The same as an error, for whoever copies what is in a file: to be asked before each piece.
+    pub fn wanted(&self, name: &str) -> Result<()> {
+        if self.is_wanted() { Ok(()) } else { Err(Error::io(name, "read", Errno::INTR)) }
+    }
+
     /// Gives the reader what is in the files that are encrypted or compressed: one for each, in the manifest's order, which somebody
     /// has decrypted and decoded, and compared with their digests before.
     pub fn unwrapped(&mut self, content: Vec<File>) -> Result<()> {

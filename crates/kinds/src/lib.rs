@@ -5,6 +5,7 @@
 //! (made before any task exists). [`memory`] is the address space.
 
 pub mod error;
+pub mod extent;
 pub mod file;
 pub mod memory;
 pub mod namespace;

@@ -1002,6 +1002,8 @@ fn memory() -> Vec<Claim> {
         lie("an auxiliary vector of a MiB", May::Damaged, |f, _| {
             f.set(&m("layout/auxv"), Value::Bytes(vec![0; 1 << 20]));
         }),
+        lie("pages of an object in another order", May::Run, |f, _| object(f, &[1, 0])),
+        lie("pages of an object, twice", May::Damaged, |f, _| object(f, &[1, 0, 1])),
         lie("a shared object of 2^46 bytes", May::Run, |f, _| {
             let object = map(&[
                 ("id", number(1)),
@@ -1021,6 +1023,26 @@ fn memory() -> Vec<Claim> {
             f.list("objects").push(object);
         }),
     ]
+}
+
+/// A shared object, in these of whose pages is what the first page of the first process is.
+fn object(f: &mut Forge, pages: &[u64]) {
+    let mut one = f.list(&m("pages"))[0].clone();
+    let mut at = |page: u64| {
+        let Value::Map(fields) = &mut one else { panic!("a run is no map") };
+        for (name, value) in fields {
+            match name.as_text() {
+                Some("addr") => *value = number(page * 4096),
+                Some("pages") => *value = number(1),
+                _ => {}
+            }
+        }
+        one.clone()
+    };
+    let pages = pages.iter().map(|page| at(*page)).collect();
+    let object =
+        map(&[("id", number(1)), ("name", bytes("x")), ("size", number(1 << 20)), ("pages", Value::Array(pages))]);
+    f.list("objects").push(object);
 }
 
 fn descriptors() -> Vec<Claim> {
@@ -1144,10 +1166,19 @@ fn paths() -> Vec<Claim> {
             let path = ghost(f);
             f.set(&format!("{path}/ghost/extents"), Value::Array(vec![Value::Array(vec![number(1 << 63); 2])]));
         }),
+        lie("pieces of a ghost in another order", May::Run, |f, _| pieces(f, &[(3, 3), (0, 3)])),
+        lie("pieces of a ghost, twice", May::Damaged, |f, _| pieces(f, &[(3, 3), (0, 2), (3, 1)])),
         lie("a working directory above the root", May::Run, |f, _| {
             f.set(&p("directory/cwd"), bytes("/../../.."));
         }),
     ]
+}
+
+/// Where in the ghost its bytes are.
+fn pieces(f: &mut Forge, extents: &[(u64, u64)]) {
+    let path = ghost(f);
+    let extents = extents.iter().map(|(offset, bytes)| Value::Array(vec![number(*offset), number(*bytes)]));
+    f.set(&format!("{path}/ghost/extents"), Value::Array(extents.collect()));
 }
 
 /// Ways through links of /proc, which lead to what a process has open: the keeper and its copies have much of the host's.
@@ -1208,6 +1239,17 @@ fn ways_out() -> Vec<Claim> {
     ]
 }
 
+/// A file with bytes in a layer: the list, and where it is there.
+fn file_in_layer(f: &mut Forge) -> (String, usize) {
+    for list in (0..f.list("container/layers").len()).map(|layer| format!("container/layers/{layer}/entries")) {
+        let count = f.list(&list).len();
+        if let Some(at) = (0..count).find(|at| f.has(&format!("{list}/{at}/what/file/extents/0"))) {
+            return (list, at);
+        }
+    }
+    panic!("no file with bytes in a layer of the good image")
+}
+
 fn layers() -> Vec<Claim> {
     vec![
         lie("path traversal that deletes host files", May::Damaged, |f, bait| {
@@ -1229,6 +1271,18 @@ fn layers() -> Vec<Claim> {
         lie("a hard link to a file above the layer", May::Damaged, |f, bait| {
             let target = Value::Bytes([b"../../../../".to_vec(), beneath(bait, "secret")].concat());
             layer(f, b"linked", &map(&[("link", target)]), 0o644, 0);
+        }),
+        lie("two files of a layer with the same bytes", May::Damaged, |f, _| {
+            let (list, at) = file_in_layer(f);
+            let mut entry = f.list(&list)[at].clone();
+            let Value::Map(fields) = &mut entry else { panic!("an entry is no map") };
+            fields[0].1 = Value::Bytes(b"another".to_vec());
+            f.list(&list).push(entry);
+        }),
+        lie("bytes of a file in a layer, twice", May::Damaged, |f, _| {
+            let (list, at) = file_in_layer(f);
+            let twice = Value::Array(vec![Value::Array(vec![number(0), number(1)]); 2]);
+            f.set(&format!("{list}/{at}/what/file/extents"), twice);
         }),
         lie("host files deleted in the layer", May::Run, |f, bait| {
             at_depth(f, &beneath(bait, "mine"), whiteout(), 0o644);

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::fs::OFlags;
 use yendor_image::{FileId, Manifest, NsId, PAGE_BYTES, PageRun, RECORDS_FILE, ShmId, pages_name};
+use yendor_kinds::extent::are_apart;
 use yendor_kinds::file::{self, Descriptor, Entry};
 use yendor_kinds::memory::vma::{self, Backing};
 use yendor_kinds::memory::{self, layout};
@@ -113,7 +114,11 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         if object.size > MOST_BYTES {
             return Err(wrong("shared object", name, "its size cannot be"));
         }
-        object.pages.iter().try_for_each(|run| known.run(run)).map_err(|e| e.kind("shared object", name))?;
+        object.pages.iter().try_for_each(|run| known.run(run)).map_err(|e| e.kind("shared object", name.clone()))?;
+        // In the order of the mappings that have shown them.
+        if !are_apart(object.pages.iter().map(|run| (run.addr.0, run.bytes().unwrap_or(u64::MAX)))) {
+            return Err(wrong("shared object", name, "its pages overlap"));
+        }
     }
     if let Some(n) = restrictions.filters.iter().position(|filter| filter.flags & !FILTER_FLAGS != 0) {
         return Err(wrong("seccomp filter", n.to_string(), "its flags are about more than the filter"));

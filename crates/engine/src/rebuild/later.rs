@@ -201,14 +201,15 @@ impl Later {
     /// # Errors
     /// A damaged image: which block is.
     pub fn compare(&self, snapshot: &Snapshot, reader: &Reader) -> Result<()> {
-        snapshot.objects.iter().flat_map(|object| &object.pages).for_each(|run| self.reads(run));
+        for run in snapshot.objects.iter().flat_map(|object| &object.pages) {
+            reader.wanted(&pages_name(run.file)).at(Step::Load)?;
+            self.reads(run);
+        }
         let mut block = Vec::new();
         let mut open = None;
         for (number, at) in self.read.take() {
             let Some(tree) = self.trees.get(&number) else { continue };
-            if !reader.is_wanted() {
-                return Err(SysError::new("read", pages_name(number), Errno::INTR)).at(Step::Load);
-            }
+            reader.wanted(&pages_name(number)).at(Step::Load)?;
             let file = match open.take() {
                 Some((same, file)) if same == number => file,
                 _ => reader.open_file(&pages_name(number)).at(Step::Load)?.0,

@@ -45,11 +45,13 @@ pub fn rebuild(record: &Record, reader: &Reader) -> Result<OwnedFd> {
         if run.addr.0.checked_add(bytes).is_none_or(|end| end > *size) {
             return Err(Cause::corrupt(format!("{}: pages beyond its end", shown())));
         }
-        let (file, _) = reader.open_file(&yendor_image::pages_name(run.file))?;
+        let name = yendor_image::pages_name(run.file);
+        let (file, _) = reader.open_file(&name)?;
         let (mut from, mut to) = (run.offset, run.addr.0);
         let mut buffer = vec![0u8; 256 * 1024];
         let end = run.offset + bytes;
         while from < end {
+            reader.wanted(&name)?;
             let want = buffer.len().min(usize::try_from(end - from).unwrap_or(usize::MAX));
             let n = rustix::io::pread(&file, &mut buffer[..want], from).named("pread64", shown)?;
             let w = rustix::io::pwrite(&fd, &buffer[..n], to).named("pwrite64", shown)?;
@@ -61,4 +63,39 @@ pub fn rebuild(record: &Record, reader: &Reader) -> Result<OwnedFd> {
         }
     }
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use yendor_image::{Addr, Writer};
+
+    use super::*;
+
+    /// What is in one file can be in very many objects, and each as long as it likes.
+    #[test]
+    fn nothing_is_copied_for_nobody() {
+        let place = std::env::temp_dir().join(format!("yendor-test-shared-{}", std::process::id()));
+        let writer = Writer::create(&place).expect("create");
+        let mut file = writer.file("pages-0").expect("file");
+        file.write_all(&[7; PAGE_BYTES as usize]).expect("write");
+        file.finish().expect("finish");
+        writer.records(&()).expect("records");
+        writer.commit(std::time::SystemTime::now()).expect("commit");
+        let mut reader = Reader::open(&*place).expect("open");
+        let run = PageRun { addr: Addr(0), pages: 1, file: 0, offset: 0 };
+        let record = Record { id: ShmId(0), name: Bytes(b"x".to_vec()), size: PAGE_BYTES, pages: vec![run] };
+        let (front, ours) = UnixStream::pair().expect("a pair");
+        reader.read_for(ours.as_fd()).expect("dup");
+        let made = rebuild(&record, &reader).map(drop);
+        drop(front);
+        let refused = rebuild(&record, &reader).map(drop);
+        std::fs::remove_dir_all(&place).expect("our own");
+        made.expect("somebody waits for it");
+        let said = refused.expect_err("nobody waits for it").to_string();
+        assert!(said.contains("pages-0: read"), "{said}");
+    }
 }
