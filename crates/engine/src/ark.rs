@@ -69,7 +69,8 @@ impl Ark {
                         place.insert(reader.open_file(&pages_name(run.file))?.0)
                     }
                 };
-                copy(from, run.offset, &to, layout.place(pid, memory, run)?, run.pages * PAGE_BYTES, &mut buffer)?;
+                let place = (&to, layout.place(pid, memory, run)?);
+                copy(reader, (from, run), place, &mut buffer)?;
             }
         }
         rustix::fs::fcntl_add_seals(&to, SEALS).named("fcntl", || "F_ADD_SEALS".into())?;
@@ -192,8 +193,15 @@ fn can_be_shared(area: &vma::Record) -> bool {
         && area.guards.is_empty()
 }
 
-fn copy(from: &File, mut at: u64, to: &File, mut place: u64, mut left: u64, buffer: &mut [u8]) -> Result<()> {
+fn copy(
+    reader: &Reader,
+    (from, run): (&File, &PageRun),
+    (to, mut place): (&File, u64),
+    buffer: &mut [u8],
+) -> Result<()> {
+    let (mut at, mut left) = (run.offset, run.pages * PAGE_BYTES);
     while left > 0 {
+        reader.wanted(&pages_name(run.file))?;
         let some = usize::try_from(left).unwrap_or(CHUNK).min(buffer.len());
         let chunk = &mut buffer[..some];
         from.read_exact_at(chunk, at).map_err(|e| SysError::io("pread64", "pages", &e))?;

@@ -84,8 +84,14 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         Content::Ipc { objects, .. } => Some(objects),
         _ => None,
     });
-    if let Some(shm) = container.ipc.iter().chain(nested).flat_map(|ipc| &ipc.shm).find(|s| s.size > MOST_BYTES) {
-        return Err(wrong("shared memory", shm.perm.id.to_string(), "its size cannot be"));
+    for shm in container.ipc.iter().chain(nested).flat_map(|ipc| &ipc.shm) {
+        if shm.size > MOST_BYTES || !are_apart(shm.extents.iter().copied()) {
+            return Err(wrong(
+                "shared memory",
+                shm.perm.id.to_string(),
+                "its size cannot be, or what is in it overlaps",
+            ));
+        }
     }
     let known = Known {
         files: unique(files.iter().map(|f| f.id), "file")?,
@@ -94,7 +100,11 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
     };
     files.iter().try_for_each(|entry| {
         check_file(entry)?;
-        known.blob(blob_of(entry)).map_err(|e| e.kind(entry.record.kind(), format!("file {}", entry.id)))
+        let (blob, extents) = content_of(entry);
+        if !are_apart(extents.iter().copied()) {
+            return Err(wrong(entry.record.kind(), format!("file {}", entry.id), "what is in it overlaps"));
+        }
+        known.blob(blob).map_err(|e| e.kind(entry.record.kind(), format!("file {}", entry.id)))
     })?;
     mount::own::check(&container.mounts).map_err(|e| Error::new(Step::Load, e))?;
     for layer in layers {
@@ -243,12 +253,14 @@ fn unique<T: Ord + Copy + std::fmt::Display>(ids: impl Iterator<Item = T>, kind:
     Ok(seen)
 }
 
-/// Where the content of an open file is.
-fn blob_of(entry: &file::Entry) -> Option<&String> {
+/// Where the content of an open file is, and where in the file that goes: in any order, that of the mappings which have shown it.
+fn content_of(entry: &file::Entry) -> (Option<&String>, &[(u64, u64)]) {
     match &entry.record {
-        file::Record::Memfd(memfd) => memfd.blob.as_ref(),
-        file::Record::Regular(regular) => regular.ghost.as_ref()?.blob.as_ref(),
-        _ => None,
+        file::Record::Memfd(memfd) => (memfd.blob.as_ref(), &memfd.extents),
+        file::Record::Regular(regular) => {
+            regular.ghost.as_ref().map_or((None, &[]), |ghost| (ghost.blob.as_ref(), &ghost.extents))
+        }
+        _ => (None, &[]),
     }
 }
 

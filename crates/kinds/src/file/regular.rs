@@ -398,17 +398,24 @@ pub(super) fn copy_blob(
         if from.checked_add(*len).is_none_or(|end| end > bytes) || offset.checked_add(*len).is_none_or(|e| e > size) {
             return Err(Cause::corrupt(format!("{name}: an extent lies outside")));
         }
-        copy_in(blob.as_fd(), from, *len, to, *offset)?;
+        copy_in((reader, name), blob.as_fd(), (from, *len), to, *offset)?;
         from += len;
     }
     Ok(())
 }
 
-fn copy_in(blob: std::os::fd::BorrowedFd<'_>, from: u64, bytes: u64, to: &OwnedFd, offset: u64) -> Result<()> {
+fn copy_in(
+    (reader, name): (&yendor_image::Reader, &str),
+    blob: std::os::fd::BorrowedFd<'_>,
+    (from, bytes): (u64, u64),
+    to: &OwnedFd,
+    offset: u64,
+) -> Result<()> {
     let mut buffer = vec![0u8; 256 * 1024];
     let mut done = 0;
     while done < bytes {
         let want = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
+        reader.wanted(name)?;
         let n = rustix::io::pread(blob, &mut buffer[..want], from + done).named("pread64", || format!("{from}"))?;
         if n == 0 {
             return Err(Cause::corrupt("a blob ends early"));

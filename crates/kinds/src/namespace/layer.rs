@@ -16,10 +16,11 @@ use rustix::fs::{
     openat2, seek,
 };
 use serde::{Deserialize, Serialize};
-use yendor_image::{Bytes, Reader, Writer};
+use yendor_image::{Bytes, RECORDS_FILE, Reader, Writer};
 use yendor_sys::{Errno, SysError};
 
 use self::clear::remove;
+use crate::extent::are_apart;
 use crate::{Cause, Named, Result};
 
 /// A file system's content.
@@ -256,7 +257,8 @@ pub fn rebuild(record: &Record, top: &OwnedFd, keep: &[Vec<u8>], reader: &Reader
     let data = match blob {
         Some(name) => {
             reader.verify(name)?;
-            Some(reader.open_file(name)?)
+            let (file, bytes) = reader.open_file(name)?;
+            Some(Data { reader, name, file, bytes })
         }
         None => None,
     };
@@ -264,6 +266,7 @@ pub fn rebuild(record: &Record, top: &OwnedFd, keep: &[Vec<u8>], reader: &Reader
     let gone: BTreeSet<&[u8]> = entries.iter().filter(hidden).map(|entry| entry.path.0.as_slice()).collect();
     let ours = |entry: &&Entry| !keep.iter().any(|kept| is_within(&mount.0, &entry.path.0, kept));
     for entry in entries.iter().filter(ours) {
+        reader.wanted(RECORDS_FILE)?;
         make(entry, top, data.as_ref(), &gone).map_err(|e| at(mount, entry, e))?;
     }
     // Directories last and deepest first: making what is in them changed their times.
@@ -294,12 +297,14 @@ fn at(mount: &Bytes, entry: &Entry, e: Cause) -> Cause {
     }
 }
 
-/// Whether it is what [`collect`] writes: each name once, in a directory that comes before it, and a link to something.
+/// Whether it is what [`collect`] writes: each name once, in a directory that comes before it, a link to something, and data of each
+/// file's own.
 ///
 /// # Errors
 /// `Corrupt` with the path that cannot be.
 pub fn check(record: &Record) -> Result<()> {
     let mut seen: BTreeMap<&[u8], &What> = BTreeMap::new();
+    let mut data = Vec::new();
     for entry in &record.entries {
         let path = entry.path.0.as_slice();
         let wrong = |what: &str| Err(Cause::corrupt(format!("{} in a layer: {what}", path.escape_ascii())));
@@ -318,11 +323,17 @@ pub fn check(record: &Record) -> Result<()> {
         {
             return wrong("another name of what is not there");
         }
+        if let What::File { start, size: _, extents } = &entry.what {
+            if !are_apart(extents.iter().copied()) {
+                return wrong("what is in it overlaps");
+            }
+            data.push((*start, extents.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))));
+        }
         if seen.insert(path, &entry.what).is_some() {
             return wrong("it is there twice");
         }
     }
-    Ok(())
+    if are_apart(data) { Ok(()) } else { Err(Cause::corrupt("two files of a layer have the same data")) }
 }
 
 /// Whether a path of a mount is `kept` or below it.
@@ -355,7 +366,7 @@ fn place(top: &OwnedFd, path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
 }
 
 /// Older images have all whiteouts but the first as links to it, which is `gone`.
-fn make(entry: &Entry, top: &OwnedFd, data: Option<&(std::fs::File, u64)>, gone: &BTreeSet<&[u8]>) -> Result<()> {
+fn make(entry: &Entry, top: &OwnedFd, data: Option<&Data<'_>>, gone: &BTreeSet<&[u8]>) -> Result<()> {
     let Entry { path, what, mode, owner: _, modified: _, attributes, flags: _ } = entry;
     let mut written = None;
     let (parent, name) = place(top, &path.0)?;
@@ -443,23 +454,26 @@ fn stamp(parent: &OwnedFd, name: &[u8], entry: &Entry) -> Result<()> {
     Ok(())
 }
 
-fn fill(
-    file: &OwnedFd,
-    start: u64,
-    size: u64,
-    extents: &[(u64, u64)],
-    data: Option<&(std::fs::File, u64)>,
-) -> Result<()> {
+/// What is in the files of a layer.
+struct Data<'r> {
+    reader: &'r Reader,
+    name: &'r str,
+    file: std::fs::File,
+    bytes: u64,
+}
+
+fn fill(file: &OwnedFd, start: u64, size: u64, extents: &[(u64, u64)], data: Option<&Data<'_>>) -> Result<()> {
     rustix::fs::ftruncate(file, size).named("ftruncate", || format!("{size}"))?;
     let mut from = start;
     let mut buffer = vec![0u8; 256 * 1024];
     for (offset, len) in extents {
         let outside = || Cause::corrupt("a file of a layer has data outside the blob or itself");
-        let (blob, bytes) = data.ok_or_else(outside)?;
+        let Data { reader, name, file: blob, bytes } = data.ok_or_else(outside)?;
         let end = from.checked_add(*len).filter(|end| end <= bytes).ok_or_else(outside)?;
         offset.checked_add(*len).filter(|end| *end <= size).ok_or_else(outside)?;
         let mut at = *offset;
         while from < end {
+            reader.wanted(name)?;
             let want = buffer.len().min(usize::try_from(end - from).unwrap_or(usize::MAX));
             let n = rustix::io::pread(blob.as_fd(), &mut buffer[..want], from).named("pread64", || "layer".into())?;
             let w = rustix::io::pwrite(file, &buffer[..n], at).named("pwrite64", || format!("{at}"))?;

@@ -283,6 +283,7 @@ fn fill(id: i32, name: &str, (size, extents): (u64, &[(u64, u64)]), reader: &Rea
         let end = offset.checked_add(*len).filter(|end| *end <= whole).ok_or_else(outside)?;
         let mut to = *offset;
         while to < end {
+            reader.wanted(name)?;
             let want = CHUNK.min(usize::try_from(end - to).unwrap_or(CHUNK));
             let chunk = buffer.get_mut(..want).ok_or_else(outside)?;
             let n = rustix::io::pread(&file, &mut *chunk, from).named("pread64", || format!("{name}, {from}"))?;
