@@ -403,3 +403,46 @@ fn words_that_the_kernel_does_not_wait_for_are_there() {
         assert!(log.lines().any(|one| one == line), "{line}: {log}");
     }
 }
+
+/// Three robust lists in memory that could come later, with two thousand entries each, every one in a page of its own.
+const MANY_WORDS: &str = "
+import ctypes, mmap, threading, time
+libc = ctypes.CDLL(None)
+size, PAGE, MANY = 64 << 20, 4096, 2000
+held = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for n in range(size // PAGE): held[n * PAGE + 2048] = 1
+at = ctypes.addressof(ctypes.c_char.from_buffer(held))
+def word(address, value): ctypes.c_uint64.from_address(address).value = value
+distance = lambda: time.time() - time.monotonic()
+first = distance()
+def restored():
+    while abs(distance() - first) < 0.2: time.sleep(0.001)
+def exits(number):
+    head = at + number * (MANY + 1) * PAGE
+    for n in range(MANY): word(head + n * PAGE, head + (n + 1) * PAGE)
+    word(head + MANY * PAGE, head), word(head + 8, 64)
+    assert libc.syscall(ctypes.c_long(273), ctypes.c_void_p(head), ctypes.c_void_p(24)) == 0
+    restored()
+threads = [threading.Thread(target=exits, args=(n,)) for n in range(3)]
+[t.start() for t in threads]
+time.sleep(0.5)
+print('ready', flush=True)
+[t.join() for t in threads]
+print('right' if all(held[n * PAGE + 2048] for n in range(size // PAGE)) else 'WRONG', flush=True)
+";
+
+/// Each page of such a word costs that a block is compared before anything runs: by the keeper, who would do it for an hour if an image said so.
+#[test]
+fn what_has_very_many_such_words_is_filled_at_once() {
+    let Some(yendor) = Yendor::new(Flavour::RootUserns) else { return };
+    let container = yendor.fresh("many");
+    yendor.run_detached(&container, &["python3", "-c", MANY_WORDS]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let taken = yendor.path("image");
+    yendor.checkpoint(&container, &taken);
+    let (container, said) = restored(&yendor, &taken, &[]);
+    assert!(said.contains("--lazy: all memory was filled"), "{said}");
+    assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+    let log = yendor.logs(&container);
+    assert!(log.lines().any(|line| line == "right"), "{log}");
+}

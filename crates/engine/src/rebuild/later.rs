@@ -29,6 +29,10 @@ const PAGE: usize = 4096;
 /// Bytes of pages from which on an area is not filled at once.
 const LEAST: u64 = 256 << 10;
 
+/// Pages with words that the kernel does not wait for, of all processes of an image: each of them may cost that a block is compared before
+/// anything runs. What has more is filled at once.
+const MOST_WORDS: usize = 4096;
+
 /// What decides, and what has been decided.
 #[derive(Debug)]
 pub struct Later {
@@ -45,6 +49,8 @@ pub struct Later {
     read: RefCell<BTreeSet<(u16, u64)>>,
     /// The device's number in every stub.
     number: Cell<Option<i32>>,
+    /// So many pages with such words may be put still.
+    words: Cell<usize>,
 }
 
 /// What comes later to a process.
@@ -83,9 +89,9 @@ impl Later {
         if trees.is_empty() {
             return Ok(None);
         }
-        let (waiting, number) = (RefCell::new(Some(waiting)), Cell::default());
+        let (waiting, number, words) = (RefCell::new(Some(waiting)), Cell::default(), Cell::new(MOST_WORDS));
         let (filling, spaces, read) = Default::default();
-        Ok(Some(Later { how, device, compared, trees, entries, waiting, filling, spaces, read, number }))
+        Ok(Some(Later { how, device, compared, trees, entries, waiting, filling, spaces, read, number, words }))
     }
 
     /// Whether this file is compared by blocks, when tasks have read what they read of it.
@@ -106,15 +112,15 @@ impl Later {
     }
 
     /// Which areas of a process are filled later, by their starts.
-    pub(super) fn choose(&self, site: &Site<'_>, pid: i32, alive: &Alive) -> BTreeSet<u64> {
+    pub(super) fn choose(&self, site: &Site<'_>, pid: i32, alive: &Alive) -> Plain<BTreeSet<u64>> {
         let memory = &alive.memory;
         let mut spaces = self.spaces.borrow_mut();
         if self.number.get().is_none() || spaces.len() >= MOST || memory.inherits.is_some() {
-            return BTreeSet::new();
+            return Ok(BTreeSet::new());
         }
         // Else filters are handed over where memory may be that never comes.
         if !memory.areas.iter().any(filter::is_roomy_stack) {
-            return BTreeSet::new();
+            return Ok(BTreeSet::new());
         }
         let mut found: BTreeMap<u64, (bool, Vec<PageRun>)> = BTreeMap::new();
         for run in &memory.pages {
@@ -126,14 +132,20 @@ impl Later {
         let bytes = |runs: &[PageRun]| runs.iter().filter_map(PageRun::bytes).sum::<u64>();
         found.retain(|_, (whole, runs)| *whole && bytes(runs) >= LEAST);
         if found.is_empty() {
-            return BTreeSet::new();
+            return Ok(BTreeSet::new());
         }
         let ends = |runs: &[PageRun]| Some((runs.first()?.addr.0, runs.last()?.end()?.0));
-        let ranges = found.values().filter_map(|(_, runs)| ends(runs)).collect();
+        let ranges: Vec<(u64, u64)> = found.values().filter_map(|(_, runs)| ends(runs)).collect();
         let starts = found.keys().copied().collect();
-        let words = site.reader.map(|reader| words::pages(reader, &memory.pages, &alive.threads)).unwrap_or_default();
+        let words = site.reader.map(|reader| words::pages(reader, &memory.pages, &alive.threads)).transpose()?;
+        let inside = |page: &u64| {
+            ranges.get(ranges.partition_point(|(_, end)| end <= page)).is_some_and(|(start, _)| start <= page)
+        };
+        let words: BTreeSet<u64> = words.unwrap_or_default().into_iter().filter(inside).collect();
+        let Some(left) = self.words.get().checked_sub(words.len()) else { return Ok(BTreeSet::new()) };
+        self.words.set(left);
         spaces.push(Space { pid, runs: found.into_values().flat_map(|(_, runs)| runs).collect(), ranges, words });
-        starts
+        Ok(starts)
     }
 
     /// A run is read at once.
@@ -153,10 +165,6 @@ impl Later {
         for Space { pid, runs, ranges, words } in spaces {
             let task = &tasks[&pid];
             let pager = watch(site, task, device, &ranges).at(Step::Rebuild).kind("memory", "userfaultfd").task(pid)?;
-            let inside = |page: &u64| {
-                ranges.get(ranges.partition_point(|(_, end)| end <= page)).is_some_and(|(start, _)| start <= page)
-            };
-            let words = words.into_iter().filter(inside);
             self.put(site, (&pager, &runs), words).at(Step::Rebuild).kind("memory", "userfaultfd").task(pid)?;
             wanting.push(Wanting { pid: task.tid, pager, runs });
         }
@@ -165,12 +173,7 @@ impl Later {
     }
 
     /// Puts single pages in their place before anything runs.
-    fn put(
-        &self,
-        site: &Site<'_>,
-        (pager, runs): (&missing::Pager, &[PageRun]),
-        pages: impl Iterator<Item = u64>,
-    ) -> Plain<()> {
+    fn put(&self, site: &Site<'_>, (pager, runs): (&missing::Pager, &[PageRun]), pages: BTreeSet<u64>) -> Plain<()> {
         let (mut block, mut loaded) = (Vec::new(), None);
         for at in pages {
             let placed = match (words::run_at(runs, at), site.reader) {
@@ -178,6 +181,7 @@ impl Later {
                     let offset = run.offset + (at - run.addr.0);
                     let number = offset / TREE_BYTES;
                     if loaded != Some((run.file, number)) {
+                        reader.wanted(&pages_name(run.file))?;
                         let missing = || Cause::corrupt(format!("{}: missing", pages_name(run.file)));
                         let tree = self.trees.get(&run.file).ok_or_else(missing)?;
                         tree.load(&reader.open_file(&pages_name(run.file))?.0, number, &mut block)?;

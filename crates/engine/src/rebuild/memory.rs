@@ -88,7 +88,8 @@ impl Memories {
         if memory.inherits.is_none() {
             place_vdso(site, memory, &mut script)?;
         }
-        let later = site.later.filter(|_| may_be_later).map(|later| later.choose(site, pid, alive)).unwrap_or_default();
+        let later = site.later.filter(|_| may_be_later).map(|later| later.choose(site, pid, alive)).transpose()?;
+        let later = later.unwrap_or_default();
         fill_areas(site, (pid, memory), (&kept, &later), &mut script)?;
         let inherited_exe = memory.inherits.is_some() && origin.is_some_and(|o| o.layout.exe == memory.layout.exe);
         let exe = match memory.layout.exe.filter(|_| !inherited_exe) {

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use yendor_image::{PAGE_BYTES, PageRun, Reader, pages_name};
+use yendor_image::{PAGE_BYTES, PageRun, RECORDS_FILE, Reader, pages_name};
+use yendor_kinds::Result;
 use yendor_kinds::process::Thread;
 
 /// As many entries of a robust list as the kernel looks at (`ROBUST_LIST_LIMIT`).
@@ -17,14 +18,18 @@ const ENTRIES: usize = 2048;
 const MOST: usize = 1 << 16;
 
 /// The pages of all such words, by address. `runs`: by address, too.
-pub(super) fn pages(reader: &Reader, runs: &[PageRun], threads: &[Thread]) -> BTreeSet<u64> {
+///
+/// # Errors
+/// Nobody waits for them any more.
+pub(super) fn pages(reader: &Reader, runs: &[PageRun], threads: &[Thread]) -> Result<BTreeSet<u64>> {
     let mut image = Image { reader, runs, open: None, left: MOST };
     let mut words: BTreeSet<u64> = threads.iter().filter_map(waited_for).collect();
     for thread in threads {
+        reader.wanted(RECORDS_FILE)?;
         words.insert(thread.rseq.tid_address);
         robust(&mut image, thread.rseq.robust.0, &mut words);
     }
-    words.into_iter().map(|word| word / PAGE_BYTES * PAGE_BYTES).collect()
+    Ok(words.into_iter().map(|word| word / PAGE_BYTES * PAGE_BYTES).collect())
 }
 
 /// The futex that a thread in futex(2) waits for as its next owner.
