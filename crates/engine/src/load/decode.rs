@@ -58,7 +58,8 @@ pub(super) fn decode(reader: &Reader, plain: Option<Plain>) -> Result<Option<Pla
         }
     }
     let bytes = jobs.iter().map(|job| job.entry.content_bytes()).fold(0, u64::saturating_add);
-    if let Err(e) = memory::enough("compressed", bytes) {
+    // Before decryption that was asked for both together; of what is available now that has taken its part.
+    if !encrypted && let Err(e) = memory::enough("compressed", bytes) {
         // What only claims to need so much is damaged.
         look(&jobs)?;
         return Err(e);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use yendor_image::crypt::{self, Identities};
-use yendor_image::{Manifest, RECORDS_FILE, Reader};
+use yendor_image::{FileEntry, Manifest, RECORDS_FILE, Reader};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
@@ -99,7 +99,8 @@ impl Plain {
 }
 
 /// Decrypts the files of an image whose signature, if one is asked for, is right already. Each is compared with its digest
-/// first; the records come first of all, so that wrong keys are known for what they are at once.
+/// first; the records come first of all, so that wrong keys are known for what they are at once. That there is memory is asked for all
+/// that comes, also for what [`super::decode`] makes of it.
 ///
 /// # Errors
 /// No identity, or none that opens it (exit code 5); an identity file that is none (2); a damaged image (4).
@@ -108,8 +109,10 @@ pub(super) fn decrypt(reader: &Reader, identities: &[IdentityFile]) -> Result<Pl
     if identities.is_empty() {
         return Err(closed(manifest));
     }
-    let bytes = manifest.files.iter().fold(0, |sum: u64, entry| sum.saturating_add(entry.decrypted_bytes()));
-    memory::enough("encrypted", bytes)?;
+    // What is compressed in it is decoded next, while this is still there.
+    let decoded = |entry: &FileEntry| entry.compressed.map_or(0, |compressed| compressed.content);
+    let bytes = manifest.files.iter().flat_map(|entry| [entry.decrypted_bytes(), decoded(entry)]);
+    memory::enough("encrypted", bytes.fold(0, u64::saturating_add))?;
     let recipients = recipients(manifest);
     let _limit = Raised::raise();
     let mut order: Vec<usize> = (0..manifest.files.len()).collect();
@@ -240,5 +243,46 @@ impl Drop for Raised {
             // Lower than it is: nobody refuses that. Descriptors above it stay open.
             let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::time::SystemTime;
+    use yendor_image::crypt::Recipients;
+    use yendor_image::{Compression, Limits, Writer};
+
+    #[test]
+    fn memory_is_asked_for_what_is_decoded_too() {
+        const NOBODY: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+        let place = std::env::temp_dir().join(format!("yendor-decrypt-{}", std::process::id()));
+        let mut writer = Writer::create(&place).expect("create");
+        writer.encrypt_to(Recipients::parse(&[NOBODY.into()]).expect("a recipient"));
+        writer.compress(Compression::Zstd(1));
+        let mut file = writer.file("pages-0").expect("file");
+        let mut random = vec![0; 24 << 20];
+        File::open("/dev/urandom").and_then(|mut urandom| urandom.read_exact(&mut random)).expect("random bytes");
+        file.write_all(&random).expect("write");
+        file.finish().expect("finish");
+        writer.records(&()).expect("records");
+        let manifest = writer.commit(SystemTime::now()).expect("commit");
+        let said = |content: Option<u64>| {
+            let mut manifest = manifest.clone();
+            let claimed = manifest.files.iter_mut().find_map(|entry| entry.compressed.as_mut()).expect("compressed");
+            claimed.content = content.unwrap_or(claimed.content);
+            let directory = rustix::fs::open(&place, rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+            let version = Reader::open(&*place).expect("open").version();
+            let reader = Reader::assemble(directory.expect("open"), version, manifest, Limits::default());
+            let identity = IdentityFile::open(Path::new("/dev/null")).expect("an empty file");
+            decrypt(&reader.expect("a manifest"), &[identity]).expect_err("nobody has the key")
+        };
+        // All the memory that there is: twice 24 MiB are to be had.
+        let all = memory::available().expect("some memory") / 16 * 15;
+        let (honest, much) = (said(None), said(Some(all)));
+        std::fs::remove_dir_all(&place).expect("our own");
+        assert!(!honest.to_string().contains("bytes of memory"), "{honest}");
+        assert!(much.exit_code() == 5 && much.to_string().contains("bytes of memory"), "{much}");
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn enough(which: &str, bytes: u64) -> Result<()> {
 }
 
 /// Bytes.
-fn available() -> Result<u64> {
+pub(super) fn available() -> Result<u64> {
     let text = std::fs::read("/proc/meminfo").map_err(|e| SysError::io("read", "/proc/meminfo", &e)).at(Step::Load)?;
     // The file counts in KiB.
     Ok(meminfo::parse(&text).at(Step::Load)?.available.saturating_mul(1024))
