@@ -271,7 +271,33 @@ pub fn filter() -> Seccomp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use yendor_image::{Addr, Writer};
     use yendor_policy::seccomp::{Call, program, verdict};
+
+    #[test]
+    fn nothing_is_copied_for_nobody() {
+        let place = std::env::temp_dir().join(format!("yendor-ark-{}", std::process::id()));
+        let writer = Writer::create(&place).expect("create");
+        let mut file = writer.file("pages-0").expect("file");
+        file.write_all(&[7; 4096]).expect("write");
+        file.finish().expect("finish");
+        writer.records(&()).expect("records");
+        writer.commit(std::time::SystemTime::now()).expect("commit");
+        let mut reader = Reader::open(&*place).expect("open");
+        let from = reader.open_file("pages-0").expect("open").0;
+        std::fs::remove_dir_all(&place).expect("our own");
+        let (front, ours) = UnixStream::pair().expect("a pair");
+        reader.read_for(ours.as_fd()).expect("dup");
+        let to = File::from(rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).expect("memfd_create"));
+        let run = PageRun { addr: Addr(0), pages: 1, file: 0, offset: 0 };
+        copy(&reader, (&from, &run), (&to, 0), &mut [0; 4096]).expect("somebody waits for it");
+        drop(front);
+        let said = copy(&reader, (&from, &run), (&to, 0), &mut [0; 4096]).expect_err("nobody does").to_string();
+        assert!(said.contains("pages-0: read"), "{said}");
+    }
 
     #[test]
     fn the_filter_forbids_what_would_show_what_is_shared() {

@@ -431,3 +431,18 @@ fn copy_in(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::shared::tests::Awaited;
+
+    #[test]
+    fn no_deleted_file_is_filled_for_nobody() {
+        let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd_create");
+        Awaited::new("regular").while_awaited(|reader| {
+            let (blob, bytes) = reader.open_file("pages-0")?;
+            copy_in((reader, "pages-0"), blob.as_fd(), (0, bytes), &file, 0)
+        });
+    }
+}

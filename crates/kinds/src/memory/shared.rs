@@ -66,36 +66,59 @@ pub fn rebuild(record: &Record, reader: &Reader) -> Result<OwnedFd> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
 
     use yendor_image::{Addr, Writer};
 
     use super::*;
 
+    /// An image of a page in `pages-0`, which is removed in the end, and whoever waits for what is in it.
+    pub(crate) struct Awaited {
+        place: PathBuf,
+        pub(crate) reader: Reader,
+        pub(crate) front: Option<UnixStream>,
+    }
+
+    impl Awaited {
+        pub(crate) fn new(name: &str) -> Awaited {
+            let place = std::env::temp_dir().join(format!("yendor-test-{name}-{}", std::process::id()));
+            let writer = Writer::create(&place).expect("create");
+            let mut file = writer.file("pages-0").expect("file");
+            file.write_all(&[7; PAGE_BYTES as usize]).expect("write");
+            file.finish().expect("finish");
+            writer.records(&()).expect("records");
+            writer.commit(std::time::SystemTime::now()).expect("commit");
+            let mut reader = Reader::open(&*place).expect("open");
+            let (front, ours) = UnixStream::pair().expect("a pair");
+            reader.read_for(ours.as_fd()).expect("dup");
+            Awaited { place, reader, front: Some(front) }
+        }
+
+        /// It is done as long as somebody waits, and then no more.
+        #[track_caller]
+        pub(crate) fn while_awaited(mut self, what: impl Fn(&Reader) -> Result<()>) {
+            what(&self.reader).expect("somebody waits for it");
+            self.front.take();
+            let said = what(&self.reader).expect_err("nobody waits for it").to_string();
+            assert!(said.contains("pages-0: read"), "{said}");
+        }
+    }
+
+    impl Drop for Awaited {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.place);
+        }
+    }
+
     /// What is in one file can be in very many objects, and each as long as it likes.
     #[test]
     fn nothing_is_copied_for_nobody() {
-        let place = std::env::temp_dir().join(format!("yendor-test-shared-{}", std::process::id()));
-        let writer = Writer::create(&place).expect("create");
-        let mut file = writer.file("pages-0").expect("file");
-        file.write_all(&[7; PAGE_BYTES as usize]).expect("write");
-        file.finish().expect("finish");
-        writer.records(&()).expect("records");
-        writer.commit(std::time::SystemTime::now()).expect("commit");
-        let mut reader = Reader::open(&*place).expect("open");
         let run = PageRun { addr: Addr(0), pages: 1, file: 0, offset: 0 };
         let record = Record { id: ShmId(0), name: Bytes(b"x".to_vec()), size: PAGE_BYTES, pages: vec![run] };
-        let (front, ours) = UnixStream::pair().expect("a pair");
-        reader.read_for(ours.as_fd()).expect("dup");
-        let made = rebuild(&record, &reader).map(drop);
-        drop(front);
-        let refused = rebuild(&record, &reader).map(drop);
-        std::fs::remove_dir_all(&place).expect("our own");
-        made.expect("somebody waits for it");
-        let said = refused.expect_err("nobody waits for it").to_string();
-        assert!(said.contains("pages-0: read"), "{said}");
+        Awaited::new("shared").while_awaited(|reader| rebuild(&record, reader).map(drop));
     }
 }

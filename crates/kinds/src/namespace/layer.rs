@@ -486,3 +486,18 @@ fn fill(file: &OwnedFd, start: u64, size: u64, extents: &[(u64, u64)], data: Opt
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::shared::tests::Awaited;
+
+    #[test]
+    fn no_file_of_a_layer_is_filled_for_nobody() {
+        let to = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd_create");
+        Awaited::new("layer").while_awaited(|reader| {
+            let (file, bytes) = reader.open_file("pages-0")?;
+            fill(&to, 0, bytes, &[(0, bytes)], Some(&Data { reader, name: "pages-0", file, bytes }))
+        });
+    }
+}
