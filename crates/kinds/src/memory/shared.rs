@@ -88,7 +88,7 @@ pub(crate) mod tests {
             let place = std::env::temp_dir().join(format!("yendor-test-{name}-{}", std::process::id()));
             let writer = Writer::create(&place).expect("create");
             let mut file = writer.file("pages-0").expect("file");
-            file.write_all(&[7; PAGE_BYTES as usize]).expect("write");
+            file.write_all(&[7; 4096]).expect("write");
             file.finish().expect("finish");
             writer.records(&()).expect("records");
             writer.commit(std::time::SystemTime::now()).expect("commit");
