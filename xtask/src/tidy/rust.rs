@@ -17,6 +17,7 @@ const HEAD: &[&str] = &["Read from:", "Made again by:", "Lost:"];
 const NO_KIND: &[(&str, &str)] = &[
     ("lib.rs", "names the kinds and the shapes they have"),
     ("error.rs", "what goes wrong in any kind"),
+    ("extent.rs", "how what several kinds have in pieces is checked"),
     ("file/gather.rs", "what file kinds share while they collect"),
     ("file/holder.rs", "who holds what a file kind refuses"),
     ("file/served.rs", "what file kinds share while they collect"),
