@@ -281,14 +281,13 @@ def child(i):
     timer = ctypes.c_void_p()
     if i % 2: assert libc.timer_create(1, None, ctypes.byref(timer)) == 0
     def again():
-        if i % 2: assert libc.timer_settime(timer, 0, struct.pack('4q', 0, 0, 0, 2_000_000 + i * 50_000), None) == 0
-        else: signal.setitimer(signal.ITIMER_REAL, 0.002 + i * 0.00005)
-    def rang(*_):
-        struct.pack_into('q', seen, 8 * i, struct.unpack_from('q', seen, 8 * i)[0] + 1)
+        if i % 2: assert libc.timer_settime(timer, 0, struct.pack('4q', 0, 0, 0, 4_000_000 + i * 4_000_000), None) == 0
+        else: signal.setitimer(signal.ITIMER_REAL, 0.004 + i * 0.004)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    while True:
         again()
-    signal.signal(signal.SIGALRM, rang)
-    again()
-    while True: signal.pause()
+        signal.sigwait([signal.SIGALRM])
+        struct.pack_into('q', seen, 8 * i, struct.unpack_from('q', seen, 8 * i)[0] + 1)
 def look(*_):
     before = counts()
     time.sleep(1)
