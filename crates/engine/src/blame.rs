@@ -2,6 +2,8 @@
 
 use yendor_kinds::Cause;
 use yendor_sys::Errno;
+use yendor_sys::wait::Event;
+use yendor_task::RunError;
 
 use crate::error::{Error, Step};
 
@@ -15,8 +17,17 @@ const MEMORY: [&str; 8] = ["mmap", "mremap", "mprotect", "madvise", "mlock", "ml
 /// Values that no kernel takes are the image's fault, ids that the container does not have are a denial, and what the machine does not
 /// have is a hole. A call that is refused for any other reason says nothing about the image. `alone`: nobody else can have its addresses.
 pub fn image(e: Error, alone: bool) -> Error {
+    if e.place.object.as_deref() == Some("/proc") && e.cause.sys().is_some_and(|sys| sys.errno == Errno::NOENT) {
+        let cause = Cause::corrupt(format!("its files have removed where proc is mounted: {}", e.cause));
+        return Error { cause: Box::new(cause), ..e };
+    }
     if matches!(e.place.step, Step::Admit | Step::Contain) {
         return e;
+    }
+    if by_its_own_hand(&e.cause) {
+        // Memory and registers that no task could have had that was ever stopped.
+        let cause = Cause::corrupt(format!("a task that cannot be made again: {}", e.cause));
+        return Error { cause: Box::new(cause), ..e };
     }
     let Some(sys) = e.cause.sys() else { return e };
     let what = sys.to_string();
@@ -70,12 +81,30 @@ pub fn image(e: Error, alone: bool) -> Error {
         Errno::OPNOTSUPP | Errno::NOPROTOOPT if sys.call == "setsockopt" => {
             Cause::of_machine(format!("a kernel with this option of sockets ({what})"), "one that has it")
         }
+        Errno::NXIO if sys.call == "prctl" => Cause::of_machine(
+            format!("a processor whose speculation can be controlled ({what})"),
+            "a machine that has one",
+        ),
+        Errno::TOOBIG => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         Errno::NODEV if sys.call == "arch_prctl" => {
             Cause::of_machine(format!("a processor that can deny cpuid ({what})"), "a machine that has one")
         }
         _ => return e,
     };
     Error { cause: Box::new(cause), ..e }
+}
+
+/// Whether a task was stopped or killed by a signal that only its own instructions cause.
+fn by_its_own_hand(cause: &Cause) -> bool {
+    // SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS.
+    const OWN: [i32; 6] = [4, 5, 7, 8, 11, 31];
+    let event = match cause {
+        Cause::Run(RunError::Signal { signal, .. }) => return OWN.contains(signal),
+        Cause::Run(RunError::Died { event, .. }) => event,
+        Cause::Dead(dead) => &dead.event,
+        _ => return false,
+    };
+    matches!(event, Event::Killed(signal) if OWN.contains(&(signal & 0x7f)))
 }
 
 #[cfg(test)]
@@ -113,5 +142,16 @@ mod tests {
         assert_eq!(code(Step::Confine, "fcntl", Errno::BADF), 4);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::PERM), 5);
         assert_eq!(code(Step::Contain, "mount", Errno::INVAL), 1);
+        assert_eq!(code(Step::Rebuild, "prctl", Errno::NXIO), 5);
+        assert_eq!(code(Step::Rebuild, "sched_setattr", Errno::TOOBIG), 4);
+        let signal = Error::new(Step::Rebuild, Cause::Run(RunError::Signal { tid: 7, signal: 11 }));
+        assert_eq!(image(signal, true).exit_code(), 4);
+        let died = |signal| {
+            let event = Event::Killed(signal);
+            image(Error::new(Step::Rebuild, Cause::Run(RunError::Died { tid: 7, event })), true).exit_code()
+        };
+        assert_eq!((died(11), died(9)), (4, 1));
+        let proc = Error::new(Step::Contain, SysError::new("move_mount", "\"/proc\"", Errno::NOENT));
+        assert_eq!(image(proc.kind("mount", "/proc"), true).exit_code(), 4);
     }
 }
