@@ -290,7 +290,8 @@ check()
             })
             .collect();
         all.sort_unstable();
-        all[1]
+        // Whatever else the machine does makes it longer.
+        all[0]
     };
     let without = stopped(&["--max-extra-memory", "0"]);
     let with = stopped(&["--rounds", "auto"]);
