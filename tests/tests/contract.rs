@@ -31,6 +31,7 @@ yendor_tests::root_and_user! {
     half_filled_files_take_no_longer
     what_rings_meanwhile_rings
     a_command_of_exec_stands_still
+    children_of_who_becomes_exec_live
     what_confined_it_is_said
     zeros_are_not_stored
     long_work_is_shown_at_a_terminal_only
@@ -267,6 +268,27 @@ while True:
         yendor.call(&["rm", "-f", &again]).exits(0);
     }
     assert!(counting.ended(PATIENCE).is_some());
+}
+
+/// Whoever becomes `yendor exec` may have children already: those are no commands of the container, and nobody ends them.
+fn children_of_who_becomes_exec_live(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = asleep(&yendor, "host");
+    let mut command = yendor.program(Path::new("/bin/sh"));
+    let script = "sleep 1000 & echo $!; exec \"$@\"";
+    command.args(["-c", script, "sh"]).arg(yendor_tests::yendor_binary());
+    command.args(["exec", &container, "--", "sh", "-c", "echo ready; exec sleep 1000"]);
+    let mut session = Started::new(command.stdout(yendor.output("said")).stderr(yendor.output("errors")));
+    let said = || fs::read_to_string(yendor.path("said")).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || said().contains("ready")), "{}", said());
+    let child: libc::pid_t = said().lines().next().and_then(|line| line.parse().ok()).expect("a pid");
+    let image = yendor.path("image");
+    let taken = yendor.call(&["checkpoint", "--json", &container, "-o", utf8(&image)]).exits(0).json();
+    assert_eq!(taken["lost"].as_array().map(Vec::len), Some(1), "{taken}");
+    assert!(session.ended(PATIENCE).is_some());
+    let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+    assert!(stat.contains(") S "), "{stat}");
+    yendor_tests::kill(child);
 }
 
 /// Programs that set a timer anew each time it has rung, and do nothing else: whenever it rings, all of them go on.

@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use yendor_image::Writer;
-use yendor_kinds::{Cause, Named};
-use yendor_sys::Errno;
+use yendor_kinds::Named;
 use yendor_sys::process::Signals;
+use yendor_sys::{Errno, SysError};
 use yendor_task::tree::FrozenTree;
 
 use super::marker::Marker;
@@ -92,7 +92,7 @@ impl End {
     }
 }
 
-fn pidfd(pid: i32) -> std::result::Result<OwnedFd, Cause> {
+pub(super) fn pidfd(pid: i32) -> std::result::Result<OwnedFd, SysError> {
     let open = Pid::from_raw(pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    Ok(open.named("pidfd_open", || pid.to_string())?)
+    open.named("pidfd_open", || pid.to_string())
 }

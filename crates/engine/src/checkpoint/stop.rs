@@ -2,10 +2,11 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use yendor_kinds::Named;
+use rustix::process::{Signal, pidfd_send_signal};
 use yendor_sys::{Errno, SysError};
 use yendor_task::tree::FrozenTree;
+
+use super::end::pidfd;
 
 /// All processes of a tree.
 pub(super) struct Stop(Vec<OwnedFd>);
@@ -14,11 +15,7 @@ impl Stop {
     /// # Errors
     /// What pidfd_open says.
     pub(super) fn ready(tree: &FrozenTree) -> Result<Stop, SysError> {
-        let open = |pid: &i32| {
-            let pidfd = Pid::from_raw(*pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-            pidfd.named("pidfd_open", || pid.to_string())
-        };
-        Ok(Stop(tree.processes.keys().map(open).collect::<Result<_, _>>()?))
+        Ok(Stop(tree.processes.keys().map(|pid| pidfd(*pid)).collect::<Result<_, _>>()?))
     }
 
     /// Stops all of them, or none: they stand still as soon as nobody traces them any more.
