@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::task::{Started, kill};
+use crate::task::{Started, kill, signal};
 
 /// What happens at the chosen call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Fault {
     Errno(i32),
     /// The process that makes it gets SIGKILL instead.
     Kill,
+    /// The process that makes it gets this signal, too.
+    Signal(libc::c_int),
 }
 
 /// How a traced command ended.
@@ -320,6 +322,7 @@ impl Trace {
         match self.fault {
             Fault::None => {}
             Fault::Kill => kill(pid),
+            Fault::Signal(number) => signal(pid, number),
             Fault::Errno(errno) => {
                 task.lie = Some(errno);
                 regs.orig_rax = u64::MAX;

@@ -31,6 +31,7 @@ yendor_tests::root_and_user! {
     half_filled_files_take_no_longer
     what_rings_meanwhile_rings
     a_command_of_exec_stands_still
+    commands_begin_while_memory_is_read
     children_of_who_becomes_exec_live
     what_confined_it_is_said
     zeros_are_not_stored
@@ -268,6 +269,25 @@ while True:
         yendor.call(&["rm", "-f", &again]).exits(0);
     }
     assert!(counting.ended(PATIENCE).is_some());
+}
+
+/// A program that is left running takes commands again as soon as it runs, and not when the last page is written.
+fn commands_begin_while_memory_is_read(flavour: Flavour) {
+    const PROGRAM: &str = "import os, time; held = os.urandom(192 << 20); print('ready', flush=True); time.sleep(1000)";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = python(&yendor, "large", PROGRAM);
+    let image = yendor.path("image");
+    let words = ["checkpoint", "--json", "--leave-running", "--compress", "zstd:6", &container, "-o", utf8(&image)];
+    let mut taking =
+        Started::new(yendor.command(&words).stdout(yendor.output("taken")).stderr(yendor.output("errors")));
+    let mut begun = 0;
+    while taking.ended(Duration::ZERO).is_none() {
+        yendor.call(&["exec", &container, "--", "true"]).exits(0);
+        begun += usize::from(taking.ended(Duration::ZERO).is_none());
+    }
+    let taken = fs::read_to_string(yendor.path("taken")).expect("what it says");
+    // One may begin before the program is stopped, and the one that waits meanwhile ends.
+    assert!(begun >= 4, "{begun} commands while it took {taken}");
 }
 
 /// Whoever becomes `yendor exec` may have children already: those are no commands of the container, and nobody ends them.

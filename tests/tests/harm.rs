@@ -226,6 +226,33 @@ fn ending_checkpoint_killed(flavour: Flavour) {
     assert_eq!(told.len(), resets, "{told:?}");
 }
 
+/// Who wants a checkpoint to end, by Ctrl-C or otherwise, when its image is there: the container ends all the same. An image of one that runs
+/// on would be restored beside it.
+fn ending_checkpoint_interrupted(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut random = Random::fresh();
+    let mut container = start_with(&yendor, "ticker", "PROBE_CONNECTIONS=terminal");
+    let image = yendor.path("image");
+    let command = |container: &str| yendor.traced(&["checkpoint", container, "-o", text(&image)]);
+    let mut fault = (0, Fault::None);
+    let (mut calls, mut hits) = (0, 0);
+    while hits < rounds(6, 60) {
+        let traced = with_fault(command(&container), fault.0, fault.1, PATIENCE);
+        hits += u64::from(traced.hit.is_some());
+        let ended = wait_until(DYING, || state(&yendor, &container).as_deref() != Some("running"));
+        assert!(ended, "{fault:?} of {calls}: {traced:?}");
+        calls = traced.calls.checked_sub(traced.visible).expect("an image");
+        yendor.call(&["rm", &container]).exits(0);
+        container = yendor.fresh("ticker");
+        yendor.restore(&image, &container);
+        goes_on(&yendor, &container);
+        assert!(whole_or_nothing(&yendor, &image), "{traced:?}");
+        let number = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP][random.below(3) as usize];
+        fault = (FROM_VISIBLE + 1 + random.below(calls), Fault::Signal(number));
+    }
+    finish(&yendor, &container);
+}
+
 /// Every file of the image, then its directory, the rename, the directory around it: only then is anybody killed.
 fn is_made_durable_before_the_end(traced: &Traced, image: &Path) {
     let calls: Vec<&str> = traced.durable.iter().map(String::as_str).collect();
@@ -746,6 +773,7 @@ yendor_tests::root_and_user! {
     checkpoint_killed
     ending_checkpoint_killed
     ending_checkpoint_fails
+    ending_checkpoint_interrupted
     restore_killed
     restore_killed_by_time
     checkpoint_fails

@@ -244,6 +244,11 @@ def serve():
 if os.fork() == 0: serve()
 os.close(fuse)
 held = os.open('m/file', os.O_RDONLY)
+if 'jail' in sys.argv:
+    # The first that is looked at: from there no other file is to be seen either.
+    os.dup2(held, 0)
+    os.chroot('jail')
+    os.chdir('/')
 open('ready', 'w').close()
 while True:
     time.sleep(0.05)
@@ -256,15 +261,22 @@ while True:
     }
     fs::write(yendor.path("program"), PROGRAM).expect("a file");
     let image = yendor.path("image");
-    let script = "cd $PLACE; mkdir m; setsid /usr/bin/python3 program < /dev/null > said 2>&1 & pid=$!; cd $PLACE
-                  trap 'kill -9 -$pid; umount -l m' EXIT; for n in $(seq 500); do test -e ready && break; sleep 0.02; done
-                  \"$@\" --pid $pid; code=$?; rm -f alive; for n in $(seq 500); do test -e alive && exit $code; sleep 0.02; done
-                  cat said; exit 99";
-    let outcome = yendor.to_its_end(yendor.sheltered(script, &["checkpoint", "-o", text(&image)]), "a server".into());
-    let said = outcome.exits(3).stderr;
-    assert!(said.contains("whose server does not answer") && said.contains("(file descriptor "), "{said}");
-    let left: Vec<_> = fs::read_dir(yendor.path(".")).expect("ours").flatten().map(|e| e.file_name()).collect();
-    assert!(left.iter().all(|name| !name.to_string_lossy().contains("image")), "{left:?}");
+    // With a root of its own, from which the mount is not to be seen, and without.
+    for jail in ["", "jail"] {
+        let script = format!(
+            "cd $PLACE; mkdir -p m jail; setsid /usr/bin/python3 program {jail} < /dev/null > said 2>&1 & pid=$!; cd $PLACE
+             trap 'kill -9 -$pid; umount -l m' EXIT; for n in $(seq 500); do test -e ./{jail}/ready && break; sleep 0.02; done
+             \"$@\" --pid $pid; code=$?; rm -f ./{jail}/alive
+             for n in $(seq 500); do test -e ./{jail}/alive && exit $code; sleep 0.02; done
+             cat said; exit 99"
+        );
+        let words = ["checkpoint", "-o", text(&image)];
+        let outcome = yendor.to_its_end(yendor.sheltered(&script, &words), format!("a server {jail}"));
+        let said = outcome.exits(3).stderr;
+        assert!(said.contains("whose server does not answer") && said.contains("(file descriptor "), "{said}");
+        let left: Vec<_> = fs::read_dir(yendor.path(".")).expect("ours").flatten().map(|e| e.file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().contains("image")), "{left:?}");
+    }
 }
 
 /// What a task of a foreign tree holds but may not read goes into no image, though root asks for it: it would be read there.
