@@ -383,6 +383,40 @@ fn what_cannot_be_enforced_is_refused_and_nothing_is_left() {
 const CLOSED: &str = "echo text >/tmp/closed; exec 5<>/tmp/closed; chmod 000 /tmp/closed; \
     trap 'cat <&5; exit 7' USR1; echo ready; while :; do sleep 0.1; done";
 
+/// Holds a file and a directory that have no name any more, of /run, and a file whose directory is gone.
+const UNNAMED: &str = "mkdir /run/dir /run/gone; echo text >/run/file; echo more >/run/gone/file; exec 5<>/run/file 6</run/dir 7<>/run/gone/file; \
+    rm -r /run/file /run/dir /run/gone; trap 'cat <&5; cat <&7; exit 7' USR1; echo ready; while :; do sleep 0.1; done";
+
+/// What no name leads to may be made anywhere, but not because a policy forbids the place that it had.
+#[test]
+fn a_deleted_file_is_not_made_elsewhere_because_the_policy_forbids_its_place() {
+    everybody(|yendor| {
+        let (first, image) = (yendor.fresh("a"), yendor.path("image"));
+        yendor.run_detached(&first, &["sh", "-c", UNNAMED]);
+        yendor.wait_for_log(&first, "ready", PATIENCE);
+        yendor.checkpoint(&first, &image);
+        let restores = |options: &[&str]| {
+            let name = yendor.fresh("b");
+            yendor.restore_with(&image, &name, options).exits(0);
+            yendor.kill(&name, "USR1");
+            assert_eq!(yendor.wait(&name), 7, "{}", yendor.logs(&name));
+            assert_eq!(yendor.logs(&name), "text\nmore\n");
+        };
+        let rules = ["--landlock", "exec:/usr", "--landlock", "rw:/dev", "--landlock", "rw:/tmp"];
+        let early = [&["--enforce", "early"], &rules[..]].concat();
+        restores(&rules);
+        restores(&[&early[..], &["--landlock", "rw:/run"]].concat());
+        let refused = |options: &[&str], what: &str| {
+            let said = yendor.restore_with(&image, &yendor.fresh("b"), options).exits(5).stderr;
+            assert!(said.contains(what) && said.contains("denied by: Landlock"), "{said}");
+            assert!(yendor.tasks_left().is_empty(), "{:?}", yendor.tasks_left());
+        };
+        refused(&early, "/run/file");
+        // Where its directory is gone it goes to /tmp, if that is allowed.
+        refused(&[&early[..4], &["--landlock", "rw:/dev", "--landlock", "rw:/run"]].concat(), "/tmp");
+    });
+}
+
 #[test]
 fn a_file_of_mode_000_comes_back_unless_the_policy_is_enforced_early_and_forbids_it() {
     everybody(|yendor| {

@@ -106,6 +106,32 @@ fn by_a_filter(flavour: Flavour) {
     yendor.restore(&connected, &again);
 }
 
+/// A filter that kills who makes a call, or sends it a signal, denies as well as one that answers.
+fn by_a_filter_that_kills(flavour: Flavour) {
+    const TRAP: u32 = 0x0003_0000;
+    const KILL_PROCESS: u32 = 0x8000_0000;
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let image =
+        image_of(&yendor, &[], &["sh", "-c", "echo x > /tmp/file; exec 5< /tmp/file; echo ready; sleep 1000 & wait"]);
+    // Of the front and the keeper, of the reader, and of tasks alone.
+    let calls = [libc::SYS_mount, libc::SYS_ptrace, libc::SYS_pivot_root, libc::SYS_seccomp, libc::SYS_mremap];
+    for (call, action) in calls.into_iter().flat_map(|call| [(call, TRAP), (call, KILL_PROCESS)]) {
+        let container = yendor.fresh("killed");
+        yendor.will_remove(&container);
+        let options =
+            [&["restore", "--detach", "--name", &container], yendor.flavour().options(), &[text(&image)]].concat();
+        let mut command = yendor.command(&options);
+        answer(&mut command, call, action);
+        let outcome = yendor.to_its_end(command, format!("restore without call {call}, {action:#x}"));
+        denied(
+            &yendor,
+            outcome,
+            &["a seccomp filter ends who makes a call", "denied by: seccomp: a filter of the caller"],
+        );
+    }
+    yendor.restore(&image, &yendor.fresh("again"));
+}
+
 /// A domain with a rule for files lets nobody mount, not even in a namespace of its own.
 fn by_landlock(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -202,6 +228,7 @@ fn without_waiting(flavour: Flavour) {
 yendor_tests::flavours! {
     without_waiting
     by_a_filter
+    by_a_filter_that_kills
     by_landlock
     by_permissions
     by_capabilities
@@ -217,11 +244,16 @@ fn confine(command: &mut Command, install: impl Fn() -> bool + Send + Sync + 'st
 
 /// The command gets `EPERM` from one system call.
 fn refuse(command: &mut Command, call: libc::c_long) {
+    answer(command, call, 0x0005_0001);
+}
+
+/// A filter answers to one of the command's system calls.
+fn answer(command: &mut Command, call: libc::c_long, with: u32) {
     let call = u32::try_from(call).expect("a small number");
     let filter = [
         libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 },
         libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: call },
-        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x0005_0001 },
+        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: with },
         libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x7fff_0000 },
     ];
     confine(command, move || {

@@ -12,6 +12,7 @@ use yendor_kinds::{Cause, Named};
 use yendor_policy::host::{Ask, Denial, Granted, HostPath, Person, Policy, Verb};
 use yendor_sys::namespace::Namespaces;
 use yendor_sys::spawn::{Spawn, spawn};
+use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
 
 use crate::contain::userns::{self, Caller};
@@ -106,10 +107,10 @@ pub fn admit(request: &Request, verb: Verb) -> Result<Admitted> {
     }
 }
 
-/// Waits until a keeper whose connection is closed has ended: what is refused leaves nothing.
-pub(crate) fn gone(pid: i32) {
+/// Waits until a keeper whose connection is closed has ended: what is refused leaves nothing. How it ended.
+pub(crate) fn gone(pid: i32) -> Option<Event> {
     // Our own child; whoever else has waited for it is right too.
-    let _ = yendor_sys::wait::wait(Some(pid), true);
+    yendor_sys::wait::wait(Some(pid), true).ok().flatten().map(|(_, event)| event)
 }
 
 fn policy(request: &Request, verb: Verb, network_is_known: bool, handed: &Handed) -> Result<Granted> {

@@ -94,23 +94,51 @@ pub fn image(e: Error, alone: bool) -> Error {
     Error { cause: Box::new(cause), ..e }
 }
 
+/// SIGSYS, by which a seccomp filter ends who makes a call.
+const BY_A_FILTER: i32 = 31;
+
 /// Whether a task was stopped or killed by a signal that only its own instructions cause.
 fn by_its_own_hand(cause: &Cause) -> bool {
     // SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS.
-    const OWN: [i32; 6] = [4, 5, 7, 8, 11, 31];
+    const OWN: [i32; 6] = [4, 5, 7, 8, 11, BY_A_FILTER];
+    signal(cause).is_some_and(|signal| OWN.contains(&signal))
+}
+
+/// By which signal a task was stopped or killed.
+fn signal(cause: &Cause) -> Option<i32> {
     let event = match cause {
-        Cause::Run(RunError::Signal { signal, .. }) => return OWN.contains(signal),
+        Cause::Run(RunError::Signal { signal, .. }) => return Some(*signal),
         Cause::Run(RunError::Died { event, .. }) => event,
         Cause::Dead(dead) => &dead.event,
-        _ => return false,
+        _ => return None,
     };
-    matches!(event, Event::Killed(signal) if OWN.contains(&(signal & 0x7f)))
+    if let Event::Killed(signal) = event { Some(signal & 0x7f) } else { None }
+}
+
+/// Who was ended by a filter, where one is in force that is not the image's: that has denied a call, and did not say so by an error. `filter`:
+/// whose.
+pub fn filter(e: Error, filter: Option<String>) -> Error {
+    if signal(&e.cause) != Some(BY_A_FILTER) || filter.is_none() {
+        return e;
+    }
+    let what = format!("a seccomp filter ends who makes a call ({})", e.cause);
+    let hint = "let the filter answer with an error (SECCOMP_RET_ERRNO): then it can be said which call it was".into();
+    Error { cause: Box::new(Cause::Denied { what, hint }), by: filter, ..e }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use yendor_sys::SysError;
+
+    #[test]
+    fn who_is_ended_by_a_filter_is_denied_if_it_is_not_the_images() {
+        let ended = |signal| Error::new(Step::Confine, Cause::Run(RunError::Signal { tid: 7, signal }));
+        let code =
+            |signal, whose: Option<&str>| image(filter(ended(signal), whose.map(str::to_owned)), true).exit_code();
+        assert_eq!((code(BY_A_FILTER, Some("whose")), code(BY_A_FILTER, None)), (5, 4));
+        assert_eq!((code(11, Some("whose")), code(10, Some("whose"))), (4, 1));
+    }
 
     #[test]
     fn an_image_is_blamed_for_what_it_asks_and_not_for_the_rest() {

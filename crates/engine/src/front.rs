@@ -11,8 +11,11 @@ use yendor_image::{Digest, Watcher};
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Verb;
 use yendor_sys::SysError;
+use yendor_sys::wait::Event;
+use yendor_task::Dead;
 
 use crate::admit::{self, Admitted, admit};
+use crate::blame;
 use crate::claim::Claim;
 use crate::contain::Given;
 use crate::control::{Control, MAX_DESCRIPTORS};
@@ -141,17 +144,17 @@ pub fn launch(what: &Launch, plain: Option<Plain>, shared: Option<&OwnedFd>) -> 
         Err(e) => {
             // Its tasks have been told to end with it. It cleans up behind itself, if it could; what stays without a state is
             // known for what it is.
-            give_up(pid, &claim);
+            let ended = give_up(pid, &claim);
             let _ = std::fs::remove_file(claim.path().join(state::FILE));
             let _ = state::remove(claim.path());
-            Err(e)
+            Err(fallen(e, pid, ended))
         }
     }
 }
 
 /// Waits for the end of a keeper that has been given up. Where only its word did not reach us, its container runs: that ends
-/// first.
-fn give_up(keeper: i32, claim: &Claim) {
+/// first. How it ended.
+fn give_up(keeper: i32, claim: &Claim) -> Option<Event> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let moment = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     let opened = Pid::from_raw(keeper).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
@@ -168,7 +171,14 @@ fn give_up(keeper: i32, claim: &Claim) {
             }
         }
     }
-    admit::gone(keeper);
+    admit::gone(keeper)
+}
+
+/// A keeper that a filter has ended has not said so.
+fn fallen(e: Error, keeper: i32, ended: Option<Event>) -> Error {
+    let Some(event) = ended.filter(|event| matches!(event, Event::Killed(_))) else { return e };
+    let dead = blame::filter(Error::new(e.place.step, Dead { tid: keeper, event }), Surroundings::look().filter(false));
+    if dead.by.is_some() { dead } else { e }
 }
 
 fn parent(pid: i32) -> Option<i32> {

@@ -82,6 +82,7 @@ fn live(inherited: Inherited) -> i32 {
             let _ = contain::leave();
             claim::discard(&startup.request.name, directory, parent);
             let e = around.name(e, startup.request.pids);
+            let e = blame::filter(e, around.filter(startup.request.policy.seccomp.is_some()));
             let e = if startup.spec.is_none() { blame::image(e, is_alone(&startup.request)) } else { e };
             // If the front is gone, nobody wants to know.
             let _ = control.send(&Report::Failed(Failure::from(&e)), &[]);

@@ -65,6 +65,16 @@ fn sort(call: &str) -> Sort {
     }
 }
 
+/// Who it was, where a filter of seccomp(2) was in force before anything of ours began.
+pub const CALLERS_FILTER: &str = "seccomp: a filter of the caller";
+
+/// Whether one is in force. The kernel is asked without /proc.
+#[must_use]
+pub fn is_filtered() -> bool {
+    use rustix::thread::{SecureComputingMode, secure_computing_mode};
+    secure_computing_mode().is_ok_and(|mode| mode == SecureComputingMode::Filter)
+}
+
 impl Surroundings {
     /// Those of this process. To be looked at while /proc, and the file systems of security modules, are in sight.
     #[must_use]
@@ -104,6 +114,14 @@ impl Surroundings {
         error
     }
 
+    /// Whose filter ends who makes a call: this process's own caller's, or the one that he wants for a container.
+    pub fn filter(&self, of_container: bool) -> Option<String> {
+        let caller = self.filter.then_some(CALLERS_FILTER);
+        let all: Vec<_> =
+            caller.into_iter().chain(of_container.then_some("seccomp: the container's (--seccomp)")).collect();
+        Some(all.join(", or ")).filter(|all| !all.is_empty())
+    }
+
     /// Who keeps capabilities from root, so that it can give a container no more than its own id, or not even that.
     pub fn hides(&self, names: &[&str]) -> Option<String> {
         let hidden = names.iter().any(|name| capability::one(name).is_ok_and(|mask| self.hidden & mask != 0));
@@ -127,7 +145,7 @@ impl Surroundings {
             all.push(lacks);
         }
         if self.filter {
-            all.push("seccomp: a filter of the caller".to_owned());
+            all.push(CALLERS_FILTER.to_owned());
         }
         // TOMOYO alone never answers EACCES.
         let answers = |module: Module| module != Module::Tomoyo || error.errno == Errno::PERM;

@@ -7,11 +7,14 @@ use yendor_kinds::{Cause, Named};
 use yendor_sys::sandbox::{self, Copy};
 use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
+use yendor_task::Dead;
 
 use super::{NO_ANSWER, NO_SANDBOX, NO_WORD};
-use crate::error::{At, Result, Step};
+use crate::error::{At, Error, Result, Step};
+use crate::{blame, who};
 
 const SIGKILL: i32 = 9;
+const SIGSYS: i32 = 31;
 
 /// The connection with whoever has asked; none: it is this process itself that waits.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +77,7 @@ impl<'c> Front<'c> {
     pub(super) fn ended(self, copy: Copy) -> Result<()> {
         copy.pidfd().map_or(Ok(()), |pidfd| self.until(pidfd)).at(Step::Load)?;
         let reader = "the process that reads the image";
+        let tid = copy.pid();
         let message = match copy.wait().at(Step::Load)? {
             Event::Exited(0) => return Ok(()),
             Event::Exited(sandbox::NO_MEMORY) => format!("{reader} got no memory"),
@@ -85,6 +89,13 @@ impl<'c> Front<'c> {
             }
             // By nobody here: of memory that is short the kernel takes some back so.
             Event::Killed(SIGKILL) => format!("{reader} was killed (was memory short?)"),
+            // Its own filter lets it go nowhere else; where the caller has one it may be either.
+            event @ Event::Killed(SIGSYS) if who::is_filtered() => {
+                return Err(blame::filter(
+                    Error::new(Step::Load, Dead { tid, event }),
+                    Some(who::CALLERS_FILTER.into()),
+                ));
+            }
             ended => return Err(Cause::corrupt(format!("its reader could not go on: {ended:?}"))).at(Step::Load),
         };
         Err(Cause::Reported { message, code: 1 }).at(Step::Load)

@@ -258,6 +258,9 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let later = |e: &Entry| {
         e.record.is_late() || mounts::is_promised(e) || sockets_later && matches!(e.record, Record::Unix(_))
     };
+    if request.policy.enforce == Enforce::Early {
+        workshop.judge();
+    }
     let files = confine.early(request, &snapshot.files, &own_places(reader, &proc)?, || {
         if request.policy.enforce == Enforce::Early {
             labels.enter()?;

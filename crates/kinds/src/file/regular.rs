@@ -58,6 +58,13 @@ impl Record {
     }
 }
 
+impl Record {
+    /// Where a file that no name leads to was.
+    pub(super) fn ghost_directory(&self) -> Option<&[u8]> {
+        self.ghost.as_ref().map(|_| parent(&self.path.0))
+    }
+}
+
 impl FileKind for Record {
     const NAME: &'static str = "regular";
 
@@ -241,15 +248,18 @@ impl Ghost {
     }
 
     fn open_directory(&self, path: &Bytes, flags: OFlags, workshop: &Workshop<'_>) -> Result<OwnedFd> {
-        let parent = workshop
-            .open(parent(&path.0), OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
-            .or_else(|_| workshop.open(b"/tmp", OFlags::DIRECTORY | OFlags::PATH, Mode::empty()))?;
         // Nobody else's, also in a directory that other containers share.
         let mut random = [0; 8];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
             .named("getrandom", || "8".into())?;
         let name = format!(".yendor-ghost-{:x}", u64::from_ne_bytes(random));
-        rustix::fs::mkdirat(&parent, &name, Mode::RWXU).named("mkdirat", || name.clone())?;
+        let make = |parent: &[u8]| {
+            let directory = workshop.open(parent, OFlags::DIRECTORY | OFlags::PATH, Mode::empty())?;
+            let shown = || format!("{name} in \"{}\"", parent.escape_ascii());
+            rustix::fs::mkdirat(&directory, &name, Mode::RWXU).named("mkdirat", shown)?;
+            Ok(directory)
+        };
+        let parent = workshop.or_in_tmp(&path.0, make(parent(&path.0)), || make(b"/tmp"))?;
         let fd =
             rustix::fs::openat(&parent, &name, flags | OFlags::CLOEXEC, Mode::empty()).named("openat", || name.clone());
         rustix::fs::unlinkat(&parent, &name, rustix::fs::AtFlags::REMOVEDIR).named("unlinkat", || name.clone())?;
@@ -261,20 +271,26 @@ impl Ghost {
 fn unnamed(path: &Bytes, nameless: bool, workshop: &Workshop<'_>) -> Result<OwnedFd> {
     let private = Mode::RUSR | Mode::WUSR;
     let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::RDWR;
-    if let Some(fd) = (!nameless).then(|| workshop.open(&path.0, create, private).ok()).flatten() {
-        let directory = workshop.open(parent(&path.0), OFlags::DIRECTORY | OFlags::PATH, Mode::empty())?;
-        let name = path.0.rsplit(|b| *b == b'/').next().unwrap_or_default();
-        rustix::fs::unlinkat(&directory, name, rustix::fs::AtFlags::empty()).named("unlinkat", || path.to_string())?;
-        return Ok(fd);
+    if !nameless {
+        match workshop.open(&path.0, create, private) {
+            Ok(fd) => {
+                let directory = workshop.open(parent(&path.0), OFlags::DIRECTORY | OFlags::PATH, Mode::empty())?;
+                let name = path.0.rsplit(|b| *b == b'/').next().unwrap_or_default();
+                rustix::fs::unlinkat(&directory, name, rustix::fs::AtFlags::empty())
+                    .named("unlinkat", || path.to_string())?;
+                return Ok(fd);
+            }
+            Err(e) if workshop.forbids(&path.0, &e) => return Err(e.into()),
+            // Another has the name, or the directory is gone, or is somebody else's.
+            Err(_) => {}
+        }
     }
-    // Its old directory may be gone or refuse: any place of the container will do.
-    let flags = OFlags::TMPFILE | OFlags::RDWR;
-    let fd = workshop.open(parent(&path.0), flags, private).or_else(|_| workshop.open(b"/tmp", flags, private))?;
-    Ok(fd)
+    let make = |directory: &[u8]| workshop.open(directory, OFlags::TMPFILE | OFlags::RDWR, private);
+    Ok(workshop.or_in_tmp(&path.0, make(parent(&path.0)), || make(b"/tmp"))?)
 }
 
 /// The directory part of a path.
-fn parent(path: &[u8]) -> &[u8] {
+pub(super) fn parent(path: &[u8]) -> &[u8] {
     match path.iter().rposition(|b| *b == b'/') {
         Some(0) | None => b"/",
         Some(i) => &path[..i],

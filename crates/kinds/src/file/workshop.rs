@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Access, AtFlags, Mode, OFlags, ResolveFlags, accessat};
 use yendor_image::{FileId, NsId, NsPid, Reader};
 use yendor_sys::{Errno, SysError};
 
@@ -24,6 +24,8 @@ pub struct Workshop<'a> {
     pub networks: Networks,
     /// The one of the mount namespaces that paths lead through; none: the container's.
     here: Option<NsId>,
+    /// Where a policy judges what is made: the directories in which it could be made without. None: no policy does.
+    judged: Option<BTreeSet<Vec<u8>>>,
     /// A /proc that shows this process.
     pub proc: OwnedFd,
     /// What the caller hands in.
@@ -72,6 +74,7 @@ impl<'a> Workshop<'a> {
             roots: BTreeMap::new(),
             networks: Networks::default(),
             here: None,
+            judged: None,
             proc,
             filled,
             clocks,
@@ -221,6 +224,39 @@ impl<'a> Workshop<'a> {
             }
             _ => e.into(),
         })
+    }
+
+    /// A policy will judge what is made from now on. Where the container's root may make files is asked before.
+    pub fn judge(&mut self) {
+        let lets = |directory: &Vec<u8>| {
+            let asked = Access::WRITE_OK | Access::EXEC_OK;
+            let open = self.open(directory, OFlags::DIRECTORY | OFlags::PATH, Mode::empty());
+            open.is_ok_and(|fd| accessat(&fd, c".", asked, AtFlags::EACCESS).is_ok())
+        };
+        let nameless = self.entries.values().filter_map(|entry| match &entry.record {
+            Record::Regular(file) => file.ghost_directory(),
+            _ => None,
+        });
+        let directories: BTreeSet<_> = nameless.map(<[u8]>::to_vec).collect();
+        self.judged = Some(directories.into_iter().filter(lets).collect());
+    }
+
+    /// What no name will lead to: made in its old directory or, where that is gone or gives no rights, in /tmp. Not when a policy forbids it.
+    pub(super) fn or_in_tmp<T>(
+        &self,
+        path: &[u8],
+        made: std::result::Result<T, SysError>,
+        in_tmp: impl FnOnce() -> std::result::Result<T, SysError>,
+    ) -> std::result::Result<T, SysError> {
+        made.or_else(|e| if self.forbids(path, &e) { Err(e) } else { in_tmp() })
+    }
+
+    /// Whether it is the policy that refuses a path, and not its directory: where that is another user's the root of a container may have no
+    /// rights in it.
+    #[must_use]
+    pub fn forbids(&self, path: &[u8], refused: &SysError) -> bool {
+        let lets = |directories: &BTreeSet<Vec<u8>>| directories.contains(super::regular::parent(path));
+        matches!(refused.errno, Errno::ACCESS | Errno::PERM) && self.judged.as_ref().is_some_and(lets)
     }
 
     /// Opens a path beneath the container's root.
