@@ -317,6 +317,19 @@ fn doctor_explains_the_policy() {
         let said = yendor.call_under_policy(policy, &["doctor"]).stdout;
         assert!(said.contains("NO  restore: only users no-such-user; you may not (line 1)"), "{said}");
         assert!(said.contains("networks: only private (line 2)"), "{said}");
+        // Who may start none may restore; which network it takes is not the question.
+        let said = yendor.call_under_policy(b"run = { users = ['no-such-user'] }\n", &["doctor"]).exits(0).stdout;
+        assert!(said.contains("this user may restore containers, and not start any"), "{said}");
+        assert!(said.contains("NO  run: only users no-such-user; you may not (line 1)"), "{said}");
+        assert!(!said.contains("no container can be started or restored"), "{said}");
+        let said = yendor.call_under_policy(b"networks = ['none']\n", &["doctor"]).exits(0).stdout;
+        assert!(said.contains("this user may have containers") && said.contains("ran and ended"), "{said}");
+        let key = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+        let said = yendor.call_under_policy(format!("signed-by = ['{key}']\n").as_bytes(), &["doctor"]).exits(0).stdout;
+        assert!(said.contains(key), "{said}");
+        let said =
+            yendor.call_under_policy(b"run = { users = [] }\nrestore = { users = [] }\n", &["doctor"]).exits(5).stdout;
+        assert!(said.contains("no container can be started or restored"), "{said}");
         let said = yendor.call_under_policy(b"x", &["doctor"]).exits(5).stdout;
         assert!(said.contains("denies everything") && said.contains("policy.toml:1:2: "), "{said}");
     }

@@ -21,6 +21,8 @@ use crate::control::Control;
 use crate::error::{At, Error, Result, Step};
 use crate::request::{Net, Request, Root, Userns};
 use crate::who::Surroundings;
+pub use crate::who::is_filtered;
+pub use yendor_sys::landlock::abi as landlock;
 
 /// The first argument that makes the program a keeper.
 pub const KEEPER: &str = "keeper";

@@ -105,6 +105,12 @@ impl Policy {
         }
     }
 
+    /// Whether a network, as `--net` takes it, is among those that are allowed.
+    #[must_use]
+    pub fn has_network(&self, name: &str) -> bool {
+        self.rules.networks.as_ref().is_none_or(|rule| rule.get_ref().iter().any(|n| n.name() == name))
+    }
+
     /// Decides.
     ///
     /// # Errors
@@ -192,8 +198,8 @@ impl Policy {
             say("keep-labels", format!("only {} ({})", rule.get_ref().join(", "), self.place(rule)), false);
         }
         if let Some(rule) = &rules.signed_by {
-            let count = rule.get_ref().len();
-            say("signed-by", format!("images need a signature by one of {count} keys ({})", self.place(rule)), false);
+            let keys = rule.get_ref().join(", ");
+            say("signed-by", format!("images need a signature by {keys} ({})", self.place(rule)), false);
         }
         if let Some(rule) = &rules.limits {
             let show = |n: Option<u64>| n.map_or("as asked".to_owned(), |n| format!("at most {n}"));

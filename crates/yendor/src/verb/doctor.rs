@@ -19,7 +19,7 @@ use crate::{caller, print};
 
 /// Say what this kernel, user and host policy allow, and what each "no" means
 ///
-/// Exits with 0 when containers can be started, 5 when not.
+/// Exits with 0 when containers can be started or restored, 5 when not.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  yendor doctor\n  yendor doctor --json")]
 pub struct Doctor {
@@ -51,9 +51,11 @@ fn fact(what: &'static str, value: impl Into<String>, meaning: impl Into<String>
 impl Doctor {
     /// Runs it.
     pub fn run(self) -> Outcome {
-        let container = container();
-        let works = container.good == Some(true);
-        let mut findings = vec![kernel(), architecture(), user_namespace(), ids()];
+        let (network, name) = network();
+        let container = container(name);
+        let namespaces = user_namespace(network);
+        let works = container.good == Some(true) || container.good.is_none() && namespaces.good != Some(false);
+        let mut findings = vec![kernel(), architecture(), namespaces, ids()];
         findings.extend([
             overlay(),
             ptrace(),
@@ -62,6 +64,9 @@ impl Doctor {
             cgroup(),
             policy(),
             lsm(),
+            landlock(),
+            seccomp(),
+            lazy(),
             hard_limits(),
             container,
         ]);
@@ -116,12 +121,21 @@ fn architecture() -> Finding {
     }
 }
 
-fn user_namespace() -> Finding {
+/// The first network that the host's policy allows.
+fn network() -> (Net, &'static str) {
+    let all = [(Net::Private, "private"), (Net::None, "none"), (Net::Host, "host")];
+    let policy = Policy::load().ok();
+    let allowed = |name: &str| policy.as_ref().is_some_and(|policy| policy.has_network(name));
+    all.into_iter().find(|(_, name)| allowed(name)).unwrap_or(all[0])
+}
+
+fn user_namespace(network: Net) -> Finding {
+    const WHAT: &str = "user namespaces";
     let request = Request {
         name: "doctor".into(),
         root: Root::Layered,
         volumes: Vec::new(),
-        net: Net::Private,
+        net: network,
         userns: Userns::Auto,
         hostname: None,
         memory: None,
@@ -130,10 +144,13 @@ fn user_namespace() -> Finding {
         policy: yendor_engine::request::Policy::default(),
         layout: None,
     };
-    // The very questions that `restore` and `run` ask; who got the answer goes when its connection does.
-    match admit::ask(&request, Verb::Run, true).and_then(|_| admit::admit(&request, Verb::Run)) {
-        Ok(_admitted) => yes("user namespaces", "this user may have containers"),
-        Err(e) => no("user namespaces", "refused", format!("no container can be started or restored\n{e}")),
+    // The very questions that `run` and `restore` ask; who got the answer goes when its connection does.
+    let ask = |verb| admit::ask(&request, verb, true).and_then(|_| admit::admit(&request, verb)).map(drop);
+    match (ask(Verb::Run), ask(Verb::Restore)) {
+        (Ok(()), Ok(())) => yes(WHAT, "this user may have containers"),
+        (Ok(()), Err(e)) => fact(WHAT, "this user may start containers, and not restore any", e.to_string()),
+        (Err(e), Ok(())) => fact(WHAT, "this user may restore containers, and not start any", e.to_string()),
+        (Err(e), Err(_)) => no(WHAT, "refused", format!("no container can be started or restored\n{e}")),
     }
 }
 
@@ -294,6 +311,45 @@ fn lsm() -> Finding {
     fact("security modules", here.active.join(", "), meaning.join("\n"))
 }
 
+fn landlock() -> Finding {
+    const WHAT: &str = "Landlock";
+    let abi = admit::landlock();
+    // The versions in which each came (landlock(7)).
+    let rules = [(3, "ro: rw: exec:"), (4, "connect: bind:"), (6, "scope:")];
+    let there: Vec<_> = rules.iter().filter(|(since, _)| *since <= abi).map(|(_, rule)| *rule).collect();
+    let missing: Vec<_> = rules.iter().filter(|(since, _)| *since > abi).map(|(_, rule)| *rule).collect();
+    if missing.is_empty() {
+        return yes(WHAT, format!("version {abi}: --landlock {}", there.join(" ")));
+    }
+    let meaning =
+        format!("--landlock {} is refused, and so are images whose programs have such rules", missing.join(" "));
+    fact(
+        WHAT,
+        if abi == 0 { "not in this kernel, or not switched on".into() } else { format!("version {abi}") },
+        meaning,
+    )
+}
+
+fn seccomp() -> Finding {
+    const WHAT: &str = "seccomp";
+    if admit::is_filtered() {
+        return fact(
+            WHAT,
+            "a filter is in force here already",
+            "what it denies is denied to containers, too: a refusal names it where it may have been the one",
+        );
+    }
+    yes(WHAT, "no filter is in force here")
+}
+
+fn lazy() -> Finding {
+    const WHAT: &str = "restore --lazy";
+    match yendor_engine::pager::device() {
+        Ok(_) => yes(WHAT, "memory comes when it is touched"),
+        Err(why) => fact(WHAT, "all memory is there before the program runs", why),
+    }
+}
+
 fn hard_limits() -> Finding {
     use rustix::process::{Resource, getrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -307,13 +363,16 @@ fn hard_limits() -> Finding {
     }
 }
 
-/// The whole road once.
-fn container() -> Finding {
+/// The whole road once, where the host's policy lets this user start containers at all.
+fn container(network: &str) -> Finding {
     const WHAT: &str = "a container";
+    if Policy::load().is_ok_and(|policy| policy.admits(&Person::caller(), Verb::Run).is_err()) {
+        return fact(WHAT, "not tried", "the host's policy lets you start none");
+    }
     let place = std::env::temp_dir().join(format!("yendor-doctor-{}", std::process::id()));
     let begin = Instant::now();
     let mut command = Command::new("/proc/self/exe");
-    command.args(["-q", "run", "--rm", "--", "true"]).env("YENDOR_ROOT", &place);
+    command.args(["-q", "run", "--rm", "--net", network, "--", "true"]).env("YENDOR_ROOT", &place);
     let output = command.output();
     let took = print::micros(print::since(begin));
     let mut left = String::new();
