@@ -170,6 +170,46 @@ fn by_permissions(flavour: Flavour) {
     assert!(!closed.join("image").exists() && !yendor.tasks_left().is_empty());
 }
 
+/// Before any container is made, too, a denial says which call it was, about what, and who.
+fn of_one_form(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut command = yendor.program(Path::new("/usr/bin/sleep"));
+    yendor_tests::lead_a_session(&mut command);
+    command.arg("1000").stdout(yendor.output("out")).stderr(yendor.output("err"));
+    let tree = Started::new(&mut command);
+    let image = yendor.path("tree");
+    yendor.checkpoint_pid(tree.pid(), &image);
+    let elsewhere = yendor.path("other-state");
+    let json = |outcome: Outcome| -> Value {
+        let outcome = outcome.exits(5);
+        serde_json::from_str(outcome.stderr.trim()).unwrap_or_else(|e| panic!("{e}: {}", outcome.stderr))
+    };
+    let words = [&["restore", "-d", "--json"], yendor.flavour().options(), &[text(&image)]].concat();
+    let said = json(yendor.call_with(&words, &[("YENDOR_ROOT", text(&elsewhere))]));
+    let error = &said["error"];
+    assert!(error["by"].as_str().is_some_and(|by| by.starts_with("yendor: ")), "{said}");
+    assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("--rootfs DIR")), "{said}");
+    if !matches!(yendor.flavour(), Flavour::User(_)) {
+        return;
+    }
+    let closed = yendor.path("closed");
+    fs::write(&closed, "untrusted comment: none\n").expect("a file");
+    fs::set_permissions(&closed, Permissions::from_mode(0o000)).expect("chmod of our own");
+    yendor.owns(&closed);
+    let dac = |said: &Value, call: &str, path: &Path| {
+        let error = &said["error"];
+        assert_eq!((&error["call"], &error["errno"]), (&json!(call), &json!(libc::EACCES)), "{said}");
+        assert!(error["args"].as_str().is_some_and(|args| args.contains(text(path))), "{said}");
+        assert_eq!(error["by"], "permissions of the file (DAC)", "{said}");
+    };
+    dac(&json(yendor.call(&["restore", "-d", "--json", "--verify", text(&closed), text(&image)])), "open", &closed);
+    dac(&json(yendor.call(&["restore", "-d", "--json", "--identity", text(&closed), text(&image)])), "open", &closed);
+    fs::set_permissions(&image, Permissions::from_mode(0o000)).expect("chmod of our own");
+    dac(&json(yendor.call(&["restore", "-d", "--json", text(&image)])), "open", &image);
+    dac(&json(yendor.call(&["inspect", "--json", text(&image)])), "open", &image);
+    fs::set_permissions(&image, Permissions::from_mode(0o700)).expect("chmod of our own");
+}
+
 /// A task of somebody else.
 fn by_capabilities(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
@@ -229,6 +269,7 @@ yendor_tests::flavours! {
     without_waiting
     by_a_filter
     by_a_filter_that_kills
+    of_one_form
     by_landlock
     by_permissions
     by_capabilities

@@ -79,6 +79,13 @@ fn handed(request: &Request) -> Result<Handed> {
     Handed::open(request).map_err(|e| Surroundings::look().name(e, None))
 }
 
+/// Who denied a call to this process, where that is known.
+#[must_use]
+pub fn who_denied(call: &'static str, args: &str, errno: i32) -> Option<String> {
+    let error = SysError::new(call, args, Errno::from_raw_os_error(errno));
+    Surroundings::look().name(Error::new(Step::Admit, error), None).by
+}
+
 /// Whether the host lets the caller do this at all.
 ///
 /// # Errors

@@ -218,7 +218,7 @@ fn hand_over(
     let spec = match &what.source {
         Source::Compose(spec) => Some(spec.clone()),
         Source::Image(path, _) => {
-            descriptors.push(open_directory(path).map_err(|e| Surroundings::look().name(e, None))?);
+            descriptors.push(open_directory(path)?);
             None
         }
     };

@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use yendor_engine::claim;
 use yendor_engine::state::{self, Places, State, Status};
 
-use crate::failure::Failure;
+use crate::failure::{Denied, Failure};
 use crate::{name, signal};
 
 /// What a container is doing, checked against the processes that are there.
@@ -202,7 +202,10 @@ pub fn send(pidfd: &OwnedFd, number: i32) -> Result<bool, Failure> {
     match yendor_engine::process::send_signal(pidfd, number) {
         Ok(()) => Ok(true),
         Err(e) if e.is_gone() => Ok(false),
-        Err(e) if e.is_denied() => Err(Failure::Denied(format!("{}: {e}", signal::name(number)))),
+        Err(e) if e.is_denied() => {
+            let what = format!("{}: {e}", signal::name(number));
+            Err(Denied::by_kernel(what, e.call, e.args, e.errno.raw_os_error()))
+        }
         Err(e) => Err(Failure::Failed(format!("{}: {e}", signal::name(number)))),
     }
 }
@@ -269,7 +272,7 @@ pub fn remove(directory: &Path) -> Result<(), Failure> {
     match state::remove(directory) {
         Err(e) if e.kind() == ErrorKind::PermissionDenied => {
             let path = directory.display();
-            Err(Failure::Denied(format!("remove {path}: {e}\n  hint: as root, rm -rf {path}")))
+            Err(Failure::io("remove", directory, &e).hint(format!("as root, rm -rf {path}")))
         }
         other => other.map_err(|e| Failure::io("remove", directory, &e)),
     }

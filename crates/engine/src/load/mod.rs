@@ -37,6 +37,7 @@ use yendor_sys::{Errno, SysError};
 
 use crate::error::{At, Error, Result, Step};
 use crate::sign::{self, Trust};
+use crate::who::Surroundings;
 use crate::wire::Failure;
 
 /// The longest answer: that of the largest records that a reader takes.
@@ -470,7 +471,10 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd> {
         Err(Errno::NOENT | Errno::NOTDIR) => {
             Err(Error::new(Step::Load, Cause::corrupt(format!("there is no image at {}", path.display()))))
         }
-        open => open.named("open", || path.display().to_string()).at(Step::Load),
+        open => {
+            let open = open.named("open", || path.display().to_string()).at(Step::Load);
+            open.map_err(|e| Surroundings::look().name(e, None))
+        }
     }
 }
 

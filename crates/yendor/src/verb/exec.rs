@@ -19,7 +19,7 @@ use yendor_policy::lsm::Entry;
 
 use yendor_policy::capability;
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Denied, Failure, Outcome};
 use crate::modes::Modes;
 use crate::terminal::{Relay, resize};
 use crate::{container, foreground, parse, signal};
@@ -62,7 +62,9 @@ impl Exec {
         yendor_engine::exec::from_a_copy(found.state.init)?;
         let session = Session::begin(&found.directory)?;
         join_cgroup(&found.state)?;
-        let denied = |e: yendor_policy::lsm::SysError| Failure::Denied(format!("the container's label: {e}"));
+        let denied = |e: yendor_policy::lsm::SysError| {
+            Denied::by_kernel(format!("the container's label: {e}"), e.call, e.args, e.errno.raw_os_error())
+        };
         let labels: Vec<Entry> = yendor_engine::exec::labels(&found.state)?;
         let keeper = yendor_engine::exec::ask(&found.directory)?;
         enter(&init, found.state.init)?;
@@ -146,7 +148,8 @@ fn enter(init: &OwnedFd, pid: i32) -> Result<(), Failure> {
     let failed = |call: &'static str| {
         move |e: rustix::io::Errno| match e {
             rustix::io::Errno::PERM | rustix::io::Errno::ACCESS => {
-                Failure::Denied(format!("{call} into the container: {e}"))
+                let what = format!("{call} into the container: {e}");
+                Denied::by_kernel(what, call, "the container".into(), e.raw_os_error())
             }
             e => Failure::Failed(format!("{call} into the container: {e}")),
         }

@@ -20,7 +20,7 @@ use yendor_image::Digest;
 use yendor_policy::host::{Granted, Verb};
 
 use crate::container::{self, Now};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Denied, Failure, Outcome};
 use crate::options::{ContainerOptions, Identities, RestoreOptions};
 use crate::reference::{self, Image, Reference};
 use crate::verb::clone::Clones;
@@ -192,7 +192,7 @@ pub fn surroundings(
     let own = places.took_tree(seal);
     match glance {
         Glance::Container => Ok((Root::Layered, Net::Private)),
-        Glance::Tree { .. } if !own && !options.names_root() => Err(Failure::Denied(FOREIGN_TREE.into())),
+        Glance::Tree { .. } if !own && !options.names_root() => Err(foreign_tree()),
         Glance::Tree { own_network } => Ok((Root::Caller, if own && !own_network { Net::Host } else { Net::Private })),
     }
 }
@@ -200,8 +200,11 @@ pub fn surroundings(
 /// What several containers are not made from.
 pub const ENCRYPTED_COUNT: &str = "--count with an encrypted image: flatten it first, or restore it one by one";
 
-const FOREIGN_TREE: &str = "the image is of a process tree that was not taken here by this user, and needs a file system: \
-                            give it one with --rootfs DIR; --rootfs / lets it see, and change, what you can";
+fn foreign_tree() -> Failure {
+    let what = "the image is of a process tree that was not taken here by this user, and needs a file system";
+    let hint = "give it one with --rootfs DIR; --rootfs / lets it see, and change, what you can";
+    Denied::by_rule(what, hint, "yendor: nobody's image has all that you have, unless you say so")
+}
 
 /// The name of the container: as asked; else that of the image, if it is free; else any.
 pub fn choose(places: &Places, asked: Option<&str>, image: &Image) -> Result<String, Failure> {
