@@ -265,6 +265,29 @@ fn its_seccomp_filter_holds() {
     }
 }
 
+/// For a process that was there before as well, which had not set it; and for what joins it.
+#[test]
+fn no_new_privileges_holds() {
+    let Some(yendor) = Yendor::new(Flavour::user()) else { return };
+    let script = "trap 'grep NoNewPrivs /proc/self/status; exit 0' USR1; echo ready; while :; do sleep 0.01; done";
+    let mut wanted = config(script);
+    wanted["process"]["noNewPrivileges"] = json!(false);
+    let place = bundle(&yendor, &wanted);
+    let (first, again) = (yendor.fresh("first"), yendor.fresh("again"));
+    yendor.run_detached_with(&first, &["--bundle", utf8(&place)], &[]).exits(0);
+    yendor.wait_for_log(&first, "ready", SOON);
+    let image = yendor.path("image");
+    yendor.checkpoint(&first, &image);
+    wanted["process"]["noNewPrivileges"] = json!(true);
+    write(&place, &wanted);
+    yendor.restore_with(&image, &again, &["--bundle", utf8(&place)]).exits(0);
+    let joined = yendor.call(&["exec", &again, "--", "grep", "NoNewPrivs", "/proc/self/status"]).exits(0).stdout;
+    assert_eq!(joined, "NoNewPrivs:\t1\n");
+    yendor.kill(&again, "USR1");
+    assert_eq!(yendor.wait(&again), 0, "{}", yendor.logs(&again));
+    assert_eq!(yendor.logs(&again), "NoNewPrivs:\t1\n");
+}
+
 /// This kernel has no such module: what it was asked to confine does not run unconfined.
 #[test]
 fn a_label_of_a_module_that_is_not_active_is_a_denial() {

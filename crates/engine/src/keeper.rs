@@ -198,7 +198,10 @@ fn start(
         (None, None) => return Err(Error::new(Step::Load, Cause::corrupt("neither a program nor an image"))),
     };
     let hashing = hashing.zip(reader.as_ref()).and_then(|(hashing, reader)| hashing.listed(reader.manifest()));
-    let snapshot = if memory.is_some() { cloned(snapshot) } else { snapshot };
+    let mut snapshot = if memory.is_some() { cloned(snapshot) } else { snapshot };
+    if startup.request.policy.no_new_privs {
+        snapshot.no_new_privs();
+    }
     labels.admit(&snapshot, &startup.granted)?;
     clock.mark("load");
     // A terminal that the image had is made again, asked for or not: its tasks sit at it.

@@ -45,7 +45,7 @@ impl Request {
     /// What it confines the container with.
     #[must_use]
     pub fn bounds(&self) -> Vec<Bound> {
-        let Policy { landlock, seccomp, enforce: _, profiles, keep_lsm: _ } = &self.policy;
+        let Policy { landlock, seccomp, enforce: _, profiles, keep_lsm: _, no_new_privs: _ } = &self.policy;
         let all = [
             // That of clones who share their memory is nobody's wish.
             (Bound::Seccomp, seccomp.as_ref().is_some_and(|filter| *filter != ark::filter())),
@@ -75,7 +75,7 @@ impl Request {
     /// `Unsupported`, naming what forbids it or may do so.
     pub fn may_mount(&self) -> std::result::Result<(), Cause> {
         const ADMIN: &str = "CAP_SYS_ADMIN";
-        let Policy { landlock, seccomp, enforce: _, profiles, keep_lsm: _ } = &self.policy;
+        let Policy { landlock, seccomp, enforce: _, profiles, keep_lsm: _, no_new_privs: _ } = &self.policy;
         let admin = capability::one(ADMIN).unwrap_or(capability::ALL);
         let without = capability::mask(&self.cap_drop).is_ok_and(|dropped| dropped & admin == 0);
         let with = if !without {
@@ -111,6 +111,9 @@ pub struct Policy {
     /// Whether tasks get the labels of the image, where host and kernel permit it.
     #[serde(default)]
     pub keep_lsm: bool,
+    /// Whether none of its programs may give it more rights (prctl(2), `PR_SET_NO_NEW_PRIVS`).
+    #[serde(default)]
+    pub no_new_privs: bool,
 }
 
 /// A seccomp filter of the caller's.

@@ -31,6 +31,19 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// All of them have given up to get rights from their programs.
+    pub fn no_new_privs(&mut self) {
+        for process in &mut self.processes {
+            match &mut process.state {
+                State::Alive(alive) => {
+                    alive.threads.iter_mut().for_each(|thread| thread.credentials.no_new_privs = true)
+                }
+                State::Exec(exec) => exec.credentials.no_new_privs = true,
+                State::Zombie(_) => {}
+            }
+        }
+    }
+
     /// All runs of pages.
     pub fn page_runs(&mut self) -> impl Iterator<Item = &mut PageRun> {
         let own = self.processes.iter_mut().flat_map(|process| match &mut process.state {

@@ -134,6 +134,7 @@ impl ContainerOptions {
                 enforce: request::Enforce::Late,
                 profiles: profiles(&self.lsm_profile)?,
                 keep_lsm: false,
+                no_new_privs: false,
             },
         };
         if let Some(bundle) = bundle {

@@ -145,6 +145,7 @@ impl Bundle {
         if let Some([_, _, _, bounding, _]) = self.spec.as_ref().and_then(|spec| spec.capabilities) {
             request.cap_drop.extend(capability::names(capability::ALL & !bounding));
         }
+        request.policy.no_new_privs |= self.spec.as_ref().is_some_and(|spec| spec.no_new_privs);
         request.policy.seccomp = request.policy.seccomp.take().or_else(|| self.seccomp.clone());
         for profile in &self.profiles {
             if request.policy.profiles.iter().all(|own| own.module != profile.module) {

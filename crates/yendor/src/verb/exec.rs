@@ -74,6 +74,10 @@ impl Exec {
         drop((init, labels));
         std::env::set_current_dir(&self.workdir).map_err(|e| Failure::io("chdir", &self.workdir, &e))?;
         drop_capabilities(&found.state.request.cap_drop)?;
+        if found.state.request.policy.no_new_privs {
+            let failed = |e| Failure::Failed(format!("prctl(PR_SET_NO_NEW_PRIVS): {e}"));
+            rustix::thread::set_no_new_privs(true).map_err(failed)?;
+        }
         let mut command = self.command()?;
         let signals = foreground::block_signals(if self.tty { &[signal::WINCH] } else { &[] })?;
         signals.spare(&mut command);
