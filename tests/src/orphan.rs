@@ -21,9 +21,18 @@ impl Orphans {
     /// Waits until no orphan is left that is `of` a container (its keeper by its command line, and those that have no
     /// command line any more); what is left in the end.
     pub fn left(&self, of: &str, limit: Duration) -> Vec<String> {
+        Self::that(limit, |line| line.is_empty() || line.contains(of))
+    }
+
+    /// The same, and of other containers what has lost its keeper: whatever it is called now.
+    pub fn left_or_lost(&self, of: &str, limit: Duration) -> Vec<String> {
+        Self::that(limit, |line| !line.starts_with("yendor ") || line.contains(of))
+    }
+
+    fn that(limit: Duration, is_left: impl Fn(&str) -> bool) -> Vec<String> {
         let mut left = Vec::new();
         wait_until(limit, || {
-            let ours = orphans().into_iter().filter(|(_, line)| line.is_empty() || line.contains(of));
+            let ours = orphans().into_iter().filter(|(_, line)| is_left(line));
             left = ours.map(|(pid, line)| format!("{pid} {line}")).collect();
             left.is_empty()
         });

@@ -1652,6 +1652,9 @@ fn disk() -> Vec<Claim> {
         files("a symlink for the manifest", |image, _, _| {
             replace(image, "manifest.json", |path| symlink("/etc/passwd", path).expect("symlink"));
         }),
+        files("a symlink for the version", |image, bait, _| {
+            replace(image, "format", |path| symlink(bait.join("mine"), path).expect("symlink"));
+        }),
         files("a directory for pages", |image, _, _| {
             replace(image, "pages-0", |path| fs::create_dir(path).expect("mkdir"));
         }),

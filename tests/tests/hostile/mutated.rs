@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use yendor_tests::{Dice, mutate_image, probe};
+use yendor_tests::{Dice, Machine, mutate_image, probe};
 
 use crate::{Field, PROGRAM, nothing, root};
 
@@ -123,6 +123,7 @@ fn mutated_images_do_no_harm() {
         }
         report
     };
+    let machine = Machine::now();
     let mut all = Report::default();
     std::thread::scope(|scope| {
         let started: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
@@ -131,6 +132,7 @@ fn mutated_images_do_no_harm() {
         }
     });
     all.print();
+    all.wrong.extend(machine.differs(&Machine::now()));
     nothing(&all.wrong);
     assert_eq!(all.images, count);
 }
