@@ -1,6 +1,6 @@
 //! Runs a row: its set-up, rounds in turn with the yardstick, and what is cleared away.
 
-use super::rows::{Cpus, Limit, Program, Reading, Row, Run, Sample, Source, Step};
+use super::row::{Cpus, Limit, Program, Reading, Row, Run, Sample, Source, Step};
 use crate::{Outcome, workspace};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};

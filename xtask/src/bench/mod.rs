@@ -4,13 +4,15 @@
 //! the machine slows both; what counts is the ratio of the medians.
 
 mod measure;
+mod row;
 mod rows;
 mod table;
 pub mod yardstick;
 
 use crate::{Outcome, workspace};
 use measure::Bench;
-use rows::{ROWS, Row};
+use row::Row;
+use rows::ROWS;
 use std::process::{Command, Stdio};
 
 /// Options of `cargo xtask bench`.

@@ -1,102 +1,6 @@
 //! What is measured, as data.
 
-/// One row: a command of Yendor and what it is held against.
-pub(super) struct Row {
-    pub(super) name: &'static str,
-    /// Commands before the first round.
-    pub(super) setup: &'static [Step],
-    /// Commands before each round of the subject.
-    pub(super) before: &'static [Step],
-    pub(super) subject: Sample,
-    /// Commands after each round of the subject, to make the next one possible.
-    pub(super) after: &'static [Step],
-    pub(super) yardstick: Sample,
-    /// Commands after the last round, and when a round failed.
-    pub(super) teardown: &'static [Step],
-    pub(super) rounds: u32,
-    pub(super) cpus: Cpus,
-}
-
-/// One step around the measurement.
-pub(super) enum Step {
-    /// A command that must succeed.
-    Do(Run),
-    /// The container's log must come to hold this word.
-    Await(&'static str),
-    /// This file or directory goes away.
-    Remove(&'static str),
-}
-
-/// A program and its arguments. `{name}` becomes the container's name, `{dir}` the directory of the benchmark,
-/// `{xtask}` the path of the yardsticks, `{yendor}` that of Yendor.
-pub(super) struct Run {
-    pub(super) program: Program,
-    pub(super) arguments: &'static [&'static str],
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Program {
-    Yendor,
-    Yardstick,
-    Host(&'static str),
-}
-
-/// A measured command and the numbers that are read from it.
-pub(super) struct Sample {
-    pub(super) run: Run,
-    pub(super) readings: &'static [Reading],
-}
-
-/// One number, in microseconds.
-pub(super) struct Reading {
-    pub(super) label: &'static str,
-    pub(super) source: Source,
-    pub(super) limit: Limit,
-}
-
-pub(super) enum Source {
-    /// From before the command is started to after it has ended.
-    Wall,
-    /// The place of a number in the JSON that the command prints.
-    Json(&'static str),
-}
-
-#[derive(Clone, Copy)]
-pub(super) enum Limit {
-    None,
-    /// Milliseconds.
-    AtMost(u32),
-    /// Per cent of the yardstick's reading.
-    Ratio(u32),
-}
-
-/// Where both sides run. A command that does one thing after the other is pinned to one CPU, for less noise;
-/// one that copies in bulk may use all that there are.
-#[derive(Clone, Copy)]
-pub(super) enum Cpus {
-    One,
-    All,
-}
-
-const fn yendor(arguments: &'static [&'static str]) -> Run {
-    Run { program: Program::Yendor, arguments }
-}
-
-const fn yardstick(arguments: &'static [&'static str]) -> Run {
-    Run { program: Program::Yardstick, arguments }
-}
-
-const fn host(program: &'static str, arguments: &'static [&'static str]) -> Run {
-    Run { program: Program::Host(program), arguments }
-}
-
-const fn at_most(label: &'static str, source: Source, milliseconds: u32) -> Reading {
-    Reading { label, source, limit: Limit::AtMost(milliseconds) }
-}
-
-const fn plain(label: &'static str, source: Source) -> Reading {
-    Reading { label, source, limit: Limit::None }
-}
+use super::row::{Cpus, Limit, Reading, Row, Run, Sample, Source, Step, at_most, host, plain, yardstick, yendor};
 
 const STOPPED: Source = Source::Json("/phases/stopped_us");
 const TOTAL: Source = Source::Json("/total_us");
@@ -200,21 +104,41 @@ const POPULATE_READ: Sample = Sample {
     readings: &[plain("populate and read", Source::Json("/total_us"))],
 };
 
-/// What a container's own filter (docs/adr/0005) costs a call that it lets pass.
-const fn calls(name: &'static str, inside: &'static [&'static str], outside: &'static [&'static str]) -> Row {
+/// Under a filter that lets everything pass: with any, the kernel takes its slow way into a call.
+const FILTERED: &str = "
+import ctypes, os, struct, sys
+allow = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0x7fff0000))
+program = struct.pack('HxxxxxxQ', 1, ctypes.addressof(allow))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+/// What a container's own filter (docs/adr/0005) costs a call that it lets pass: beside no filter at all, and beside one that does nothing, which
+/// leaves what the listener costs.
+const fn calls(name: &'static str, inside: &'static [&'static str], yardstick: Sample) -> Row {
     const INSIDE: &[Reading] = &[Reading { label: "in a container", source: TOTAL, limit: Limit::Ratio(102) }];
-    const OUTSIDE: &[Reading] = &[plain("outside", TOTAL)];
     Row {
         name,
         setup: &[],
         before: &[],
         subject: Sample { run: yendor(inside), readings: INSIDE },
         after: &[],
-        yardstick: Sample { run: yardstick(outside), readings: OUTSIDE },
+        yardstick,
         teardown: &[],
         rounds: 20,
         cpus: Cpus::One,
     }
+}
+
+const fn outside(arguments: &'static [&'static str]) -> Sample {
+    const READINGS: &[Reading] = &[plain("outside", TOTAL)];
+    Sample { run: yardstick(arguments), readings: READINGS }
+}
+
+const fn filtered(arguments: &'static [&'static str]) -> Sample {
+    const READINGS: &[Reading] = &[plain("under a filter that lets all pass", TOTAL)];
+    Sample { run: host("python3", arguments), readings: READINGS }
 }
 
 /// The rows.
@@ -222,17 +146,32 @@ pub(super) const ROWS: &[Row] = &[
     calls(
         "a million calls of getpid",
         &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "getpid", "1000000"],
-        &["calls", "getpid", "1000000"],
+        outside(&["calls", "getpid", "1000000"]),
+    ),
+    calls(
+        "a million calls of getpid, under a filter",
+        &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "getpid", "1000000"],
+        filtered(&["-c", FILTERED, "{xtask}", "yardstick", "calls", "getpid", "1000000"]),
     ),
     calls(
         "a million calls of read",
         &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "read", "1000000"],
-        &["calls", "read", "1000000"],
+        outside(&["calls", "read", "1000000"]),
+    ),
+    calls(
+        "a million calls of read, under a filter",
+        &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "read", "1000000"],
+        filtered(&["-c", FILTERED, "{xtask}", "yardstick", "calls", "read", "1000000"]),
     ),
     calls(
         "100000 calls of open and close",
         &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "open", "100000"],
-        &["calls", "open", "100000"],
+        outside(&["calls", "open", "100000"]),
+    ),
+    calls(
+        "100000 calls of open and close, under a filter",
+        &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "open", "100000"],
+        filtered(&["-c", FILTERED, "{xtask}", "yardstick", "calls", "open", "100000"]),
     ),
     Row {
         name: "start of a container",
@@ -252,7 +191,10 @@ pub(super) const ROWS: &[Row] = &[
         name: "small process, checkpoint",
         setup: &[SMALL, READY],
         before: &[],
-        subject: Sample { run: CHECKPOINT, readings: &[at_most("stopped", STOPPED, 12), at_most("in all", TOTAL, 25)] },
+        subject: Sample {
+            run: CHECKPOINT,
+            readings: &[at_most("stopped", STOPPED, 12), at_most("in all", Source::Wall, 25)],
+        },
         after: &[DROP_IMAGE],
         yardstick: UNSHARE,
         teardown: &[REMOVE, DROP_IMAGE],
@@ -263,7 +205,7 @@ pub(super) const ROWS: &[Row] = &[
         name: "small process, restore",
         setup: &[SMALL, READY, TAKE_IMAGE, REMOVE],
         before: &[],
-        subject: Sample { run: RESTORE, readings: &[at_most("in all", TOTAL, 25)] },
+        subject: Sample { run: RESTORE, readings: &[at_most("in all", Source::Wall, 25)] },
         after: &[REMOVE],
         yardstick: UNSHARE,
         teardown: &[DROP_IMAGE],
@@ -274,7 +216,10 @@ pub(super) const ROWS: &[Row] = &[
         name: "1000 processes, checkpoint",
         setup: &[THOUSAND, READY],
         before: &[],
-        subject: Sample { run: CHECKPOINT, readings: &[plain("stopped", STOPPED), at_most("in all", TOTAL, 400)] },
+        subject: Sample {
+            run: CHECKPOINT,
+            readings: &[plain("stopped", STOPPED), at_most("in all", Source::Wall, 400)],
+        },
         after: &[DROP_IMAGE],
         yardstick: FORKS,
         teardown: &[REMOVE, DROP_IMAGE],
@@ -285,7 +230,7 @@ pub(super) const ROWS: &[Row] = &[
         name: "1000 processes, restore",
         setup: &[THOUSAND, READY, TAKE_IMAGE, REMOVE],
         before: &[],
-        subject: Sample { run: RESTORE, readings: &[at_most("in all", TOTAL, 600)] },
+        subject: Sample { run: RESTORE, readings: &[at_most("in all", Source::Wall, 600)] },
         after: &[REMOVE],
         yardstick: FORKS,
         teardown: &[DROP_IMAGE],
@@ -300,7 +245,7 @@ pub(super) const ROWS: &[Row] = &[
             run: CHECKPOINT,
             readings: &[
                 plain("stopped", STOPPED),
-                Reading { label: "in all", source: TOTAL, limit: Limit::Ratio(100) },
+                Reading { label: "in all", source: Source::Wall, limit: Limit::Ratio(100) },
             ],
         },
         after: &[DROP_IMAGE],
@@ -318,7 +263,7 @@ pub(super) const ROWS: &[Row] = &[
             readings: &[
                 plain("stopped", STOPPED),
                 // Throughput of 0.95.
-                Reading { label: "in all", source: TOTAL, limit: Limit::Ratio(105) },
+                Reading { label: "in all", source: Source::Wall, limit: Limit::Ratio(105) },
             ],
         },
         after: &[Step::Remove(SHM_IMAGE)],
@@ -450,7 +395,7 @@ pub(super) const ROWS: &[Row] = &[
         before: &[],
         subject: Sample {
             run: RESTORE,
-            readings: &[Reading { label: "in all", source: TOTAL, limit: Limit::Ratio(130) }],
+            readings: &[Reading { label: "in all", source: Source::Wall, limit: Limit::Ratio(130) }],
         },
         after: &[REMOVE],
         yardstick: POPULATE_READ,

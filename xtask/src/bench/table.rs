@@ -1,7 +1,7 @@
 //! The page that a benchmark becomes.
 
 use super::measure::Line;
-use super::rows::Limit;
+use super::row::Limit;
 use std::fmt::Write;
 use std::{fs, thread};
 
