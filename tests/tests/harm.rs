@@ -113,7 +113,7 @@ fn partial(yendor: &Yendor) -> Vec<String> {
 
 /// SIGKILL and what a terminal or a shell sends, for `checkpoint --leave-running` at any instant, a share of them while the tasks stand still.
 fn checkpoint_killed(flavour: Flavour) {
-    const SIGNALS: [libc::c_int; 4] = [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+    const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
     let Some(yendor) = Yendor::new(flavour) else { return };
     let mut random = Random::fresh();
     let container = start_with(&yendor, "ticker", "PROBE_CONNECTIONS=terminal");
@@ -127,15 +127,16 @@ fn checkpoint_killed(flavour: Flavour) {
     let (calls, frozen) = (traced.calls, traced.frozen);
     assert!(whole_or_nothing(&yendor, &image) && calls > 100, "{calls} calls");
     assert!(frozen.start > 10 && frozen.end - frozen.start > 50 && frozen.end < calls, "{frozen:?} of {calls}");
-    let (mut killed, mut done, mut rounds) = (0, 0, 0);
+    let (mut killed, mut done, mut asked, mut rounds) = (0, 0, 0, 0);
+    // 200 times SIGKILL; the others besides.
     while killed + done < 200 {
         rounds += 1;
-        assert!(rounds < 500, "{killed} and {done} of {rounds} kills came in time");
+        assert!(rounds < 600, "{killed} and {done} of {rounds} kills came in time");
+        let number = if rounds % 8 == 5 { SIGNALS[rounds / 8 % SIGNALS.len()] } else { libc::SIGKILL };
         let hit = if rounds % 8 > 2 {
             let mut command = yendor.command(&arguments);
             let mut started = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
             std::thread::sleep(Duration::from_micros(random.below(duration)));
-            let number = SIGNALS[rounds % SIGNALS.len()];
             signal(started.pid(), number);
             let status = started.ended(PATIENCE).expect("it ends");
             status.signal() == Some(number)
@@ -150,13 +151,16 @@ fn checkpoint_killed(flavour: Flavour) {
             traced.hit.is_some()
         };
         let whole = whole_or_nothing(&yendor, &image);
-        if hit {
-            *(if whole { &mut done } else { &mut killed }) += 1;
+        match (hit, number) {
+            (false, _) => {}
+            (true, libc::SIGKILL) => *(if whole { &mut done } else { &mut killed }) += 1,
+            (true, _) => asked += 1,
         }
         goes_on(&yendor, &container);
     }
     println!(
-        "{calls} calls, {frozen:?} frozen, {duration} us; of {rounds} kills {killed} without an image, {done} with one"
+        "{calls} calls, {frozen:?} frozen, {duration} us; of {rounds} kills {killed} without an image, {done} with one, \
+         {asked} by other signals"
     );
     // What the killed have left beside the image goes with the next one.
     yendor.call(&arguments).exits(0);
@@ -347,8 +351,8 @@ fn what_waited_cannot_be_written(flavour: Flavour) {
     assert_eq!(tick_gap(&(log + &said)), None);
 }
 
-/// One restore of which a call goes wrong: it is all or nothing. Whether it was all.
-fn restore_with(yendor: &Yendor, orphans: &Orphans, image: &Path, nth: u64, fault: Fault) -> bool {
+/// One restore of which a call goes wrong: it is all or nothing. Whether it was all, and whether a call went wrong.
+fn restore_with(yendor: &Yendor, orphans: &Orphans, image: &Path, nth: u64, fault: Fault) -> (bool, bool) {
     let container = yendor.fresh("again");
     let mut arguments = vec!["restore", "-d", "--name", &container];
     arguments.extend(options(yendor));
@@ -365,7 +369,7 @@ fn restore_with(yendor: &Yendor, orphans: &Orphans, image: &Path, nth: u64, faul
         if state().as_deref() == Some("running") {
             finish(yendor, &container);
             yendor.call(&["rm", "-f", &container]).exits(0);
-            return true;
+            return (true, traced.hit.is_some());
         }
         // Its keeper was hit when all was done.
         assert!(fault == Fault::Kill && state().as_deref() == Some("lost"), "{:?} {case}", state());
@@ -375,7 +379,7 @@ fn restore_with(yendor: &Yendor, orphans: &Orphans, image: &Path, nth: u64, faul
         assert!(said.starts_with("yendor: "), "{case}");
     }
     nothing_left(yendor, orphans, &container, fault == Fault::Kill);
-    false
+    (false, traced.hit.is_some())
 }
 
 /// Root asks for a cgroup, too: there is more to leave behind.
@@ -385,8 +389,12 @@ fn options(yendor: &Yendor) -> Vec<&'static str> {
 }
 
 fn small_image(yendor: &Yendor) -> std::path::PathBuf {
-    let container = start(yendor, "eventfd");
-    let image = yendor.path("image");
+    image_of(yendor, "eventfd")
+}
+
+fn image_of(yendor: &Yendor, probe: &str) -> std::path::PathBuf {
+    let container = start(yendor, probe);
+    let image = yendor.path(&format!("image-{probe}"));
     yendor.checkpoint(&container, &image);
     yendor.call(&["rm", &container]).exits(0);
     image
@@ -413,14 +421,18 @@ fn count(yendor: &Yendor, image: &Path) -> u64 {
 fn restore_killed(flavour: Flavour) {
     let orphans = Orphans::adopt();
     let (Some(yendor), true) = (Yendor::new(flavour), traces_helpers()) else { return };
-    let mut random = Random::new();
+    let mut random = Random::fresh();
     let image = small_image(&yendor);
     let calls = count(&yendor, &image);
-    let mut all = 0;
-    for _ in 0..rounds(20, 200) {
-        all += u64::from(restore_with(&yendor, &orphans, &image, 1 + random.below(calls), Fault::Kill));
+    let (wanted, mut all, mut hits, mut round) = (rounds(20, 200), 0, 0, 0);
+    while hits < wanted {
+        round += 1;
+        assert!(round < 5 * wanted, "{hits} of {round} kills came in time");
+        let nth = 1 + random.below(calls);
+        let (ran, hit) = restore_with(&yendor, &orphans, &image, nth, Fault::Kill);
+        (all, hits) = (all + u64::from(ran), hits + u64::from(hit));
     }
-    println!("{calls} calls; {all} containers ran");
+    println!("{calls} calls; {hits} kills hit somebody, {all} containers ran");
 }
 
 /// Who runs already, while the others are let go one by one, may kill some of them: with threads, whose ends their leader's waits for.
@@ -464,26 +476,31 @@ fn restore_killed_by_time(flavour: Flavour) {
     let orphans = Orphans::adopt();
     let Some(yendor) = Yendor::new(flavour) else { return };
     let mut random = Random::fresh();
-    let image = small_image(&yendor);
-    let begin = Instant::now();
-    let container = yendor.fresh("time");
-    yendor.restore(&image, &container);
-    let mut duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
-    finish(&yendor, &container);
+    // One process; and several with their sessions, zombies and stopped ones.
+    let mut images = ["eventfd", "tree"].map(|probe| {
+        let image = image_of(&yendor, probe);
+        let begin = Instant::now();
+        let container = yendor.fresh("time");
+        yendor.restore(&image, &container);
+        let duration = u64::try_from(begin.elapsed().as_micros()).expect("a short time");
+        finish(&yendor, &container);
+        (image, duration)
+    });
     let (wanted, mut hits, mut round) = (rounds(180, 200), 0, 0);
     while hits < wanted {
         round += 1;
         assert!(round < 5 * wanted, "{hits} of {round} kills came in time");
         let container = yendor.fresh("again");
+        let (image, duration) = &mut images[usize::from(round % 4 > 1)];
         let mut arguments = vec!["restore", "-d", "--name", &container];
         arguments.extend(options(&yendor));
-        arguments.push(text(&image));
+        arguments.push(text(image));
         let mut command = yendor.command(&arguments);
         let mut started = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
-        std::thread::sleep(Duration::from_micros(random.below(duration)));
+        std::thread::sleep(Duration::from_micros(random.below(*duration)));
         // How long a restore takes is another thing from one moment to the next, while others run beside: one of five comes too late.
         let late = started.ended(Duration::ZERO).is_some();
-        duration = if late { duration - duration / 16 } else { duration + duration / 64 + 1 };
+        *duration = if late { *duration - *duration / 16 } else { *duration + *duration / 64 + 1 };
         if round % 2 == 0 {
             hits += u64::from(started.kill().signal() == Some(libc::SIGKILL));
         } else {
@@ -546,7 +563,7 @@ fn restore_fails(flavour: Flavour) {
     let (mut failed, mut all) = (0, 0);
     while nth <= calls {
         let errno = errors[usize::try_from(random.below(4)).expect("small")];
-        let ran = restore_with(&yendor, &orphans, &image, nth, Fault::Errno(errno));
+        let (ran, _) = restore_with(&yendor, &orphans, &image, nth, Fault::Errno(errno));
         *(if ran { &mut all } else { &mut failed }) += 1;
         nth += step;
     }
