@@ -52,49 +52,48 @@ shows("less", "\n20\n")
 keys("less", "Space")
 shows("less", "\n40\n")
 GAME, PLACE = "/usr/lib/games/nethack", "/tmp/nethack"
-if os.path.exists(GAME + "/nethack-console"):
-    # A playground of its own: that of the system belongs to a group which the container may not have.
-    os.makedirs(PLACE + "/save")
-    for name in ("nhdat", "symbols", "license"):
-        os.symlink(os.path.join(GAME, name), os.path.join(PLACE, name))
-    for name in ("perm", "record", "logfile", "xlogfile"):
-        write(os.path.join(PLACE, name), "")
-    write("/tmp/.nethackrc", "OPTIONS=role:Valkyrie,race:human,gender:female,align:neutral,name:Rodney,!legacy,!splash_screen,!autopickup,"
-          "!news,time,pettype:none,windowtype:tty,playmode:explore\n")
-    window("nethack", "NETHACKOPTIONS=@/tmp/.nethackrc %s/nethack-console -d %s" % (GAME, PLACE))
-    until(lambda: "Rodney" in screen("nethack") or "Hello" in screen("nethack"), "the dungeon")
-    for _ in range(3):
-        if "--More--" in screen("nethack"):
-            keys("nethack", "Enter")
-        time.sleep(0.1)
-
-    def turn():
-        return int((re.search(r"T:(\d+)", screen("nethack")) or [0, 0])[1])
-
-    def plays_on(*words):
-        """The next keys, unless the game wants something else first."""
-        shown = screen("nethack")
-        if "--More--" in shown:
-            keys("nethack", "Enter")
-        elif "Die?" in shown:
-            keys("nethack", "n")  # explorers need not
-        else:
-            keys("nethack", *words)
-        time.sleep(0.2)
-
-    # Whoever comes along ends a search early.
-    def searches_until(when):
-        if turn() < when:
-            plays_on("5s")
-        return turn() >= when
-
-    until(lambda: searches_until(8), lambda: "some turns:\n" + screen("nethack"))
-    time.sleep(0.5)
+# A playground of its own: that of the system belongs to a group which the container may not have.
+os.makedirs(PLACE + "/save")
+for name in ("nhdat", "symbols", "license"):
+    os.symlink(os.path.join(GAME, name), os.path.join(PLACE, name))
+for name in ("perm", "record", "logfile", "xlogfile"):
+    write(os.path.join(PLACE, name), "")
+write("/tmp/.nethackrc", "OPTIONS=role:Valkyrie,race:human,gender:female,align:neutral,name:Rodney,!legacy,!splash_screen,!autopickup,"
+      "!news,time,pettype:none,windowtype:tty,playmode:explore\n")
+window("nethack", "NETHACKOPTIONS=@/tmp/.nethackrc %s/nethack-console -d %s" % (GAME, PLACE))
+until(lambda: "Rodney" in screen("nethack") or "Hello" in screen("nethack"), "the dungeon")
+for _ in range(3):
     if "--More--" in screen("nethack"):
         keys("nethack", "Enter")
-    keys("nethack", "i")  # an inventory on top of the map
-    shows("nethack", "(end)")
-    TURN = re.search(r"T:(\d+)", screen("nethack"))
+    time.sleep(0.1)
+
+def turn():
+    return int((re.search(r"T:(\d+)", screen("nethack")) or [0, 0])[1])
+
+def plays_on(*words):
+    """The next keys, unless the game wants something else first."""
+    shown = screen("nethack")
+    if "--More--" in shown:
+        keys("nethack", "Enter")
+    elif "Die?" in shown:
+        keys("nethack", "n")  # explorers need not
+    else:
+        keys("nethack", *words)
+    time.sleep(0.2)
+
+# Whoever comes along ends a search early.
+def searches_until(when):
+    if turn() < when:
+        plays_on("5s")
+    return turn() >= when
+
+until(lambda: searches_until(8), lambda: "some turns:\n" + screen("nethack"))
+time.sleep(0.5)
+if "--More--" in screen("nethack"):
+    keys("nethack", "Enter")
+keys("nethack", "i")  # an inventory on top of the map
+shows("nethack", "(end)")
+TURN = re.search(r"T:(\d+)", screen("nethack"))
 windows = tmux("list-windows", "-F", "#{window_name}").split()
 before = {name: screen(name) for name in windows}
 pids = tmux("list-panes", "-s", "-F", "#{pane_pid} #{pane_tty} #{pane_dead}")

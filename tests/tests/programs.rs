@@ -139,13 +139,14 @@ fn goes_on_as_tree(flavour: Flavour, script: &Script) {
     }
 }
 
-/// Whether a program of the system is there; says so when not.
-fn has(place: &str) -> bool {
-    let there = PathBuf::from(place).exists();
-    if !there {
-        skipped(&format!("{place} is not there: install it, or let `cargo xtask test` do so as root"));
+/// Whether programs of the system are there; says so when not.
+fn has(places: &str) -> bool {
+    let missing: Vec<_> = places.split(' ').filter(|place| !PathBuf::from(place).exists()).collect();
+    if !missing.is_empty() {
+        let all = missing.join(" ");
+        skipped(&format!("{all} is not there: install it, or let `cargo xtask test` do so as root"));
     }
-    there
+    missing.is_empty()
 }
 
 macro_rules! programs {
@@ -183,7 +184,7 @@ programs! {
     node "/usr/bin/node" "node.py" []: userns user;
     java "/usr/bin/javac" "java.py" []: userns user;
     shell "/bin/bash" "job.sh" []: userns user tree_root tree_user;
-    terminal "/usr/bin/tmux" "terminal.py" []: userns user;
+    terminal "/usr/bin/tmux /usr/bin/vim /usr/bin/less /usr/lib/games/nethack/nethack-console" "terminal.py" []: userns user;
     sqlite "/usr/bin/python3" "sqlite.py" []: userns user;
     ssh "/usr/sbin/sshd" "ssh.py" []: userns user;
     web "/usr/sbin/php-fpm8.2" "web.py" []: userns user;

@@ -24,6 +24,7 @@ const PACKAGES: &[Package] = &[
     },
     Package { names: &["nethack-console"], why: "a real program that draws on a terminal" },
     Package { names: &["vim", "vim-nox"], why: "a real program with work unsaved" },
+    Package { names: &["less"], why: "a real program that reads its keys from /dev/tty" },
     Package { names: &["tmux"], why: "terminals whose screen can be read back" },
     Package { names: &["python3"], why: "a real program with threads and subprocesses" },
     Package { names: &["nodejs"], why: "a real program with timers and worker threads" },
