@@ -251,7 +251,7 @@ fn ending_checkpoint_interrupted(flavour: Flavour) {
         yendor.restore(&image, &container);
         goes_on(&yendor, &container);
         assert!(whole_or_nothing(&yendor, &image), "{traced:?}");
-        let number = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP][random.below(3) as usize];
+        let number = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP][usize::try_from(random.below(3)).expect("small")];
         fault = (FROM_VISIBLE + 1 + random.below(calls), Fault::Signal(number));
     }
     finish(&yendor, &container);
