@@ -24,16 +24,55 @@ pub fn encode<T: Serialize + ?Sized>(value: &T, limits: &Limits) -> Result<Vec<u
 /// Decodes a document of one value and nothing behind it, in the spelling that [`encode`] gives that value.
 ///
 /// The value is encoded again and compared: so a field that the type does not know, a key that occurs twice (of which serde's
-/// maps keep the last) or one out of order is an error, and nothing in a document is passed over in silence.
+/// maps keep the last) or one out of order is an error, and nothing in a document is passed over in silence. A document may lack fields that
+/// the type has a value for all the same: it was written before there were any.
 pub fn decode<T: Serialize + DeserializeOwned>(document: &[u8], limits: &Limits) -> Result<T> {
     let value = decode_loosely(document, limits)?;
     let mut rest = Same { left: document };
     let same = ciborium::into_writer(&value, &mut rest).is_ok() && rest.left.is_empty();
     if !same {
         let offset = document.len().saturating_sub(rest.left.len());
-        return Err(wrong(offset, "not in the spelling of the format, or a field that is not known"));
+        let mut again = Vec::new();
+        let encoded = ciborium::into_writer(&value, &mut again).is_ok();
+        let [mut old, mut new] = [document, &again].map(|document| Cursor { document, offset: 0 });
+        if !encoded || !lacks_only(&mut old, &mut new)? {
+            return Err(wrong(offset, "not in the spelling of the format, or a field that is not known"));
+        }
     }
     Ok(value)
+}
+
+/// Whether an item is another one, or that without some entries of its maps. Both have passed the walk, or were encoded here.
+fn lacks_only(old: &mut Cursor<'_>, new: &mut Cursor<'_>) -> Result<bool> {
+    let is_map = |at: &Cursor<'_>| at.document.get(at.offset).is_some_and(|head| head >> 5 == 5);
+    let maps = is_map(old) && is_map(new);
+    let (here, there) = (old.offset, new.offset);
+    let (mut left, all) = (old.item()?, new.item()?);
+    if !maps {
+        if old.document.get(here..old.offset) != new.document.get(there..new.offset) {
+            return Ok(false);
+        }
+        for _ in 0..left {
+            if !lacks_only(old, new)? {
+                return Ok(false);
+            }
+        }
+        return Ok(true);
+    }
+    for _ in 0..all / 2 {
+        let key = new.skip()?;
+        // No item is the beginning of another.
+        if left > 0 && old.document.get(old.offset..).is_some_and(|rest| rest.starts_with(key)) {
+            left -= 2;
+            old.offset += key.len();
+            if !lacks_only(old, new)? {
+                return Ok(false);
+            }
+        } else {
+            new.skip()?;
+        }
+    }
+    Ok(left == 0)
 }
 
 /// Takes only the bytes that it expects.
@@ -119,7 +158,17 @@ struct Cursor<'a> {
     offset: usize,
 }
 
-impl Cursor<'_> {
+impl<'a> Cursor<'a> {
+    /// Steps over a whole item, and says which bytes it is.
+    fn skip(&mut self) -> Result<&'a [u8]> {
+        let start = self.offset;
+        let mut items = 1u64;
+        while items > 0 {
+            items = (items - 1).saturating_add(self.item()?);
+        }
+        Ok(self.document.get(start..self.offset).unwrap_or_default())
+    }
+
     /// Steps over one head and its string, if it is one; says how many items lie inside.
     fn item(&mut self) -> Result<u64> {
         let start = self.offset;
@@ -326,6 +375,48 @@ mod tests {
         assert!(decode::<Map>(&[0xa2, 1, 1, 2, 2], &limits).is_ok());
         assert!(decode::<Map>(&[0xa2, 1, 1, 1, 2], &limits).is_err());
         assert!(decode::<Map>(&[0xa2, 2, 2, 1, 1], &limits).is_err());
+    }
+
+    #[test]
+    fn a_document_may_lack_what_came_later_and_no_more() {
+        #[derive(serde::Serialize)]
+        struct Old<'a> {
+            a: u8,
+            list: &'a [(u8, Inner)],
+        }
+        #[derive(serde::Serialize, Clone, Copy)]
+        struct Inner {
+            z: u8,
+        }
+        #[derive(serde::Serialize, serde::Deserialize, Debug)]
+        struct New {
+            #[serde(default)]
+            first: Vec<u8>,
+            a: u8,
+            list: Vec<(u8, More)>,
+            last: Option<u8>,
+        }
+        #[derive(serde::Serialize, serde::Deserialize, Debug)]
+        struct More {
+            z: u8,
+            #[serde(default)]
+            more: std::collections::BTreeMap<u8, u8>,
+        }
+        let limits = Limits::default();
+        let old = encode(&Old { a: 1, list: &[(2, Inner { z: 3 }), (4, Inner { z: 5 })] }, &limits).unwrap();
+        let new = decode::<New>(&old, &limits).unwrap();
+        assert_eq!((new.first.len(), new.a, new.last), (0, 1, None));
+        assert!(new.list.iter().map(|(n, more)| (*n, more.z, more.more.len())).eq([(2, 3, 0), (4, 5, 0)]));
+        for cut in 0..old.len() {
+            assert!(decode::<New>(&old[..cut], &limits).is_err(), "{cut}");
+        }
+        // One entry more: unknown, the same again, one out of order.
+        for more in [&[0x61, b'x', 1][..], &[0x61, b'a', 1], &[0x65, b'f', b'i', b'r', b's', b't', 0x80]] {
+            let mut document = [&old, more].concat();
+            document[0] += 1;
+            check(&document, &limits).unwrap();
+            assert!(decode::<New>(&document, &limits).is_err_and(|error| error.is_damage()), "{more:02x?}");
+        }
     }
 
     #[test]
