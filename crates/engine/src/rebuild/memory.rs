@@ -91,7 +91,8 @@ impl Memories {
         let later = site.later.filter(|_| may_be_later).map(|later| later.choose(site, pid, alive)).transpose()?;
         let later = later.unwrap_or_default();
         fill_areas(site, (pid, memory), (&kept, &later), &mut script)?;
-        let inherited_exe = memory.inherits.is_some() && origin.is_some_and(|o| o.layout.exe == memory.layout.exe);
+        // Of a copy that nothing is kept of, too: the kernel refuses (EBUSY) to exchange what is mapped again by now.
+        let inherited_exe = origin.is_some_and(|o| o.layout.exe == memory.layout.exe);
         let exe = match memory.layout.exe.filter(|_| !inherited_exe) {
             Some(id) => Some(*site.files.get(&id).ok_or_else(|| Cause::corrupt(format!("no file {id}")))?),
             None => None,
