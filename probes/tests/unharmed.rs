@@ -159,6 +159,7 @@ probes! {
     multicast "multicast";
     namespaces "namespaces";
     orphan "orphan";
+    parent_thread "parent-thread";
     pid_namespaces "pid-namespaces";
     pidfds "pidfds";
     pipes "pipes";

@@ -76,6 +76,7 @@ probes! {
     mqueue "mqueue": root userns user three_generations_root;
     namespaces "namespaces": root userns user three_generations_root;
     orphan "orphan": root userns user three_generations_root;
+    parent_thread "parent-thread": root userns user tree_root tree_user three_generations_root;
     pid_namespaces "pid-namespaces": root userns user three_generations_root;
     pidfds "pidfds": root userns user tree_root tree_user three_generations_root;
     pipes "pipes": root userns user tree_root tree_user three_generations_root;

@@ -67,6 +67,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
     let process = Record {
         pid: FIRST,
         parent: NsPid(1),
+        parent_thread: None,
         group: FIRST,
         session: FIRST,
         namespace: None,

@@ -102,7 +102,7 @@ fn setup() -> Family {
     let place = Place { dir: dir.path().to_owned(), open: 20_001, closed: 20_002 };
     let first = child(|| stays(board, &place));
     let supervisor = child(|| supervise(board, &place));
-    board.wait(UP, 6);
+    board.wait(UP, 7);
     let before = may(&place);
     expect("the parent", &before, &vec![true; 8]);
     Family { board, place, dir, supervisor, before, first }
@@ -120,17 +120,21 @@ fn supervise(board: Board, place: &Place) {
     });
     let thread: JoinHandle<()> = std::thread::spawn(move || {
         block_all();
-        restrict(READ_FILE, 0, 0, &[(READ_FILE, &inner.dir.join("b"))], &[]);
+        restrict(READ_FILE, 0, SIGNALS, &[(READ_FILE, &inner.dir.join("b"))], &[]);
+        let borne = child(|| stays(board, &inner));
         let before = may(&inner);
         expect("a thread", &before, &vec![false, true, true, false, false, false, true, false]);
         board.add(UP, 1);
         board.wait(GO, 1);
         expect("what a thread may do", may(&inner), before);
+        // The domain is the thread's own, and its child's.
+        expect("signal to the child of a thread", unsafe { libc::kill(borne, 0) }, 0);
+        succeeded("a child of a thread", borne);
     });
-    board.wait(UP, 4);
+    board.wait(UP, 5);
     restrict(READ_FILE, 0, 0, &[(READ_FILE, &a), (READ_FILE, &whole.join("b/file"))], &[]);
     let both = child(|| stays(board, place));
-    board.wait(UP, 5);
+    board.wait(UP, 6);
     let before = may(place);
     expect("the supervisor", &before, &vec![true, true, true, false, true, false, true, false]);
     board.add(UP, 1);

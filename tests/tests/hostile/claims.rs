@@ -92,6 +92,19 @@ fn field(forge: &mut Forge, path: &str, name: &str, value: Value) {
     map.push((Value::Text(name.into()), value));
 }
 
+/// Gives the second process another thread of its parent for parent.
+fn borne_by(forge: &mut Forge, thread: Value) {
+    forge.set("processes/1/parent_thread", thread);
+}
+
+/// One more thread of a process, where its first one is.
+fn another_thread(forge: &mut Forge, process: usize, tid: u64) {
+    let path = format!("processes/{process}/state/alive/threads");
+    let copy = forge.at(&format!("{path}/0")).clone();
+    forge.list(&path).push(copy);
+    forge.set(&format!("{path}/1/tid"), number(tid));
+}
+
 fn ids(forge: &mut Forge, what: &str, id: u64) {
     forge.set(&t(&format!("credentials/{what}")), Value::Array(vec![number(id); 4]));
 }
@@ -744,6 +757,33 @@ fn processes() -> Vec<Claim> {
             f.list(&p("threads")).push(copy);
         }),
         lie("a thread that is pid 1", May::Damaged, |f, _| f.set(&t("tid"), number(1))),
+        lie("a child of a thread that does not exist", May::Damaged, |f, _| borne_by(f, number(31_000))),
+        lie("a child of thread -1", May::Damaged, |f, _| borne_by(f, negative(-1))),
+        lie("a child of pid 1, as a thread", May::Damaged, |f, _| borne_by(f, number(1))),
+        lie("a child of the first thread, as of another", May::Damaged, |f, _| {
+            let first = f.at(&t("tid")).clone();
+            borne_by(f, first);
+        }),
+        lie("a child of its own first thread", May::Damaged, |f, _| {
+            let own = f.at("processes/1/pid").clone();
+            borne_by(f, own);
+        }),
+        lie("a child of a thread of its own", May::Damaged, |f, _| {
+            another_thread(f, 1, 30_000);
+            borne_by(f, number(30_000));
+        }),
+        lie("a child of a thread of its brother", May::Damaged, |f, _| {
+            another_thread(f, 2, 30_000);
+            borne_by(f, number(30_000));
+        }),
+        lie("the first process, a child of a thread of its own", May::Damaged, |f, _| {
+            another_thread(f, 0, 30_000);
+            f.set("processes/0/parent_thread", number(30_000));
+        }),
+        lie("a child of a thread that only an image knows", May::Run, |f, _| {
+            another_thread(f, 0, 30_000);
+            borne_by(f, number(30_000));
+        }),
         lie("a program to execute", May::Damaged, |f, bait| {
             let credentials = f.at(&t("credentials")).clone();
             let directory = f.at(&p("directory")).clone();

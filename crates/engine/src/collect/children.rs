@@ -5,12 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use yendor_image::Tid;
 use yendor_kinds::process::{Inquiry, Question, half_at};
 use yendor_kinds::{Cause, Result};
+use yendor_proc::status;
 use yendor_sys::Errno;
 use yendor_task::script::out;
-use yendor_task::tree::FrozenTree;
-use yendor_task::{Nr, args};
+use yendor_task::tree::{FrozenTree, read_proc};
+use yendor_task::{Nr, Stopped, args};
 
 use super::{Facts, levels};
 
@@ -47,6 +49,44 @@ pub struct Asked(Child, Question);
 pub struct Said {
     unknown_stops: BTreeSet<i32>,
     ends: BTreeMap<i32, i32>,
+}
+
+/// Which thread of its parent has a process for a child, both as the tracer sees them; nothing where the kernel does not say.
+///
+/// # Errors
+/// A list that is none.
+pub fn by_thread<'t>(
+    parents: impl Iterator<Item = (&'t i32, &'t Vec<Stopped>)>,
+    proc: BorrowedFd<'_>,
+) -> Result<BTreeMap<i32, i32>> {
+    let mut out = BTreeMap::new();
+    for (pid, threads) in parents {
+        for thread in threads {
+            let tid = thread.tid();
+            let Ok(text) = read_proc(proc, &format!("{pid}/task/{tid}/children")) else { continue };
+            out.extend(yendor_proc::children::parse(&text)?.into_iter().map(|child| (child, tid)));
+        }
+    }
+    Ok(out)
+}
+
+/// Of each process that another thread of its parent than the first has for a child: which, inside.
+///
+/// # Errors
+/// What /proc says.
+pub fn of_others(tree: &FrozenTree, order: &[Facts], proc: BorrowedFd<'_>) -> Result<BTreeMap<i32, Tid>> {
+    let parents: BTreeSet<i32> = order.iter().map(|facts| facts.status.ppid).collect();
+    let several = tree.processes.iter().filter(|(pid, threads)| threads.len() > 1 && parents.contains(pid));
+    let home: BTreeMap<i32, usize> = order.iter().map(|facts| (facts.pid, facts.home)).collect();
+    let mut out = BTreeMap::new();
+    for (child, tid) in by_thread(several, proc)? {
+        // The first thread's id is that of the process.
+        if let Some(home) = home.get(&child).filter(|_| !tree.processes.contains_key(&tid)) {
+            let status = status::parse(&read_proc(proc, &format!("{tid}/status"))?)?;
+            out.insert(child, Tid(levels::at(*home, status.ns_pid.as_deref(), tid).0));
+        }
+    }
+    Ok(out)
 }
 
 /// The children of a process that it is asked about.

@@ -59,7 +59,7 @@ use yendor_task::tree::{FrozenTree, read_proc};
 
 use self::children::Said;
 use crate::error::{At, Error, Result, Step, With};
-use crate::rebuild::plan;
+use crate::rebuild::{ASTRAY, plan};
 use crate::request::Userns;
 use crate::state;
 
@@ -240,6 +240,7 @@ pub fn collect<'w>(
         apart.into_iter().for_each(|task| twins.without(task, Why::Parent));
     }
     gather.lost.extend(lost.into_iter().map(|object| (peer::KIND.to_owned(), object)));
+    let bearers = children::of_others(tree, &order, proc.as_fd()).at(Step::Collect)?;
     let mut processes = Vec::with_capacity(order.len());
     for (place, facts) in order.iter().enumerate() {
         let state = match (completes.remove(&place), records.remove(&place)) {
@@ -253,6 +254,7 @@ pub fn collect<'w>(
         processes.push(Record {
             pid: facts.inside(),
             parent: gather.pids.get(&facts.status.ppid).copied().unwrap_or(NsPid(1)),
+            parent_thread: bearers.get(&facts.pid).copied(),
             group: levels::at(level, facts.status.ns_pgid.as_deref(), facts.stat.pgrp),
             session: levels::at(level, facts.status.ns_sid.as_deref(), facts.stat.session),
             namespace: namespace.task(facts.inside().0)?,
@@ -265,11 +267,13 @@ pub fn collect<'w>(
     let (objects, vdso) = memory.shared(gather).at(Step::Store)?;
     let security = security::collect(&modules, &processes);
     let namespaces = nested.look(proc.as_fd(), &processes, gather).at(Step::Collect).kind("namespace", "nested")?;
+    let plan = plan::plan(&processes, &namespaces);
+    let strays = plan.as_ref().map(plan::Plan::strays).unwrap_or_default();
+    gather.lost.extend(strays.iter().map(|pid| ("parent".into(), format!("process {pid}: {ASTRAY}"))));
     if namespaces.iter().any(|one| one.kind() == Kind::Pid) {
         levels::begun(&processes, &namespaces).at(Step::Collect)?;
         // Not every family with several of them can be born again.
-        let plan = plan::plan(&processes, &namespaces).at(Step::Collect)?;
-        levels::fetched(&plan, &processes, &gather.entries).at(Step::Collect)?;
+        levels::fetched(&plan.at(Step::Collect)?, &processes, &gather.entries).at(Step::Collect)?;
     }
     let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
     let snapshot = Snapshot {
@@ -455,7 +459,7 @@ fn thread<'scope, T: Send + 'scope>(
     started.map_err(|e| SysError::io("clone", format!("a thread, {name}"), &e)).at(Step::Collect)
 }
 
-/// All processes, parents before children, the root first.
+/// All processes, parents before children, the root first; else by their ids inside, which are the same after a restore.
 fn in_order(tree: &FrozenTree, proc: &OwnedFd, home: usize) -> Result<Vec<Facts>> {
     let pids: Vec<i32> = tree.processes.keys().chain(&tree.zombies).copied().collect();
     let mut all = BTreeMap::new();
@@ -467,17 +471,18 @@ fn in_order(tree: &FrozenTree, proc: &OwnedFd, home: usize) -> Result<Vec<Facts>
         children.entry(facts.status.ppid).or_default().push(facts.pid);
     }
     let mut out = Vec::with_capacity(all.len());
+    let inside: BTreeMap<i32, i32> = all.values().map(|facts| (facts.pid, facts.inside().0)).collect();
     let mut next = vec![tree.root];
     // Those whose parent is outside (the container's init) come after the root.
     let outside: Vec<i32> = children.keys().filter(|p| !all.contains_key(p)).copied().collect();
     for parent in outside {
         next.extend(children.remove(&parent).unwrap_or_default());
     }
-    next[1..].sort_unstable();
+    next[1..].sort_by_key(|pid| inside.get(pid));
     next.reverse();
     while let Some(pid) = next.pop() {
         let mut below = children.remove(&pid).unwrap_or_default();
-        below.sort_unstable_by(|a, b| b.cmp(a));
+        below.sort_by_key(|pid| std::cmp::Reverse(inside.get(pid)));
         next.extend(below);
         out.extend(all.remove(&pid));
     }

@@ -286,6 +286,8 @@ impl<'a> Asking<'a> {
         let stopped = self.stopped(said);
         let Asking { facts, texts: Texts { mut smaps, auxv, mounts, children, .. }, held, terminal, .. } = self;
         let adopts = attributes.subreaper;
+        // In an order that a restore leaves as it is.
+        threads[1..].sort_by_key(|thread| thread.tid.0);
         smaps.retain(|smap| contexts.iter().all(|context| context.area.start.0 != smap.map.start));
         let complete = Box::new(move |memory| Alive {
             actions,

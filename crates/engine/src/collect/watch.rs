@@ -13,14 +13,14 @@ use yendor_kinds::process::{Record, Restricted, State};
 use yendor_kinds::snapshot;
 use yendor_kinds::{Cause, Named, Result};
 use yendor_policy::seccomp::{self, Instruction};
+use yendor_proc::stat;
 use yendor_proc::status::{self, Status};
-use yendor_proc::{children, stat};
 use yendor_task::tree::{FrozenTree, read_proc};
 use yendor_task::{Arg, Call, Nr};
 
-use super::Facts;
 use super::filter::Told;
 use super::restriction::{Restrictions, Thread};
+use super::{Facts, children};
 use crate::recorder::log::{self, Line, Placed};
 use crate::state;
 
@@ -94,15 +94,8 @@ impl Watch {
         if self.lines.is_empty() {
             return Ok(());
         }
-        let mut made_by = BTreeMap::new();
-        for (pid, threads) in &tree.processes {
-            for thread in threads {
-                let tid = thread.tid();
-                // Not in every kernel; then all threads could have made a child.
-                let Ok(text) = read_proc(proc.as_fd(), &format!("{pid}/task/{tid}/children")) else { continue };
-                made_by.extend(children::parse(&text)?.into_iter().map(|child| (child, tid)));
-            }
-        }
+        // Not in every kernel; then all threads could have made a child.
+        let made_by = children::by_thread(tree.processes.iter(), proc.as_fd())?;
         let mut living = Vec::new();
         for facts in order {
             for thread in tree.processes.get(&facts.pid).into_iter().flatten() {

@@ -1,10 +1,10 @@
 //! Births: creators clone by script; the newborn stop before their first instruction and are taken over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
-use yendor_kinds::Cause;
 use yendor_kinds::process::{Alive, State, Terminal};
+use yendor_kinds::{Cause, Result as Outcome};
 use yendor_proc::status;
 use yendor_sys::clone::CloneArgs;
 use yendor_sys::ptrace::event;
@@ -40,7 +40,7 @@ pub fn all(site: &Site<'_>, plan: &Plan, memories: &mut Memories, domains: &mut 
             creators.push(birth.creator);
         }
     }
-    let mut done = std::collections::BTreeSet::new();
+    let mut done = BTreeSet::new();
     for creator in creators {
         if done.insert(creator) {
             by(site, plan, creator, &mut tasks, (memories, domains)).task(creator)?;
@@ -56,7 +56,7 @@ pub fn all(site: &Site<'_>, plan: &Plan, memories: &mut Memories, domains: &mut 
     Ok(tasks)
 }
 
-/// All children of one creator, with its setsid in between.
+/// All children of one creator, with its setsid in between. Those of its other threads these bear themselves.
 fn by(
     site: &Site<'_>,
     plan: &Plan,
@@ -64,66 +64,36 @@ fn by(
     tasks: &mut Tasks,
     (memories, domains): (&mut Memories, &mut Domains),
 ) -> Result<()> {
-    let own = tasks[&creator].clone();
     let leads = plan.births.iter().any(|b| b.pid == creator && b.leads_session);
     let theirs = || plan.births.iter().filter(|b| b.creator == creator);
-    let mut children: Vec<&Birth> = theirs().filter(|b| !b.joins).collect();
-    // Who has fewer of its domains is born before it enters more.
-    let chain = |b: &Birth| alive(site, b).map(domain::of_leader).unwrap_or_default();
-    let own_chain = plan.births.iter().find(|b| b.pid == creator).map(chain).unwrap_or_default();
-    children.sort_by_key(|b| domain::common(own_chain, chain(b)));
-    let own_record = plan.births.iter().find(|b| b.pid == creator).and_then(|b| alive(site, b));
-    if let Some(own_record) = own_record.filter(|_| children.iter().any(|b| inherits(site, b))) {
+    let children: Vec<&Birth> = theirs().filter(|b| !b.joins).collect();
+    let record = plan.births.iter().find(|b| b.pid == creator).and_then(|b| alive(site, b));
+    if let Some(record) = record.filter(|_| children.iter().any(|b| inherits(site, b))) {
         // Children that still share its memory are born when it has it.
-        memories.fill(site, &own, (creator, own_record), false).at(Step::Rebuild)?;
+        memories.fill(site, &tasks[&creator].clone(), (creator, record), false).at(Step::Rebuild)?;
     }
-    // So are threads; those that need not wait for later.
-    let others = own_record.and_then(|a| a.threads.get(1..)).unwrap_or_default().iter();
-    let mut others: Vec<_> = others.map(|t| (domain::common(own_chain, &t.restricted.domains), t.tid.0)).collect();
-    others.sort_unstable();
-    let (mut others, mut threads) = (others.into_iter().peekable(), Vec::new());
-    let mut until = |to: usize, script: &mut Script, domains: &mut Domains| {
-        while let Some((fewer, tid)) = others.next_if(|(common, _)| *common < to) {
-            domains.advance(site, creator, own_chain, fewer, script)?;
-            clone(site, (tid, creator), (THREAD, 0), script);
-            domains.made(creator, tid);
-            threads.push(tid);
-        }
-        domains.advance(site, creator, own_chain, to, script)
-    };
-    let mut script = Script::new();
     lead_groups(site, creator, &children, tasks)?;
-    for b in children.iter().filter(|b| b.before_setsid) {
-        until(domain::common(own_chain, chain(b)), &mut script, domains).at(Step::Confine)?;
-        domains.born(b.pid, creator);
-        be_born(site, b, &mut script);
-    }
-    if leads {
-        lead(site, plan, creator, &mut script);
-    }
-    for b in children.iter().filter(|b| !b.before_setsid) {
-        until(domain::common(own_chain, chain(b)), &mut script, domains).at(Step::Confine)?;
-        domains.born(b.pid, creator);
-        be_born(site, b, &mut script);
-    }
-    site.run(&own, &script).at(Step::Rebuild)?;
-    let helper = |b: &Birth| b.begins.and_then(|begins| begins.helper);
-    let wanted: Vec<i32> = children.iter().map(|b| helper(b).unwrap_or(b.pid)).chain(threads.iter().copied()).collect();
-    for (inside, tid) in newborn(site, &wanted).at(Step::Rebuild)? {
-        let task = Task { tid, slot: tasks.len() };
-        take_over(site, tid, task.slot).at(Step::Rebuild)?;
-        let is_thread = threads.contains(&inside);
-        let child = children.iter().find(|b| !is_thread && helper(b).unwrap_or(b.pid) == inside);
-        let whose = child.map_or(inside, |b| b.pid);
-        if !is_thread {
-            memories.born(whose, creator);
+    let mut bearing = Bearing::new(site, creator, record);
+    let mut script = Script::new();
+    for before_setsid in [true, false] {
+        if leads && !before_setsid {
+            lead(site, plan, creator, &mut script);
         }
-        let own = || match child {
-            None => own_record?.threads.iter().find(|t| t.tid.0 == inside),
-            Some(child) => alive(site, child)?.threads.first(),
-        };
-        nested::settle(site, &task, (whose, creator), own).at(Step::Rebuild).task(whose)?;
-        tasks.insert(inside, task);
+        let due: Vec<&Birth> = children.iter().filter(|b| b.before_setsid == before_setsid).copied().collect();
+        let bearers: BTreeSet<i32> = due.iter().filter_map(|b| b.thread).collect();
+        bearing.leader(&due, &bearers, domains, &mut script).at(Step::Confine)?;
+        if before_setsid && bearers.is_empty() {
+            // One script does for both.
+            continue;
+        }
+        site.run(&tasks[&creator], &script).at(Step::Rebuild)?;
+        script = Script::new();
+        bearing.settle((creator, None), tasks, memories)?;
+        for tid in bearers {
+            let own = bearing.thread(tid, &due, domains).at(Step::Confine)?;
+            site.run(&tasks[&tid], &own).at(Step::Rebuild)?;
+            bearing.settle((creator, Some(tid)), tasks, memories)?;
+        }
     }
     for (b, helper) in children.iter().filter_map(|b| Some((b, helper(b)?))) {
         begin::begin(site, b, helper, tasks).task(b.pid)?;
@@ -134,6 +104,129 @@ fn by(
         begin::join(site, plan, b, tasks).task(b.pid)?;
     }
     Ok(())
+}
+
+fn helper(b: &Birth) -> Option<i32> {
+    b.begins.and_then(|begins| begins.helper)
+}
+
+/// A creator whose births go on.
+struct Bearing<'a, 's> {
+    site: &'a Site<'s>,
+    creator: i32,
+    record: Option<&'a Alive>,
+    /// Its domains.
+    chain: &'a [u32],
+    /// Its other threads that are not there yet, with how many domains they have in common with it: fewer first.
+    missing: Vec<(usize, i32)>,
+    /// Who was cloned and is not taken over yet.
+    children: Vec<&'a Birth>,
+    threads: Vec<i32>,
+}
+
+impl<'a, 's> Bearing<'a, 's> {
+    fn new(site: &'a Site<'s>, creator: i32, record: Option<&'a Alive>) -> Bearing<'a, 's> {
+        let chain = record.map(domain::of_leader).unwrap_or_default();
+        let others = record.and_then(|a| a.threads.get(1..)).unwrap_or_default().iter();
+        let mut missing: Vec<_> = others.map(|t| (domain::common(chain, &t.restricted.domains), t.tid.0)).collect();
+        missing.sort_unstable();
+        Bearing { site, creator, record, chain, missing, children: Vec::new(), threads: Vec::new() }
+    }
+
+    /// What the leader clones: who has fewer of its domains before it enters more, and threads no sooner than they must be there.
+    fn leader(
+        &mut self,
+        due: &[&'a Birth],
+        bearers: &BTreeSet<i32>,
+        domains: &mut Domains,
+        script: &mut Script,
+    ) -> Outcome<()> {
+        let level = |b: &Birth| domain::common(self.chain, chain(self.site, b));
+        let own = due.iter().filter(|b| b.thread.is_none()).map(|b| (level(b), Ok(*b)));
+        let threads = self.missing.iter().filter(|(_, tid)| bearers.contains(tid));
+        let mut order: Vec<(usize, std::result::Result<&Birth, i32>)> =
+            threads.map(|(level, tid)| (*level, Err(*tid))).chain(own).collect();
+        order.sort_by_key(|(level, _)| *level);
+        for (level, who) in order {
+            self.advance(level, domains, script)?;
+            match who {
+                Ok(b) => self.child(b, self.creator, domains, script),
+                Err(tid) => self.bear(tid, domains, script),
+            }
+        }
+        Ok(())
+    }
+
+    /// What another thread, which is there, clones.
+    fn thread(&mut self, tid: i32, due: &[&'a Birth], domains: &mut Domains) -> Outcome<Script> {
+        let mut script = Script::new();
+        let record = self.record.and_then(|a| a.threads.iter().find(|t| t.tid.0 == tid));
+        let own = record.map(|t| t.restricted.domains.as_slice()).unwrap_or_default();
+        let mut due: Vec<&Birth> = due.iter().filter(|b| b.thread == Some(tid)).copied().collect();
+        due.sort_by_key(|b| domain::common(own, chain(self.site, b)));
+        for b in due {
+            domains.advance(self.site, tid, own, domain::common(own, chain(self.site, b)), &mut script)?;
+            self.child(b, tid, domains, &mut script);
+        }
+        Ok(script)
+    }
+
+    /// The leader enters its domains up to number `to`; those of its threads that have fewer are born before.
+    fn advance(&mut self, to: usize, domains: &mut Domains, script: &mut Script) -> Outcome<()> {
+        while let Some((fewer, tid)) = self.missing.first().copied().filter(|(common, _)| *common < to) {
+            domains.advance(self.site, self.creator, self.chain, fewer, script)?;
+            self.bear(tid, domains, script);
+        }
+        domains.advance(self.site, self.creator, self.chain, to, script)
+    }
+
+    fn bear(&mut self, tid: i32, domains: &mut Domains, script: &mut Script) {
+        self.missing.retain(|(_, other)| *other != tid);
+        clone(self.site, (tid, self.creator), (THREAD, 0), script);
+        domains.made(self.creator, tid);
+        self.threads.push(tid);
+    }
+
+    fn child(&mut self, b: &'a Birth, by: i32, domains: &mut Domains, script: &mut Script) {
+        domains.born(b.pid, by);
+        be_born(self.site, b, script);
+        self.children.push(b);
+    }
+
+    /// Takes over who was cloned, by a thread of the creator.
+    fn settle(
+        &mut self,
+        (creator, thread): (i32, Option<i32>),
+        tasks: &mut Tasks,
+        memories: &mut Memories,
+    ) -> Result<()> {
+        let (site, record) = (self.site, self.record);
+        let (children, threads) = (std::mem::take(&mut self.children), std::mem::take(&mut self.threads));
+        let child: BTreeMap<i32, &Birth> = children.iter().map(|b| (helper(b).unwrap_or(b.pid), *b)).collect();
+        let wanted: Vec<i32> = child.keys().chain(&threads).copied().collect();
+        for (inside, tid) in newborn(site, &wanted).at(Step::Rebuild)? {
+            let task = Task { tid, slot: tasks.len() };
+            take_over(site, tid, task.slot).at(Step::Rebuild)?;
+            let child = child.get(&inside);
+            let whose = child.map_or(inside, |b| b.pid);
+            if child.is_some() {
+                memories.born(whose, creator);
+            }
+            let own = || match child {
+                None => record?.threads.iter().find(|t| t.tid.0 == inside),
+                Some(child) => alive(site, child)?.threads.first(),
+            };
+            let from = thread.unwrap_or(creator);
+            nested::settle(site, &task, (whose, from), own).at(Step::Rebuild).task(whose)?;
+            tasks.insert(inside, task);
+        }
+        Ok(())
+    }
+}
+
+/// The domains of who is to be born.
+fn chain<'s>(site: &Site<'s>, b: &Birth) -> &'s [u32] {
+    alive(site, b).map(domain::of_leader).unwrap_or_default()
 }
 
 /// Groups that those in pid namespaces of children inherit, and cannot name, are there before those are born.
@@ -279,6 +372,7 @@ pub fn threads(
         let shared = domain::common(own, &thread.restricted.domains);
         domains.advance(site, pid, own, shared, &mut script).at(Step::Confine)?;
         clone(site, (thread.tid.0, pid), (THREAD, 0), &mut script);
+        domains.born(thread.tid.0, pid);
     }
     site.run(leader, &script).at(Step::Rebuild)?;
     let mut born: BTreeMap<i32, i32> = newborn(site, &missing).at(Step::Rebuild)?.into_iter().collect();
@@ -297,7 +391,7 @@ pub fn threads(
     }
     for (task, thread) in out.iter().zip(others) {
         let chain = &thread.restricted.domains;
-        domain::enter_rest(site, task, chain, domain::common(own, chain)).at(Step::Confine).task(thread.tid.0)?;
+        domain::enter_rest(site, task, chain, domains.entered(thread.tid.0)).at(Step::Confine).task(thread.tid.0)?;
     }
     let mut script = Script::new();
     domains.advance(site, pid, own, own.len(), &mut script).at(Step::Confine)?;

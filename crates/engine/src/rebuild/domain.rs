@@ -9,7 +9,7 @@ use yendor_task::Script;
 
 use super::{Site, Task};
 
-/// How many of its own domains each leader has entered already.
+/// How many of its own domains each task has entered already.
 #[derive(Debug, Default)]
 pub struct Domains {
     entered: BTreeMap<i32, usize>,
@@ -28,14 +28,15 @@ pub fn common(a: &[u32], b: &[u32]) -> usize {
 }
 
 impl Domains {
-    /// A child has what its creator has entered: all of it is the child's, too, see [`common`].
+    /// A child or thread has what its creator has entered: all of it is its own, too, see [`common`].
     pub fn born(&mut self, child: i32, creator: i32) {
         let inherited = self.entered.get(&creator).copied().unwrap_or(0);
         self.entered.insert(child, inherited);
     }
 
-    /// A thread of a process was made.
+    /// A thread of a process was made early.
     pub fn made(&mut self, pid: i32, thread: i32) {
+        self.born(thread, pid);
         self.threads.insert((pid, thread));
     }
 
@@ -44,7 +45,12 @@ impl Domains {
         self.threads.contains(&(pid, thread))
     }
 
-    /// The leader enters its own domains up to number `to`.
+    /// How many a task has entered.
+    pub fn entered(&self, task: i32) -> usize {
+        self.entered.get(&task).copied().unwrap_or(0)
+    }
+
+    /// The task enters its own domains up to number `to`.
     pub fn advance(&mut self, site: &Site<'_>, pid: i32, own: &[u32], to: usize, script: &mut Script) -> Result<()> {
         let now = self.entered.entry(pid).or_default();
         if *now > to {

@@ -60,7 +60,7 @@ use crate::collect::namespace::Again;
 use crate::confine::Confine;
 use crate::contain::{Cgroup, Contained};
 use crate::error::{At, Result, Step, With};
-use crate::label::Labels;
+use crate::label::{Labels, Set};
 use crate::load::Hashing;
 use crate::nested::Nested;
 use crate::request::{Enforce, Request};
@@ -232,6 +232,15 @@ fn around(proc: &OwnedFd, init: i32) -> std::result::Result<usize, Cause> {
     Ok(ids.map_or(0, |ids| ids.len().saturating_sub(1)))
 }
 
+/// What is said of those whose parent is another thread than it was.
+pub const ASTRAY: &str = "which thread of its parent bore it, whose end its PR_SET_PDEATHSIG is about";
+
+/// Whether a process gets a label that it can only take while it has one thread.
+fn is_alone(process: &Alive, labels: &Labels) -> std::result::Result<bool, Cause> {
+    let Some(leader) = process.threads.first() else { return Ok(false) };
+    Ok(labels.of_thread(leader, &labels.now())?.iter().any(Set::wants_one_thread))
+}
+
 /// Builds everything; nothing runs yet.
 ///
 /// # Errors
@@ -239,7 +248,10 @@ fn around(proc: &OwnedFd, init: i32) -> std::result::Result<usize, Cause> {
 pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let Materials { snapshot, image, request, labels, mut workshop, proc, mut contained, nested } = materials;
     let reader = image.map(|i| i.reader);
-    let plan = plan::plan(&snapshot.processes, &snapshot.namespaces).at(Step::Load)?;
+    let mut plan = plan::plan(&snapshot.processes, &snapshot.namespaces).at(Step::Load)?;
+    let living: BTreeMap<i32, &Alive> = snapshot.processes.iter().filter_map(alive).collect();
+    let alone = |pid| living.get(&pid).map_or(Ok(false), |process| is_alone(process, labels));
+    plan.by_first(alone).at(Step::Confine)?;
     if request.policy.enforce == Enforce::Early && snapshot.files.iter().any(|entry| entry.network.is_some()) {
         let what = "--enforce early for an image with sockets in a net namespace inside";
         return Err(Cause::unsupported(what)).at(Step::Confine);
@@ -314,7 +326,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         proc,
         snapshot,
         entries: snapshot.files.iter().map(|e| (e.id, e)).collect(),
-        alive: snapshot.processes.iter().filter_map(alive).collect(),
+        alive: living,
         files,
         late,
         places,
@@ -334,6 +346,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
         held,
     };
     let mut notes: Vec<String> = site.confine.lowered(&snapshot.processes).into_iter().collect();
+    notes.extend(plan.strays().iter().map(|pid| format!("process {pid}: {ASTRAY}")));
     let built = (|| {
         // Before it has any child: all of them are born into the limits.
         contained.cgroup.iter().try_for_each(|cgroup| cgroup.adopt(init))?;

@@ -3,7 +3,8 @@
 //! A session is inherited at birth and can be left only by becoming the leader of a new one; a parent cannot be chosen at
 //! all, but for `CLONE_PARENT`. So births have an order: a child in its parent's former session is born before the parent
 //! calls setsid; an orphan whose parent is pid 1 is born, with `CLONE_PARENT`, by the leader of its session; and where
-//! that leader is dead, a stand-in with its id lives until the births are over. Process groups whose leader is dead get a
+//! that leader is dead, a stand-in with its id lives until the births are over. A parent's other threads bear their own children themselves; who is
+//! born by a sibling has the same thread for parent as that. Process groups whose leader is dead get a
 //! stand-in likewise, and so does a session that has no id inside: what a program that was started from outside of its pid
 //! namespace, or by pid 1, is in.
 //!
@@ -25,6 +26,10 @@ pub struct Birth {
     pub pid: i32,
     /// Who calls clone.
     pub creator: i32,
+    /// Which thread of it, unless that is the first.
+    pub thread: Option<i32>,
+    /// Which thread of its parent had it for a child, likewise.
+    pub parent_thread: Option<i32>,
     /// Who is its parent then.
     pub parent: i32,
     /// Whether its parent is the creator's parent.
@@ -61,6 +66,30 @@ pub struct Plan {
     pub levels: Levels,
 }
 
+impl Plan {
+    /// Has the first thread bear all children of those who may have no other threads yet.
+    ///
+    /// # Errors
+    /// What `alone` says.
+    pub fn by_first(&mut self, alone: impl Fn(i32) -> Result<bool>) -> Result<()> {
+        for b in self.births.iter_mut().filter(|b| b.thread.is_some()) {
+            if alone(b.creator)? {
+                b.thread = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes that will be children of another thread of their parent than they were: who is born by a sibling, or left behind by a stand-in,
+    /// has no choice.
+    #[must_use]
+    pub fn strays(&self) -> Vec<i32> {
+        let threads: BTreeMap<i32, Option<i32>> = self.births.iter().map(|b| (b.pid, b.thread)).collect();
+        let has = |b: &Birth| if b.sibling { threads.get(&b.creator).copied().flatten() } else { b.thread };
+        self.births.iter().filter(|b| b.record.is_some() && b.parent_thread != has(b)).map(|b| b.pid).collect()
+    }
+}
+
 /// Pid 1, which exists.
 pub const INIT: i32 = 1;
 
@@ -72,6 +101,7 @@ pub(super) const MOST: i32 = 4_194_304;
 struct Kin {
     pid: i32,
     parent: i32,
+    thread: Option<i32>,
     group: i32,
     session: i32,
 }
@@ -82,7 +112,7 @@ struct Kin {
 /// `Corrupt` for ids that contradict each other, `Unsupported` for a family that cannot be made.
 pub fn plan(processes: &[Record], namespaces: &[nested::Record]) -> Result<Plan> {
     let mut levels = Levels::new(processes, namespaces)?;
-    let taken = check_ids(processes)?;
+    let (taken, threads) = check_ids(processes)?;
     let mut free = Free { taken, next: INIT + 1 };
     // A session from outside has no id, or pid 1's: all of these get the lowest that is free.
     let outside = free.lowest();
@@ -92,6 +122,12 @@ pub fn plan(processes: &[Record], namespaces: &[nested::Record]) -> Result<Plan>
         if p.pid <= INIT || by_pid.insert(p.pid, p).is_some() {
             return Err(Cause::corrupt(format!("two processes have the id {}, or it is reserved", p.pid)));
         }
+    }
+    if let Some(p) = family.iter().find(|p| p.thread.is_some_and(|tid| threads.get(&tid) != Some(&p.parent))) {
+        return Err(Cause::corrupt(format!(
+            "process {}: the thread that bore it is none of its parent's others",
+            p.pid
+        )));
     }
     let mut births = Vec::new();
     for (index, p) in family.iter().enumerate() {
@@ -132,7 +168,7 @@ fn join(births: &mut Vec<Birth>, (by_pid, free): (&BTreeMap<i32, &Kin>, &mut Fre
         levels.settle(pid, namespace)?;
         for n in &children {
             let b = &mut births[*n];
-            (b.creator, b.before_setsid) = (pid, false);
+            (b.creator, b.thread, b.before_setsid) = (pid, None, false);
         }
         borne.insert(pid, children);
         borne.entry(creator).or_default().push(births.len());
@@ -140,6 +176,8 @@ fn join(births: &mut Vec<Birth>, (by_pid, free): (&BTreeMap<i32, &Kin>, &mut Fre
         births.push(Birth {
             pid,
             creator,
+            thread: None,
+            parent_thread: None,
             parent: creator,
             sibling: false,
             leads_session: false,
@@ -225,11 +263,13 @@ fn begin(births: &mut [Birth], levels: &Levels, free: &mut Free) -> Result<()> {
 fn kin(p: &Record, outside: i32) -> Kin {
     let (group, session) = (p.group.0, p.session.0);
     let session = if session > INIT { session } else { outside };
-    Kin { pid: p.pid.0, parent: p.parent.0, group: if group > INIT { group } else { session }, session }
+    let thread = p.parent_thread.map(|tid| tid.0);
+    Kin { pid: p.pid.0, parent: p.parent.0, thread, group: if group > INIT { group } else { session }, session }
 }
 
-/// All ids. Those of threads are of the same kind: none is another thread's, a process's, a group's or a session's.
-fn check_ids(processes: &[Record]) -> Result<BTreeSet<i32>> {
+/// All ids, and those of threads beside the first with their processes. They are of the same kind: none is another thread's, a process's, a group's
+/// or a session's.
+fn check_ids(processes: &[Record]) -> Result<(BTreeSet<i32>, BTreeMap<i32, i32>)> {
     for p in processes {
         for id in [p.pid.0, p.group.0, p.session.0] {
             if !(0..=MOST).contains(&id) {
@@ -238,6 +278,7 @@ fn check_ids(processes: &[Record]) -> Result<BTreeSet<i32>> {
         }
     }
     let mut taken: BTreeSet<i32> = processes.iter().flat_map(|p| [p.pid.0, p.group.0, p.session.0]).collect();
+    let mut threads = BTreeMap::new();
     for p in processes {
         let State::Alive(alive) = &p.state else { continue };
         for thread in alive.threads.iter().skip(1) {
@@ -248,9 +289,10 @@ fn check_ids(processes: &[Record]) -> Result<BTreeSet<i32>> {
                     p.pid
                 )));
             }
+            threads.insert(id, p.pid.0);
         }
     }
-    Ok(taken)
+    Ok((taken, threads))
 }
 
 fn birth(p: &Kin, index: usize, by_pid: &BTreeMap<i32, &Kin>) -> Result<Birth> {
@@ -258,6 +300,8 @@ fn birth(p: &Kin, index: usize, by_pid: &BTreeMap<i32, &Kin>) -> Result<Birth> {
     let mut b = Birth {
         pid: p.pid,
         creator: p.parent,
+        thread: p.thread,
+        parent_thread: p.thread,
         parent: p.parent,
         sibling: false,
         leads_session: leads,
@@ -280,7 +324,7 @@ fn birth(p: &Kin, index: usize, by_pid: &BTreeMap<i32, &Kin>) -> Result<Birth> {
         }
         // Adopted: the leader of its session, or a stand-in, bears it as a sibling, under the same parent.
         _ => {
-            b.creator = p.session;
+            (b.creator, b.thread) = (p.session, None);
             b.sibling = true;
             if by_pid.get(&p.session).is_some_and(|leader| leader.parent != p.parent) {
                 return Err(Cause::unsupported(format!(
@@ -307,6 +351,8 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, b
             births.push(Birth {
                 pid: session,
                 creator: p.parent,
+                thread: p.thread,
+                parent_thread: p.thread,
                 parent: p.parent,
                 sibling: false,
                 leads_session: true,
@@ -328,6 +374,8 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, b
             births.push(Birth {
                 pid: group,
                 creator: init.unwrap_or(session),
+                thread: None,
+                parent_thread: None,
                 parent: init.or(by_pid.get(&session).map(|leader| leader.parent)).unwrap_or(p.parent),
                 sibling: init.is_none(),
                 leads_session: false,
@@ -373,7 +421,8 @@ mod tests {
     fn p(pid: i32, parent: i32, group: i32, session: i32) -> Record {
         let [pid, parent, group, session] = [pid, parent, group, session].map(NsPid);
         let state = State::Zombie(0);
-        Record { pid, parent, group, session, namespace: None, levels: Vec::new(), exit_signal: 17, state }
+        let (parent_thread, namespace, levels) = (None, None, Vec::new());
+        Record { pid, parent, parent_thread, group, session, namespace, levels, exit_signal: 17, state }
     }
 
     #[test]
@@ -417,6 +466,32 @@ mod tests {
         assert!(plan(&[p(2, 1, 2, 2), p(2, 1, 2, 2)], &[]).is_err());
         assert!(plan(&[p(3, 4, 3, 3), p(4, 3, 4, 4)], &[]).is_err());
         assert!(plan(&[p(-3, 1, 3, 3)], &[]).is_err());
+        // One that has ended has no threads, nor has pid 1.
+        for parent in [INIT, 2] {
+            let child = Record { parent_thread: Some(yendor_image::Tid(4)), ..p(3, parent, 3, 3) };
+            let error = plan(&[p(2, 1, 2, 2), child], &[]).expect_err("a lie").to_string();
+            assert!(error.contains("none of its parent's others"), "{error}");
+        }
+    }
+
+    #[test]
+    fn who_is_born_by_a_sibling_is_a_child_of_the_thread_that_bore_that() {
+        // The second and third are in the session of the first, and so is the fourth, whose leader's stand-in another thread bears.
+        let mut plan =
+            plan(&[p(3, 2, 3, 3), p(4, 2, 3, 3), p(5, 2, 3, 3), p(6, 2, 9, 9), p(2, 1, 2, 2)], &[]).expect("plan");
+        assert!(plan.strays().is_empty());
+        let mut set = |pid: i32, thread: Option<i32>, had: Option<i32>| {
+            let b = plan.births.iter_mut().find(|b| b.pid == pid).expect("born");
+            assert_eq!(b.sibling, [4, 5, 6].contains(&pid));
+            (b.thread, b.parent_thread) = (thread, had);
+        };
+        set(3, Some(30), Some(30));
+        set(4, None, Some(30));
+        set(9, Some(31), Some(31));
+        let strays = |plan: &Plan| BTreeSet::from_iter(plan.strays());
+        assert_eq!(strays(&plan), BTreeSet::from([5, 6]));
+        plan.by_first(|pid| Ok(pid == 2)).expect("nobody fails");
+        assert_eq!(strays(&plan), BTreeSet::from([3, 4]));
     }
 
     /// In a pid namespace: its ids, and those of its group and session there.

@@ -39,6 +39,10 @@ pub struct Record {
     pub pid: NsPid,
     /// Its parent inside the tree; pid 1 for one whose parent is the container's init.
     pub parent: NsPid,
+    /// Which thread of its parent bore it, or adopted it: whose end `PR_SET_PDEATHSIG` is about, and `__WNOTHREAD` of wait(2); none: the
+    /// first, or nobody said.
+    #[serde(default)]
+    pub parent_thread: Option<Tid>,
     /// Its process group.
     pub group: NsPid,
     /// Its session.
