@@ -193,6 +193,15 @@ fn exec_runs_beside(yendor: &Yendor) {
     yendor.call(&["exec", &name, "--", "awk", "{ exit $1 != $6 || $7 }", "/proc/self/stat"]).exits(0);
     says(&yendor.call(&["exec", &name, "--", "no-such"]).exits(127), "command not found");
     says(&yendor.call(&["exec", &name, "--", "/etc/passwd"]).exits(126), "not executable");
+    // As a user, too; where nobody may change ids, that is another matter.
+    let user = |command: &str| yendor.call(&["exec", "-u", "0:0", &name, "--", command]);
+    match user("true").code {
+        0 => {
+            says(&user("/etc/passwd").exits(126), "not executable");
+            says(&user("no-such").exits(127), "command not found");
+        }
+        code => assert_eq!((code, user("/etc/passwd").code), (5, 5)),
+    }
     says(&yendor.call(&["exec", "-w", "/no/such", &name, "--", "true"]).exits(1), "/no/such");
     let mut child = yendor.command(&["exec", "-i", &name, "--", "cat"]);
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("spawn");

@@ -132,13 +132,14 @@ impl Exec {
     }
 
     fn not_started(&self, error: &std::io::Error) -> Failure {
+        const ACCES: i32 = rustix::io::Errno::ACCESS.raw_os_error();
         let name = self.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
         match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => {
                 Failure::Said { code: 127, what: format!("{name}: command not found in the container") }
             }
-            // Also what setuid and setgroups say; then there is a user.
-            ErrorKind::PermissionDenied if self.user.is_none() => {
+            // EPERM is also what setuid and setgroups say; then there is a user.
+            ErrorKind::PermissionDenied if self.user.is_none() || error.raw_os_error() == Some(ACCES) => {
                 Failure::Said { code: 126, what: format!("{name}: not executable in the container") }
             }
             _ => Failure::io("run", Path::new(&name), error),
