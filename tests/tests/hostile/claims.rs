@@ -780,6 +780,24 @@ fn processes() -> Vec<Claim> {
             another_thread(f, 0, 30_000);
             f.set("processes/0/parent_thread", number(30_000));
         }),
+        lie("no lie, but of before fields were added", May::Run, |f, _| {
+            let mut lack = |path: &str, names: &[&str]| {
+                let at = if path.is_empty() { &mut f.records } else { f.at(path) };
+                let Value::Map(fields) = at else { panic!("{path} is no map") };
+                let before = fields.len();
+                fields.retain(|(name, _)| name.as_text().is_none_or(|name| !names.contains(&name)));
+                assert_eq!(before - fields.len(), names.len(), "{path}");
+            };
+            lack("", &["restrictions", "namespaces"]);
+            lack("container", &["mounts", "links", "bounds"]);
+            lack("files/0", &["mounts", "network"]);
+            for process in 0..3 {
+                let path = format!("processes/{process}");
+                lack(&format!("{path}/state/alive/threads/0"), &["levels", "restricted", "namespaces"]);
+                lack(&format!("{path}/state/alive"), &["contexts", "notifications", "children"]);
+                lack(&path, &["parent_thread", "namespace", "levels"]);
+            }
+        }),
         lie("a child of a thread that only an image knows", May::Run, |f, _| {
             another_thread(f, 0, 30_000);
             borne_by(f, number(30_000));
