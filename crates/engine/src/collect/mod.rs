@@ -47,7 +47,7 @@ use yendor_kinds::file::Gather;
 use yendor_kinds::namespace::mount::Places;
 use yendor_kinds::namespace::nested::Kind;
 use yendor_kinds::process::hidden::Keyrings;
-use yendor_kinds::process::{Alive, Record, State, Terminal, USUAL_SIGNAL};
+use yendor_kinds::process::{Alive, Record, State, Terminal, USUAL_SIGNAL, attribute};
 use yendor_kinds::snapshot::{Container, Machine, Snapshot};
 use yendor_kinds::{Cause, Named, memory};
 use yendor_policy::lsm::Here;
@@ -249,6 +249,11 @@ pub fn collect<'w>(
         };
         if matches!(state, State::Zombie(status) if status & 0x80 != 0) {
             gather.lost.push(("wait status".into(), format!("process {}: that it has left a core", facts.inside())));
+        }
+        if let State::Alive(alive) = &state
+            && let Some(what) = attribute::lost(&alive.attributes)
+        {
+            gather.lost.push(("dumpable".into(), format!("process {}: {what}", facts.inside())));
         }
         let namespace = levels::namespace(facts, proc.as_fd(), &mut nested).at(Step::Collect);
         processes.push(Record {

@@ -1,7 +1,8 @@
 //! Small settings: names, personality, what prctl(2) keeps, membarrier(2) registrations.
 //! *Read from:* /proc/PID/{status,personality,coredump_filter,oom_score_adj}; prctl in the task.
 //! *Made again by:* prctl and personality in the task; /proc by the keeper.
-//! *Lost:* nothing.
+//! *Lost:* that cores go to root alone (`dumpable` 2, which only `fs.suid_dumpable` makes): there are none then. Where a process becomes the child of
+//! another thread of its parent than it was, whose end its death signal is about. Both are said.
 
 use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
@@ -41,6 +42,8 @@ pub struct Thread {
     pub death_signal: u32,
 }
 
+/// `SUID_DUMP_ROOT` (prctl(2), `PR_SET_DUMPABLE`).
+const DUMPABLE_BY_ROOT: u64 = 2;
 const MEMBARRIER_GET_REGISTRATIONS: u32 = 1 << 9;
 const PR_SET_PDEATHSIG: u32 = 1;
 const PR_GET_PDEATHSIG: u32 = 2;
@@ -101,6 +104,13 @@ pub fn collect_thread(inquiry: &Inquiry, asked: Question, name: Bytes, personali
     Ok(Thread { name, personality, death_signal: half_at(inquiry.bytes(asked)?, 0) })
 }
 
+/// What a restore cannot give back.
+#[must_use]
+pub fn lost(record: &Process) -> Option<&'static str> {
+    (record.dumpable == DUMPABLE_BY_ROOT)
+        .then_some("that its cores go to root alone (PR_GET_DUMPABLE: 2): it will leave none")
+}
+
 /// Sets a process's, but for `dumpable`, which comes after the credentials.
 pub fn rebuild_process(record: &Process, script: &mut Script) {
     let Process { dumpable: _, subreaper, thp_disable, coredump_filter: _, oom_score_adj: _, membarrier } = record;
@@ -128,7 +138,31 @@ pub fn after_credentials(process: Option<&Process>, thread: &Thread, script: &mu
         script.call(Nr::PRCTL, args![PR_SET_PDEATHSIG, thread.death_signal, 0, 0, 0]);
     }
     if let Some(process) = process {
-        // 2 (root may dump) cannot be set by prctl; 0 is the stricter neighbour.
+        // DUMPABLE_BY_ROOT cannot be set by prctl; 0 is the stricter neighbour.
         script.call(Nr::PRCTL, args![PR_SET_DUMPABLE, u64::from(process.dumpable == 1), 0, 0, 0]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_prctl_does_not_take_is_lost_and_said() {
+        let record = |dumpable| Process {
+            dumpable,
+            subreaper: false,
+            thp_disable: 0,
+            coredump_filter: 0x33,
+            oom_score_adj: 0,
+            membarrier: 0,
+        };
+        let thread = Thread { name: Bytes(Vec::new()), personality: 0, death_signal: 0 };
+        for (dumpable, set, is_lost) in [(0, 0, false), (1, 1, false), (2, 0, true)] {
+            let mut script = Script::new();
+            after_credentials(Some(&record(dumpable)), &thread, &mut script);
+            assert_eq!(script.calls[0].shown_args(), format!("{PR_SET_DUMPABLE}, {set}, 0, 0, 0"));
+            assert_eq!(lost(&record(dumpable)).is_some(), is_lost, "{dumpable}");
+        }
     }
 }
