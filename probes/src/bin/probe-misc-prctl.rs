@@ -67,7 +67,27 @@ fn become_awkward() {
     expect("dump filter", own.dump.trim(), "0000015d");
 }
 
-fn setup() -> (Own, Board, i32, Dir) {
+/// Huge pages only where they are advised (Linux 6.18), and a thread with another personality than its process.
+fn apart(board: Board) {
+    let some = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 2, 0, 0) } == 0;
+    let huge = || unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) };
+    expect("huge pages", huge(), if some { 3 } else { 1 });
+    let personality = || unsafe { libc::personality(0xffff_ffff) };
+    let (before, own) = (personality(), libc::ADDR_NO_RANDOMIZE | libc::STICKY_TIMEOUTS);
+    let thread = std::thread::spawn(move || {
+        probe::block_all();
+        ok("personality", unsafe { libc::personality(own as _) });
+        board.add(UP, 1);
+        board.wait(GO, 1);
+        expect("personality of a thread", personality(), own);
+    });
+    board.wait(GO, 1);
+    expect("personality of its process", (personality(), before == own), (before, false));
+    expect("huge pages", huge(), if some { 3 } else { 1 });
+    expect("thread", thread.join().is_ok(), true);
+}
+
+fn setup() -> (Own, Board, [i32; 2], Dir) {
     let dir = Dir::new();
     let board = Board::new();
     become_awkward();
@@ -75,15 +95,16 @@ fn setup() -> (Own, Board, i32, Dir) {
         // A child gets most of it, but neither the subreaper's duty nor the signal.
         let before = own();
         expect("what a child inherits", (before.subreaper, before.death), (0, 0));
-        board.set(UP, 1);
+        board.add(UP, 1);
         board.wait(GO, 1);
         expect("child", own(), before);
     });
-    board.wait(UP, 1);
-    (own(), board, inherits, dir)
+    let apart = child(|| apart(board));
+    board.wait(UP, 2);
+    (own(), board, [inherits, apart], dir)
 }
 
-fn check((before, board, inherits, dir): (Own, Board, i32, Dir)) {
+fn check((before, board, [inherits, apart], dir): (Own, Board, [i32; 2], Dir)) {
     expect("process", own(), before);
     let file = dir.at("file");
     expect("creation", std::fs::write(&file, "x").is_ok(), true);
@@ -92,6 +113,7 @@ fn check((before, board, inherits, dir): (Own, Board, i32, Dir)) {
     unsafe { libc::umask(0o022) };
     board.set(GO, 1);
     succeeded("child", inherits);
+    succeeded("child apart", apart);
 }
 
 fn main() {
