@@ -128,6 +128,7 @@ rules! {
     short_files: "files of at most 500 lines",
     nothing_left_for_later: "nothing left for later in code",
     kinds_have_heads: "every kind says what it reads, makes and loses",
+    no_silent_skips: "tests for root alone say that they are skipped",
     made_pages_are_fresh: "pages that are made from the code are fresh",
     no_paths_of_a_machine: "no paths of a machine",
     links_lead_somewhere: "links lead somewhere",

@@ -24,10 +24,6 @@ use yendor_sys::ipc as sys;
 use yendor_sys::namespace::{Namespaces, unshare};
 use yendor_sys::sandbox;
 
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
 fn proc() -> OwnedFd {
     directory("/proc")
 }
@@ -79,7 +75,7 @@ fn law(kind: Kind, namespace: &OwnedFd) -> Content {
 
 #[test]
 fn names_come_back() {
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let longest = [0xfe_u8; 64];
@@ -95,7 +91,7 @@ fn names_come_back() {
 
 #[test]
 fn system_v_objects_come_back() {
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let namespace = made(Kind::Ipc, Namespaces::NEWIPC, || {
@@ -113,7 +109,7 @@ fn system_v_objects_come_back() {
 /// What is collected of who lives there is what was made, below zero too, whatever the clocks around are ahead.
 #[test]
 fn clocks_come_back() {
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let me = i32::try_from(std::process::id()).unwrap();
@@ -195,7 +191,7 @@ fn mounts_law(fill: impl Fn() + Send + Sync) -> Result<kind::Record, String> {
 
 #[test]
 fn mounts_come_back() {
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let tmpfs = |at: &str| mount("none", at, "tmpfs", MountFlags::NOSUID, Some(c"size=64k,mode=711")).unwrap();
@@ -251,7 +247,7 @@ fn mounts_come_back() {
 
 #[test]
 fn networks_come_back() {
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
@@ -272,7 +268,7 @@ fn networks_come_back() {
 
 #[test]
 fn a_setting_of_another_kind_is_refused() {
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let place = Place::new();
@@ -312,7 +308,7 @@ fn at_rest() {
 fn devices_addresses_and_routes_come_back() {
     use links::{Kind as Is, Link, Message};
     use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, recv, send, socket};
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let link = |index, name: &[u8], kind, last: u8, flags| Link {
@@ -484,7 +480,7 @@ fn range((inside, outside, count): (u32, u32, u32)) -> user::Range {
 
 #[test]
 fn user_namespaces_come_back() {
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let limit = |name: &str, value: &str| sysctl::Record {
@@ -517,7 +513,7 @@ fn user_namespaces_come_back() {
 
 #[test]
 fn users_in_users_come_back() {
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let all = |uids: &[(u32, u32, u32)], maker| user::Record {
@@ -549,7 +545,7 @@ fn sockets_come_back_where_they_were() {
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
     use yendor_kinds::file::{Gather, Workshop, external::Filled};
     use yendor_kinds::namespace::networks::Networks;
-    if !is_root() {
+    if !law::root("namespaces of its own") {
         return;
     }
     let network = || made(Kind::Net, Namespaces::NEWNET, || loopback_up().unwrap());

@@ -47,6 +47,11 @@ pub const RULES: &[Rule] = &[
         find: |tree| Ok(rust::kinds_without_head(tree)),
     },
     Rule {
+        name: "tests for root alone say that they are skipped",
+        why: "who runs them as somebody else takes what was not tried for what holds",
+        find: |tree| Ok(rust::silent_skips(tree)),
+    },
+    Rule {
         name: "pages that are made from the code are fresh",
         why: "a page that says what was is worse than none",
         find: docs::stale,

@@ -87,6 +87,29 @@ pub(super) fn kinds_without_head(tree: &Tree) -> Vec<String> {
     found
 }
 
+/// Ways to ask who one is.
+const WHO: &[&str] = &["is_root()", "geteuid()", "getuid()"];
+
+/// In tests: who asks whether he is root and returns at once says nothing of what he leaves out.
+pub(super) fn silent_skips(tree: &Tree) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, text) in tree.with_extension("rs") {
+        let code = source::code_only(text);
+        let tests = if is_test(path) { 0 } else { code.find("#[cfg(test)]").unwrap_or(code.len()) };
+        let first = code[..tests].lines().count();
+        let lines: Vec<&str> = code.lines().collect();
+        for (number, line) in lines.iter().enumerate().skip(first) {
+            let asks = line.trim_start().starts_with("if ") && WHO.iter().any(|who| line.contains(who));
+            let next = lines.get(number + 1).map_or("", |next| next.trim());
+            let within = line.rsplit('{').next().unwrap_or("").trim();
+            if asks && [next, within].iter().any(|at_once| at_once.starts_with("return;")) {
+                found.push(format!("{}:{}: a silent return", path.display(), number + 1));
+            }
+        }
+    }
+    found
+}
+
 fn is_test(path: &Path) -> bool {
     path.iter().any(|part| part == "tests" || part == "tests.rs")
 }
@@ -142,6 +165,20 @@ mod tests {
             let text = format!("fn {promise}() {{}} // {promise}!()");
             assert!(unfinished(&tree(&[("a.rs", &text)])).is_empty());
         }
+    }
+
+    #[test]
+    fn silent_skips_are_found_in_tests() {
+        let silent = "fn f() {\n    if !geteuid().is_root() {\n        return;\n    }\n}\n";
+        let said = "fn f() {\n    if !geteuid().is_root() {\n        return skipped(\"chroot\");\n    }\n}\n";
+        let short = "fn f() {\n    if unsafe { libc::geteuid() } != 0 { return; }\n}\n";
+        let found = |path: &str, text: &str| silent_skips(&tree(&[(path, text)]));
+        assert_eq!(found("crates/kinds/tests/law_a.rs", silent), ["crates/kinds/tests/law_a.rs:2: a silent return"]);
+        assert_eq!(found("tests/tests/a.rs", short).len(), 1);
+        assert!(found("crates/kinds/tests/law_a.rs", said).is_empty());
+        assert!(found("crates/kinds/src/a.rs", silent).is_empty());
+        let within = format!("fn g() {{}}\n#[cfg(test)]\nmod tests {{\n{silent}}}\n");
+        assert_eq!(found("crates/kinds/src/a.rs", &within), ["crates/kinds/src/a.rs:5: a silent return"]);
     }
 
     #[test]

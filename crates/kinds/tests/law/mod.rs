@@ -1,6 +1,7 @@
 //! The law of every kind: collect(rebuild(collect(x))) == collect(x).
 #![allow(dead_code)]
 
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,6 +29,16 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Whether this is root. Where it is not, what is skipped is said.
+pub fn root(what: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        // Where everybody sees it: what a test that passes prints nobody does.
+        let _ = writeln!(std::io::stderr(), "skipped: needs root: {what}");
+    }
+    root
 }
 
 pub fn directory(path: &str) -> OwnedFd {
