@@ -65,6 +65,18 @@ fn terminal_of_process() -> String {
     fields[2..6].join(" ")
 }
 
+/// What is open as /dev/tty: the device, whose terminal it is, and how it is open.
+fn about_own(fd: &OwnedFd) -> (u64, [i32; 4], Option<std::path::PathBuf>) {
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        ok("fstat", libc::fstat(fd.as_raw_fd(), &mut stat));
+        let flags = [libc::F_GETFL, libc::F_GETFD].map(|what| libc::fcntl(fd.as_raw_fd(), what));
+        let session = [libc::tcgetpgrp(fd.as_raw_fd()), libc::tcgetsid(fd.as_raw_fd())];
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok();
+        (stat.st_rdev, [flags[0], flags[1], session[0], session[1]], path)
+    }
+}
+
 /// Leader of a session on the terminal; its child is the foreground group.
 fn session(board: Board, name: &CString) {
     ok("setsid", unsafe { libc::setsid() });
@@ -79,8 +91,14 @@ fn session(board: Board, name: &CString) {
     board.wait(UP, 1);
     ok("tcsetpgrp", unsafe { libc::tcsetpgrp(terminal.as_raw_fd(), front) });
     let before = terminal_of_process();
+    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let held = own("/dev/tty", unsafe { libc::open(c"/dev/tty".as_ptr(), flags) });
+    let held_before = about_own(&held);
+    expect("the device /dev/tty", held_before.0, libc::makedev(5, 0));
     board.add(UP, 1);
     board.wait(GO, 1);
+    expect("what was open as /dev/tty", about_own(&held), held_before);
+    transfer(&held, b"held\n");
     expect("group, session, terminal, foreground group", terminal_of_process(), before);
     expect("tcgetpgrp", unsafe { libc::tcgetpgrp(terminal.as_raw_fd()) }, front);
     expect("tcgetsid", unsafe { libc::tcgetsid(terminal.as_raw_fd()) }, std::process::id() as i32);
@@ -146,6 +164,7 @@ fn check(state: State) {
     expect("typed bytes", read_at_once(&state.raw.1, 100), Some(b"ty\0p\x03ed".to_vec()));
     state.board.set(GO, 1);
     probe::wait_until("the leader's word", || state.board.get(INTERRUPT) == 1);
+    expect("written to /dev/tty", read_at_once(&state.raw.0, 100), Some(b"held\n".to_vec()));
     let mut modes = modes(&state.raw.1);
     modes.c_lflag |= libc::ISIG;
     set_modes(&state.raw.1, &modes);
