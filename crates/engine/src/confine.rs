@@ -136,17 +136,14 @@ impl<'a> Confine<'a> {
         landlock::confined(ruleset.as_ref(), self.dropped, make).at(Step::Confine)?
     }
 
-    /// Says that it was the policy, if what was denied under it is possible without it.
+    /// Says that it was the policy, if what was denied under it is possible without it; `labels` speak for those that were entered.
     #[must_use]
-    pub fn blame(&self, mut error: Error, labelled: bool, possible: impl FnOnce() -> bool) -> Error {
-        if error.cause.is_denied() && error.by.is_none() && possible() {
-            let policy = match (self.domain.is_some(), self.dropped != 0, labelled) {
-                (true, false, false) => "Landlock: the container's --landlock rules",
-                (false, true, false) => "capabilities: the container's --cap-drop",
-                (false, false, _) => "security module: the container's --lsm-profile",
-                (..) => "the container's --landlock rules, --cap-drop or --lsm-profile",
-            };
-            error.by = Some(format!("{policy}, in force from the start (--enforce early)"));
+    pub fn blame(&self, mut error: Error, labels: Vec<String>, possible: impl FnOnce() -> bool) -> Error {
+        let landlock = self.domain.as_ref().map(|_| "Landlock: the container's --landlock rules".to_owned());
+        let dropped = (self.dropped != 0).then(|| "capabilities: the container's --cap-drop".to_owned());
+        let policy: Vec<String> = landlock.into_iter().chain(dropped).chain(labels).collect();
+        if error.cause.is_denied() && error.by.is_none() && !policy.is_empty() && possible() {
+            error.by = Some(format!("{}, in force from the start (--enforce early)", policy.join(", or ")));
         }
         error
     }
@@ -284,4 +281,30 @@ fn open_in_container(path: &[u8]) -> std::result::Result<OwnedFd, Cause> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let opened = rustix::fs::openat2(root.as_fd(), path, flags, Mode::empty(), resolve);
     Ok(opened.named("openat2", || format!("\"{}\", O_PATH", path.escape_ascii()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_asked_for_is_blamed_and_nobody_else() {
+        let confine = |dropped| Confine { domain: None, dropped, seccomp: None, own: Vec::new(), cookie: 0 };
+        let label = || vec!["AppArmor: the container's --lsm-profile p".to_owned()];
+        let by = |confine: Confine<'_>, labels, possible, errno| {
+            let error = Error::new(Step::Rebuild, SysError::new("openat2", "x", errno));
+            confine.blame(error, labels, || possible).by
+        };
+        let early = "in force from the start (--enforce early)";
+        let said = by(confine(0), label(), true, Errno::ACCESS);
+        assert_eq!(said, Some(format!("AppArmor: the container's --lsm-profile p, {early}")));
+        let said = by(confine(1), Vec::new(), true, Errno::ACCESS);
+        assert_eq!(said, Some(format!("capabilities: the container's --cap-drop, {early}")));
+        let said = by(confine(1), label(), true, Errno::PERM).unwrap();
+        assert!(said.contains("--cap-drop, or AppArmor: ") && !said.contains("--landlock"), "{said}");
+        // Nobody has asked for a policy; it is denied without one, too; it is no denial.
+        assert_eq!(by(confine(0), Vec::new(), true, Errno::ACCESS), None);
+        assert_eq!(by(confine(1), label(), false, Errno::ACCESS), None);
+        assert_eq!(by(confine(1), label(), true, Errno::NOENT), None);
+    }
 }

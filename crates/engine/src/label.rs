@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use yendor_image::Bytes;
 use yendor_kinds::process::label::{self, Label, Way};
-use yendor_kinds::process::{State, Thread};
+use yendor_kinds::process::{Record, State, Thread};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
 use yendor_policy::host::Granted;
@@ -199,12 +199,6 @@ impl Labels {
         })
     }
 
-    /// Whether the caller wants labels for all tasks.
-    #[must_use]
-    pub fn has_profiles(&self) -> bool {
-        !self.profiles.is_empty()
-    }
-
     fn has_profile(&self, module: Module) -> bool {
         self.profiles.iter().any(|(with, _)| *with == module)
     }
@@ -294,17 +288,57 @@ impl Labels {
         Ok(out)
     }
 
-    /// For `--enforce early`: the calling thread, which makes files for the tasks, gets the label that all of them get.
+    /// For `--enforce early`: the labels under which files are made for these tasks, that of the container for all of them, or a kept one
+    /// that all their threads have: who had opened a file which several have no image tells.
     ///
     /// # Errors
-    /// The module's; what it cannot do to one thread of several is refused by name.
-    pub fn enter(&self) -> Result<()> {
-        for set in self.of_everybody() {
-            if set.wants_one_thread() {
-                let what =
-                    "--enforce early with an SELinux label: a process with threads cannot take it for one of them";
-                return Err(Error::new(Step::Confine, Cause::unsupported(what)));
+    /// Kept labels of which there are several, and what a module cannot do to one thread of several, by name.
+    pub fn of_files(&self, processes: &[Record]) -> Result<Vec<Set>> {
+        let alive = processes.iter().filter_map(|process| match &process.state {
+            State::Alive(alive) => Some(&alive.threads),
+            State::Exec(_) | State::Zombie(_) => None,
+        });
+        self.common(alive.flatten().map(|thread| (thread.tid.0, thread.labels.as_slice())))
+    }
+
+    fn common<'t>(&self, threads: impl Iterator<Item = (i32, &'t [Label])>) -> Result<Vec<Set>> {
+        let mut sets = self.profile_sets();
+        let mut all: BTreeSet<(Module, Vec<u8>)> = BTreeSet::new();
+        for (tid, labels) in threads.filter(|_| self.keep) {
+            let kept = self.kept(labels).at(Step::Confine).task(tid)?.into_iter();
+            all.extend(kept.filter(|s| s.attribute == Attribute::Current).map(|s| (s.module, s.label)));
+        }
+        if let Some(((module, _), _)) = all.iter().zip(all.iter().skip(1)).find(|(one, next)| one.0 == next.0) {
+            let title = module.title();
+            let what = format!(
+                "--enforce early with --keep-lsm: tasks of the image have several labels of {title}, and no image says under which of them a file was opened"
+            );
+            return Err(Error::new(Step::Confine, Cause::unsupported(what)));
+        }
+        sets.extend(all.into_iter().map(|(module, label)| Set { module, attribute: Attribute::Current, label }));
+        sets.retain(|set| !self.now.contains(set));
+        match sets.iter().find(|set| set.wants_one_thread()) {
+            Some(set) => {
+                let (option, title) = (self.option(set.module), set.module.title());
+                let what = format!(
+                    "--enforce early with {option} under {title}: a process with threads cannot take a label for one of them"
+                );
+                Err(Error::new(Step::Confine, Cause::unsupported(what)))
             }
+            None => Ok(sets),
+        }
+    }
+
+    fn option(&self, module: Module) -> &'static str {
+        if self.has_profile(module) { "--lsm-profile" } else { "--keep-lsm" }
+    }
+
+    /// The calling thread, which makes files for the tasks, gets these labels.
+    ///
+    /// # Errors
+    /// The module's.
+    pub fn enter(&self, sets: &[Set]) -> Result<()> {
+        for set in sets {
             let text = lsm::spelt(set.module, set.attribute, &set.label);
             let entered = match &self.door {
                 Some(door) if set.wants_door() => {
@@ -315,6 +349,16 @@ impl Labels {
             entered.map_err(|e| set.failed(e.into()))?;
         }
         Ok(())
+    }
+
+    /// Who speaks for a label that files were made under, and who wanted it.
+    #[must_use]
+    pub fn speaker(&self, set: &Set) -> String {
+        let (title, label) = (set.module.title(), Bytes(set.label.clone()));
+        match self.has_profile(set.module) {
+            true => format!("{title}: the container's --lsm-profile {label}"),
+            false => format!("{title}: the image's label {label} (--keep-lsm)"),
+        }
     }
 
     /// The calls for one label; `free` is the lowest descriptor number that the task does not use.
@@ -540,6 +584,48 @@ mod tests {
         assert!(labels.wanted(&leader, &has).unwrap().is_empty());
         let other = labels.wanted(&[label("current", Some("u:r:t"))], &has).unwrap();
         assert_eq!(other, [set(Module::SELinux, Attribute::Exec, "")]);
+    }
+
+    #[test]
+    fn files_are_made_early_under_the_label_that_all_tasks_have() {
+        let of = |module: &str, attribute: &str, text: Option<&str>| Label {
+            module: module.into(),
+            ..label(attribute, text)
+        };
+        let thread = |text: &str| vec![of("apparmor", "current", Some(text)), of("apparmor", "exec", Some("plan"))];
+        let files = |labels: &Labels, threads: &[Vec<Label>]| labels.common(threads.iter().map(|t| (7, t.as_slice())));
+        let now = vec![set(Module::AppArmor, Attribute::Current, "mine")];
+        let keep = Labels { keep: true, modules: vec![Module::AppArmor, Module::Tomoyo], now, ..Labels::default() };
+        let q = set(Module::AppArmor, Attribute::Current, "q");
+        assert_eq!(files(&keep, &[thread("q"), thread("q")]).unwrap(), std::slice::from_ref(&q));
+        assert_eq!(keep.speaker(&q), "AppArmor: the image's label q (--keep-lsm)");
+        // Who has it already need not take it.
+        assert!(files(&keep, &[thread("mine"), thread("mine")]).unwrap().is_empty());
+        // Nobody knows which of several it was; that of the caller is one of them.
+        for other in ["p", "mine"] {
+            let refused = files(&keep, &[thread("q"), thread(other)]).unwrap_err();
+            let said = refused.to_string();
+            assert_eq!(refused.exit_code(), 3, "{said}");
+            assert!(["--enforce early", "--keep-lsm", "AppArmor"].iter().all(|word| said.contains(word)), "{said}");
+        }
+        // One of each module.
+        let both = [of("apparmor", "current", Some("q")), of("tomoyo", "current", Some("<kernel> /d"))].to_vec();
+        assert_eq!(
+            files(&keep, std::slice::from_ref(&both)).unwrap(),
+            [q, set(Module::Tomoyo, Attribute::Current, "<kernel> /d")]
+        );
+        assert_eq!(files(&keep, &[vec![of("tomoyo", "current", None)]]).unwrap_err().exit_code(), 5);
+        // What the caller has chosen counts for all, and what nobody wants to keep for nothing.
+        let chosen = Labels { profiles: vec![(Module::AppArmor, b"p".to_vec())], ..keep };
+        let p = set(Module::AppArmor, Attribute::Current, "p");
+        assert_eq!(files(&chosen, &[thread("q"), thread("r")]).unwrap(), std::slice::from_ref(&p));
+        assert_eq!(chosen.speaker(&p), "AppArmor: the container's --lsm-profile p");
+        assert!(files(&Labels { profiles: Vec::new(), keep: false, ..chosen }, &[thread("q")]).unwrap().is_empty());
+        let selinux = keeping();
+        let refused = files(&selinux, &[vec![label("current", Some("u:r:t"))]]).unwrap_err();
+        assert_eq!(refused.exit_code(), 3);
+        assert!(refused.to_string().contains("--keep-lsm under SELinux"), "{refused}");
+        assert!(files(&selinux, &[vec![label("current", Some("u:r:caller"))]]).unwrap().is_empty());
     }
 
     #[test]

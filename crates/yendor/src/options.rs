@@ -182,8 +182,8 @@ pub struct RestoreOptions {
     /// Give tasks, and sockets under SELinux, the security labels of the image, where the kernel permits it; no other files
     #[arg(long)]
     pub keep_lsm: bool,
-    /// When the container's policy is put in force: after all is made, or early: open files and sockets are made under its Landlock rules, label and
-    /// dropped capabilities, and its seccomp filter is asked whether a program could have them
+    /// When the container's policy is put in force: after all is made, or early: open files and sockets are made under its Landlock rules, label (with --keep-lsm
+    /// that of the image's tasks, which must be one) and dropped capabilities, and its seccomp filter is asked whether a program could have them
     #[arg(long, value_enum, default_value = "late")]
     pub enforce: Enforce,
 }

@@ -270,21 +270,24 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let later = |e: &Entry| {
         e.record.is_late() || mounts::is_promised(e) || sockets_later && matches!(e.record, Record::Unix(_))
     };
-    if request.policy.enforce == Enforce::Early {
-        workshop.judge();
-    }
-    let files = confine.early(request, &snapshot.files, &own_places(reader, &proc)?, || {
-        if request.policy.enforce == Enforce::Early {
-            labels.enter()?;
+    let entered = match request.policy.enforce {
+        Enforce::Early => {
+            workshop.judge();
+            labels.of_files(&snapshot.processes)?
         }
+        Enforce::Late => Vec::new(),
+    };
+    let files = confine.early(request, &snapshot.files, &own_places(reader, &proc)?, || {
+        labels.enter(&entered)?;
         let files = make_files(&mut workshop, labels, snapshot, above, &mut held, &mut making, &|e| !later(e))?;
         if !sockets_later {
             finish(&mut workshop, labels)?;
         }
         Ok(files)
     });
-    let mut files = files
-        .map_err(|e| confine.blame(e, labels.has_profiles(), || making.is_some_and(|id| workshop.fd(id).is_ok())))?;
+    let speakers = || entered.iter().map(|set| labels.speaker(set)).collect();
+    let mut files =
+        files.map_err(|e| confine.blame(e, speakers(), || making.is_some_and(|id| workshop.fd(id).is_ok())))?;
     let objects = make_objects(snapshot, reader, above, &mut held)?;
     let pages = open_pages(image, snapshot, above, &mut held)?;
     let ark = image.and_then(|image| image.ark);

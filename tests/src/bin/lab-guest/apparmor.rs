@@ -1,8 +1,8 @@
 //! AppArmor: profiles, stacks, hats, plans for the next program; and what a profile of the caller's denies.
 
 use crate::labels::{
-    become_caller, both, bundle_labels, denied, end, hand_on, of_another, refused, restored, seen, start, take, user,
-    yendor,
+    become_caller, both, bundle_labels, comes_back, denied, end, hand_on, of_another, refused, restored, seen, start,
+    take, unsupported, user, yendor,
 };
 use crate::table::{On, Test};
 use std::fs;
@@ -11,6 +11,7 @@ use yendor_tests::{Flavour, PATIENCE, probe};
 const CURRENT: &str = "apparmor/current";
 const FILE_ONLY: &[&str] = &["--lsm-profile", "apparmor:file_only"];
 const KEEP: &[&str] = &["--keep-lsm"];
+const EARLY: &[&str] = &["--enforce", "early"];
 
 /// Tests for machines with AppArmor.
 pub const TESTS: &[Test] = &[
@@ -29,6 +30,8 @@ pub const TESTS: &[Test] = &[
     test("apparmor: a profile that is not there", || both(unknown)),
     test("apparmor: a module that is not there", || both(inactive)),
     test("apparmor: exec joins the container's profile", || both(exec)),
+    test("apparmor: open files are judged by a label early", || both(early)),
+    test("apparmor: open files are judged by no label early where tasks have several", || both(early_several)),
     test("apparmor: denied socket", || both(socket)),
     test("apparmor: denied mount, ptrace and exec", || both(mount_ptrace_exec)),
     test("apparmor: denied setuid, and so the host's own ids", || setuid(Flavour::Root, &["admit", "only root"])),
@@ -234,6 +237,44 @@ fn exec(flavour: Flavour) {
     let said = yendor.call(&["exec", &container, "--", "cat", "/proc/self/attr/apparmor/current"]).exits(0).stdout;
     assert_eq!(said.trim(), enforced("other"));
     end(&yendor, &container);
+}
+
+/// What a program had open before it was confined, its profile forbids.
+fn early(flavour: Flavour) {
+    load(1);
+    let yendor = yendor(flavour);
+    let name = yendor.fresh("holder");
+    let words = "echo x >/tmp/forbidden; exec 5</tmp/forbidden; echo 'changeprofile no_open' >/proc/self/attr/apparmor/current && \
+                 echo ready; while :; do read -t 1 x; done </dev/zero";
+    yendor.run_detached_with(&name, &[], &["sh", "-c", words]).exits(0);
+    yendor.wait_for_log(&name, "ready", PATIENCE);
+    let image = take(&yendor, &name);
+    let no_open = ["--lsm-profile", "apparmor:no_open"];
+    for (options, by) in [
+        (
+            KEEP,
+            "denied by: AppArmor: the image's label no_open (--keep-lsm), in force from the start (--enforce early)",
+        ),
+        (
+            &no_open,
+            "denied by: AppArmor: the container's --lsm-profile no_open, in force from the start (--enforce early)",
+        ),
+    ] {
+        denied(&yendor, &image, &[options, EARLY].concat(), &["open", "forbidden", "EACCES", by]);
+        comes_back(&yendor, &image, options);
+    }
+    comes_back(&yendor, &image, &[EARLY, &["--lsm-profile", "apparmor:other"]].concat());
+    comes_back(&yendor, &image, EARLY);
+}
+
+/// Nobody knows which of them has a file.
+fn early_several(flavour: Flavour) {
+    load(1);
+    let yendor = yendor(flavour);
+    let container = start(&yendor, "labels", &["-e", "PROBE_LABELS_THREAD=apparmor/current changeprofile other"]);
+    let image = take(&yendor, &container);
+    unsupported(&yendor, &image, &[KEEP, EARLY].concat(), &["--enforce early", "--keep-lsm", "AppArmor"]);
+    restored(&yendor, &image, &[KEEP, EARLY, &["--lsm-profile", "apparmor:other"]].concat(), CURRENT);
 }
 
 /// Who must be named.

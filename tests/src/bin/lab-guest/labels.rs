@@ -208,10 +208,40 @@ pub fn denied(yendor: &Yendor, image: &Path, options: &[&str], words: &[&str]) {
     refused(yendor, &container, said, words);
 }
 
+/// Restores an image, which must be refused as something that Yendor cannot do, in these words, and leave nothing.
+#[track_caller]
+pub fn unsupported(yendor: &Yendor, image: &Path, options: &[&str], words: &[&str]) {
+    let container = yendor.fresh("refused");
+    let said = yendor.restore_with(image, &container, options);
+    nothing_left(yendor, &container, said.exits(3), words);
+}
+
+/// Restores an image, and ends the container.
+#[track_caller]
+pub fn comes_back(yendor: &Yendor, image: &Path, options: &[&str]) {
+    let container = yendor.fresh("restored");
+    yendor.restore_with(image, &container, options).exits(0);
+    yendor.call(&["rm", "-f", &container]).exits(0);
+}
+
+/// Does it while the host has this policy.
+pub fn under_policy(text: &str, what: impl FnOnce()) {
+    const FILE: &str = "/etc/yendor/policy.toml";
+    fs::create_dir_all("/etc/yendor").expect("a directory of the guest's");
+    fs::write(FILE, text).expect("a file of the guest's");
+    what();
+    fs::remove_file(FILE).expect("a file of the guest's");
+}
+
 /// What was said must be a denial in these words, and nothing may be left of the container.
 #[track_caller]
 pub fn refused(yendor: &Yendor, container: &str, said: Outcome, words: &[&str]) {
-    let said = said.exits(5).stderr;
+    nothing_left(yendor, container, said.exits(5), words);
+}
+
+#[track_caller]
+fn nothing_left(yendor: &Yendor, container: &str, said: Outcome, words: &[&str]) {
+    let said = said.stderr;
     for word in words {
         assert!(said.contains(word), "no `{word}` in: {said}");
     }

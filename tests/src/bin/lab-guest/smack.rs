@@ -1,7 +1,7 @@
 //! Smack: a task may label itself only where its caller was given a list of labels for that (relabel-self), or with a capability
 //! that no container has. Whoever has the list of the caller inherits it.
 
-use crate::labels::{denied, end, of_another, refused, restored, seen, start, take, yendor};
+use crate::labels::{comes_back, denied, end, of_another, refused, restored, seen, start, take, yendor};
 use crate::table::{On, Test};
 use std::ffi::CString;
 use std::fs;
@@ -10,6 +10,7 @@ use yendor_tests::{Flavour, PATIENCE, Yendor};
 const CURRENT: &str = "smack/current";
 const TASK: &[&str] = &["--lsm-profile", "smack:Task"];
 const KEEP: &[&str] = &["--keep-lsm"];
+const EARLY: &[&str] = &["--enforce", "early"];
 /// The label of everything that has no other.
 const FLOOR: &str = "_";
 /// What callers may become.
@@ -34,6 +35,7 @@ pub const TESTS: &[Test] = &[
         both(|f| denies(f, "echo ready; exec /busybox-secret sleep 1000", "/busybox-secret", "open"))
     }),
     test("smack: denied connect", || both(connect)),
+    test("smack: open files are judged by a label early", || both(early)),
 ];
 
 const fn test(name: &'static str, test: fn()) -> Test {
@@ -195,15 +197,32 @@ fn ready(yendor: &Yendor, words: &[&str]) -> String {
 /// A program that has this file open, which one caller may not open.
 fn denies(flavour: Flavour, script: &str, file: &str, word: &str) {
     let yendor = yendor(flavour);
+    secret(file);
+    let image = take(&yendor, &ready(&yendor, &["sh", "-c", script]));
+    as_caller("Blind", "", || denied(&yendor, &image, &[], &[word, file, "EACCES", "denied by: Smack (Blind)"]));
+    comes_back(&yendor, &image, &[]);
+}
+
+/// A program that has a file open which the container's label may not open.
+fn early(flavour: Flavour) {
+    let yendor = yendor(flavour);
+    secret("/secret");
+    let script = "read x < /secret & exec 5</secret; echo ready; exec sleep 1000";
+    let image = take(&yendor, &ready(&yendor, &["sh", "-c", script]));
+    as_caller(FLOOR, "Blind", || {
+        let options = ["--lsm-profile", "smack:Blind"];
+        let by = "denied by: Smack: the container's --lsm-profile Blind, in force from the start (--enforce early)";
+        denied(&yendor, &image, &[&options, EARLY].concat(), &["open", "EACCES", by]);
+        comes_back(&yendor, &image, &options);
+    });
+    comes_back(&yendor, &image, EARLY);
+}
+
+fn secret(file: &str) {
     if fs::metadata(file).is_err() {
         fs::copy("/bin/busybox", file).expect("a file of the guest's");
         relabel(file, "Secret");
     }
-    let image = take(&yendor, &ready(&yendor, &["sh", "-c", script]));
-    as_caller("Blind", "", || denied(&yendor, &image, &[], &[word, file, "EACCES", "denied by: Smack (Blind)"]));
-    let container = yendor.fresh("restored");
-    yendor.restore_with(&image, &container, &[]).exits(0);
-    yendor.call(&["rm", "-f", &container]).exits(0);
 }
 
 fn relabel(file: &str, label: &str) {

@@ -144,7 +144,7 @@ mod tests {
                 assert!(why || !named.is_empty(), "{line}: {cell}");
             }
         }
-        assert_eq!(rows, 15);
+        assert_eq!(rows, 16);
         assert!(DAILY.iter().all(|name| names.contains(name)));
     }
 }

@@ -1,7 +1,7 @@
 //! TOMOYO: domains of tasks, which follow what was executed, or the task's own word where its domain has a rule for that.
 
 use crate::labels::{
-    become_caller, both, denied, end, of_another, refused, seen_by, start, take, unlabelled, user, yendor,
+    become_caller, both, comes_back, denied, end, of_another, refused, seen_by, start, take, unlabelled, user, yendor,
 };
 use crate::table::{On, Test};
 use std::collections::BTreeSet;
@@ -14,6 +14,7 @@ use yendor_tests::{Flavour, PATIENCE, Yendor};
 const POLICY: &str = "/sys/kernel/security/tomoyo";
 const TASK: &[&str] = &["--lsm-profile", "tomoyo:<kernel> /task"];
 const KEEP: &[&str] = &["--keep-lsm"];
+const EARLY: &[&str] = &["--enforce", "early"];
 
 /// Tests for the machine with TOMOYO.
 pub const TESTS: &[Test] = &[
@@ -261,7 +262,11 @@ fn denies(flavour: Flavour) {
         denied(&yendor, &image, &[], &[&words[..], &["EPERM", "denied by: TOMOYO ("]].concat());
     }
     become_caller(&mut yendor, None);
-    let container = yendor.fresh("restored");
-    yendor.restore_with(&image, &container, &[]).exits(0);
-    yendor.call(&["rm", "-f", &container]).exits(0);
+    comes_back(&yendor, &image, &[]);
+    // The same as the container's own domain: it counts when files are opened, or from the first step of its tasks on.
+    let profile = ["--lsm-profile", "tomoyo:<kernel> /no-open"];
+    let by =
+        "denied by: TOMOYO: the container's --lsm-profile <kernel> /no-open, in force from the start (--enforce early)";
+    denied(&yendor, &image, &[&profile, EARLY].concat(), &["open", "forbidden", "EPERM", by]);
+    comes_back(&yendor, &image, &profile);
 }
