@@ -18,6 +18,8 @@ pub struct Surroundings {
     filter: bool,
     /// Security modules that confine it, with its label there.
     modules: Vec<(Module, String)>,
+    /// Modules that deny, too, and label nobody: whether one of them has denied something, nobody can ask.
+    others: Vec<Other>,
     /// Yama lets only ancestors trace.
     yama: bool,
     /// The kernel has Landlock: whether this process is in a domain it does not tell.
@@ -28,6 +30,47 @@ pub struct Surroundings {
     held: u64,
     /// Of these, if its caller is root, those that a module keeps from it: what capget(2) tells goes through modules, what /proc tells does not.
     hidden: u64,
+}
+
+/// A module that tells nobody what it denies to whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    /// Programs that somebody with the host's capabilities has loaded, at any hook and with any answer.
+    Bpf,
+    /// Files of the kernel's, for everybody.
+    Lockdown,
+    /// What is executed, and mapped so.
+    Ipe,
+    /// Who becomes whom.
+    SafeSetId,
+}
+
+impl Other {
+    fn named(name: &str) -> Option<Other> {
+        match name {
+            "bpf" => Some(Other::Bpf),
+            // Where it locks nothing, as usually, it only stands in the list.
+            "lockdown" => std::fs::read_to_string("/sys/kernel/security/lockdown")
+                .is_ok_and(|mode| !mode.contains("[none]"))
+                .then_some(Other::Lockdown),
+            "ipe" => Some(Other::Ipe),
+            "safesetid" => Some(Other::SafeSetId),
+            _ => None,
+        }
+    }
+
+    /// How it is called where it has power over such a call and answers so.
+    fn title(self, sort: Sort, error: &SysError) -> Option<&'static str> {
+        let maps = matches!(error.call, "mmap" | "mprotect" | "pkey_mprotect");
+        match self {
+            Other::Bpf => Some("a BPF LSM program"),
+            Other::Lockdown => {
+                (sort == Sort::File && error.errno == Errno::PERM).then_some("lockdown (/sys/kernel/security/lockdown)")
+            }
+            Other::Ipe => ((sort == Sort::Program || maps) && error.errno == Errno::ACCESS).then_some("IPE"),
+            Other::SafeSetId => matches!(sort, Sort::Capability("SETUID" | "SETGID")).then_some("SafeSetID"),
+        }
+    }
 }
 
 /// Sorts of calls: others have power over each.
@@ -83,9 +126,11 @@ impl Surroundings {
         let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
         let held = status.as_ref().map_or(0, |s| s.cap_eff);
         let told = rustix::thread::capabilities(None).map_or(u64::MAX, |sets| sets.effective.bits());
+        let here = Here::look();
         Surroundings {
             filter: status.as_ref().is_some_and(|s| s.seccomp == Some(2)),
-            modules: confining().unwrap_or_default(),
+            modules: confining(&here).unwrap_or_default(),
+            others: here.active.iter().filter_map(|name| Other::named(name)).collect(),
             yama: number("/proc/sys/kernel/yama/ptrace_scope").is_some_and(|scope| scope > 0),
             landlock: yendor_sys::landlock::abi() > 0,
             covered: std::fs::read("/proc/self/mountinfo").is_ok_and(|text| is_covered(&text)),
@@ -173,6 +218,10 @@ impl Surroundings {
             }
             _ => {}
         }
+        // That it is active speaks for nobody, but nobody else can be sure either.
+        if !all.is_empty() {
+            all.extend(self.others.iter().filter_map(|other| other.title(sort, error)).map(str::to_owned));
+        }
         (!all.is_empty()).then(|| all.join(", or "))
     }
 
@@ -222,8 +271,7 @@ fn switch(errno: Errno) -> Option<String> {
 }
 
 /// Modules under which this process is not free, with its label.
-fn confining() -> std::result::Result<Vec<(Module, String)>, Cause> {
-    let here = Here::look();
+fn confining(here: &Here) -> std::result::Result<Vec<(Module, String)>, Cause> {
     let modules = here.modules();
     if modules.is_empty() {
         return Ok(Vec::new());
@@ -387,6 +435,35 @@ mod tests {
         assert_eq!(by(&older, Step::Admit, "open", "/proc/self/stat", Errno::ACCESS), None);
         let mount = by(&free(), Step::Contain, "mount", "", Errno::PERM);
         assert_eq!(mount.as_deref(), Some("Landlock: a domain of the caller, or a mount that is locked"));
+    }
+
+    #[test]
+    fn where_a_module_is_active_that_nobody_can_ask_nobody_else_is_sure() {
+        let others = |others: &[Other]| Surroundings { others: others.to_vec(), ..free() };
+        let bpf = others(&[Other::Bpf]);
+        let said = by(&bpf, Step::Admit, "open", "/proc/self/stat", Errno::ACCESS);
+        assert_eq!(said.as_deref(), Some("Landlock: a domain of the caller, or a BPF LSM program"));
+        let said = by(&bpf, Step::Confine, "sched_setattr", "", Errno::PERM);
+        assert_eq!(said.as_deref(), Some("capabilities: CAP_SYS_NICE of the host, or a BPF LSM program"));
+        let confined = Surroundings { modules: vec![(Module::AppArmor, "p".into())], ..bpf.clone() };
+        let said = by(&confined, Step::Rebuild, "ptrace", "", Errno::PERM);
+        assert_eq!(said.as_deref(), Some("AppArmor (p), or a BPF LSM program"));
+        // It stands in the list of every Debian: alone it is no reason.
+        assert_eq!(by(&bpf, Step::Rebuild, "ptrace", "", Errno::PERM), None);
+        // The others have power over some calls, and answers of their own.
+        let all = others(&[Other::Lockdown, Other::Ipe, Other::SafeSetId]);
+        let ends = |call, errno, end: &str| {
+            let said = by(&Surroundings { filter: true, ..all.clone() }, Step::Rebuild, call, "", errno);
+            assert_eq!(said, Some(format!("seccomp: a filter of the caller{end}")), "{call}");
+        };
+        ends("execve", Errno::ACCESS, ", or IPE");
+        ends("mmap", Errno::ACCESS, ", or IPE");
+        ends("mmap", Errno::PERM, "");
+        ends("setresgid", Errno::PERM, ", or SafeSetID");
+        ends("openat2", Errno::PERM, ", or lockdown (/sys/kernel/security/lockdown)");
+        ends("connect", Errno::ACCESS, "");
+        assert_eq!(Other::named("bpf"), Some(Other::Bpf));
+        assert_eq!((Other::named("yama"), Other::named("landlock"), Other::named("capability")), (None, None, None));
     }
 
     #[test]
