@@ -2,7 +2,7 @@
 
 use crate::labels::{
     become_caller, both, bundle_labels, comes_back, denied, end, hand_on, of_another, refused, restored, seen, start,
-    take, unsupported, user, yendor,
+    take, under_policy, unlabelled, unsupported, user, yendor,
 };
 use crate::table::{On, Test};
 use std::fs;
@@ -112,6 +112,13 @@ fn kept(flavour: Flavour) {
     let foreign = of_another(&yendor, &image, "apparmor", "smack");
     denied(&yendor, &foreign, KEEP, &["apparmor", "smack", "labels cannot be kept"]);
     assert_eq!(restored(&yendor, &foreign, &[], CURRENT).1, [enforced("unconfined")].into());
+    // Who asks for labels does not get those of whoever restores instead (published of others: a flag that is skipped where no label is).
+    denied(&yendor, &unlabelled(&yendor, &image), KEEP, &["confine", "apparmor", "labels cannot be kept"]);
+    under_policy("keep-labels = ['apparmor:oth*']\n", || comes_back(&yendor, &image, KEEP));
+    let by = "denied by: the host's policy, /etc/yendor/policy.toml:1:15 (keep-labels)";
+    under_policy("keep-labels = ['apparmor:file_only']\n", || {
+        denied(&yendor, &image, KEEP, &["confine", "label apparmor:other", by]);
+    });
 }
 
 fn handed_on() {

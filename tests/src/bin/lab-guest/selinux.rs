@@ -2,7 +2,7 @@
 
 use crate::labels::{
     become_caller, both, bundle_labels, comes_back, denied, end, fetched, refused, restored, seen, start, take,
-    under_policy, unsupported, user, yendor,
+    under_policy, unlabelled, unsupported, user, yendor,
 };
 use crate::table::{On, Test};
 use std::ffi::CString;
@@ -89,6 +89,8 @@ fn kept(flavour: Flavour) {
     let yendor = yendor(flavour);
     let image = take(&yendor, &start(&yendor, "labels", TASK));
     assert_eq!(restored(&yendor, &image, KEEP, CURRENT), (domain("kernel_t"), [domain("task_t")].into()));
+    // Who asks for labels does not get those of whoever restores instead (published of others: a flag that is skipped where no label is).
+    denied(&yendor, &unlabelled(&yendor, &image), KEEP, &["confine", "selinux", "labels cannot be kept"]);
     let name = yendor.fresh("planner");
     let planned =
         ["fscreate=u:object_r:data_t", "sockcreate=u:r:task_t", "keycreate=u:object_r:image_t", "exec=u:r:task_t"];
