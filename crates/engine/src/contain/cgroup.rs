@@ -107,16 +107,14 @@ impl Cgroup {
             self.made.push(make(&parent, name, path.clone())?);
         }
         if v2 {
-            match hand_down(&parent, controller) {
-                Err(Cause::Sys(e)) if e.errno == Errno::BUSY => {
-                    // Limits can be handed down only where no task sits (cgroups(7), no internal processes).
-                    let aside = format!("{PREFIX}front-{pid}");
-                    note(state, &parent.join(&aside))?;
-                    self.made.push(step_aside(&parent, aside)?);
-                    hand_down(&parent, controller)?;
-                }
-                other => other?,
+            // Limits are handed down only where no task sits (cgroups(7), no internal processes); that of tasks is, too, but then only
+            // threads could be below.
+            if is_occupied(&parent) {
+                let aside = format!("{PREFIX}front-{pid}");
+                note(state, &parent.join(&aside))?;
+                self.made.push(step_aside(&parent, aside)?);
             }
+            hand_down(&parent, controller)?;
         }
         let file = match (controller, v2) {
             ("memory", true) => "memory.max",
@@ -216,7 +214,7 @@ fn remove(parent: &OwnedFd, name: &std::ffi::OsStr) {
 
 fn explain(controller: &str, cause: Cause) -> Cause {
     match &cause {
-        Cause::Sys(e) if matches!(e.errno, Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NODEV | Errno::BUSY | Errno::NOENT) => {
+        Cause::Sys(e) if matches!(e.errno, Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NODEV | Errno::BUSY | Errno::NOENT | Errno::OPNOTSUPP) => {
             Cause::Denied {
                 what: format!("a limit of {controller} is not to be had here: {e}"),
                 hint: "the host has to delegate a cgroup: `systemd-run --user --scope -p Delegate=yes yendor ...`, or root, \
@@ -269,6 +267,12 @@ fn without_swap(made: &Made, v2: bool, limit: u64) -> Caused<()> {
         Err(Cause::Sys(e)) if e.errno == Errno::NOENT => Ok(()),
         other => other,
     }
+}
+
+/// Whether tasks sit in a cgroup that is not the host's first, where that hinders nobody.
+fn is_occupied(path: &Path) -> bool {
+    let read = |file: &str| std::fs::read_to_string(path.join(file));
+    read("cgroup.type").is_ok() && read("cgroup.procs").is_ok_and(|tasks| !tasks.is_empty())
 }
 
 /// Moves the keeper and the front, if they are alone in the caller's cgroup, into one below it. Other tasks there are not

@@ -3,13 +3,15 @@
 //! As `/init` of the initramfs it makes a root file system that one can pivot from, mounts what a host has, loads
 //! modules and policies, runs [`table::TESTS`] in a child, and writes what became of it to qemu's exit device.
 //!
-//! Other uses: `lab-guest run` runs the tests; `lab-guest enter MODULE LABEL COMMAND...` starts a command with a label.
+//! Other uses: `lab-guest run` runs the tests; `lab-guest enter MODULE LABEL COMMAND...` starts a command with a label,
+//! `lab-guest delegated COMMAND...` in a cgroup of its own.
 #![allow(unsafe_code)]
 
 mod apparmor;
 mod enter;
 mod init;
 mod labels;
+mod limits;
 mod place;
 mod selinux;
 mod smack;
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         ["hold-sockets", label] => hold_sockets(label),
         ["hold-labels", labels @ ..] => hold_labels(labels),
         ["enter", module, label, command @ ..] => enter::enter(module, label, command),
+        ["delegated", command @ ..] => limits::enter(command),
         ["second"] => init::second(),
         _ if std::process::id() == 1 => init::first(),
         _ => {

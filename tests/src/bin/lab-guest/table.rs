@@ -2,6 +2,7 @@
 
 use crate::apparmor;
 use crate::labels::user;
+use crate::limits;
 use crate::place::Place;
 use crate::selinux;
 use crate::smack;
@@ -86,7 +87,8 @@ pub fn run() -> ExitCode {
     let place = Place::read();
     println!("lab: machine {} with {}", place.machine, place.modules.join(","));
     let (mut failed, mut later) = (0, 0);
-    for test in TESTS.iter().chain(apparmor::TESTS).chain(selinux::TESTS).chain(smack::TESTS).chain(tomoyo::TESTS) {
+    let tables = [TESTS, limits::TESTS, apparmor::TESTS, selinux::TESTS, smack::TESTS, tomoyo::TESTS];
+    for test in tables.into_iter().flatten() {
         let wanted = place.only.as_ref().is_none_or(|word| test.name.contains(word.as_str()));
         let here = match test.on {
             On::Any => true,
