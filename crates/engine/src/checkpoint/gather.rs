@@ -104,7 +104,7 @@ pub(super) fn gather<'w>(
             then.unchanged(&now).at(Step::Collect)?;
         }
     }
-    let untold = crate::collect::untold_labels(&here, proc, &snapshot).at(Step::Collect)?;
+    let untold = crate::collect::untold_labels(&here, proc, &snapshot, &gather).at(Step::Collect)?;
     snapshot.lost.extend(untold);
     let aside = unix::set_aside(&mut gather, &mut snapshot.files, &mut snapshot.lost).at(Step::Collect)?;
     Ok((snapshot, rest, aside.map(|aside| (aside, gather))))

@@ -5,7 +5,8 @@
 //! *Lost:* without that request all of it: the task has the label of whoever restores, or the one that the container was
 //! asked to have. The token of an AppArmor hat, which the kernel tells nobody: the task is confined by its hat and cannot
 //! leave it. Under which label a file was opened, the label of a System V object, and what a socket knows of its peer's: no
-//! kernel tells the first two, and the last is what the new peer has. A checkpoint says so where labels are in use.
+//! kernel tells the first two, and the last is what the new peer has. The label of a socket under Smack, which takes a capability of
+//! the host to give. A checkpoint says so where labels are in use.
 
 use std::os::fd::AsFd;
 
@@ -71,7 +72,30 @@ pub fn collect(
 /// What a socket's label is an attribute of, in a record.
 pub const SOCKET: &str = "socket";
 
-/// Reads a socket's. SELinux alone gives them any that can be read and given again.
+/// What Smack labels with, of what comes in at a socket and of what goes out.
+const SMACK: [&str; 2] = ["security.SMACK64IPIN", "security.SMACK64IPOUT"];
+
+/// The labels of a socket under Smack, none where it is not active. Everybody may read them (`smack_inode_getsecurity`), and only who
+/// has CAP_MAC_ADMIN in the first user namespace may give them (`smack_inode_setxattr`).
+///
+/// # Errors
+/// What fgetxattr says.
+pub fn under_smack(socket: impl AsFd) -> Result<Vec<Vec<u8>>> {
+    /// The kernel's limit for a label (`SMK_LONGLABEL`).
+    const LONGEST: usize = 256;
+    let mut out = Vec::new();
+    for name in SMACK {
+        let mut text = vec![0_u8; LONGEST];
+        match rustix::fs::fgetxattr(&socket, name, &mut text) {
+            Ok(len) => out.push(plain(Module::Smack, &text[..len]).to_vec()),
+            Err(Errno::OPNOTSUPP | Errno::NODATA) => {}
+            Err(e) => return Err(yendor_sys::SysError::new("fgetxattr", name, e).into()),
+        }
+    }
+    Ok(out)
+}
+
+/// Reads a socket's. SELinux alone gives them any that can be read and, by a container's root, given again.
 ///
 /// # Errors
 /// What fgetxattr says.

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         ["run"] => table::run(),
         ["hold-udp"] => hold_udp(),
         ["hold-sockets", label] => hold_sockets(label),
+        ["hold-smack", label] => hold_smack(label),
         ["hold-labels", labels @ ..] => hold_labels(labels),
         ["enter", module, label, command @ ..] => enter::enter(module, label, command),
         ["delegated", command @ ..] => limits::enter(command),
@@ -67,6 +68,21 @@ fn hold_sockets(label: &str) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A program with a socket that it has given this label, of what goes out.
+fn hold_smack(label: &str) -> ExitCode {
+    let socket = std::os::unix::net::UnixDatagram::unbound().expect("a socket");
+    let (fd, name) = (std::os::fd::AsRawFd::as_raw_fd(&socket), c"security.SMACK64IPOUT");
+    // SAFETY: a descriptor of ours, a string with its zero, and bytes with their length.
+    let given = unsafe { libc::fsetxattr(fd, name.as_ptr(), label.as_ptr().cast(), label.len(), 0) };
+    if given != 0 {
+        println!("{:?}", std::io::Error::last_os_error());
+        return ExitCode::FAILURE;
+    }
+    println!("ready");
+    std::thread::sleep(std::time::Duration::from_secs(1000));
+    ExitCode::SUCCESS
 }
 
 /// A program with labels for what is to come: `FILE=LABEL`.

@@ -26,6 +26,7 @@ pub const TESTS: &[Test] = &[
     test("smack: labels are not kept under other rules", || both(changed)),
     test("smack: a label that the caller may not take", || both(forbidden)),
     test("smack: root without a user namespace may take any", any_label),
+    test("smack: the host's root may label a socket, and a checkpoint says that it is lost", sockets),
     test("smack: an image of another module", || both(foreign)),
     test("smack: exec joins the container's label", || both(exec)),
     test("smack: denied open", || {
@@ -152,6 +153,36 @@ fn any_label() {
     let name = yendor.fresh("denied");
     let said = yendor.run_detached_with(&name, &["--lsm-profile", "smack:-no"], &["sleep", "100"]);
     refused(&yendor, &name, said, &["EINVAL", "smack:-no"]);
+}
+
+/// A socket has its maker's label, or what somebody with the host's CAP_MAC_ADMIN has given it: nobody in a container that has not.
+fn sockets() {
+    rules();
+    let words = ["/lab/lab-guest", "hold-smack", "Other"];
+    let lost = "lost: label: the labels of 1 sockets: Smack lets nobody give them without CAP_MAC_ADMIN of the host";
+    let takes = |yendor: &Yendor, container: &str| {
+        let image = yendor.path(&format!("image-{container}"));
+        let said = yendor.call(&["checkpoint", container, "-o", image.to_str().expect("UTF-8")]).exits(0).stderr;
+        (image, said)
+    };
+    let host = yendor(Flavour::Root);
+    let (_, said) = takes(&host, &ready(&host, &words));
+    assert!(said.contains(lost), "{said}");
+    let yendor = yendor(Flavour::RootUserns);
+    let said = yendor.call(&[&["run", "--rm", "--"], &words[..]].concat()).exits(1).stdout;
+    assert!(said.contains("Operation not permitted"), "{said}");
+    as_caller(FLOOR, LIST, || {
+        let container = yendor.fresh("holder");
+        yendor.run_detached_with(&container, TASK, &["/lab/lab-guest", "hold-udp"]).exits(0);
+        yendor.wait_for_log(&container, "ready", PATIENCE);
+        // What it sends says its label (IP_OPTIONS), which is no option of the program's.
+        let (image, said) = takes(&yendor, &container);
+        assert!(said.contains(lost), "{said}");
+        comes_back(&yendor, &image, KEEP);
+        comes_back(&yendor, &image, &[]);
+    });
+    let (_, said) = takes(&yendor, &ready(&yendor, &["/lab/lab-guest", "hold-udp"]));
+    assert!(!said.contains("lost:"), "{said}");
 }
 
 /// As if it had been taken under AppArmor. (That of another machine was taken under another kernel: it comes back on none but that one.)

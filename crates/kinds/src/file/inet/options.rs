@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use yendor_image::Bytes;
 use yendor_sys::{Errno, inet, sock};
 
+use crate::process::label;
 use crate::{Cause, Result};
 
 const SOCKET: i32 = 1;
@@ -255,8 +256,14 @@ pub fn collect(fd: BorrowedFd<'_>, fresh: BorrowedFd<'_>, sort: Sort) -> Result<
             values.insert(*name, value);
         }
     }
-    for (name, level, number, when) in PLAIN {
-        if when.fits(sort) && bytes(fd, *level, *number)? != bytes(fresh, *level, *number)? {
+    for (name, level, number, _) in PLAIN.iter().filter(|(.., when)| when.fits(sort)) {
+        let (value, usual) = (bytes(fd, *level, *number)?, bytes(fresh, *level, *number)?);
+        // Smack has the kernel write a socket's label into what it sends: there is nothing to carry over but the label.
+        let is_labels = || -> Result<bool> {
+            let both = [&value, &usual].into_iter().all(|options| options.is_empty() || is_label(options));
+            Ok(*name == "IP_OPTIONS" && both && label::under_smack(fd)? != label::under_smack(fresh)?)
+        };
+        if value != usual && !is_labels()? {
             return Err(Cause::unsupported(format!("a socket with the option {name}")));
         }
     }
@@ -283,6 +290,13 @@ pub fn collect(fd: BorrowedFd<'_>, fresh: BorrowedFd<'_>, sort: Sort) -> Result<
             _ => Bytes(Vec::new()),
         },
     })
+}
+
+/// Whether these IP options are a label's (`cipso_v4_sock_setattr`) and nothing else.
+fn is_label(options: &[u8]) -> bool {
+    const CIPSO: u8 = 134;
+    let [CIPSO, len, ..] = options else { return false };
+    options.get(usize::from(*len)..).is_some_and(|padding| padding.iter().all(|byte| *byte == 0))
 }
 
 /// Sets the options on a new socket, but for those that belong to the end: see [`finish`].
@@ -438,4 +452,19 @@ fn word(value: &[u8], at: usize) -> i32 {
 fn time(value: &[u8]) -> (i64, i64) {
     let half = |at: usize| value.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, i64::from_ne_bytes);
     (half(0), half(8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_label;
+
+    #[test]
+    fn a_label_is_one_option_and_what_fills_it_up() {
+        let label = [134, 10, 0, 0, 0, 3, 5, 4, 0, 250];
+        assert!(is_label(&label) && is_label(&[&label[..], &[0, 0]].concat()));
+        // A record of the route, after it or alone, is the program's.
+        for other in [&[][..], &[7, 3, 4, 0], &[&label[..], &[1, 7, 3, 4]].concat(), &[134], &[134, 40, 0, 0]] {
+            assert!(!is_label(other), "{other:?}");
+        }
+    }
 }
