@@ -1,7 +1,7 @@
 //! The tests of the lab: one table, one runner.
 
 use crate::apparmor;
-use crate::labels::user;
+use crate::labels::{ONCE, user};
 use crate::limits;
 use crate::place::Place;
 use crate::selinux;
@@ -9,6 +9,7 @@ use crate::smack;
 use crate::tomoyo;
 use std::panic;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use yendor_tests::{Flavour, Via, Yendor, probe_survives};
 
@@ -52,6 +53,28 @@ const DAILY: &[&str] = &[
     "selinux: labels are kept, also of what is to come",
     "selinux: denied open and exec",
 ];
+
+/// And those of them that run every day as the account alone.
+const DAILY_ONCE: &[&str] = &[
+    "apparmor: stacks are kept",
+    "apparmor: hats are kept",
+    "apparmor: threads with labels of their own keep them",
+    "apparmor: labels are not kept under another policy",
+    "apparmor: a label that the caller may not enter",
+    "apparmor: open files are judged by a label early",
+    "apparmor: denied socket",
+    "apparmor: denied mount, ptrace and exec",
+    "selinux: threads in bounded domains keep them",
+    "selinux: labels are not kept under another policy",
+    "selinux: a domain that the caller may not enter",
+    "selinux: a domain that the image is no entry point of",
+    "selinux: denied connect",
+    "selinux: denied mount and ptrace",
+    "selinux: denied setuid",
+];
+
+/// And what not every day, of the other machines: the account's limits take the same way.
+const NOT_DAILY: &[&str] = &["limits: of root's containers"];
 
 /// What every machine shows; modules have their own tables.
 const TESTS: &[Test] = &[
@@ -102,11 +125,13 @@ pub fn run() -> ExitCode {
         if !wanted || !here {
             continue;
         }
-        let slow = matches!(test.on, On::Module("apparmor" | "selinux")) && !DAILY.contains(&test.name);
-        if place.daily && slow {
+        let (both, once) = (DAILY.contains(&test.name), DAILY_ONCE.contains(&test.name));
+        let is_slow = matches!(test.on, On::Module("apparmor" | "selinux")) && !both && !once;
+        if place.daily && (is_slow || NOT_DAILY.contains(&test.name)) {
             later += 1;
             continue;
         }
+        ONCE.store(place.daily && once, Relaxed);
         let begin = Instant::now();
         let passed = panic::catch_unwind(test.test).is_ok();
         println!("lab: {} {} ({})", if passed { "pass" } else { "FAIL" }, test.name, seconds(begin.elapsed()));
@@ -147,6 +172,10 @@ mod tests {
             }
         }
         assert_eq!(rows, 16);
-        assert!(DAILY.iter().all(|name| names.contains(name)));
+        assert!(limits::TESTS.iter().any(|test| NOT_DAILY == [test.name]));
+        assert!(DAILY.iter().chain(DAILY_ONCE).all(|name| names.contains(name)));
+        let [both, once] = [DAILY, DAILY_ONCE].map(|list| list.len().to_string());
+        let said = format!("{both} tests of AppArmor's and SELinux's and {once} more as the account alone");
+        assert!(text.replace('\n', " ").contains(&said), "not said: {said}");
     }
 }
