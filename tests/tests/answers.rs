@@ -16,6 +16,7 @@ yendor_tests::root_and_user! {
     a_container_that_has_the_name_of_a_removed_one_is_left_alone
     a_plan_exits_as_the_restore_would
     a_plan_knows_another_kernel
+    another_processor_is_refused_unless_any_is_asked_for
     a_plan_says_what_confined_the_container
     words_that_nobody_knows_are_refused
     what_json_has_is_what_the_page_says
@@ -192,6 +193,47 @@ fn a_plan_knows_another_kernel(flavour: Flavour) {
             assert!(lines.iter().all(|line| line.contains("vdso") && line.starts_with("rebuild")), "{lines:?}");
             says(&yendor.call(&words("restore")).exits(code), "whose vdso this one's differs from");
         }
+    }
+}
+
+/// A program has chosen by what the processor has: on one without it, it would die later, in the middle of something.
+fn another_processor_is_refused_unless_any_is_asked_for(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let (name, image, other, older) =
+        (yendor.fresh("here"), yendor.path("image"), yendor.path("other"), yendor.path("older"));
+    yendor.run_detached(&name, &["sleep", "1000"]);
+    yendor.call(&["checkpoint", &name, "-o", utf8(&image)]).exits(0);
+    let mut forge = Forge::open(&image);
+    let had = forge.list("machine/processor").clone();
+    // Whatever runs the tests has it.
+    assert!(had.contains(&"sse4_2".into()), "{had:?}");
+    let said = yendor.call(&["inspect", utf8(&image)]).exits(0).stdout;
+    assert!(said.lines().any(|line| line.starts_with("processor") && line.contains("x86-64-v")), "{said}");
+    forge.list("machine/processor").push("zz_warp".into());
+    forge.write(&other);
+    let ciborium::Value::Map(machine) = forge.at("machine") else { panic!("no map") };
+    machine.retain(|(key, _)| key.as_text() != Some("processor"));
+    forge.write(&older);
+    [&other, &older].iter().for_each(|image| yendor.give(image));
+    let words = |verb, image, more: &[&str]| {
+        let words = [&[verb, utf8(image), "-d", "--name", &name], more, yendor.flavour().options()].concat();
+        yendor.call(&words)
+    };
+    for verb in ["plan", "restore"] {
+        let refused = words(verb, &other, &[]).exits(5);
+        says(&refused, "(zz_warp)");
+        says(&refused, "--any-cpu");
+        assert!(!refused.stderr.contains("sse"), "{refused:?}");
+    }
+    let planned = words("plan", &other, &[]).stdout;
+    assert_eq!(planned.lines().filter(|line| line.contains("would stop here")).count(), 1, "{planned}");
+    let planned = words("plan", &other, &["--any-cpu"]).exits(0).stdout;
+    assert!(planned.lines().any(|line| line.contains("SIGILL") && line.contains("zz_warp")), "{planned}");
+    for (image, options, noted) in [(&other, &["--any-cpu"][..], true), (&older, &[], false), (&image, &[], false)] {
+        let restored = words("restore", image, options).exits(0);
+        assert_eq!(restored.stderr.contains("zz_warp"), noted, "{restored:?}");
+        assert_eq!(restored.stderr.contains("SIGILL"), noted, "{restored:?}");
+        yendor.call(&["rm", "-f", &name]).exits(0);
     }
 }
 

@@ -80,6 +80,7 @@ pub fn compose(spec: &Spec, request: &Request, contained: &Contained, terminal: 
             architecture: "x86_64".into(),
             kernel: String::new(),
             vdso: None,
+            processor: Vec::new(),
             security: Security::default(),
         },
         container: Container {

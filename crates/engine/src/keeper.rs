@@ -35,6 +35,7 @@ use crate::log::Log;
 use crate::nested::Nested;
 pub use crate::outer::{Inherited, inherit};
 use crate::pager::{Filling, Waiting};
+use crate::processor;
 use crate::rebuild::{Image, Later, Materials, Rebuilt, Running, rebuild};
 use crate::recorder::{self, Recorder};
 use crate::request::{Net, Request, Root};
@@ -203,6 +204,7 @@ fn start(
         snapshot.no_new_privs();
     }
     labels.admit(&snapshot, &startup.granted)?;
+    let lacking = processor::check(&snapshot.machine, request.any_cpu)?;
     clock.mark("load");
     // A terminal that the image had is made again, asked for or not: its tasks sit at it.
     let late = console.is_none() && snapshot.files.iter().any(|f| matches!(f.record, Record::Console(_)));
@@ -295,7 +297,7 @@ fn start(
     let started = Started {
         main: running.main,
         init: running.init,
-        notes: running.notes.iter().cloned().chain(settings).chain(weaker).collect(),
+        notes: running.notes.iter().cloned().chain(settings).chain(weaker).chain(lacking).collect(),
         timings: clock.phases,
         terminal: late,
     };

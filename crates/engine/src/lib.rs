@@ -26,6 +26,7 @@ mod log;
 mod nested;
 mod outer;
 pub mod pager;
+pub mod processor;
 pub mod rebuild;
 mod recorder;
 pub mod request;

@@ -39,6 +39,9 @@ pub struct Request {
     pub policy: Policy,
     /// What is mounted in the root and how it is shown, where the caller says so (an OCI bundle); none: as usual.
     pub layout: Option<Layout>,
+    /// Whether it may run on a processor that lacks what the image's had.
+    #[serde(default)]
+    pub any_cpu: bool,
 }
 
 impl Request {

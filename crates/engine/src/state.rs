@@ -409,6 +409,7 @@ mod tests {
             cap_drop: vec!["CAP_NET_RAW".into(); 2000],
             policy: crate::request::Policy::default(),
             layout: None,
+            any_cpu: false,
         };
         State {
             name: "web".into(),

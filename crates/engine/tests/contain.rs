@@ -158,6 +158,7 @@ fn request(case: &str, directory: &Path) -> Request {
         cap_drop: Vec::new(),
         policy: yendor_engine::request::Policy::default(),
         layout: None,
+        any_cpu: false,
     }
 }
 

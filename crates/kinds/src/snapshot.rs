@@ -64,6 +64,9 @@ pub struct Machine {
     pub kernel: String,
     /// The vdso that the tasks have mapped: its pages are the kernel's and must be the same at restore.
     pub vdso: Option<yendor_image::Digest>,
+    /// What instructions its processor had beside those of every processor, by the names of /proc/cpuinfo, in the order of their bytes.
+    #[serde(default)]
+    pub processor: Vec<String>,
     /// Its security modules.
     pub security: Security,
 }

@@ -4,6 +4,7 @@
 
 mod child;
 pub mod clone;
+pub mod cpu;
 pub mod error;
 pub mod event;
 pub mod fd;

@@ -206,7 +206,7 @@ mod tests {
             "checkpoint --pid 5 --output d --leave-stopped --sign k --encrypt-to age1x --encrypt-to age1y",
             "restore i --verify k --identity f --identity g",
             "restore i --name n -d --pidfile f --rootfs /r --volume d=/h --net none --userns host --keep-lsm \
-             --enforce early --lsm-profile smack:x --landlock bind:80 --seccomp f",
+             --enforce early --any-cpu --lsm-profile smack:x --landlock bind:80 --seccomp f",
             "restart i",
             "restore i -d --count 20 --notify USR1 --on-resume x --copy-memory",
             "clone n --count 3 --name m --notify USR1 --on-resume x --copy-memory -- --net host",

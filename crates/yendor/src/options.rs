@@ -128,6 +128,7 @@ impl ContainerOptions {
             pids: self.pids,
             cap_drop: self.cap_drop.clone(),
             layout: None,
+            any_cpu: false,
             policy: Policy {
                 landlock: self.landlock.clone(),
                 seccomp: self.seccomp.as_deref().map(profile).transpose()?,
@@ -186,6 +187,9 @@ pub struct RestoreOptions {
     /// that of the image's tasks, which must be one) and dropped capabilities, and its seccomp filter is asked whether a program could have them
     #[arg(long, value_enum, default_value = "late")]
     pub enforce: Enforce,
+    /// Also where this processor lacks what programs of the image may use: they die (SIGILL) if they do
+    #[arg(long)]
+    pub any_cpu: bool,
 }
 
 impl RestoreOptions {
@@ -197,6 +201,7 @@ impl RestoreOptions {
             Enforce::Early => request::Enforce::Early,
         };
         request.policy.keep_lsm = self.keep_lsm;
+        request.any_cpu = self.any_cpu;
         Ok(request)
     }
 }

@@ -1480,6 +1480,23 @@ fn surroundings() -> Vec<Claim> {
         lie("another kernel", May::Named("a machine that runs it"), |f, _| {
             f.set("machine/vdso", Value::Text("07".repeat(32)));
         }),
+        lie("another processor", May::Named("--any-cpu"), |f, _| {
+            f.set("machine/processor", Value::Array(vec![Value::Text("zzz".into())]));
+        }),
+        lie("a processor with too much", May::Damaged, |f, _| {
+            let names = (0..257).map(|n| Value::Text(format!("x{n:03}")));
+            f.set("machine/processor", Value::Array(names.collect()));
+        }),
+        lie("a processor that steers a terminal", May::Damaged, |f, _| {
+            f.set("machine/processor", Value::Array(vec![Value::Text("\u{1b}[2J".into())]));
+        }),
+        lie("a processor without a name", May::Damaged, |f, _| {
+            f.set("machine/processor", Value::Array(vec![Value::Text(String::new())]));
+        }),
+        lie("a processor that has it twice", May::Damaged, |f, _| {
+            f.set("machine/processor", Value::Array(vec![Value::Text("avx".into()); 2]));
+        }),
+        lie("an empty processor", May::Run, |f, _| f.set("machine/processor", Value::Array(Vec::new()))),
         lie("another machine", May::Run, |f, _| f.set("machine/architecture", Value::Text("vax".into()))),
     ]
 }

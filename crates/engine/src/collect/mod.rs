@@ -59,6 +59,7 @@ use yendor_task::tree::{FrozenTree, read_proc};
 
 use self::children::Said;
 use crate::error::{At, Error, Result, Step, With};
+use crate::processor;
 use crate::rebuild::{ASTRAY, plan};
 use crate::request::Userns;
 use crate::state;
@@ -282,7 +283,13 @@ pub fn collect<'w>(
     }
     let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
     let snapshot = Snapshot {
-        machine: Machine { architecture: "x86_64".into(), kernel: kernel(), vdso, security },
+        machine: Machine {
+            architecture: "x86_64".into(),
+            kernel: kernel(),
+            vdso,
+            processor: processor::own(),
+            security,
+        },
         container,
         processes,
         files: std::mem::take(&mut gather.entries),

@@ -282,6 +282,7 @@ mod tests {
             cap_drop: Vec::new(),
             policy: crate::request::Policy::default(),
             layout: None,
+            any_cpu: false,
         }
     }
 

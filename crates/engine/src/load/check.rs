@@ -19,6 +19,7 @@ use yendor_kinds::{Cause, namespace};
 use yendor_sys::xstate;
 
 use crate::error::{Error, Result, Step};
+use crate::processor;
 use crate::rebuild::{is_status, plan};
 
 /// Where user space ends on x86_64 with four levels of page tables; an address behind it is the kernel's.
@@ -48,7 +49,7 @@ const MOST_OF_RING: u64 = 1 << 32;
 /// # Errors
 /// `Corrupt` with the record that claims what cannot be.
 pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
-    let Snapshot { machine: _, container, processes, files, objects, restrictions, namespaces, lost: _ } = snapshot;
+    let Snapshot { machine, container, processes, files, objects, restrictions, namespaces, lost: _ } = snapshot;
     let inside = namespaces.iter().filter_map(|one| match &one.content {
         Content::Mount(record) => Some(&record.mounts),
         _ => None,
@@ -72,6 +73,9 @@ pub fn check(snapshot: &Snapshot, manifest: &Manifest) -> Result<()> {
         if let Some(entry) = layer.entries.iter().find(lies) {
             return Err(wrong("file", entry.path.to_string(), "its size or owner cannot be"));
         }
+    }
+    if !processor::is_possible(&machine.processor) {
+        return Err(wrong("machine", "processor", "it has what no processor has"));
     }
     if container.clocks.0 > MOST_NANOSECONDS || container.clocks.1 > MOST_NANOSECONDS {
         return Err(wrong("namespace", "time", "its clocks cannot be"));

@@ -143,6 +143,7 @@ fn user_namespace(network: Net) -> Finding {
         cap_drop: Vec::new(),
         policy: yendor_engine::request::Policy::default(),
         layout: None,
+        any_cpu: false,
     };
     // The very questions that `run` and `restore` ask; who got the answer goes when its connection does.
     let ask = |verb| admit::ask(&request, verb, true).and_then(|_| admit::admit(&request, verb)).map(drop);

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use yendor_engine::error::{Error, Step};
 use yendor_engine::load::{self, Front, Glance, Loader, Look, Opened};
+use yendor_engine::processor;
 use yendor_engine::rebuild::plan::{Birth, Plan as Births, plan};
 use yendor_engine::rebuild::vdso::Vdso;
 use yendor_engine::request::{Net, Request, Root, Userns};
@@ -100,12 +101,19 @@ impl Plan {
         if let (None, Some(e)) = (&stops.first, refused) {
             stops.add(e.place.step.name(), e.into());
         }
+        let (other_cpu, weaker_cpu) = match processor::check(&snapshot.machine, request.any_cpu) {
+            Ok(note) => (None, note),
+            Err(e) => (Some((line("load", e.cause.to_string(), STOPS), e)), None),
+        };
+        let other_cpu = stops.fill(other_cpu.into_iter().collect());
         let holes = stops.fill(holes(&request, &snapshot));
         let other = vdso.and_then(|vdso| vdso.check(&snapshot.machine)).err();
         let other = other.map(|e| (line("rebuild", e.cause.to_string(), STOPS), e));
         let other = stops.fill(other.into_iter().collect());
         let mut lines = std::mem::take(&mut stops.lines);
         lines.extend(before(&request, &reader, &snapshot, holes));
+        lines.extend(other_cpu);
+        lines.extend(weaker_cpu.map(|what| line("load", what, "asked for")));
         lines.extend(other);
         lines.extend(files(&snapshot));
         lines.extend(processes(&snapshot, &births));

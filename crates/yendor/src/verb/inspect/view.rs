@@ -41,6 +41,7 @@ pub fn summary(manifest: &Manifest, signed_by: Option<&str>, snapshot: &Snapshot
     let root_task = snapshot.root().map(comm).unwrap_or_default();
     let rows = [
         ("machine", format!("{}, Linux {}", safe(&machine.architecture), safe(&machine.kernel))),
+        ("processor", processor(&machine.processor)),
         ("host name", container.hostname.to_string()),
         ("root", root.to_owned()),
         ("network", if container.own_network { "its own" } else { "the caller's" }.to_owned()),
@@ -88,6 +89,21 @@ pub fn summary(manifest: &Manifest, signed_by: Option<&str>, snapshot: &Snapshot
     ];
     let rows = outside(manifest, signed_by, name).into_iter().chain(rows);
     table(&rows.map(|(name, value)| row(&[&name, &value])).collect::<Vec<_>>())
+}
+
+/// The level of x86-64 (the psABI's) that a processor's features make, and how many of them there are.
+fn processor(features: &[String]) -> String {
+    const LEVELS: [&str; 3] = [
+        "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3",
+        "abm avx avx2 bmi1 bmi2 f16c fma movbe osxsave",
+        "avx512bw avx512cd avx512dq avx512f avx512vl",
+    ];
+    if features.is_empty() {
+        return "not recorded".to_owned();
+    }
+    let has = |level: &&&str| level.split(' ').all(|name| features.iter().any(|feature| feature == name));
+    let level = LEVELS.iter().take_while(has).count() + 1;
+    format!("x86-64-v{level}, {}", print::count(features.len(), "feature"))
 }
 
 /// What an encrypted image says to everybody.
