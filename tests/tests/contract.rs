@@ -18,6 +18,7 @@ const HOUR: u64 = 3_600 * 1_000_000_000;
 
 yendor_tests::flavours! {
     clocks_go_on_from_what_the_image_says
+    clocks_go_on_from_one_time_namespace_to_another
 }
 
 yendor_tests::root_and_user! {
@@ -95,6 +96,41 @@ print('clocks', int(time.monotonic()), int(time.clock_gettime(time.CLOCK_BOOTTIM
     let clocks: Vec<u64> = line.split(' ').map(|number| number.parse().expect("seconds")).collect();
     for (clock, stood) in clocks.iter().zip([stood[0], stood[1], stood[1]]) {
         assert!((stood..stood + 600).contains(clock), "{clocks:?} go on from {stood}");
+    }
+}
+
+/// Offsets of a time namespace are the machine's, and clocks are read in one's own: whoever lives in one must not take one for the other.
+fn clocks_go_on_from_one_time_namespace_to_another(flavour: Flavour) {
+    const AHEAD: &str = "exec unshare --time --monotonic 1000 --boottime 3000 --fork -- \"$@\"";
+    if !Path::new("/proc/self/ns/time").exists() {
+        skipped("a kernel without time namespaces");
+        return;
+    }
+    if Yendor::new(Flavour::Root).is_none() {
+        return;
+    }
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let call = |ahead, words: &[&str]| match ahead {
+        true => yendor.to_its_end(yendor.sheltered(AHEAD, words), format!("ahead: yendor {}", words.join(" "))),
+        false => yendor.call(words),
+    };
+    for name in ["uts-time", "timerfd", "posix-timers", "namespaces"] {
+        for (from, to) in [(true, true), (true, false), (false, true)] {
+            let [container, restored] = [yendor.fresh(name), yendor.fresh(name)];
+            [&container, &restored].iter().for_each(|name| yendor.will_remove(name));
+            let (image, program) = (yendor.path(&container), probe(name));
+            let options = yendor.flavour().options();
+            let start = ["run", "-d", "--name", &container, "-e", yendor.mark(), "-e", "PROBE_SET_NAMES=1"];
+            call(from, &[&start, options, &["--", utf8(&program)]].concat()).exits(0);
+            let said = |inside, container: &str| call(inside, &["logs", container]).exits(0).stdout;
+            let is_ready = || said(from, &container).lines().any(|line| line == "ready");
+            assert!(wait_until(PATIENCE, is_ready), "{name}: {}", said(from, &container));
+            call(from, &["checkpoint", &container, "-o", utf8(&image)]).exits(0);
+            call(to, &[&["restore", "-d", "--name", &restored], options, &[utf8(&image)]].concat()).exits(0);
+            call(to, &["kill", "-s", "USR1", &restored]).exits(0);
+            let code = call(to, &["wait", &restored]).code;
+            assert_eq!(code, 0, "{name}, taken ahead: {from}, restored ahead: {to}: {}", said(to, &restored));
+        }
     }
 }
 

@@ -222,11 +222,12 @@ fn start(
     if let Some(reader) = &reader {
         hole::fill(&snapshot, &mut request, &contained)?;
         set_names(startup, &snapshot).at(Step::Rebuild)?;
-        clocks = continue_clocks(&mut contained, snapshot.container.clocks);
+        let ahead;
+        (clocks, ahead) = continue_clocks(&mut contained, snapshot.container.clocks).at(Step::Rebuild)?;
         layers::fill(&snapshot, &request, reader).at(Step::Rebuild)?;
         mount_own(&mut contained, &snapshot, &request, reader)?;
         // Before settings say how many there may be.
-        nested = Nested::make(&snapshot, &contained, reader, clocks).at(Step::Rebuild).kind("namespace", "nested")?;
+        nested = Nested::make(&snapshot, &contained, reader, ahead).at(Step::Rebuild).kind("namespace", "nested")?;
         settings =
             setting::set(&snapshot, &request, &contained.host_proc).at(Step::Rebuild).kind("namespace", "settings")?;
         if let Some(record) = &snapshot.container.ipc {

@@ -18,7 +18,7 @@ use crate::contain::Contained;
 pub struct Nested(pub Vec<Option<OwnedFd>>);
 
 impl Nested {
-    /// Makes them. The caller is in the container's user namespace and has one thread. `clocks`: how far the container's are ahead of ours.
+    /// Makes them. The caller is in the container's user namespace and has one thread. `clocks`: how far the container's are ahead of the machine's.
     ///
     /// # Errors
     /// The kernel's; `Corrupt` for what cannot be in one.

@@ -6,6 +6,7 @@ use rustix::fs::{Mode, OFlags};
 use yendor_image::{Bytes, Writer};
 use yendor_kinds::file::Gather;
 use yendor_kinds::file::timerfd::Clocks;
+use yendor_kinds::namespace::clock;
 use yendor_kinds::namespace::layer;
 use yendor_kinds::namespace::mount::own;
 use yendor_kinds::snapshot::{Container, Root, Volume};
@@ -54,19 +55,20 @@ pub fn container(target: &Target, proc: &OwnedFd, root: i32) -> Result<Container
             (view, request.net != request::Net::Host, volumes(request), request.bounds())
         }
     };
-    let now = |clock, offset: yendor_proc::timens_offsets::Offset| {
+    let own = clock::own(proc.as_fd()).at(Step::Collect).kind("namespace", "time")?;
+    // Both are told from the machine's clocks, of which ours may be ahead, too.
+    let now = |clock, offset: yendor_proc::timens_offsets::Offset, own: i64| {
         let t = rustix::time::clock_gettime(clock);
-        let ns = i128::from(t.tv_sec + offset.seconds) * 1_000_000_000
-            + i128::from(t.tv_nsec)
-            + i128::from(offset.nanoseconds);
+        let seconds = i128::from(t.tv_sec) + i128::from(offset.seconds);
+        let ns = seconds * 1_000_000_000 + i128::from(t.tv_nsec) + i128::from(offset.nanoseconds) - i128::from(own);
         u64::try_from(ns).unwrap_or(0)
     };
     Ok(Container {
         hostname: Bytes(names.nodename().to_bytes().to_vec()),
         domainname: Bytes(names.domainname().to_bytes().to_vec()),
         clocks: (
-            now(rustix::time::ClockId::Monotonic, offsets.monotonic),
-            now(rustix::time::ClockId::Boottime, offsets.boottime),
+            now(rustix::time::ClockId::Monotonic, offsets.monotonic, own.monotonic),
+            now(rustix::time::ClockId::Boottime, offsets.boottime, own.boottime),
         ),
         root: view,
         links: yendor_kinds::namespace::links::Record::default(),

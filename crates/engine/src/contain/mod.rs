@@ -123,7 +123,7 @@ fn enter(request: &Request, given: &Given) -> Caused<()> {
 }
 
 impl Contained {
-    /// What the container's clocks will be ahead of the host's.
+    /// What the container's clocks will be ahead of the machine's, which need not be ours.
     pub fn set_time_offsets(&mut self, monotonic: Timespec, boottime: Timespec) {
         self.ahead = Some((monotonic, boottime));
     }

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use yendor_image::{Digest, Reader};
 use yendor_kinds::file::timerfd::Clocks;
+use yendor_kinds::namespace::clock;
 use yendor_kinds::namespace::mount::own;
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
@@ -56,9 +57,13 @@ pub(super) fn mount_own(
     Ok(())
 }
 
-/// The container's clocks go on from where they stood.
-pub(super) fn continue_clocks(contained: &mut Contained, (monotonic, boottime): (u64, u64)) -> Clocks {
+/// The container's clocks go on from where they stood. How far they are ahead of ours, and of the machine's.
+pub(super) fn continue_clocks(
+    contained: &mut Contained,
+    (monotonic, boottime): (u64, u64),
+) -> std::result::Result<(Clocks, Clocks), Cause> {
     use rustix::time::{ClockId, Timespec, clock_gettime};
+    let own = clock::own(contained.host_proc.as_fd())?;
     let distance = |saved: u64, clock| -> i128 {
         let now = clock_gettime(clock);
         i128::from(saved) - (i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec))
@@ -68,7 +73,11 @@ pub(super) fn continue_clocks(contained: &mut Contained, (monotonic, boottime): 
         tv_nsec: i64::try_from(ns.rem_euclid(1_000_000_000)).unwrap_or(0),
     };
     let (monotonic, boottime) = (distance(monotonic, ClockId::Monotonic), distance(boottime, ClockId::Boottime));
-    contained.set_time_offsets(time(monotonic), time(boottime));
-    let ahead = |ns: i128| i64::try_from(ns).unwrap_or(0);
-    Clocks { monotonic: ahead(monotonic), boottime: ahead(boottime) }
+    let absolute = (monotonic + i128::from(own.monotonic), boottime + i128::from(own.boottime));
+    contained.set_time_offsets(time(absolute.0), time(absolute.1));
+    let ahead = |(monotonic, boottime): (i128, i128)| {
+        let one = |ns: i128| i64::try_from(ns).unwrap_or(0);
+        Clocks { monotonic: one(monotonic), boottime: one(boottime) }
+    };
+    Ok((ahead((monotonic, boottime)), ahead(absolute)))
 }

@@ -13,7 +13,7 @@ use yendor_task::tree::read_proc;
 
 use super::user::{elsewhere, enter, its, put};
 use crate::file::timerfd::Clocks;
-use crate::{Cause, Result};
+use crate::{Cause, Named, Result};
 
 const BILLION: i128 = 1_000_000_000;
 
@@ -42,8 +42,29 @@ pub fn collect(proc: BorrowedFd<'_>, resident: i32, home: i32) -> Result<Record>
     Ok(Record { monotonic: ahead(theirs.monotonic, own.monotonic)?, boottime: ahead(theirs.boottime, own.boottime)? })
 }
 
+/// How far the clocks of the calling process are ahead of the machine's, which the kernel's offsets are told from; `proc`: its own.
+///
+/// # Errors
+/// The kernel's; `Unsupported` for a process that its children's clocks are not told from.
+pub fn own(proc: BorrowedFd<'_>) -> Result<Clocks> {
+    let link = |name: &str| {
+        let path = format!("self/ns/{name}");
+        rustix::fs::readlinkat(proc, path.as_str(), Vec::new()).named("readlinkat", || format!("/proc/{path}"))
+    };
+    // What a process can read is where its children will live.
+    if link("time")? != link("time_for_children")? {
+        let what =
+            "a caller whose children live in another time namespace than itself (start yendor from a child of it)";
+        return Err(Cause::unsupported(what));
+    }
+    let offsets = timens_offsets::parse(&read_proc(proc, "self/timens_offsets")?)?;
+    let ahead =
+        |offset| i64::try_from(nanoseconds(offset)).map_err(|_| Cause::unsupported("clocks that are centuries ahead"));
+    Ok(Clocks { monotonic: ahead(offsets.monotonic)?, boottime: ahead(offsets.boottime)? })
+}
+
 /// Makes it again, belonging to the user namespace `owner` or to the caller's, who has one thread. `home`: how far the container's clocks are ahead
-/// of the host's.
+/// of the machine's.
 ///
 /// # Errors
 /// The kernel's: `ERANGE` for clocks before zero.
