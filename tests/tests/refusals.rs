@@ -2,6 +2,7 @@
 //! nothing is started or left.
 
 use std::fs::{self, OpenOptions};
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -746,7 +747,98 @@ fn volumes_in_the_callers_own_root(flavour: Flavour) {
     nothing(&yendor);
 }
 
+/// Whoever has taken a port since is named by it, with what to do.
+fn a_port_that_is_taken_is_named(flavour: Flavour) {
+    const PROGRAM: &str = "
+import os, socket, time
+sockets = []
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    one = socket.socket(socket.AF_INET, kind)
+    one.bind(('127.0.0.1', int(os.environ['PORT'])))
+    if kind == socket.SOCK_STREAM: one.listen()
+    sockets.append(one)
+print('ready', flush=True)
+time.sleep(1000)
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    // One that is free in both protocols.
+    let free = || {
+        let stream = TcpListener::bind(("127.0.0.1", 0)).ok()?;
+        let port = stream.local_addr().ok()?.port();
+        UdpSocket::bind(("127.0.0.1", port)).ok().map(|_| port)
+    };
+    let port = (0..100).find_map(|_| free()).expect("a free port");
+    let (name, environment) = (yendor.fresh("port"), format!("PORT={port}"));
+    let options = ["--net", "host", "-e", &environment];
+    yendor.run_detached_with(&name, &options, &["python3", "-c", PROGRAM]).exits(0);
+    yendor.wait_for_log(&name, "ready", PATIENCE);
+    let image = yendor.path("image");
+    yendor.checkpoint(&name, &image);
+    yendor.call(&["rm", &name]).exits(0);
+    let restored = yendor.fresh("port");
+    let refused = |taken: &str| {
+        let refused = yendor.restore_with(&image, &restored, &["--net", "host"]).exits(1);
+        let words =
+            [&format!("127.0.0.1:{port}")[..], "hint: something else on this host has the address", "--net private"];
+        words.iter().for_each(|word| assert!(refused.stderr.contains(word), "{taken}: no {word}: {}", refused.stderr));
+        nothing(&yendor);
+    };
+    let stream = TcpListener::bind(("127.0.0.1", port)).expect("nobody else has it");
+    refused("tcp");
+    drop(stream);
+    let datagrams = UdpSocket::bind(("127.0.0.1", port)).expect("nobody else has it");
+    refused("udp");
+    yendor.restore_with(&image, &restored, &["--net", "private"]).exits(0);
+    yendor.call(&["rm", "-f", &restored]).exits(0);
+    drop(datagrams);
+    yendor.restore_with(&image, &restored, &["--net", "host"]).exits(0);
+    yendor.call(&["rm", "-f", &restored]).exits(0);
+}
+
+/// A lock of a file that the container shares with the host.
+fn a_lock_that_somebody_else_holds_is_named(flavour: Flavour) {
+    const PROGRAM: &str = "
+import fcntl, os, struct, sys, time
+kind = sys.argv[1]
+fd = os.open(sys.argv[2], os.O_RDWR)
+if kind == 'flock': fcntl.flock(fd, fcntl.LOCK_EX)
+if kind == 'range': fcntl.lockf(fd, fcntl.LOCK_EX, 10, 5)
+if kind == 'description': fcntl.fcntl(fd, 37, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 5, 10, 0))
+print('ready', flush=True)
+time.sleep(1000)
+";
+    const INSIDE: &str = "/shared/locked file";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let path = yendor.path("tmp/locked file");
+    fs::write(&path, "0123456789 and more").expect("a file of our own");
+    yendor.owns(&path);
+    let hole = format!("shared={}", text(&yendor.path("tmp")));
+    for kind in ["flock", "range", "description"] {
+        let (name, image, said) = (yendor.fresh("lock"), yendor.path(kind), format!("holder-{kind}"));
+        let options = ["--volume", &format!("{hole}:/shared")];
+        yendor.run_detached_with(&name, &options, &["python3", "-c", PROGRAM, kind, INSIDE]).exits(0);
+        yendor.wait_for_log(&name, "ready", PATIENCE);
+        yendor.checkpoint(&name, &image);
+        yendor.call(&["rm", &name]).exits(0);
+        let mut holder = yendor.program(Path::new("python3"));
+        holder.args(["-c", PROGRAM, kind, text(&path)]).stdout(yendor.output(&said));
+        let holder = Started::new(&mut holder);
+        let holds = || fs::read_to_string(yendor.path(&said)).is_ok_and(|said| said.contains("ready"));
+        assert!(wait_until(PATIENCE, holds), "{kind}: nobody holds the lock");
+        let restored = yendor.fresh("lock");
+        let refused = yendor.restore_with(&image, &restored, &["--volume", &hole]).exits(1);
+        for word in [INSIDE, "hint: somebody else holds a lock of this file"] {
+            assert!(refused.stderr.contains(word), "{kind}: no {word}: {}", refused.stderr);
+        }
+        drop(holder);
+        yendor.restore_with(&image, &restored, &["--volume", &hole]).exits(0);
+        yendor.call(&["rm", "-f", &restored]).exits(0);
+    }
+}
+
 yendor_tests::flavours! {
+    a_port_that_is_taken_is_named
+    a_lock_that_somebody_else_holds_is_named
     volumes_in_the_callers_own_root
     children_elsewhere
     a_damaged_image

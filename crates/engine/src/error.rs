@@ -155,6 +155,11 @@ impl Error {
     }
 }
 
+/// Only in a network that others are in, too: see `blame::image`.
+const TAKEN: &str = "something else on this host has the address: end that, or let the container have a network of its own (--net private)";
+const HELD: &str = "somebody else holds a lock of this file, or has it open where it is to have a lease: end that and restore again, \
+                    or give the container a copy of the file's volume (--volume)";
+
 /// `(step, call, errno) -> what to do`.
 const HINTS: &[(Option<Step>, &str, Errno, &str)] = &[
     (
@@ -195,6 +200,11 @@ const HINTS: &[(Option<Step>, &str, Errno, &str)] = &[
         Errno::INVAL,
         "the group id has no mapping in the container: add a range to /etc/subgid and install newgidmap",
     ),
+    (Some(Step::Rebuild), "bind", Errno::ADDRINUSE, TAKEN),
+    (Some(Step::Rebuild), "listen", Errno::ADDRINUSE, TAKEN),
+    (Some(Step::Confine), "flock", Errno::AGAIN, HELD),
+    (Some(Step::Confine), "fcntl", Errno::AGAIN, HELD),
+    (Some(Step::Confine), "fcntl", Errno::ACCESS, HELD),
 ];
 
 /// Adds the place to a cause.

@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use yendor_image::FileId;
 use yendor_kinds::Cause;
-use yendor_kinds::file::Descriptor;
-use yendor_task::{Nr, Script, args};
+use yendor_kinds::file::{Descriptor, Record};
+use yendor_kinds::process::Alive;
+use yendor_sys::Errno;
+use yendor_task::{Nr, RunError, Script, args};
 
 use super::Site;
+use crate::error::Error;
 
 /// Descriptors move from the workshop's numbers to their own; all others are closed but `kept`, which lies above them.
 pub fn descriptors(
@@ -49,4 +52,16 @@ pub fn descriptors(
     }
     script.call(Nr::CLOSE_RANGE, args![free, u32::MAX, 0]);
     Ok(())
+}
+
+/// A failure of the script whose first calls take the locks of a process names the file of one that it cannot have.
+pub fn locked(site: &Site<'_>, alive: &Alive, e: Error) -> Error {
+    let Cause::Run(RunError::Call { index, error }) = &*e.cause else { return e };
+    let held = matches!(error.call, "flock" | "fcntl") && matches!(error.errno, Errno::AGAIN | Errno::ACCESS);
+    let number = alive.locks.get(*index).filter(|_| held).map(|lock| lock.number);
+    let descriptor = alive.descriptors.iter().find(|descriptor| Some(descriptor.number) == number);
+    match descriptor.and_then(|descriptor| site.entries.get(&descriptor.file)).map(|entry| &entry.record) {
+        Some(Record::Regular(file)) => e.kind("lock", file.path.to_string()),
+        _ => e,
+    }
 }

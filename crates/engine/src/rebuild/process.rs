@@ -19,7 +19,7 @@ use yendor_task::{Nr, Script, Stopped, args};
 use super::birth::{self, Tasks};
 use super::contexts;
 use super::death::die;
-use super::descriptor::descriptors;
+use super::descriptor::{descriptors, locked};
 use super::domain::Domains;
 use super::filter::{self, Calls, Chain};
 use super::memory::Memories;
@@ -371,7 +371,7 @@ impl Building<'_, '_> {
     /// Asks its threads to stop, once they have done all.
     fn interrupt(&self) -> Result<()> {
         for (task, _) in self.each() {
-            self.site.land(task).at(Step::Confine)?;
+            self.site.land(task).at(Step::Confine).map_err(|e| locked(self.site, self.alive, e))?;
             ptrace::interrupt(task.tid).at(Step::Thaw)?;
         }
         Ok(())
