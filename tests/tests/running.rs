@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use yendor_tests::{Flavour, PATIENCE, Random, Started, Yendor, kill, lead_a_session, probe, rounds, wait_until};
+use yendor_tests::{
+    Flavour, PATIENCE, Random, Started, Yendor, kill, lead_a_session, probe, rounds, tick_gap, wait_until,
+};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("paths of tests are UTF-8")
@@ -322,6 +324,53 @@ fn killed_while_it_reads(flavour: Flavour) {
     ends_well(&yendor, &container);
 }
 
+/// The disk is full when the program goes on already: it has nothing to do with that, and of its copy nothing stays.
+fn a_disk_that_is_full_meanwhile(flavour: Flavour) {
+    const PROGRAM: &str = "
+import os, signal, sys, time
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
+held = bytearray(os.urandom(48 << 20))
+whole = hash(bytes(held))
+print('ready', flush=True)
+n = 0
+while True:
+    n += 1
+    held[n % len(held)] ^= 255
+    print('tick', n, flush=True)
+    held[n % len(held)] ^= 255
+    if n % 64 == 0 and hash(bytes(held)) != whole: sys.exit('not what it held')
+    time.sleep(0.002)
+";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let container = yendor.fresh("holder");
+    yendor.run_detached(&container, &["python3", "-c", PROGRAM]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let image = yendor.path("room");
+    read_later(&yendor, &[&container], &image);
+    let (place, list) = (yendor.path("full"), yendor.path("list"));
+    fs::create_dir(&place).expect("mkdir");
+    let before = format!("mount -t tmpfs -o size=20m,mode=777 none {}", text(&place));
+    let after = format!("ls -A {} > {}", text(&place), text(&list));
+    let full = place.join("image");
+    for more in [&[][..], &["--compress", "lz4"], &["--rounds", "2"], &["--track"]] {
+        let words = [&["checkpoint", &container, "--leave-running", "-o", text(&full)], more].concat();
+        let Some(outcome) = yendor.call_between(&before, &words, &after) else { return };
+        let said = outcome.exits(1).stderr;
+        assert!(said.contains("No space left"), "{more:?}: {said}");
+        assert_eq!(fs::read_to_string(&list).expect("a list").trim(), "", "{more:?}: something is left");
+        let none = wait_until(PATIENCE, || copies(&yendor) == 0);
+        assert!(none, "{more:?}: copies are left: {:?}", all_copies(&yendor));
+        let ticks = || yendor.logs(&container).lines().count();
+        let now = ticks();
+        assert!(wait_until(PATIENCE, || ticks() > now), "{more:?}: it does not go on: {}", yendor.logs(&container));
+    }
+    let after = yendor.path("after");
+    read_later(&yendor, &[&container], &after);
+    lives(&yendor, &after);
+    ends_well(&yendor, &container);
+    assert_eq!(tick_gap(&yendor.logs(&container)), None);
+}
+
 yendor_tests::flavours! {
     stays_stopped
     killed_while_it_reads
@@ -331,4 +380,5 @@ yendor_tests::flavours! {
     a_signal_that_is_first_ends_the_call
     of_one_instant
     a_tree_of_one_instant
+    a_disk_that_is_full_meanwhile
 }
