@@ -35,6 +35,7 @@ yendor_tests::root_and_user! {
     commands_begin_while_memory_is_read
     children_of_who_becomes_exec_live
     what_confined_it_is_said
+    control_groups_are_lost_by_name
     zeros_are_not_stored
     long_work_is_shown_at_a_terminal_only
     standard_input_is_open_in_the_foreground
@@ -263,6 +264,88 @@ fn what_confined_it_is_said(flavour: Flavour) {
     assert!(notes(&[]).contains("it ran under --cap-drop, --landlock, which nobody asks for now"));
     assert!(notes(&options[..4]).contains("it ran under --cap-drop, which nobody asks for now"));
     assert_eq!(notes(&options), "[]");
+}
+
+/// A control group of this test's own. Who is in it leaves it before it goes.
+struct Group(PathBuf);
+
+impl Group {
+    /// None where there are no control groups, or not for us.
+    fn new(yendor: &Yendor) -> Option<Group> {
+        let all = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/freezer", "/sys/fs/cgroup"];
+        let top = all.iter().find(|top| Path::new(top).join("cgroup.procs").exists())?;
+        let path = Path::new(top).join(yendor.fresh("group"));
+        fs::create_dir(&path).ok().map(|()| Group(path))
+    }
+
+    fn take(&self, pid: libc::pid_t) {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).expect("to move a process of ours");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for pid in fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = fs::write(self.0.with_file_name("cgroup.procs"), pid);
+        }
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// No image has control groups: who was in another one than the first task is named.
+fn control_groups_are_lost_by_name(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let Some(group) = Group::new(&yendor) else {
+        skipped("no control group can be made");
+        return;
+    };
+    let child = |pid: libc::pid_t| {
+        let children = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        assert!(wait_until(PATIENCE, || !children().is_empty()), "{pid} has no child");
+        children().trim().parse::<libc::pid_t>().expect("one child")
+    };
+    let mut count = 0;
+    let mut lost = |target: &[&str]| {
+        count += 1;
+        let image = yendor.path(&format!("image-{count}"));
+        let words = [&["checkpoint", "--json", "--leave-running", "-o", utf8(&image)], target].concat();
+        let json = yendor.call(&words).exits(0).json();
+        let lost: Vec<String> = json["lost"].as_array().expect("a list").iter().map(Value::to_string).collect();
+        let shown = yendor.call(&["inspect", "--lost", utf8(&image)]).exits(0).stdout;
+        assert_eq!(lost.iter().any(|one| one.contains("cgroup")), shown.contains("cgroup"), "{shown}");
+        lost
+    };
+    let script = ["sh", "-c", "sleep 1000 & wait"];
+    let container = yendor.fresh("groups");
+    yendor.run_detached(&container, &script);
+    let all = yendor.call(&["ps", "--json"]).exits(0).json();
+    let main = all.as_array().and_then(|all| all.iter().find(|one| one["name"] == *container));
+    let main = main.and_then(|one| one["pid"].as_i64()).and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+    let inside = child(main);
+    assert_eq!(lost(&[&container]), [""; 0]);
+    group.take(inside);
+    let said = lost(&[&container]);
+    let [one] = &said[..] else { panic!("{said:?}") };
+    assert!(one.starts_with("[\"cgroup\",\"process 3: the control group /"), "{one}");
+    // All of them are elsewhere than the container.
+    group.take(main);
+    let said = lost(&[&container]);
+    let [one] = &said[..] else { panic!("{said:?}") };
+    assert!(one.contains("\"process 2, process 3: the control group /"), "{one}");
+    yendor.call(&["rm", "-f", &container]).exits(0);
+    let mut command = yendor.program(Path::new("sh"));
+    command.args(&script[1..]).stdout(yendor.output("output")).stderr(yendor.output("errors"));
+    lead_a_session(&mut command);
+    let tree = Started::new(&mut command);
+    let (root, inside) = (tree.pid(), child(tree.pid()));
+    let target = ["--pid", &root.to_string()];
+    assert_eq!(lost(&target), [""; 0]);
+    [root, inside].iter().for_each(|pid| group.take(*pid));
+    assert_eq!(lost(&target), [""; 0], "all of it in one group");
+    fs::write(group.0.with_file_name("cgroup.procs"), inside.to_string()).expect("to move a process of ours");
+    let said = lost(&target);
+    let [one] = &said[..] else { panic!("{said:?}") };
+    assert!(one.starts_with(&format!("[\"cgroup\",\"process {inside}: the control group /")), "{one}");
 }
 
 /// A command of `exec` stands still while its container does, and is named as what no image has.

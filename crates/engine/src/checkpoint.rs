@@ -6,6 +6,7 @@
 mod before;
 mod end;
 mod gather;
+mod groups;
 mod guests;
 pub mod hang;
 mod marker;

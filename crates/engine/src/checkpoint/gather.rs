@@ -18,7 +18,7 @@ use yendor_task::stop::Stopped;
 use yendor_task::tree::FrozenTree;
 
 use super::whole::{self, clocks_ahead, container, layers};
-use super::{Options, Target, own_network};
+use super::{Options, Target, groups, own_network};
 use crate::collect::rounds::Rounds;
 use crate::collect::{Rest, Twins, collect, ipc, namespace};
 use crate::error::{At, Result, Step, With};
@@ -37,11 +37,13 @@ pub(super) fn gather<'w>(
     (twins, rounds, usual): (Option<&mut Twins>, Rounds<'w>, Option<Usual>),
 ) -> Result<(Snapshot, Rest<'w>, Later<'w>)> {
     let root = tree.root;
+    let home = if let Target::Container(state, _) = target { state.init } else { root };
+    let groups = groups::Looking::begin(proc, home, tree).at(Step::Collect)?;
     let stopped_before = |threads: &[Stopped]| threads.first().is_none_or(|first| first.group_stop().is_some());
     let still = tree.processes.iter().filter(|(_, threads)| !stopped_before(threads)).map(|(pid, _)| *pid);
     let _watch = Watch::over(still.collect());
     // That of pid 1: the root task may have gone elsewhere.
-    let path = format!("{}/root", if let Target::Container(state, _) = target { state.init } else { root });
+    let path = format!("{home}/root");
     let top =
         rustix::fs::openat(proc, path.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .named("openat", || format!("/proc/{path}"))
@@ -106,6 +108,7 @@ pub(super) fn gather<'w>(
     }
     let untold = crate::collect::untold_labels(&here, proc, &snapshot, &gather).at(Step::Collect)?;
     snapshot.lost.extend(untold);
+    snapshot.lost.extend(groups.end(&gather.pids).at(Step::Collect).kind("process", "control groups")?);
     let aside = unix::set_aside(&mut gather, &mut snapshot.files, &mut snapshot.lost).at(Step::Collect)?;
     Ok((snapshot, rest, aside.map(|aside| (aside, gather))))
 }
