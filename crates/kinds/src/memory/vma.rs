@@ -1,7 +1,8 @@
 //! An area of an address space.
 //! *Read from:* /proc/PID/smaps; the file behind it by its path, checked against device and inode; guarded pages by `PAGEMAP_SCAN`.
 //! *Made again by:* mmap at the same address, madvise, mbind, mlock2, mprotect; the vdso by mremap.
-//! *Lost:* nothing.
+//! *Lost:* protection keys that a program has allocated (pkey_alloc(2)) and no area has: the kernel tells nobody of them, and pkey_mprotect(2) with one fails after a restore.
+//! Refused: areas that have one.
 
 use serde::{Deserialize, Serialize};
 use yendor_image::{Addr, Bytes, FileId, ShmId};
