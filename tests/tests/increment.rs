@@ -1,5 +1,6 @@
 //! `checkpoint --parent`: memory that an earlier image has is not written again, and either image can be removed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -117,6 +118,49 @@ fn a_chain(flavour: Flavour) {
     }
     yendor.kill(&container, "USR1");
     assert_eq!(yendor.wait(&container), 0, "{}", yendor.logs(&container));
+}
+
+/// Twenty increments of one image: what is restored of any is what was then, whether the others are there or not.
+fn twenty_in_a_row(flavour: Flavour) {
+    const LAST: usize = 20;
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    // One sort for each flavour: each takes a while.
+    let track = matches!(yendor.flavour(), Flavour::User(_));
+    let container = yendor.fresh("holder");
+    yendor.run_detached(&container, &["python3", "-c", &HOLDER.replace("48 << 20", "12 << 20")]);
+    yendor.wait_for_log(&container, "ready", PATIENCE);
+    let image = |round: usize| yendor.path(&format!("image-{track}-{round}"));
+    let mut expected = BTreeMap::new();
+    for round in 0..=LAST {
+        if [0, 1, LAST / 2, LAST - 1, LAST].contains(&round) {
+            expected.insert(round, digest(&yendor, &container, round));
+        }
+        let (to, before) = (image(round), round.checked_sub(1).map(image));
+        let mut words = vec!["checkpoint", "--json", "--leave-running", "-o", text(&to), &container];
+        match &before {
+            _ if track => words.push("--track"),
+            Some(before) => words.extend(["--parent", text(before)]),
+            None => {}
+        }
+        let json = yendor.call(&words).exits(0).json();
+        let shared = json["shared"].as_u64().expect("a number");
+        assert!(round == 0 || shared > 10 << 20, "{round}: {json}");
+        if round < LAST {
+            yendor.kill(&container, "USR2");
+            yendor.wait_for_log(&container, &format!("changed {}", round + 1), PATIENCE);
+        }
+    }
+    yendor.call(&["rm", "-f", &container]).exits(0);
+    for round in (0..=LAST).filter(|round| !expected.contains_key(round)) {
+        fs::remove_dir_all(image(round)).expect("an image of our own");
+    }
+    for (round, expected) in expected {
+        let restored = yendor.fresh("again");
+        yendor.restore(&image(round), &restored);
+        assert_eq!(digest(&yendor, &restored, round), expected, "{round}, tracked: {track}");
+        yendor.call(&["rm", "-f", &restored]).exits(0);
+        fs::remove_dir_all(image(round)).expect("an image of our own");
+    }
 }
 
 /// Written anew, an image has its own pages and no others, whatever becomes of those that it shared them with.
@@ -272,4 +316,5 @@ yendor_tests::flavours! {
 
 yendor_tests::root_and_user! {
     a_chain
+    twenty_in_a_row
 }
