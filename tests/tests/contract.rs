@@ -135,6 +135,27 @@ fn clocks_go_on_from_one_time_namespace_to_another(flavour: Flavour) {
     }
 }
 
+/// When a process was started is told by the clock of who asks: a container that runs does so whoever asks.
+#[test]
+fn who_has_other_clocks_finds_containers_alive() {
+    let Some(yendor) = Yendor::new(Flavour::Root) else { return };
+    if !Path::new("/proc/self/ns/time").exists() {
+        skipped("a kernel without time namespaces");
+        return;
+    }
+    let container = yendor.fresh("clocks");
+    yendor.run_detached(&container, &["sleep", "1000"]);
+    for boottime in ["3000", "-10"] {
+        let script = format!("exec unshare --time --boottime {boottime} --fork -- \"$@\"");
+        let call =
+            |words: &[&str]| yendor.to_its_end(yendor.sheltered(&script, words), format!("{boottime}: {words:?}"));
+        assert!(call(&["ps"]).exits(0).stdout.contains("running"));
+        call(&["rm", &container]).exits(1);
+    }
+    assert!(yendor.call(&["ps"]).exits(0).stdout.contains("running"));
+    yendor.call(&["rm", "-f", &container]).exits(0);
+}
+
 /// Maps memory of a tmpfs that no descriptor leads to then; how many pages of a mapping are there.
 const CLOSED: &str = "
 import ctypes, os, signal, sys, time

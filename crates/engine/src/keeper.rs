@@ -378,11 +378,11 @@ fn build(
     Ok(rebuilt)
 }
 
-/// Start time of this process, as /proc shows it.
+/// Start time of this process, before its children live in another time namespace.
 fn own_start(contained: &Contained) -> std::result::Result<u64, Cause> {
     use std::os::fd::AsFd as _;
     let text = yendor_task::tree::read_proc(contained.host_proc.as_fd(), "self/stat")?;
-    Ok(yendor_proc::stat::parse(&text)?.starttime)
+    Ok(state::on_machine(yendor_proc::stat::parse(&text)?.starttime, contained.host_proc.as_fd()))
 }
 
 fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generation: u64, keeper_start: u64) -> State {

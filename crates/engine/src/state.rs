@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
@@ -16,8 +16,11 @@ use serde::{Deserialize, Serialize};
 use yendor_image::{Bytes, Digest};
 use yendor_kinds::Cause;
 pub use yendor_kinds::file::external::Record as Standard;
+use yendor_kinds::namespace::clock;
 use yendor_kinds::namespace::network::Network;
+use yendor_proc::stat::Stat;
 use yendor_sys::SysError;
+use yendor_task::tree::read_proc;
 
 use crate::collect::namespace::Mount;
 use crate::error::{At, Error, Step};
@@ -52,7 +55,7 @@ pub struct State {
     pub status: Status,
     /// Its keeper, in the caller's pid namespace.
     pub keeper: i32,
-    /// Start time of the keeper in clock ticks (/proc/PID/stat field 22), to tell it from a later process.
+    /// Start time of the keeper in clock ticks of the machine (/proc/PID/stat field 22), to tell it from a later process.
     pub keeper_start: u64,
     /// Its pid 1, in the caller's pid namespace.
     pub init: i32,
@@ -341,17 +344,33 @@ impl State {
     /// Whether its keeper still lives; when not, `status` may be out of date.
     #[must_use]
     pub fn keeper_lives(&self) -> bool {
-        stat(self.keeper).is_some_and(|stat| stat.starttime == self.keeper_start && !matches!(stat.state, b'Z' | b'X'))
+        stat(self.keeper).is_some_and(|stat| {
+            // Clocks need not be ahead by whole ticks.
+            stat.starttime.abs_diff(self.keeper_start) <= 1 && !matches!(stat.state, b'Z' | b'X')
+        })
     }
 }
 
-fn stat(pid: i32) -> Option<yendor_proc::stat::Stat> {
-    yendor_proc::stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?).ok()
+/// Its start is as [`State::keeper_start`] says it.
+fn stat(pid: i32) -> Option<Stat> {
+    let proc = File::open("/proc").ok()?;
+    let stat = yendor_proc::stat::parse(&read_proc(proc.as_fd(), &format!("{pid}/stat")).ok()?).ok()?;
+    Some(Stat { starttime: on_machine(stat.starttime, proc.as_fd()), ..stat })
 }
 
 /// When a process was started, as [`State::keeper_start`] says it.
-pub(crate) fn start_of(pid: i32) -> Option<u64> {
+#[must_use]
+pub fn start_of(pid: i32) -> Option<u64> {
     stat(pid).map(|stat| stat.starttime)
+}
+
+/// A start by the machine's clock: `proc` tells it by that of the time namespace that its reader lives in.
+pub(crate) fn on_machine(start: u64, proc: BorrowedFd<'_>) -> u64 {
+    /// Nanoseconds of a tick (`USER_HZ`).
+    const TICK: i64 = 10_000_000;
+    // Without time namespaces there is one clock.
+    let ahead = clock::own(proc).map_or(0, |own| own.boottime.div_euclid(TICK));
+    start.saturating_add_signed(ahead.saturating_neg())
 }
 
 #[cfg(test)]

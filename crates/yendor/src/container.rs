@@ -82,7 +82,8 @@ impl Found {
         // A number can be given to a stranger: ours is the keeper's child, or was, and hardly younger than it.
         let ours = stat.is_some_and(|stat| {
             let orphan = !self.state.keeper_lives() && is_first_of_namespace(self.state.init);
-            stat.parent == self.state.keeper || orphan && is_about(stat.start, self.state.keeper_start)
+            let start = || state::start_of(self.state.init).unwrap_or_default();
+            stat.parent == self.state.keeper || orphan && is_about(start(), self.state.keeper_start)
         });
         Ok(fd.filter(|_| ours))
     }
@@ -120,8 +121,6 @@ pub struct Stat {
     pub parent: i32,
     /// Its threads.
     pub threads: u64,
-    /// When it was started, in clock ticks.
-    pub start: u64,
     /// Pages in memory.
     pub resident: u64,
 }
@@ -146,7 +145,6 @@ impl Stat {
             stopped: state == "T",
             parent: field(4)?.parse().ok()?,
             threads: field(20)?.parse().ok()?,
-            start: field(22)?.parse().ok()?,
             resident: field(24)?.parse().ok()?,
         })
     }
@@ -304,7 +302,7 @@ mod tests {
     #[test]
     fn stat_is_read_behind_the_name() {
         let text = b"7 (a) b 1 2) S 5 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 99 4096 12 0\n";
-        assert_eq!(Stat::parse(text), Some(Stat { stopped: false, parent: 5, threads: 3, start: 99, resident: 12 }));
+        assert_eq!(Stat::parse(text), Some(Stat { stopped: false, parent: 5, threads: 3, resident: 12 }));
         assert_eq!(Stat::parse(b"7 (a) Z 5 7"), None);
         assert_eq!(Stat::parse(b""), None);
         assert!(Stat::of(i32::try_from(std::process::id()).unwrap()).is_some_and(|s| s.threads >= 1));
