@@ -551,6 +551,17 @@ fn limits_hold_and_go_with_their_container() {
     says(&exec, "fork");
     yendor.call(&["rm", "-f", &again]).exits(0);
     assert_eq!(cgroups(&again), Vec::<String>::new());
+    // Whose memory has no room is denied, and by whom is said.
+    let name = yendor.fresh("large");
+    let words = "x=$(head -c 30000000 /dev/zero | tr '\\0' x); echo ready; sleep 1000";
+    yendor.run_detached(&name, &["sh", "-c", words]);
+    yendor.wait_for_log(&name, "ready", yendor_tests::PATIENCE);
+    let image = yendor.path("large");
+    yendor.checkpoint(&name, &image);
+    let small = yendor.fresh("small");
+    let said = yendor.restore_with(&image, &small, &["--memory", "16M"]).exits(5);
+    says(&said, "denied by: cgroup: the container's limit of 16777216 bytes of memory (--memory)");
+    assert_eq!(cgroups(&small), Vec::<String>::new());
 }
 
 /// Cgroups by a container's name, in all hierarchies.

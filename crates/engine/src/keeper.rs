@@ -5,6 +5,7 @@ mod continued;
 mod received;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
@@ -41,7 +42,7 @@ use crate::recorder::{self, Recorder};
 use crate::request::{Net, Request, Root};
 use crate::setting;
 use crate::state::{self, Standard, State, Status};
-use crate::who::Surroundings;
+use crate::who::{self, Surroundings};
 use crate::wire::{Failure, Memory, Report, Started, Startup, Stdio};
 
 use continued::{check_seal, continue_clocks, mount_own, set_names};
@@ -77,11 +78,14 @@ fn live(inherited: Inherited) -> i32 {
     let [directory, parent] = claim.as_slice() else { return 1 };
     // Now: later /proc is the container's, or none.
     let around = Surroundings::look();
+    let killed = cgroup.as_ref().map(Cgroup::killed);
     match start(&startup, descriptors, &control, (usher, cgroup)) {
         Err(e) => {
             // Where it is refused, or too early, the front removes what stays.
             let _ = contain::leave();
             claim::discard(&startup.request.name, directory, parent);
+            let short = killed.is_some_and(|killed| killed.load(Relaxed));
+            let e = if short { who::wants_memory(e, startup.request.memory) } else { e };
             let e = around.name(e, startup.request.pids);
             let e = blame::filter(e, around.filter(startup.request.policy.seccomp.is_some()));
             let e = if startup.spec.is_none() { blame::image(e, is_alone(&startup.request)) } else { e };

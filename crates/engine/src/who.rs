@@ -6,7 +6,9 @@ use yendor_kinds::Cause;
 use yendor_kinds::process::label;
 use yendor_policy::capability;
 use yendor_policy::lsm::{Here, Module};
+use yendor_sys::wait::Event;
 use yendor_sys::{Errno, SysError};
+use yendor_task::RunError;
 
 use crate::admit;
 use crate::error::{Error, Step};
@@ -239,6 +241,23 @@ impl Surroundings {
         let mask = capability::one(name).ok()?;
         (self.held & mask == 0).then(|| format!("capabilities: CAP_{name} is not there"))
     }
+}
+
+/// What failed since the kernel has killed a task for its memory, in cgroups with this limit.
+pub fn wants_memory(error: Error, limit: Option<u64>) -> Error {
+    const KILLED: i32 = 9;
+    let gone = error.cause.call().is_some_and(|sys| matches!(sys.errno, Errno::SRCH | Errno::NOMEM));
+    match &*error.cause {
+        Cause::Run(RunError::Died { event: Event::Killed(KILLED), .. }) => {}
+        Cause::Dead(dead) if dead.event == Event::Killed(KILLED) => {}
+        _ if gone => {}
+        _ => return error,
+    }
+    let limit = limit.unwrap_or_default();
+    let what = format!("a task was killed for its memory: {}", error.cause);
+    let hint = "it takes more: raise --memory, or limits of the host's policy".into();
+    let by = Some(format!("cgroup: the container's limit of {limit} bytes of memory (--memory)"));
+    Error { cause: Box::new(Cause::Denied { what, hint }), by, ..error }
 }
 
 /// An image without the signature that somebody wants: the host, or the caller, who knows it.
@@ -474,6 +493,20 @@ mod tests {
         assert_eq!(said.exit_code(), 5);
         let said = free().name(error(), None);
         assert_eq!((said.by.as_deref(), said.exit_code()), (None, 1));
+    }
+
+    #[test]
+    fn a_limit_of_memory() {
+        let died = |event| Error::new(Step::Rebuild, Cause::Run(RunError::Died { tid: 7, event }));
+        let said = wants_memory(died(Event::Killed(9)), Some(4096));
+        assert_eq!(said.by.as_deref(), Some("cgroup: the container's limit of 4096 bytes of memory (--memory)"));
+        assert_eq!(said.exit_code(), 5);
+        let gone = Error::new(Step::Rebuild, SysError::new("process_vm_writev", "", Errno::SRCH));
+        assert_eq!(wants_memory(gone, Some(4096)).exit_code(), 5);
+        // What fails for another reason is not denied.
+        for other in [died(Event::Killed(11)), Error::new(Step::Rebuild, SysError::new("read", "", Errno::IO))] {
+            assert_eq!((other.exit_code(), wants_memory(other, Some(4096)).exit_code()), (1, 1));
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,8 @@ use crate::request::Request;
 #[derive(Debug)]
 pub struct Cgroup {
     made: Vec<Made>,
+    /// See [`Cgroup::killed`].
+    killed: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -68,7 +72,7 @@ impl Cgroup {
             || descriptors.next().ok_or(Errno::BADF).named("recvmsg", || "a cgroup".into()).at(Step::Contain);
         let mut one =
             |(name, path, aside)| -> Result<Made> { Ok(Made { parent: next()?, fd: next()?, name, path, aside }) };
-        Ok(Cgroup { made: handed.made.into_iter().map(&mut one).collect::<Result<_>>()? })
+        Ok(Cgroup { made: handed.made.into_iter().map(&mut one).collect::<Result<_>>()?, killed: Arc::default() })
     }
 
     fn make(request: &Request, state: &OwnedFd) -> Caused<Option<Cgroup>> {
@@ -78,7 +82,7 @@ impl Cgroup {
         }
         let mounts = mountinfo::parse(&read("/proc/self/mountinfo")?)?;
         let own = cgroup::parse(&read("/proc/self/cgroup")?)?;
-        let mut group = Cgroup { made: Vec::new() };
+        let mut group = Cgroup { made: Vec::new(), killed: Arc::default() };
         for (controller, limit) in limits {
             let Some(limit) = limit else { continue };
             group
@@ -137,6 +141,12 @@ impl Cgroup {
         self.made.iter().map(|m| m.path.clone()).collect()
     }
 
+    /// Whether the kernel has killed a task in them for its memory: known when they are gone.
+    #[must_use]
+    pub fn killed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.killed)
+    }
+
     /// Moves a task into them, the container's first one before it has any child. By its pid as the keeper sees it.
     ///
     /// # Errors
@@ -159,6 +169,23 @@ pub fn place(controller: &str) -> Result<Option<PathBuf>> {
     let mounts = read("/proc/self/mountinfo").and_then(|text| Ok(mountinfo::parse(&text)?)).at(Step::Admit)?;
     let own = read("/proc/self/cgroup").and_then(|text| Ok(cgroup::parse(&text)?)).at(Step::Admit)?;
     Ok(hierarchy(controller, &mounts, &own).map(|(path, _)| path))
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let killed = self.made.iter().any(|made| has_killed(&made.fd));
+        self.killed.fetch_or(killed, Relaxed);
+    }
+}
+
+/// Whether a cgroup counts such a task (`memory.events`, or `memory.oom_control` of version 1).
+fn has_killed(group: &OwnedFd) -> bool {
+    ["memory.events", "memory.oom_control"].into_iter().any(|file| {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let text = openat(group, file, flags, Mode::empty()).map(|fd| std::io::read_to_string(std::fs::File::from(fd)));
+        let Ok(Ok(text)) = text else { return false };
+        text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+    })
 }
 
 impl Drop for Made {

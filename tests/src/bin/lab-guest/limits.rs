@@ -97,6 +97,15 @@ fn limits(yendor: &Yendor) {
     let said = yendor.restore_with(&image, &name, &["--pids", "3"]);
     refused(yendor, &name, said, &["denied by: cgroup: the container's limit of 3 tasks (--pids)"]);
     assert_eq!(of(&name), Vec::<PathBuf>::new(), "cgroups outlive a refusal");
+    let name = yendor.fresh("large");
+    yendor.run_detached_with(&name, LIMITS, &["/lab/lab-guest", "hold-memory", "30"]).exits(0);
+    yendor.wait_for_log(&name, "ready", PATIENCE);
+    let image = take(yendor, &name);
+    let name = yendor.fresh("denied");
+    let said = yendor.restore_with(&image, &name, &["--memory", "16M"]);
+    let by = "denied by: cgroup: the container's limit of 16777216 bytes of memory (--memory)";
+    refused(yendor, &name, said, &["rebuild", "killed for its memory", by]);
+    assert_eq!(of(&name), Vec::<PathBuf>::new(), "cgroups outlive a refusal");
 }
 
 /// Limits that are in force: the kernel has them, and who comes later is within them.

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         ["hold-udp"] => hold_udp(),
         ["hold-sockets", label] => hold_sockets(label),
         ["hold-smack", label] => hold_smack(label),
+        ["hold-memory", mebibytes] => hold_memory(mebibytes),
         ["hold-labels", labels @ ..] => hold_labels(labels),
         ["enter", module, label, command @ ..] => enter::enter(module, label, command),
         ["delegated", command @ ..] => limits::enter(command),
@@ -68,6 +69,14 @@ fn hold_sockets(label: &str) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A program with so much memory.
+fn hold_memory(mebibytes: &str) -> ExitCode {
+    let memory = vec![1_u8; mebibytes.parse::<usize>().expect("a number") << 20];
+    println!("ready");
+    std::thread::sleep(std::time::Duration::from_secs(1000));
+    ExitCode::from(memory[0])
 }
 
 /// A program with a socket that it has given this label, of what goes out.
