@@ -1,14 +1,21 @@
 //! The processor: programs choose once, when they begin, which of its instructions they use, and go on with those.
 
+use yendor_image::Digest;
 use yendor_kinds::Cause;
-use yendor_kinds::snapshot::Machine;
+use yendor_kinds::snapshot::{Machine, Security};
 use yendor_sys::cpu;
 
 use crate::error::{Error, Result, Step};
 
-/// What this one has.
-pub(crate) fn own() -> Vec<String> {
-    cpu::features().into_iter().map(str::to_owned).collect()
+/// This machine, as an image says where it was taken.
+pub(crate) fn machine(vdso: Option<Digest>, security: Security) -> Machine {
+    Machine {
+        architecture: "x86_64".into(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        vdso,
+        processor: cpu::features().into_iter().map(str::to_owned).collect(),
+        security,
+    }
 }
 
 /// Whether an image's programs find here what they may have chosen. Where it need not be, what is to be said of it.

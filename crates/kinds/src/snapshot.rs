@@ -31,6 +31,24 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The highest number of a descriptor in any process, at least 2.
+    #[must_use]
+    pub fn highest_descriptor(&self) -> i32 {
+        let descriptors = |state: &State| match state {
+            State::Alive(a) => a.descriptors.iter().map(|d| d.number.0).max(),
+            State::Exec(e) => e.descriptors.iter().map(|d| d.number.0).max(),
+            State::Zombie(_) => None,
+        };
+        self.processes.iter().filter_map(|p| descriptors(&p.state)).max().unwrap_or(2).max(2)
+    }
+
+    /// How many threads there are; a process that has ended counts as one.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        let count = |s: &State| if let State::Alive(a) = s { a.threads.len() } else { 1 };
+        self.processes.iter().map(|p| count(&p.state)).sum()
+    }
+
     /// All of them have given up to get rights from their programs.
     pub fn no_new_privs(&mut self) {
         for process in &mut self.processes {

@@ -48,7 +48,7 @@ use yendor_kinds::namespace::mount::Places;
 use yendor_kinds::namespace::nested::Kind;
 use yendor_kinds::process::hidden::Keyrings;
 use yendor_kinds::process::{Alive, Record, State, Terminal, USUAL_SIGNAL, attribute};
-use yendor_kinds::snapshot::{Container, Machine, Snapshot};
+use yendor_kinds::snapshot::{Container, Snapshot};
 use yendor_kinds::{Cause, Named, memory};
 use yendor_policy::lsm::Here;
 use yendor_proc::{stat, status};
@@ -283,13 +283,7 @@ pub fn collect<'w>(
     }
     let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
     let snapshot = Snapshot {
-        machine: Machine {
-            architecture: "x86_64".into(),
-            kernel: kernel(),
-            vdso,
-            processor: processor::own(),
-            security,
-        },
+        machine: processor::machine(vdso, security),
         container,
         processes,
         files: std::mem::take(&mut gather.entries),
@@ -434,10 +428,6 @@ fn terminal(
         Cause::unsupported(format!("a controlling terminal {}:{} that no task has open", device.major, device.minor))
     })?;
     Ok(Some(Terminal { file, foreground: gather.pids.get(&facts.stat.tpgid).copied() }))
-}
-
-fn kernel() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
 /// The facts of many processes, by as many threads as there are processors: for a large tree the kernel has much to write.

@@ -258,7 +258,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     }
     workshop.networks = nested.networks(snapshot, proc.as_fd()).at(Step::Rebuild).kind("namespace", "nested")?;
     let root = snapshot.root().ok_or_else(|| Cause::corrupt("no processes")).at(Step::Load)?.pid.0;
-    let above = highest(snapshot) + 1;
+    let above = snapshot.highest_descriptor() + 1;
     let mut held = Vec::new();
     let confine = Confine::prepare(request, &snapshot.restrictions.domains, |fd| lift(fd, above, &mut held))?;
     labels.lift(|fd| lift(fd, above, &mut held)).at(Step::Confine)?;
@@ -296,7 +296,7 @@ pub fn rebuild(materials: Materials<'_>) -> Result<Rebuilt> {
     let later = image.and_then(|image| image.later);
     later.map_or(Ok(()), |later| later.lift(above, &mut held))?;
     let helpers = plan.births.iter().filter(|b| b.begins.is_some_and(|begins| begins.helper.is_some())).count();
-    let slots = 1 + plan.births.len() + helpers + threads(snapshot);
+    let slots = 1 + plan.births.len() + helpers + snapshot.threads();
     let len = Arena::size(slots, SLOT).next_multiple_of(PAGE);
     let base = hole(snapshot, len as u64 + PARKING).at(Step::Rebuild)?;
     let memory = Mapping::anonymous(len).at(Step::Rebuild)?;
@@ -486,19 +486,4 @@ impl Now {
 
 fn alive(process: &processes::Record) -> Option<(i32, &Alive)> {
     if let State::Alive(alive) = &process.state { Some((process.pid.0, alive)) } else { None }
-}
-
-/// The highest descriptor number in the image.
-fn highest(snapshot: &Snapshot) -> i32 {
-    let descriptors = |state: &State| match state {
-        State::Alive(a) => a.descriptors.iter().map(|d| d.number.0).max(),
-        State::Exec(e) => e.descriptors.iter().map(|d| d.number.0).max(),
-        State::Zombie(_) => None,
-    };
-    snapshot.processes.iter().filter_map(|p| descriptors(&p.state)).max().unwrap_or(2).max(2)
-}
-
-fn threads(snapshot: &Snapshot) -> usize {
-    let count = |s: &State| if let State::Alive(a) = s { a.threads.len() } else { 1 };
-    snapshot.processes.iter().map(|p| count(&p.state)).sum()
 }
