@@ -110,6 +110,8 @@ fn sort(call: &str) -> Sort {
     }
 }
 
+const DAC: &str = "permissions of the file (DAC)";
+
 /// Who it was, where a filter of seccomp(2) was in force before anything of ours began.
 pub const CALLERS_FILTER: &str = "seccomp: a filter of the caller";
 
@@ -201,6 +203,7 @@ impl Surroundings {
         if self.yama && sort == Sort::Trace {
             all.push("Yama (/proc/sys/kernel/yama/ptrace_scope)".to_owned());
         }
+        let mut sure = false;
         match sort {
             // A domain with rules for files may not mount at all; nothing else hinders a namespace's root here.
             Sort::Mount if all.is_empty() && self.landlock && step == Step::Contain => {
@@ -211,8 +214,12 @@ impl Surroundings {
                     all.push("Landlock: a domain of the caller".to_owned());
                 }
                 Some(true) => {}
-                Some(false) => all.insert(0, "permissions of the file (DAC)".to_owned()),
-                None if all.is_empty() => all.push("permissions of the file (DAC)".to_owned()),
+                Some(false) => {
+                    all.insert(0, DAC.to_owned());
+                    // Asked without a word about opening it: these alone are enough.
+                    sure = true;
+                }
+                None if all.is_empty() => all.push(DAC.to_owned()),
                 None => {}
             },
             Sort::Capability(name) if all.is_empty() => {
@@ -221,7 +228,7 @@ impl Surroundings {
             _ => {}
         }
         // That it is active speaks for nobody, but nobody else can be sure either.
-        if !all.is_empty() {
+        if !all.is_empty() && !sure {
             all.extend(self.others.iter().filter_map(|other| other.title(sort, error)).map(str::to_owned));
         }
         (!all.is_empty()).then(|| all.join(", or "))
