@@ -123,6 +123,7 @@ macro_rules! probes {
 }
 
 probes! {
+    adopted "adopted";
     aio "aio";
     amx "amx";
     anon_memory "anon-memory";

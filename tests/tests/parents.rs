@@ -1,45 +1,81 @@
-//! Whose children tasks are: where a restore cannot make them those of the thread that had them.
+//! Whose children tasks are: where somebody adopted them.
 
 use yendor_tests::{Flavour, PATIENCE, Yendor};
 
-/// Another thread than the first bears the leader of a session; a grandchild of that is adopted, by the first.
+/// The leader of a session that pid 1 did not make; a grandchild of that is pid 1's, in the same session.
 const PROGRAM: &str = r"
-import ctypes, os, threading, time
-ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-top = os.getpid()
+import os, time
 def wait():
     while True: time.sleep(0.05)
-def bear():
-    if os.fork(): wait()
-    os.setsid()
-    if os.fork():
-        os.wait()
-        wait()
-    if os.fork() == 0:
-        while os.getppid() != top: time.sleep(0.01)
-        print('ready', flush=True)
-        wait()
-    os._exit(0)
-threading.Thread(target=bear).start()
-wait()
+if os.fork(): wait()
+os.setsid()
+if os.fork():
+    os.wait()
+    wait()
+if os.fork() == 0:
+    while os.getppid() != 1: time.sleep(0.01)
+    print(os.getpid(), os.getppid(), os.getpgrp(), os.getsid(0), flush=True)
+    print('ready', flush=True)
+    wait()
+os._exit(0)
 ";
 
-/// That is said where what is lost is, and by the restore.
-fn of_another_thread_are_told(flavour: Flavour) {
+/// It was refused by the restore, when the program was gone.
+fn of_a_daemon_come_back(flavour: Flavour) {
     let Some(yendor) = Yendor::new(flavour) else { return };
     let (name, restored, image) = (yendor.fresh("parents"), yendor.fresh("restored"), yendor.path("image"));
     yendor.run_detached(&name, &["python3", "-c", PROGRAM]);
     yendor.wait_for_log(&name, "ready", PATIENCE);
-    let path = image.to_str().expect("UTF-8");
-    let taken = yendor.call(&["checkpoint", &name, "-o", path, "--json"]).exits(0).json();
-    let told = |said: &str| said.matches("which thread of its parent").count();
-    assert_eq!(told(&taken["lost"].to_string()), 1, "{taken}");
-    let records = yendor.call(&["inspect", path, "--json"]).exits(0).json();
-    let borne = records["records"]["processes"].as_array().expect("processes").iter();
-    assert_eq!(borne.filter(|process| !process["parent_thread"].is_null()).count(), 1, "{records}");
-    let said = yendor.restore_with(&image, &restored, &[]).exits(0);
-    assert_eq!(told(&said.stderr), 1, "{}", said.stderr);
+    let said = yendor.logs(&name);
+    let ids: Vec<&str> = said.split_whitespace().take(4).collect();
+    yendor.checkpoint(&name, &image);
+    yendor.restore(&image, &restored);
+    let stat = yendor.call(&["exec", &restored, "--", "cat", &format!("/proc/{}/stat", ids[0])]).exits(0).stdout;
+    let now: Vec<&str> = stat.rsplit(") ").next().unwrap_or("").split(' ').skip(1).take(3).collect();
+    assert_eq!(now, ids[1..], "{stat}");
     yendor.call(&["rm", "-f", &restored]).exits(0);
 }
 
-yendor_tests::flavours! { of_another_thread_are_told }
+/// An orphan's adopter that adopts no more, so that the leader of the orphan's session came to pid 1 later: no births lead there.
+const APART: &str = r"
+import ctypes, os, time
+adopt = lambda yes: ctypes.CDLL(None).prctl(36, yes, 0, 0, 0)
+top = os.getpid()
+adopt(1)
+come, go = os.pipe()
+between = os.fork()
+def wait():
+    while True: time.sleep(0.05)
+if between:
+    os.close(go)
+    assert os.read(come, 1) == b'c'
+    adopt(0)
+    os.kill(between, 9)
+    os.wait()
+    print('ready', flush=True)
+    wait()
+if os.fork(): wait()
+os.setsid()
+if os.fork():
+    os.wait()
+    wait()
+if os.fork() == 0:
+    while os.getppid() != top: time.sleep(0.01)
+    os.write(go, b'c')
+    wait()
+os._exit(0)
+";
+
+/// It was refused by the restore.
+fn that_cannot_come_back_refuse_the_checkpoint(flavour: Flavour) {
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let (name, image) = (yendor.fresh("apart"), yendor.path("image"));
+    yendor.run_detached(&name, &["python3", "-c", APART]);
+    yendor.wait_for_log(&name, "ready", PATIENCE);
+    let said = yendor.call(&["checkpoint", &name, "-o", image.to_str().expect("UTF-8")]).exits(3);
+    assert!(said.stderr.contains("whose leader has another parent"), "{}", said.stderr);
+    assert!(!image.exists());
+    yendor.call(&["rm", "-f", &name]).exits(0);
+}
+
+yendor_tests::flavours! { of_a_daemon_come_back that_cannot_come_back_refuse_the_checkpoint }

@@ -42,6 +42,7 @@ probes! {
     labels "labels": root userns user tree_root tree_user three_generations_root;
     seccomp_filter "seccomp-filter": root userns user tree_root three_generations_root;
     landlock "landlock": root userns user three_generations_root;
+    adopted "adopted": root userns user tree_root tree_user three_generations_root;
     aio "aio": root userns user tree_root tree_user three_generations_root;
     amx "amx": root userns user tree_root tree_user three_generations_root;
     anon_memory "anon-memory": root userns user tree_root tree_user three_generations_root;

@@ -122,6 +122,15 @@ impl Cause {
         }
     }
 
+    /// What would be damage in an image is something that no image can have, as long as there is none.
+    #[must_use]
+    pub fn refused(self) -> Self {
+        match self {
+            Cause::Corrupt { what } => Cause::Unsupported { what },
+            other => other,
+        }
+    }
+
     /// `Corrupt` in one word.
     pub fn corrupt(what: impl Into<String>) -> Self {
         Cause::Corrupt { what: what.into() }

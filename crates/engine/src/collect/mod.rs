@@ -45,7 +45,6 @@ use std::thread::{Scope, ScopedJoinHandle};
 use yendor_image::{FileId, NsPid, Parent, Writer};
 use yendor_kinds::file::Gather;
 use yendor_kinds::namespace::mount::Places;
-use yendor_kinds::namespace::nested::Kind;
 use yendor_kinds::process::hidden::Keyrings;
 use yendor_kinds::process::{Alive, Record, State, Terminal, USUAL_SIGNAL, attribute};
 use yendor_kinds::snapshot::{Container, Snapshot};
@@ -273,14 +272,11 @@ pub fn collect<'w>(
     let (objects, vdso) = memory.shared(gather).at(Step::Store)?;
     let security = security::collect(&modules, &processes);
     let namespaces = nested.look(proc.as_fd(), &processes, gather).at(Step::Collect).kind("namespace", "nested")?;
-    let plan = plan::plan(&processes, &namespaces);
-    let strays = plan.as_ref().map(plan::Plan::strays).unwrap_or_default();
-    gather.lost.extend(strays.iter().map(|pid| ("parent".into(), format!("process {pid}: {ASTRAY}"))));
-    if namespaces.iter().any(|one| one.kind() == Kind::Pid) {
-        levels::begun(&processes, &namespaces).at(Step::Collect)?;
-        // Not every family with several of them can be born again.
-        levels::fetched(&plan.at(Step::Collect)?, &processes, &gather.entries).at(Step::Collect)?;
-    }
+    levels::begun(&processes, &namespaces).at(Step::Collect)?;
+    // Not every family can be born again.
+    let plan = plan::plan(&processes, &namespaces).map_err(Cause::refused).at(Step::Collect)?;
+    gather.lost.extend(plan.strays().iter().map(|pid| ("parent".into(), format!("process {pid}: {ASTRAY}"))));
+    levels::fetched(&plan, &processes, &gather.entries).at(Step::Collect)?;
     let restrictions = watch.tables(&mut processes, &gather.root).at(Step::Collect)?;
     let snapshot = Snapshot {
         machine: processor::machine(vdso, security),

@@ -73,7 +73,8 @@ fn by(
         memories.fill(site, &tasks[&creator].clone(), (creator, record), false).at(Step::Rebuild)?;
     }
     lead_groups(site, creator, &children, tasks)?;
-    let mut bearing = Bearing::new(site, creator, record);
+    let own = plan.births.iter().find(|b| b.pid == creator).map(|b| chain(site, b)).unwrap_or_default();
+    let mut bearing = Bearing::new(site, (creator, own), record);
     let mut script = Script::new();
     for before_setsid in [true, false] {
         if leads && !before_setsid {
@@ -125,8 +126,7 @@ struct Bearing<'a, 's> {
 }
 
 impl<'a, 's> Bearing<'a, 's> {
-    fn new(site: &'a Site<'s>, creator: i32, record: Option<&'a Alive>) -> Bearing<'a, 's> {
-        let chain = record.map(domain::of_leader).unwrap_or_default();
+    fn new(site: &'a Site<'s>, (creator, chain): (i32, &'a [u32]), record: Option<&'a Alive>) -> Bearing<'a, 's> {
         let others = record.and_then(|a| a.threads.get(1..)).unwrap_or_default().iter();
         let mut missing: Vec<_> = others.map(|t| (domain::common(chain, &t.restricted.domains), t.tid.0)).collect();
         missing.sort_unstable();
@@ -224,9 +224,10 @@ impl<'a, 's> Bearing<'a, 's> {
     }
 }
 
-/// The domains of who is to be born.
+/// The domains of who is to be born; who leaves others behind has theirs.
 fn chain<'s>(site: &Site<'s>, b: &Birth) -> &'s [u32] {
-    alive(site, b).map(domain::of_leader).unwrap_or_default()
+    let record = b.record.or(b.leaves.map(|(_, first)| first));
+    record.and_then(|record| alive_at(site, record)).map(domain::of_leader).unwrap_or_default()
 }
 
 /// Groups that those in pid namespaces of children inherit, and cannot name, are there before those are born.
@@ -257,7 +258,11 @@ fn lead(site: &Site<'_>, plan: &Plan, pid: i32, script: &mut Script) {
 }
 
 pub fn alive<'s>(site: &Site<'s>, birth: &Birth) -> Option<&'s Alive> {
-    match &site.snapshot.processes.get(birth.record?)?.state {
+    alive_at(site, birth.record?)
+}
+
+fn alive_at<'s>(site: &Site<'s>, record: usize) -> Option<&'s Alive> {
+    match &site.snapshot.processes.get(record)?.state {
         State::Alive(alive) => Some(alive),
         _ => None,
     }

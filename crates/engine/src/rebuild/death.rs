@@ -1,12 +1,16 @@
 //! Tasks that end before anything runs: zombies, and stand-ins that have done their duty.
 
+use yendor_kinds::process::attribute;
 use yendor_kinds::{Cause, Named};
 use yendor_sys::ptrace;
 use yendor_sys::wait::{self, Event};
 use yendor_task::{Nr, Script, Stopped, args};
 
+use super::birth::Tasks;
+use super::plan::{INIT, Plan};
 use super::process::stop_cause;
 use super::{Site, Task};
+use crate::error::{At, Result, Step, With};
 
 const PR_SET_DUMPABLE: u32 = 4;
 
@@ -67,6 +71,30 @@ fn await_death(tid: i32) -> std::result::Result<(), Cause> {
             Event::Continued => {}
         }
     }
+}
+
+/// Stand-ins have done their duty: they exit, and pid 1 waits for them. First those that leave orphans behind, whose parents are stand-ins too.
+pub fn dismiss(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<()> {
+    const WALL: u32 = 0x4000_0000;
+    let (leaving, others): (Vec<_>, Vec<_>) =
+        plan.births.iter().filter(|b| b.record.is_none()).partition(|b| b.leaves.is_some());
+    for birth in leaving.into_iter().chain(others) {
+        let adopter = birth.leaves.filter(|(adopter, _)| *adopter != INIT);
+        let adopts = |yes: u32| {
+            let Some((adopter, _)) = adopter else { return Ok(()) };
+            let mut script = Script::new();
+            attribute::adopt(yes, &mut script);
+            site.run(&tasks[&adopter], &script).map(drop).at(Step::Rebuild).task(adopter)
+        };
+        adopts(1)?;
+        die(site, &tasks[&birth.pid], 0).at(Step::Rebuild).task(birth.pid)?;
+        let mut script = Script::new();
+        script.call(Nr::WAIT4, args![site.levels.seen(birth.parent, birth.pid), 0, WALL, 0]);
+        let parent = tasks.get(&birth.parent).unwrap_or(init);
+        site.run(parent, &script).at(Step::Rebuild).task(birth.parent)?;
+        adopts(0)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! all, but for `CLONE_PARENT`. So births have an order: a child in its parent's former session is born before the parent
 //! calls setsid; an orphan whose parent is pid 1 is born, with `CLONE_PARENT`, by the leader of its session; and where
 //! that leader is dead, a stand-in with its id lives until the births are over. A parent's other threads bear their own children themselves; who is
-//! born by a sibling has the same thread for parent as that. Process groups whose leader is dead get a
+//! born by a sibling has the same thread for parent as that. An orphan whose session's leader has another parent is left behind by a stand-in that the
+//! leader bears, to whoever adopted it. Process groups whose leader is dead get a
 //! stand-in likewise, and so does a session that has no id inside: what a program that was started from outside of its pid
 //! namespace, or by pid 1, is in.
 //!
@@ -46,6 +47,8 @@ pub struct Birth {
     pub joins: bool,
     /// Index of its record; `None` for a stand-in.
     pub record: Option<usize>,
+    /// Of a stand-in that leaves orphans behind: to whom, and the record of the first of them.
+    pub leaves: Option<(i32, usize)>,
 }
 
 /// A pid namespace.
@@ -135,10 +138,69 @@ pub fn plan(processes: &[Record], namespaces: &[nested::Record]) -> Result<Plan>
     }
     stand_ins(&family, &by_pid, &levels, &mut births);
     births.iter().for_each(|b| free.taken.extend([b.pid, b.group]));
+    adopt(&mut births, processes, &levels, &mut free)?;
     join(&mut births, (&by_pid, &mut free), &mut levels)?;
     let mut births = order(births)?;
     begin(&mut births, &levels, &mut free)?;
     Ok(Plan { births, levels })
+}
+
+/// Orphans that are not their session leader's siblings, or not of the same thread, are what they were: left behind by a parent in their session, a
+/// stand-in, to somebody above that adopts them by its first thread.
+fn adopt(births: &mut Vec<Birth>, processes: &[Record], levels: &Levels, free: &mut Free) -> Result<()> {
+    /// Families are not deeper; who claims so does not have us count.
+    const DEEPEST: usize = 256;
+    let known: BTreeMap<i32, (i32, Option<i32>)> = births.iter().map(|b| (b.pid, (b.parent, b.thread))).collect();
+    let above = |adopter: i32, of: i32| {
+        let mut at = of;
+        (0..DEEPEST).any(|_| {
+            at = known.get(&at).map_or(INIT, |(parent, _)| *parent);
+            at == adopter
+        })
+    };
+    let domains = |record: usize| match &processes[record].state {
+        State::Alive(alive) => alive.threads.first().map(|t| t.restricted.domains.as_slice()).unwrap_or_default(),
+        State::Zombie(_) | State::Exec(_) => &[],
+    };
+    let (mut made, mut more) = (BTreeMap::new(), Vec::new());
+    for b in births.iter_mut().filter(|b| b.sibling) {
+        let (Some(record), Some((parent, thread))) = (b.record, known.get(&b.creator).copied()) else { continue };
+        if (parent, thread) == (b.parent, b.parent_thread) {
+            continue;
+        }
+        let outside = [b.pid, b.creator, b.parent].iter().all(|id| levels.place(*id).chain.is_empty());
+        if b.parent_thread.is_some() || !outside || b.parent != INIT && !above(b.parent, b.creator) {
+            if parent == b.parent {
+                // Of another thread than it was: see `Plan::strays`.
+                continue;
+            }
+            let what = format!("process {} is in session {}, whose leader has another parent", b.pid, b.creator);
+            return Err(Cause::unsupported(what));
+        }
+        let (leader, adopter) = (b.creator, b.parent);
+        b.creator = *made.entry((leader, adopter, domains(record))).or_insert_with(|| {
+            let pid = free.take();
+            more.push(Birth {
+                pid,
+                creator: leader,
+                thread: None,
+                parent_thread: None,
+                parent: leader,
+                sibling: false,
+                leads_session: false,
+                before_setsid: false,
+                group: leader,
+                begins: None,
+                joins: false,
+                record: None,
+                leaves: Some((adopter, record)),
+            });
+            pid
+        });
+        b.sibling = false;
+    }
+    births.append(&mut more);
+    Ok(())
 }
 
 /// Pid 1 of a pid namespace that belongs to a user namespace inside is in there from birth on, where nobody may choose ids outside: its children
@@ -186,6 +248,7 @@ fn join(births: &mut Vec<Birth>, (by_pid, free): (&BTreeMap<i32, &Kin>, &mut Fre
             begins: None,
             joins: true,
             record: None,
+            leaves: None,
         });
     }
     Ok(())
@@ -310,6 +373,7 @@ fn birth(p: &Kin, index: usize, by_pid: &BTreeMap<i32, &Kin>) -> Result<Birth> {
         begins: None,
         joins: false,
         record: Some(index),
+        leaves: None,
     };
     let parent = by_pid.get(&p.parent);
     match parent {
@@ -322,16 +386,10 @@ fn birth(p: &Kin, index: usize, by_pid: &BTreeMap<i32, &Kin>) -> Result<Birth> {
         None if p.parent != INIT => {
             return Err(Cause::corrupt(format!("process {}: parent {} does not exist", p.pid, p.parent)));
         }
-        // Adopted: the leader of its session, or a stand-in, bears it as a sibling, under the same parent.
+        // Adopted: the leader of its session, or a stand-in, bears it as a sibling, under the same parent; but see `adopt`.
         _ => {
             (b.creator, b.thread) = (p.session, None);
             b.sibling = true;
-            if by_pid.get(&p.session).is_some_and(|leader| leader.parent != p.parent) {
-                return Err(Cause::unsupported(format!(
-                    "process {} is in session {}, whose leader has another parent",
-                    p.pid, p.session
-                )));
-            }
         }
     }
     Ok(b)
@@ -345,7 +403,11 @@ fn birth_session(p: &Kin, by_pid: &BTreeMap<i32, &Kin>) -> i32 {
 /// Dead leaders of sessions and groups.
 fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, births: &mut Vec<Birth>) {
     let mut made = BTreeSet::new();
-    for p in processes {
+    // Below whom the others can be found again: orphans, those that a thread has, and rather not pid 1's.
+    let mut order: Vec<(&Kin, &Birth)> = processes.iter().zip(births.iter()).collect();
+    order.sort_by_key(|(p, b)| (!b.sibling, p.parent == INIT, p.thread.is_none()));
+    let order: Vec<&Kin> = order.into_iter().map(|(p, _)| p).collect();
+    for p in order {
         let session = p.session;
         if session > INIT && !by_pid.contains_key(&session) && made.insert(session) {
             births.push(Birth {
@@ -361,6 +423,7 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, b
                 begins: None,
                 joins: false,
                 record: None,
+                leaves: None,
             });
         }
     }
@@ -384,6 +447,7 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, b
                 begins: None,
                 joins: false,
                 record: None,
+                leaves: None,
             });
         }
     }
@@ -436,6 +500,30 @@ mod tests {
     fn an_orphan_is_born_by_its_session_leader() {
         let plan = plan(&[p(2, 1, 2, 2), p(9, 1, 9, 2)], &[]).expect("plan");
         assert_eq!((plan.births[1].creator, plan.births[1].sibling), (2, true));
+    }
+
+    #[test]
+    fn an_orphan_of_who_is_not_its_leaders_parent_is_left_behind_to_him() {
+        // By a leader that lives, and by a stand-in for one that does not, below the one of two parents that the other is above.
+        for (leader, more) in [(3, vec![p(3, 2, 3, 3)]), (7, vec![p(8, 2, 8, 7)])] {
+            let all = [&[p(2, 1, 2, 2), p(9, 1, 9, leader), p(10, 1, 9, leader)][..], &more].concat();
+            let plan = plan(&all, &[]).expect("plan");
+            let birth = |pid| plan.births.iter().find(|b| b.pid == pid).expect("born");
+            let [one, other] = [birth(9), birth(10)];
+            assert_eq!((one.creator, one.parent, one.sibling), (other.creator, 1, false));
+            let between = birth(one.creator);
+            assert_eq!((between.creator, between.parent, between.group), (leader, leader, leader));
+            assert_eq!((birth(leader).parent, between.leaves.map(|(to, _)| to)), (2, Some(1)));
+        }
+    }
+
+    #[test]
+    fn an_orphan_of_nobody_above_is_refused() {
+        for all in [[p(2, 1, 2, 2), p(3, 1, 3, 3), p(9, 2, 9, 3)], [p(2, 1, 2, 2), p(8, 4, 8, 7), p(9, 2, 9, 7)]] {
+            let all = [&all[..], &[p(4, 1, 4, 4)]].concat();
+            let error = plan(&all, &[]).expect_err("no family").to_string();
+            assert!(error.contains("whose leader has another parent"), "{error}");
+        }
     }
 
     #[test]
@@ -584,6 +672,14 @@ mod tests {
         let helpers = made.births.iter().filter_map(|b| b.begins?.helper);
         let new: BTreeSet<i32> = helpers.chain(made.births.iter().filter(|b| b.joins).map(|b| b.pid)).collect();
         assert_eq!(new, (2003..4003).collect::<BTreeSet<i32>>());
+        // Orphans, each of its own session, far below who has adopted them all.
+        let mut all: Vec<Record> = (2..200).map(|pid| p(pid, pid - 1, 2, 2)).collect();
+        for pid in (1000..41_000).step_by(2) {
+            all.extend([p(pid, 199, pid, pid), p(pid + 1, 2, pid, pid)]);
+        }
+        let made = plan(&all, &[]).expect("plan");
+        assert_eq!(made.births.iter().filter(|b| b.leaves == Some((2, 199))).count(), 1);
+        assert_eq!(made.births.iter().filter(|b| b.leaves.is_some()).count(), 20_000);
         assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());
     }
 }

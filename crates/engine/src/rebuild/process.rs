@@ -18,7 +18,7 @@ use yendor_task::{Nr, Script, Stopped, args};
 
 use super::birth::{self, Tasks};
 use super::contexts;
-use super::death::die;
+use super::death::{die, dismiss};
 use super::descriptor::{descriptors, locked};
 use super::domain::Domains;
 use super::filter::{self, Calls, Chain};
@@ -131,19 +131,6 @@ pub fn gone_place(directory: &directory::Record) -> Vec<u8> {
     let parent = path.iter().rposition(|b| *b == b'/').map_or(&b"/"[..], |i| &path[..i.max(1)]);
     let free = rustix::fs::lstat(path).is_err() && rustix::fs::stat(parent).is_ok();
     if free { path.to_vec() } else { b"/tmp/.yendor-gone".to_vec() }
-}
-
-/// Stand-ins have done their duty: they exit, and pid 1 waits for them.
-fn dismiss(site: &Site<'_>, plan: &Plan, tasks: &Tasks, init: &Task) -> Result<()> {
-    const WALL: u32 = 0x4000_0000;
-    for birth in plan.births.iter().filter(|b| b.record.is_none()) {
-        die(site, &tasks[&birth.pid], 0).at(Step::Rebuild).task(birth.pid)?;
-        let mut script = Script::new();
-        script.call(Nr::WAIT4, args![site.levels.seen(birth.parent, birth.pid), 0, WALL, 0]);
-        let parent = tasks.get(&birth.parent).unwrap_or(init);
-        site.run(parent, &script).at(Step::Rebuild).task(birth.parent)?;
-    }
-    Ok(())
 }
 
 pub fn stop_cause(e: StopError) -> Cause {

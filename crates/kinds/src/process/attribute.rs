@@ -118,11 +118,16 @@ pub fn rebuild_process(record: &Process, script: &mut Script) {
         script.call(Nr::MEMBARRIER, args![command, 0, 0]);
     }
     if *subreaper {
-        script.call(Nr::PRCTL, args![PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0]);
+        adopt(1, script);
     }
     if *thp_disable != 0 {
         script.call(Nr::PRCTL, args![PR_SET_THP_DISABLE, *thp_disable & 1, *thp_disable & !1, 0, 0]);
     }
+}
+
+/// Whether a process adopts orphans below it.
+pub fn adopt(yes: u32, script: &mut Script) {
+    script.call(Nr::PRCTL, args![PR_SET_CHILD_SUBREAPER, yes, 0, 0, 0]);
 }
 
 /// Sets a thread's name and personality.

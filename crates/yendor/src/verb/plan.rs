@@ -369,7 +369,9 @@ fn born(birth: &Birth) -> String {
 }
 
 fn reason(birth: &Birth) -> &'static str {
-    if birth.record.is_none() {
+    if birth.leaves.is_some() {
+        "a stand-in that leaves an orphan to who has adopted it; gone before the tasks run"
+    } else if birth.record.is_none() {
         "a stand-in for a dead leader; gone before the tasks run"
     } else if birth.sibling {
         "an orphan: born by its session's leader with CLONE_PARENT"
