@@ -222,18 +222,25 @@ fn a_domain_that_cannot_be_looked_for() {
     let Some(yendor) = Yendor::new(Flavour::Root) else { return };
     let mut command = yendor.program("/usr/bin/unshare".as_ref());
     let script = format!("{INSTALL}\nsay('ready')\nwait()");
-    command.args(["--pid", "--fork", "--kill-child", "setsid", "python3", "-c", &script]);
+    let first = "setsid -w python3 -c \"$0\"; :";
+    command.args(["--pid", "--fork", "--kill-child", "sh", "-c", first, &script]);
     command.stdout(yendor.output("output")).stderr(yendor.output("output"));
     let mut started = Started::new(&mut command);
     let said = || std::fs::read_to_string(yendor.path("output")).unwrap_or_default();
     assert!(wait_until(PATIENCE, || said().contains("ready")), "{}", said());
-    let outer = started.pid();
-    let pid = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).expect("children");
-    let checkpoint = |name: &str, more: &[&str]| {
+    let child =
+        |of: &str| std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", of.trim())).expect("children");
+    let init = child(&started.pid().to_string());
+    let pid = child(&init);
+    let checkpoint_of = |pid: &str, name: &str, more: &[&str]| {
         let image = yendor.path(name);
         let words = ["checkpoint", "--pid", pid.trim(), "--leave-running", "-o", image.to_str().expect("UTF-8")];
         yendor.call(&[&words, more].concat())
     };
+    let checkpoint = |name: &str, more: &[&str]| checkpoint_of(&pid, name, more);
+    // Its image would be refused as damaged.
+    let first = checkpoint_of(&init, "first", &["--allow-lost", "landlock"]).exits(3).stderr;
+    assert!(first.contains("pid 1 of its pid namespace"), "{first}");
     let refused = checkpoint("refused", &[]).exits(3).stderr;
     for words in ["Landlock domain", "it is in a pid namespace of its own", "--allow-lost landlock"] {
         assert!(refused.contains(words), "{words}: {refused}");

@@ -13,7 +13,7 @@ use yendor_task::tree::read_proc;
 
 use super::Facts;
 use super::nested::Nested;
-use crate::rebuild::plan::Plan;
+use crate::rebuild::plan::{INIT, Plan};
 
 /// How many pid namespaces are around that of a process, as far as this /proc tells.
 ///
@@ -64,11 +64,15 @@ pub fn fetched(plan: &Plan, processes: &[Record], files: &[Entry]) -> Result<()>
     Ok(())
 }
 
-/// Refuses a pid namespace whose pid 1 is no more.
+/// Refuses a pid namespace whose pid 1 is no more, and a tree's own pid 1.
 ///
 /// # Errors
 /// `Unsupported`, by the process that would bear children there.
 pub fn begun(processes: &[Record], namespaces: &[nested::Record]) -> Result<()> {
+    if processes.iter().any(|p| p.pid.0 == INIT) {
+        let what = "a tree that begins with pid 1 of its pid namespace: in a container that is another one";
+        return Err(Cause::unsupported(what));
+    }
     for (number, _) in (0..).zip(namespaces).filter(|(_, one)| one.kind() == nested::Kind::Pid) {
         let is_first = |p: &Record| p.namespace == Some(NsId(number)) && p.levels.last().is_some_and(|l| l.pid.0 == 1);
         if !processes.iter().any(is_first) {
