@@ -49,6 +49,63 @@ fn a_filter_that_forbids_what_a_checkpoint_needs_refuses_it_by_name_and_harms_no
     });
 }
 
+/// Who is in a domain may not look at the keeper, from which tasks have their sockets, pidfds and files of /proc.
+#[test]
+fn who_is_in_a_domain_has_its_sockets() {
+    // A first thread that restricts itself, then has a child; another thread that does; one that has its caller's rules alone.
+    let script = format!(
+        "{INSTALL}
+import socket, threading
+def restrict():
+    fd = libc.syscall(444, struct.pack('QQ', 1 << 13, 0), 16, 0)
+    assert fd >= 0 and libc.prctl(38, 1, 0, 0, 0) == 0 and libc.syscall(446, fd, 0) == 0
+    os.close(fd)
+def serve(ends):
+    status = open('/proc/self/status')
+    me = os.pidfd_open(os.getpid())
+    while True:
+        for end in ends: end.send(end.recv(9).upper() + b'%d' % (len(status.read()) > 100 and os.fstat(me).st_size >= 0)); status.seek(0)
+def bear():
+    pairs = [socket.socketpair(socket.AF_UNIX, kind) for kind in [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET]]
+    if os.fork() == 0: serve([b for _, b in pairs])
+    return [a for a, _ in pairs]
+others = []
+def thread():
+    if mode == 'thread': restrict()
+    others.extend(bear())
+    time.sleep(1000)
+mode = sys.argv[1]
+mine = bear()
+threading.Thread(target=thread, daemon=True).start()
+while len(others) < 3: time.sleep(0.01)
+if mode == 'first': restrict(); mine += bear()
+def asked(*_):
+    for end in mine + others: end.send(b'asked')
+    say(*[end.recv(9).decode() for end in mine + others]); os._exit(7)
+signal.signal(signal.SIGUSR1, asked)
+say('ready')
+wait()"
+    );
+    let rules = ["--landlock", "ro:/", "--landlock", "exec:/usr", "--landlock", "rw:/dev"];
+    everybody(|yendor| {
+        for (mode, options) in [("first", &[][..]), ("thread", &[]), ("plain", &rules), ("first", &rules)] {
+            let (mut name, generations) = (yendor.fresh("d"), 2);
+            yendor.run_detached_with(&name, options, &["python3", "-c", &script, mode]).exits(0);
+            yendor.wait_for_log(&name, "ready", PATIENCE);
+            for generation in 0..generations {
+                let image = yendor.path(&format!("{name}-{generation}"));
+                yendor.checkpoint(&name, &image);
+                name = yendor.fresh("d");
+                yendor.restore_with(&image, &name, options).exits(0);
+            }
+            yendor.kill(&name, "USR1");
+            assert_eq!(yendor.wait(&name), 7, "{mode} {options:?}: {}", yendor.logs(&name));
+            let answers = yendor.logs(&name).matches("ASKED1").count();
+            assert_eq!(answers, if mode == "first" { 9 } else { 6 }, "{mode} {options:?}: {}", yendor.logs(&name));
+        }
+    });
+}
+
 /// Whoever makes rules without end does not fill the keeper with them: what it enters is not recorded, and refused by name.
 #[test]
 fn more_rules_than_are_remembered_refuse_a_checkpoint_by_name() {

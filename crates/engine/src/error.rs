@@ -204,7 +204,6 @@ const HINTS: &[(Option<Step>, &str, Errno, &str)] = &[
     (Some(Step::Rebuild), "listen", Errno::ADDRINUSE, TAKEN),
     (Some(Step::Confine), "flock", Errno::AGAIN, HELD),
     (Some(Step::Confine), "fcntl", Errno::AGAIN, HELD),
-    (Some(Step::Confine), "fcntl", Errno::ACCESS, HELD),
 ];
 
 /// Adds the place to a cause.

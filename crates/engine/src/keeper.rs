@@ -15,7 +15,7 @@ use yendor_kinds::file::timerfd::Clocks;
 use yendor_kinds::file::{Entry, Record, Workshop};
 use yendor_kinds::namespace::ipc;
 use yendor_kinds::namespace::network::Network;
-use yendor_kinds::snapshot::Snapshot;
+use yendor_kinds::snapshot::{Bound, Snapshot};
 use yendor_kinds::{Cause, Named};
 use yendor_sys::SysError;
 
@@ -45,7 +45,7 @@ use crate::state::{self, Standard, State, Status};
 use crate::who::{self, Surroundings};
 use crate::wire::{Failure, Memory, Report, Started, Startup, Stdio};
 
-use continued::{check_seal, continue_clocks, mount_own, set_names};
+use continued::{check_seal, continue_clocks, mount_own, own_start, set_names};
 use received::{receive_plain, receive_shared};
 
 /// Phases and how long they took.
@@ -87,7 +87,7 @@ fn live(inherited: Inherited) -> i32 {
             let short = killed.is_some_and(|killed| killed.load(Relaxed));
             let e = if short { who::wants_memory(e, startup.request.memory) } else { e };
             let e = around.name(e, startup.request.pids);
-            let e = blame::filter(e, around.filter(startup.request.policy.seccomp.is_some()));
+            let e = blame::filter(e, around.filter(startup.request.bounds().contains(&Bound::Seccomp)));
             let e = if startup.spec.is_none() { blame::image(e, is_alone(&startup.request)) } else { e };
             // If the front is gone, nobody wants to know.
             let _ = control.send(&Report::Failed(Failure::from(&e)), &[]);
@@ -382,14 +382,13 @@ fn build(
     Ok(rebuilt)
 }
 
-/// Start time of this process, before its children live in another time namespace.
-fn own_start(contained: &Contained) -> std::result::Result<u64, Cause> {
-    use std::os::fd::AsFd as _;
-    let text = yendor_task::tree::read_proc(contained.host_proc.as_fd(), "self/stat")?;
-    Ok(state::on_machine(yendor_proc::stat::parse(&text)?.starttime, contained.host_proc.as_fd()))
-}
-
-fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generation: u64, keeper_start: u64) -> State {
+fn state(
+    startup: &Startup,
+    request: Request,
+    (init, main): (i32, i32),
+    generation: u64,
+    (keeper_start, keeper_ahead): (u64, i64),
+) -> State {
     let keeper = rustix::process::getpid().as_raw_nonzero().get();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     State {
@@ -397,6 +396,7 @@ fn state(startup: &Startup, request: Request, (init, main): (i32, i32), generati
         status: Status::Running,
         keeper,
         keeper_start,
+        keeper_ahead: Some(keeper_ahead),
         init,
         main,
         started,

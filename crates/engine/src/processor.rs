@@ -23,7 +23,23 @@ pub(crate) fn machine(vdso: Option<Digest>, security: Security) -> Machine {
 /// # Errors
 /// Something is not here.
 pub fn check(machine: &Machine, any: bool) -> Result<Option<String>> {
-    let here = cpu::features();
+    compare(machine, &cpu::features(), any)
+}
+
+fn compare(machine: &Machine, here: &[&str], any: bool) -> Result<Option<String>> {
+    /// What comes with registers of its own. Where XSAVEC is not had, libraries save all of them that there are, into room that they have measured once.
+    const REGISTERS: [&str; 4] = ["avx", "avx512f", "amx_tile", "apx"];
+    let had = |name: &str| machine.processor.iter().any(|known| known == name);
+    let measured = !machine.processor.is_empty() && !had("xsavec");
+    let wider = REGISTERS.iter().filter(|name| measured && here.contains(name) && !had(name)).copied();
+    let wider = wider.collect::<Vec<_>>().join(" ");
+    if !wider.is_empty() && !any {
+        let what = format!("a processor without registers for which its programs have left no room ({wider})");
+        return Err(Error::new(
+            Step::Load,
+            Cause::of_machine(what, "one like it, or --any-cpu to run it all the same"),
+        ));
+    }
     let lacking: Vec<&str> = machine.processor.iter().map(String::as_str).filter(|name| !here.contains(name)).collect();
     if lacking.is_empty() {
         return Ok(None);
@@ -40,4 +56,25 @@ pub fn check(machine: &Machine, any: bool) -> Result<Option<String>> {
 /// Whether a list is one that a checkpoint could have written.
 pub(crate) fn is_possible(list: &[String]) -> bool {
     list.len() <= cpu::MOST && list.is_sorted_by(|a, b| a < b) && list.iter().all(|name| cpu::is_name(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_and_so_is_what_there_is_no_room_for() {
+        let machine = |list: &[&str]| {
+            let processor = list.iter().map(|name| (*name).to_owned()).collect();
+            Machine { processor, ..machine(None, Security::default()) }
+        };
+        let said = |image: &[&str], here: &[&str]| compare(&machine(image), here, false).map_err(|e| e.to_string());
+        assert_eq!(said(&["avx", "avx2"], &["avx", "avx2", "xsavec"]), Ok(None));
+        assert!(said(&["avx", "avx2"], &["avx"]).unwrap_err().contains("does not have (avx2)"));
+        assert!(said(&["avx"], &["avx", "avx512f", "xsavec"]).unwrap_err().contains("no room (avx512f)"));
+        assert_eq!(said(&["avx", "xsavec"], &["avx", "avx512f", "xsavec"]), Ok(None));
+        // Images from before anybody looked say nothing.
+        assert_eq!(said(&[], &["avx", "avx512f"]), Ok(None));
+        assert!(compare(&machine(&["avx"]), &["avx", "avx512f"], true).is_ok());
+    }
 }

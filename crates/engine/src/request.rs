@@ -48,7 +48,7 @@ impl Request {
     /// What it confines the container with.
     #[must_use]
     pub fn bounds(&self) -> Vec<Bound> {
-        let Policy { landlock, seccomp, enforce: _, profiles, keep_lsm: _, no_new_privs: _ } = &self.policy;
+        let Policy { landlock, seccomp, enforce: _, profiles, keep_lsm: _, no_new_privs } = &self.policy;
         let all = [
             // That of clones who share their memory is nobody's wish.
             (Bound::Seccomp, seccomp.as_ref().is_some_and(|filter| *filter != ark::filter())),
@@ -57,6 +57,7 @@ impl Request {
             (Bound::LsmProfile, !profiles.is_empty()),
             (Bound::Memory, self.memory.is_some()),
             (Bound::Pids, self.pids.is_some()),
+            (Bound::NoNewPrivs, *no_new_privs),
         ];
         all.into_iter().filter_map(|(bound, there)| there.then_some(bound)).collect()
     }

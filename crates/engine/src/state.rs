@@ -57,6 +57,9 @@ pub struct State {
     pub keeper: i32,
     /// Start time of the keeper in clock ticks of the machine (/proc/PID/stat field 22), to tell it from a later process.
     pub keeper_start: u64,
+    /// By how many nanoseconds its clock since boot is ahead of the machine's: starts that it has written down are told by that.
+    #[serde(default)]
+    pub keeper_ahead: Option<i64>,
     /// Its pid 1, in the caller's pid namespace.
     pub init: i32,
     /// Its root task, in the caller's pid namespace.
@@ -368,9 +371,13 @@ pub fn start_of(pid: i32) -> Option<u64> {
 pub(crate) fn on_machine(start: u64, proc: BorrowedFd<'_>) -> u64 {
     /// Nanoseconds of a tick (`USER_HZ`).
     const TICK: i64 = 10_000_000;
+    start.saturating_add_signed(ahead(proc).div_euclid(TICK).saturating_neg())
+}
+
+/// By how many nanoseconds the clock of whoever calls is ahead of the machine's.
+pub(crate) fn ahead(proc: BorrowedFd<'_>) -> i64 {
     // Without time namespaces there is one clock.
-    let ahead = clock::own(proc).map_or(0, |own| own.boottime.div_euclid(TICK));
-    start.saturating_add_signed(ahead.saturating_neg())
+    clock::own(proc).map_or(0, |own| own.boottime)
 }
 
 #[cfg(test)]
@@ -435,6 +442,7 @@ mod tests {
             status: Status::Running,
             keeper: 7,
             keeper_start: 8,
+            keeper_ahead: Some(0),
             init: 9,
             main: 10,
             started: 11,

@@ -180,7 +180,9 @@ impl Surroundings {
 
     fn who(&self, step: Step, error: &SysError) -> Option<String> {
         let sort = sort(error.call);
+        // Who joins namespaces makes none.
         if sort == Sort::Namespace
+            && error.call != "setns"
             && let Some(switch) = switch(error.errno)
         {
             return Some(switch);
@@ -253,6 +255,7 @@ impl Surroundings {
 /// What failed since the kernel has killed a task for its memory, in cgroups with this limit.
 pub fn wants_memory(error: Error, limit: Option<u64>) -> Error {
     const KILLED: i32 = 9;
+    let Some(limit) = limit else { return error };
     let gone = error.cause.call().is_some_and(|sys| matches!(sys.errno, Errno::SRCH | Errno::NOMEM));
     match &*error.cause {
         Cause::Run(RunError::Died { event: Event::Killed(KILLED), .. }) => {}
@@ -260,7 +263,6 @@ pub fn wants_memory(error: Error, limit: Option<u64>) -> Error {
         _ if gone => {}
         _ => return error,
     }
-    let limit = limit.unwrap_or_default();
     let what = format!("a task was killed for its memory: {}", error.cause);
     let hint = "it takes more: raise --memory, or limits of the host's policy".into();
     let by = Some(format!("cgroup: the container's limit of {limit} bytes of memory (--memory)"));

@@ -163,6 +163,8 @@ pub enum Bound {
     Memory,
     /// `--pids`.
     Pids,
+    /// `process.noNewPrivileges` of a bundle.
+    NoNewPrivs,
 }
 
 impl Bound {
@@ -176,6 +178,7 @@ impl Bound {
             Bound::LsmProfile => "--lsm-profile",
             Bound::Memory => "--memory",
             Bound::Pids => "--pids",
+            Bound::NoNewPrivs => "noNewPrivileges (--bundle)",
         }
     }
 }

@@ -164,7 +164,12 @@ pub fn features() -> Vec<&'static str> {
         ExtendedD => extended.edx,
         Other => other.ebx,
     };
-    let has = |(_, leaf, bit, state): &&Feature| word(*leaf) & 1 << bit != 0 && enabled & state == *state;
+    // What the processor has and the kernel may not have enabled; that it has (HWCAP2_FSGSBASE) stands here alone.
+    // SAFETY: takes a number.
+    let fsgsbase = unsafe { libc::getauxval(libc::AT_HWCAP2) } & 2 != 0;
+    let has = |(name, leaf, bit, state): &&Feature| {
+        word(*leaf) & 1 << bit != 0 && enabled & state == *state && (*name != "fsgsbase" || fsgsbase)
+    };
     FEATURES.iter().filter(has).map(|(name, ..)| *name).collect()
 }
 

@@ -317,7 +317,7 @@ impl Arena {
         for (word, arg) in words[1..7].iter_mut().zip(&call.args) {
             *word = match arg {
                 Arg::Value(v) => *v,
-                Arg::Memory(m) => origin + lay_down(m, origin, image) as u64,
+                Arg::Memory(m) | Arg::Back(m) => origin + lay_down(m, origin, image) as u64,
                 Arg::Out(len) => origin + lay_zeros(*len, image) as u64,
             };
         }
@@ -359,8 +359,13 @@ impl Arena {
             }
             let mut out = SmallVec::new();
             for arg in &call.args {
-                if let Arg::Out(len) = arg {
-                    let mut bytes = Output::from_elem(0, *len);
+                let back = match arg {
+                    Arg::Out(len) => Some(*len),
+                    Arg::Back(m) => Some(m.bytes.len()),
+                    Arg::Value(_) | Arg::Memory(_) => None,
+                };
+                if let Some(len) = back {
+                    let mut bytes = Output::from_elem(0, len);
                     self.memory.read(data_at, &mut bytes);
                     out.push(bytes);
                 }
@@ -434,7 +439,7 @@ fn data_size(call: &Call) -> usize {
 pub fn size(arg: &Arg) -> usize {
     match arg {
         Arg::Value(_) => 0,
-        Arg::Memory(m) => memory_size(m),
+        Arg::Memory(m) | Arg::Back(m) => memory_size(m),
         Arg::Out(len) => len.next_multiple_of(16),
     }
 }

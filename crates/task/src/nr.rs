@@ -74,6 +74,7 @@ calls! {
     44 SENDTO "sendto",
     45 RECVFROM "recvfrom",
     46 SENDMSG "sendmsg",
+    47 RECVMSG "recvmsg",
     48 SHUTDOWN "shutdown",
     49 BIND "bind",
     50 LISTEN "listen",

@@ -26,6 +26,8 @@ pub enum Arg {
     Memory(Box<Memory>),
     /// The address of as many zero bytes, which are handed back after the call.
     Out(usize),
+    /// The address of scratch memory that points to nothing outside of itself; its bytes are handed back after the call, too.
+    Back(Box<Memory>),
 }
 
 /// What a call must return for the script to go on.
@@ -119,6 +121,12 @@ pub fn cstr(b: &[u8]) -> Arg {
     bytes(v)
 }
 
+/// Bytes for a call to read and to fill, with places in them that hold pointers to others of them: `(offset, to)`. Handed back in [`Done::out`].
+#[must_use]
+pub fn back(bytes: Vec<u8>, inner: Vec<(usize, usize)>) -> Arg {
+    Arg::Back(Box::new(Memory { bytes, inner, ..Memory::default() }))
+}
+
 /// Room of `len` zero bytes for a call to fill; handed back in [`Done::out`].
 #[must_use]
 pub fn out(len: usize) -> Arg {
@@ -173,7 +181,7 @@ impl fmt::Display for Arg {
                 m.bytes.iter().try_for_each(|b| write!(f, "{b:02x}"))?;
                 write!(f, ">")
             }
-            Arg::Memory(m) => write!(f, "<{} bytes>", m.bytes.len()),
+            Arg::Memory(m) | Arg::Back(m) => write!(f, "<{} bytes>", m.bytes.len()),
         }
     }
 }

@@ -64,10 +64,16 @@ impl Denied {
 
 impl Failure {
     /// A call on a path that failed.
-    pub fn io(call: &'static str, path: &Path, error: &std::io::Error) -> Failure {
+    pub fn io(does: &'static str, path: &Path, error: &std::io::Error) -> Failure {
         let text = error.to_string();
         let text = text.split(" (os error").next().unwrap_or_default();
-        let what = format!("{call} {}: {text}", path.display());
+        let what = format!("{does} {}: {text}", path.display());
+        let call = match does {
+            "run" => "execve",
+            "remove" | "rmdir" => "unlinkat",
+            "connect to" => "connect",
+            call => call,
+        };
         match (error.kind(), error.raw_os_error()) {
             (std::io::ErrorKind::PermissionDenied, errno) => {
                 let errno = errno.unwrap_or(rustix::io::Errno::ACCESS.raw_os_error());

@@ -1,6 +1,6 @@
 //! Security labels of a process and its threads, as each sees its own. They must be the same afterwards unless
 //! `PROBE_LABELS=show`: then they are told, line by line. `PROBE_LABELS_THREAD=FILE TEXT` is what one thread writes
-//! to its own, `PROBE_NO_NEW_PRIVS` sets what it says.
+//! to its own, `PROBE_NO_NEW_PRIVS` sets what it says. With `PROBE_LABELS_CHILD` each thread has a child.
 #![allow(unsafe_code)]
 
 use probe::{expect, say};
@@ -38,6 +38,9 @@ fn thread(label: Option<String>) -> Thread {
             let written = std::fs::write(format!("/proc/thread-self/attr/{file}"), text);
             expect("label of a thread", written.map_err(|error| error.to_string()), Ok(()));
         }
+        if std::env::var_os("PROBE_LABELS_CHILD").is_some() {
+            bear();
+        }
         // Nobody else sends.
         let _ = tell.send(labels());
         let _ = asked.recv();
@@ -45,6 +48,19 @@ fn thread(label: Option<String>) -> Thread {
     };
     let handle = std::thread::spawn(work);
     Thread { before: told.recv().unwrap_or_default(), ask, handle }
+}
+
+/// A child that ends with this thread.
+fn bear() {
+    // SAFETY: the child makes system calls only.
+    unsafe {
+        if probe::ok("fork", libc::fork()) == 0 {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            loop {
+                libc::pause();
+            }
+        }
+    }
 }
 
 fn compare(who: &str, before: &[String], after: &[String]) {

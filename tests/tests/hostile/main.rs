@@ -22,7 +22,7 @@ const PROGRAM: &str = "echo file > /tmp/f; echo ghost > /tmp/g; exec 5< /etc/pas
 const DYING: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// What is said of a process of ours that did not end by itself: the keeper, the loader.
-const CRASHES: [&str; 3] = ["panicked", "keeper died", "its reader could not go on"];
+const CRASHES: [&str; 4] = ["panicked", "keeper died", "its reader could not go on", "then the image is hostile"];
 
 /// A place to restore in, a good image, and what must stay as it is.
 struct Field {
@@ -448,7 +448,11 @@ fn believed(worker: usize, workers: usize) -> Vec<String> {
         let may = |code: i32, said: &str| match claim.may {
             May::Damaged => code == 4,
             // Of which record it is, or what it is about.
-            May::Denied => code == 5 && ["task ", " file ", "namespace ", "/"].iter().any(|word| said.contains(word)),
+            May::Denied => {
+                let first = said.lines().next().unwrap_or_default();
+                code == 5
+                    && ["task ", " file ", "namespace ", "/", "process tree"].iter().any(|word| first.contains(word))
+            }
             May::Named(words) => code == 5 && said.contains(words),
             May::Run => code == 0,
         };

@@ -137,7 +137,7 @@ const fn outside(arguments: &'static [&'static str]) -> Sample {
 }
 
 const fn filtered(arguments: &'static [&'static str]) -> Sample {
-    const READINGS: &[Reading] = &[plain("under a filter that lets all pass", TOTAL)];
+    const READINGS: &[Reading] = &[plain("outside, under that filter", TOTAL)];
     Sample { run: host("python3", arguments), readings: READINGS }
 }
 
@@ -149,7 +149,7 @@ pub(super) const ROWS: &[Row] = &[
         outside(&["calls", "getpid", "1000000"]),
     ),
     calls(
-        "a million calls of getpid, under a filter",
+        "a million calls of getpid, beside a filter that does nothing",
         &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "getpid", "1000000"],
         filtered(&["-c", FILTERED, "{xtask}", "yardstick", "calls", "getpid", "1000000"]),
     ),
@@ -159,7 +159,7 @@ pub(super) const ROWS: &[Row] = &[
         outside(&["calls", "read", "1000000"]),
     ),
     calls(
-        "a million calls of read, under a filter",
+        "a million calls of read, beside a filter that does nothing",
         &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "read", "1000000"],
         filtered(&["-c", FILTERED, "{xtask}", "yardstick", "calls", "read", "1000000"]),
     ),
@@ -169,7 +169,7 @@ pub(super) const ROWS: &[Row] = &[
         outside(&["calls", "open", "100000"]),
     ),
     calls(
-        "100000 calls of open and close, under a filter",
+        "100000 calls of open and close, beside a filter that does nothing",
         &["run", "--rm", "--", "{xtask}", "yardstick", "calls", "open", "100000"],
         filtered(&["-c", FILTERED, "{xtask}", "yardstick", "calls", "open", "100000"]),
     ),

@@ -63,7 +63,11 @@ pub fn by_thread<'t>(
     for (pid, threads) in parents {
         for thread in threads {
             let tid = thread.tid();
-            let Ok(text) = read_proc(proc, &format!("{pid}/task/{tid}/children")) else { continue };
+            let text = match read_proc(proc, &format!("{pid}/task/{tid}/children")) {
+                // A kernel that has no such file, or a thread that has ended.
+                Err(e) if matches!(e.errno, Errno::NOENT | Errno::SRCH) => continue,
+                text => text?,
+            };
             out.extend(yendor_proc::children::parse(&text)?.into_iter().map(|child| (child, tid)));
         }
     }

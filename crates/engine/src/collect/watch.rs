@@ -15,6 +15,7 @@ use yendor_kinds::{Cause, Named, Result};
 use yendor_policy::seccomp::{self, Instruction};
 use yendor_proc::stat;
 use yendor_proc::status::{self, Status};
+use yendor_sys::SysError;
 use yendor_task::tree::{FrozenTree, read_proc};
 use yendor_task::{Arg, Call, Nr};
 
@@ -70,6 +71,12 @@ impl Watch {
         let policy = policy.and_then(|p| seccomp::program(&p.program.0));
         let lines = log::read(directory)?;
         let (recorded, lines) = (lines.is_some(), lines.unwrap_or_default());
+        let proc = std::fs::File::open("/proc").map_err(|e| SysError::io("open", "/proc", &e))?;
+        if !lines.is_empty() && state.keeper_ahead.is_some_and(|ahead| ahead != state::ahead(proc.as_fd())) {
+            let what = "what the container's programs have forbidden themselves, from a time namespace with other clocks than the one \
+                        that the container was started from (they are known by when they began): take the checkpoint from there";
+            return Err(Cause::unsupported(what));
+        }
         Ok(Watch { base, policy, lines, recorded, record: None, first: state.main, told: Told::default() })
     }
 

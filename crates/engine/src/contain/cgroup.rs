@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 use serde::{Deserialize, Serialize};
@@ -178,14 +179,19 @@ impl Drop for Cgroup {
     }
 }
 
-/// Whether a cgroup counts such a task (`memory.events`, or `memory.oom_control` of version 1).
+/// Whether a cgroup counts such a task, and has been at its own limit: kills for want of memory elsewhere are counted, too (`memory.events`; of version 1
+/// `memory.oom_control` and `memory.failcnt`).
 fn has_killed(group: &OwnedFd) -> bool {
-    ["memory.events", "memory.oom_control"].into_iter().any(|file| {
+    let read = |file: &str| {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let text = openat(group, file, flags, Mode::empty()).map(|fd| std::io::read_to_string(std::fs::File::from(fd)));
-        let Ok(Ok(text)) = text else { return false };
-        text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
-    })
+        let fd = openat(group, file, flags, Mode::empty()).ok()?;
+        std::io::read_to_string(std::fs::File::from(fd)).ok()
+    };
+    let counts = |text: Option<String>, key: &str| {
+        text.is_some_and(|text| text.lines().any(|l| l.strip_prefix(key).is_some_and(|count| count.trim() != "0")))
+    };
+    counts(read("memory.events"), "oom_kill ") && counts(read("memory.events"), "oom ")
+        || counts(read("memory.oom_control"), "oom_kill ") && counts(read("memory.failcnt"), "")
 }
 
 impl Drop for Made {
@@ -229,13 +235,14 @@ pub(crate) fn remove_noted(container: &Path) {
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Busy for a moment after the last task has ended; bounded, as nobody waits for it longer.
+/// Busy as long as its tasks take to die, which is long on a machine with much else to do. Bounded: one may have somebody in it who lives.
 fn remove(parent: &OwnedFd, name: &std::ffi::OsStr) {
-    for _ in 0..50 {
-        match unlinkat(parent, name, AtFlags::REMOVEDIR) {
-            Err(Errno::BUSY) => std::thread::sleep(std::time::Duration::from_millis(2)),
-            _ => break,
-        }
+    const LONGEST: Duration = Duration::from_secs(5);
+    let begin = Instant::now();
+    let mut pause = Duration::from_millis(2);
+    while unlinkat(parent, name, AtFlags::REMOVEDIR) == Err(Errno::BUSY) && begin.elapsed() < LONGEST {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 

@@ -13,6 +13,7 @@ use crate::collect::namespace;
 use crate::contain::Contained;
 use crate::error::{At, Result, Step, With};
 use crate::request::{Enforce, Request};
+use crate::state;
 use crate::wire::Startup;
 
 /// The caller chose the container's surroundings for an image that it looked at: it must be that one still.
@@ -80,4 +81,11 @@ pub(super) fn continue_clocks(
         Clocks { monotonic: one(monotonic), boottime: one(boottime) }
     };
     Ok((ahead((monotonic, boottime)), ahead(absolute)))
+}
+
+/// Start time of this process, before its children live in another time namespace.
+pub(super) fn own_start(contained: &Contained) -> std::result::Result<(u64, i64), Cause> {
+    let proc = contained.host_proc.as_fd();
+    let text = yendor_task::tree::read_proc(proc, "self/stat")?;
+    Ok((state::on_machine(yendor_proc::stat::parse(&text)?.starttime, proc), state::ahead(proc)))
 }

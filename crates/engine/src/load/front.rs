@@ -91,10 +91,8 @@ impl<'c> Front<'c> {
             Event::Killed(SIGKILL) => format!("{reader} was killed (was memory short?)"),
             // Its own filter lets it go nowhere else; where the caller has one it may be either.
             event @ Event::Killed(SIGSYS) if who::is_filtered() => {
-                return Err(blame::filter(
-                    Error::new(Step::Load, Dead { tid, event }),
-                    Some(who::CALLERS_FILTER.into()),
-                ));
+                let by = format!("{}, or that of {reader}: then the image is hostile", who::CALLERS_FILTER);
+                return Err(blame::filter(Error::new(Step::Load, Dead { tid, event }), Some(by)));
             }
             ended => return Err(Cause::corrupt(format!("its reader could not go on: {ended:?}"))).at(Step::Load),
         };

@@ -2,7 +2,7 @@
 //! only takes its ids, enters, and bears it as its own sibling. Ids outside nobody may choose from in there: the container's next id is set
 //! before. What pid 1 would bear is born by a stand-in from outside with all its ids, and left to pid 1 when that goes.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 
 use yendor_kinds::Cause;
 use yendor_kinds::namespace::nested::{Kind, join as setns};
@@ -63,12 +63,7 @@ pub fn join(site: &Site<'_>, plan: &Plan, b: &Birth, tasks: &mut Tasks) -> Resul
     let (first, task) = init.ok_or_else(missing).at(Step::Rebuild)?;
     let theirs = late::pid_namespace(&site.proc, task).at(Step::Rebuild)?;
     let home = late::pid_namespace(&site.proc, &creator).at(Step::Rebuild)?;
-    let mut script = Script::new();
-    for fd in [&theirs, &home] {
-        script.call(Nr::PIDFD_GETFD, args![site.late.keeper(), fd.as_raw_fd(), 0]);
-    }
-    let got = site.run(&creator, &script).at(Step::Rebuild)?;
-    let got: Vec<i32> = got.iter().map(|done| i32::try_from(done.returned).unwrap_or(-1)).collect();
+    let got = site.late.take(site, &creator, &[theirs.as_fd(), home.as_fd()]).at(Step::Rebuild)?;
     let mut script = Script::new();
     setns(got[0], Kind::Pid, &mut script);
     birth::be_born(site, b, &mut script);

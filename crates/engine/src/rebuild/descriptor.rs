@@ -57,7 +57,7 @@ pub fn descriptors(
 /// A failure of the script whose first calls take the locks of a process names the file of one that it cannot have.
 pub fn locked(site: &Site<'_>, alive: &Alive, e: Error) -> Error {
     let Cause::Run(RunError::Call { index, error }) = &*e.cause else { return e };
-    let held = matches!(error.call, "flock" | "fcntl") && matches!(error.errno, Errno::AGAIN | Errno::ACCESS);
+    let held = matches!(error.call, "flock" | "fcntl") && error.errno == Errno::AGAIN;
     let number = alive.locks.get(*index).filter(|_| held).map(|lock| lock.number);
     let descriptor = alive.descriptors.iter().find(|descriptor| Some(descriptor.number) == number);
     match descriptor.and_then(|descriptor| site.entries.get(&descriptor.file)).map(|entry| &entry.record) {

@@ -186,7 +186,7 @@ impl Calls {
         for (word, arg) in words.iter_mut().zip(&call.args) {
             *word = match arg {
                 Arg::Value(v) => *v,
-                Arg::Memory(m) => at + lay_down(m, at, &mut image) as u64,
+                Arg::Memory(m) | Arg::Back(m) => at + lay_down(m, at, &mut image) as u64,
                 Arg::Out(len) => at + lay_zeros(*len, &mut image) as u64,
             };
         }

@@ -1,17 +1,23 @@
 //! Files that can be made only when pid 1 is there (unix sockets, by processes with pids) or all tasks are born (pidfds,
 //! files of /proc): the keeper makes them, and each task that holds one fetches it from the keeper. So do tasks with the pid namespaces that
-//! their children are born in.
+//! their children are born in. Who is in a Landlock domain may not look at the keeper (pidfd_getfd(2)), but may take what that sends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
+};
 use yendor_image::{FileId, NsId, NsPid};
 use yendor_kinds::file::{Descriptor, Entry, Record, Workshop};
 use yendor_kinds::namespace::nested::{Kind, join};
 use yendor_kinds::process::{Record as Process, State};
 use yendor_kinds::snapshot::Snapshot;
 use yendor_kinds::{Cause, Named};
+use yendor_sys::Errno;
 use yendor_task::{Nr, Script, args};
 
 use crate::request::{Enforce, Request};
@@ -30,6 +36,14 @@ pub struct Files {
     numbers: BTreeMap<FileId, i32>,
     /// Likewise of pid namespaces.
     pids: BTreeMap<NsId, i32>,
+    /// Where tasks may be in a Landlock domain.
+    way: Option<Way>,
+}
+
+/// Two sockets: the keeper sends by one, and whoever is to have something takes it from the other, which all have.
+struct Way {
+    ours: OwnedFd,
+    theirs: i32,
 }
 
 impl Files {
@@ -50,19 +64,30 @@ impl Files {
                 "--enforce early for an image with a process whose children are born in a pid namespace below",
             ));
         }
-        let mut files = Files { keeper: -1, above, numbers: BTreeMap::new(), pids: BTreeMap::new() };
+        let mut files = Files { keeper: -1, above, numbers: BTreeMap::new(), pids: BTreeMap::new(), way: None };
         let late = |e: &Entry| e.record.is_late() || matches!(e.record, Record::Unix(_));
         if snapshot.files.iter().any(late) || bears || snapshot.namespaces.iter().any(|one| one.kind() == Kind::Pid) {
             let me = rustix::process::getpid();
             let own = rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty());
             files.keeper = lift(own.named("pidfd_open", || "the keeper".into())?, above, held)?;
+            if !request.policy.landlock.is_empty() || !snapshot.restrictions.domains.is_empty() {
+                files.way = Some(Way::make(above, held)?);
+            }
         }
         Ok(files)
     }
 
-    /// The number of the keeper's pidfd.
-    pub fn keeper(&self) -> i32 {
-        self.keeper
+    /// The task gets descriptors of the keeper's: its numbers of them, which are closed when it executes a program.
+    pub fn take(&self, site: &Site<'_>, task: &Task, fds: &[BorrowedFd<'_>]) -> Result<Vec<i32>, Cause> {
+        if let Some(way) = &self.way {
+            return way.take(site, task, fds);
+        }
+        let mut script = Script::new();
+        for fd in fds {
+            script.call(Nr::PIDFD_GETFD, args![self.keeper, fd.as_raw_fd(), 0]);
+        }
+        let got = site.run(task, &script)?;
+        Ok(got.iter().map(|done| i32::try_from(done.returned).unwrap_or(-1)).collect())
     }
 
     /// The keeper's numbers of files that are made when pid 1 is there.
@@ -97,14 +122,100 @@ impl Files {
     pub fn bear_into(&self, site: &Site<'_>, task: &Task, namespace: NsId) -> Result<(), Cause> {
         let number = self.pids.get(&namespace);
         let number = number.ok_or_else(|| Cause::corrupt(format!("no pid namespace has the number {namespace}")))?;
+        let got = self.take(site, task, &[held(site, *number)?])?.first().copied().unwrap_or(-1);
         let mut script = Script::new();
-        script.call(Nr::PIDFD_GETFD, args![self.keeper, *number, 0]);
-        let got = site.run(task, &script)?.first().map_or(0, |done| done.returned.cast_unsigned());
-        let mut script = Script::new();
-        join(i32::try_from(got).unwrap_or(-1), Kind::Pid, &mut script);
+        join(got, Kind::Pid, &mut script);
         script.call(Nr::CLOSE, args![got]);
         site.run(task, &script).map(drop)
     }
+}
+
+impl Way {
+    fn make(above: i32, held: &mut Vec<OwnedFd>) -> Result<Way, Cause> {
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (ours, theirs) = pair.named("socketpair", || "AF_UNIX, SOCK_SEQPACKET".into())?;
+        Ok(Way { ours, theirs: lift(theirs, above, held)? })
+    }
+
+    fn take(&self, site: &Site<'_>, task: &Task, fds: &[BorrowedFd<'_>]) -> Result<Vec<i32>, Cause> {
+        /// So many wait in a socket.
+        const AT_ONCE: usize = 32;
+        /// `MSG_CMSG_CLOEXEC`.
+        const CLOEXEC: u32 = 0x4000_0000;
+        let mut got = Vec::with_capacity(fds.len());
+        for some in fds.chunks(AT_ONCE) {
+            let mut script = Script::new();
+            for fd in some {
+                self.send(*fd)?;
+                script.call(Nr::RECVMSG, args![self.theirs, message::room(), CLOEXEC]);
+            }
+            for done in site.run(task, &script)? {
+                let number = done.out.first().and_then(|room| message::descriptor(room));
+                // What nobody could be given is left out (unix(7)).
+                got.push(number.ok_or(Errno::ACCESS).named("recvmsg", || "a descriptor of the keeper's".into())?);
+            }
+        }
+        Ok(got)
+    }
+
+    fn send(&self, fd: BorrowedFd<'_>) -> Result<(), Cause> {
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = sendmsg(&self.ours, &[IoSlice::new(b"\n")], &mut ancillary, flags);
+        Ok(sent.map(drop).named("sendmsg", || "a descriptor".into())?)
+    }
+}
+
+/// A message of one byte and one descriptor, as recvmsg(2) on x86-64 has it: `msghdr`, `iovec`, the byte, `cmsghdr` with the number.
+mod message {
+    use yendor_task::Arg;
+    use yendor_task::script::back;
+
+    const VECTOR: usize = 56;
+    const BYTE: usize = 72;
+    const CONTROL: usize = 80;
+    const SIZE: usize = 104;
+
+    pub fn room() -> Arg {
+        let mut bytes = vec![0; SIZE];
+        for (offset, value) in [(24, 1), (40, SIZE - CONTROL), (VECTOR + 8, 1)] {
+            bytes[offset..offset + 8].copy_from_slice(&(value as u64).to_ne_bytes());
+        }
+        back(bytes, vec![(16, VECTOR), (32, CONTROL), (VECTOR, BYTE)])
+    }
+
+    /// Its number, if there is one: `SOL_SOCKET`, `SCM_RIGHTS`.
+    pub fn descriptor(room: &[u8]) -> Option<i32> {
+        let word = |offset: usize| room.get(offset..offset + 4)?.try_into().ok().map(i32::from_ne_bytes);
+        let is_one = word(CONTROL)? == 20 && word(CONTROL + 8)? == 1 && word(CONTROL + 12)? == 1;
+        is_one.then(|| word(CONTROL + 16))?
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_descriptor_is_found_or_is_not_there() {
+            let Arg::Back(room) = room() else { panic!("it is handed back") };
+            assert_eq!((room.bytes.len(), descriptor(&room.bytes)), (SIZE, None));
+            let mut bytes = room.bytes;
+            for (at, value) in [(CONTROL, 20_i32), (CONTROL + 8, 1), (CONTROL + 12, 1), (CONTROL + 16, 7)] {
+                bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+            }
+            assert_eq!(descriptor(&bytes), Some(7));
+            assert_eq!(descriptor(&bytes[..SIZE - 8]), None);
+        }
+    }
+}
+
+/// A descriptor of the keeper's, by its number.
+fn held<'s>(site: &'s Site<'_>, number: i32) -> Result<BorrowedFd<'s>, Cause> {
+    let found = site.held.iter().find(|fd| fd.as_raw_fd() == number);
+    Ok(found.map(AsFd::as_fd).ok_or(Errno::BADF).named("fcntl", || number.to_string())?)
 }
 
 /// The pid namespace of a task.
@@ -117,20 +228,17 @@ pub fn pid_namespace(proc: &OwnedFd, task: &Task) -> Result<OwnedFd, Cause> {
 /// The task fetches those that it holds: their numbers there, above all others.
 pub fn fetch(site: &Site<'_>, task: &Task, list: &[Descriptor]) -> Result<BTreeMap<FileId, i32>, Cause> {
     const F_DUPFD: u32 = 0;
-    let Files { keeper, above, numbers, pids: _ } = &site.late;
+    let Files { above, numbers, .. } = &site.late;
     let wanted: BTreeSet<FileId> = list.iter().map(|d| d.file).filter(|f| numbers.contains_key(f)).collect();
     if wanted.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let mut script = Script::new();
-    for file in &wanted {
-        script.call(Nr::PIDFD_GETFD, args![*keeper, numbers[file], 0]);
-    }
+    let fds = wanted.iter().map(|file| held(site, numbers[file])).collect::<Result<Vec<_>, Cause>>()?;
     let mut lift = Script::new();
-    for got in site.run(task, &script)? {
+    for got in site.late.take(site, task, &fds)? {
         // The kernel gives the lowest free number, which may be another descriptor's.
-        lift.call(Nr::FCNTL, args![got.returned.cast_unsigned(), F_DUPFD, *above]);
-        lift.call(Nr::CLOSE, args![got.returned.cast_unsigned()]);
+        lift.call(Nr::FCNTL, args![got, F_DUPFD, *above]);
+        lift.call(Nr::CLOSE, args![got]);
     }
     let lifted = site.run(task, &lift)?;
     let number = |returned: i64| i32::try_from(returned).unwrap_or(-1);

@@ -69,6 +69,7 @@ pub fn all(
                 let late = BTreeMap::new();
                 let (parent, threads, has) = (birth.parent, Vec::new(), site.labels.now());
                 let mut one = Building { site, alive, task, pid: birth.pid, parent, late, threads, has };
+                one.label_early(tasks, domains).task(birth.pid)?;
                 one.enter_directory().task(birth.pid)?;
                 building.push(one);
             }
@@ -241,6 +242,17 @@ impl Building<'_, '_> {
         sets.retain(which);
         label(self.site, self.task, &sets, self.free())?;
         label::remember(&mut self.has, sets);
+        Ok(())
+    }
+
+    /// Threads that are there already do not inherit what their leader is given: those of their labels that cannot wait they take themselves.
+    fn label_early(&self, tasks: &Tasks, domains: &Domains) -> Result<()> {
+        for thread in self.alive.threads.iter().filter(|thread| domains.is_made(self.pid, thread.tid.0)) {
+            let Some(task) = tasks.get(&thread.tid.0) else { continue };
+            let mut sets = self.site.labels.of_thread(thread, &self.has).at(Step::Confine)?;
+            sets.retain(Set::wants_door);
+            label(self.site, task, &sets, self.free())?;
+        }
         Ok(())
     }
 

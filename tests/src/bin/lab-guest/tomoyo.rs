@@ -13,6 +13,8 @@ use yendor_tests::{Flavour, PATIENCE, Yendor};
 
 const POLICY: &str = "/sys/kernel/security/tomoyo";
 const TASK: &[&str] = &["--lsm-profile", "tomoyo:<kernel> /task"];
+/// A domain belongs to a thread: those that have children are there before their leader takes it.
+const BEARING: &[&str] = &["--lsm-profile", "tomoyo:<kernel> /task", "-e", "PROBE_LABELS_CHILD=1"];
 const KEEP: &[&str] = &["--keep-lsm"];
 const EARLY: &[&str] = &["--enforce", "early"];
 
@@ -149,7 +151,7 @@ fn restored(yendor: &Yendor, image: &Path, options: &[&str]) -> (String, BTreeSe
 
 fn profile(flavour: Flavour) {
     let mut yendor = yendor(flavour.clone());
-    let container = start(&yendor, "labels", TASK);
+    let container = start(&yendor, "labels", BEARING);
     assert_eq!(seen(&yendor, &container), (own(), [named("task")].into()));
     let image = take(&yendor, &container);
     let other = ["--lsm-profile", "tomoyo:<kernel> /other"];
@@ -166,7 +168,7 @@ fn profile(flavour: Flavour) {
 
 fn kept() {
     let mut yendor = yendor(Flavour::RootUserns);
-    let image = take(&yendor, &start(&yendor, "labels", TASK));
+    let image = take(&yendor, &start(&yendor, "labels", BEARING));
     assert_eq!(restored(&yendor, &image, KEEP), (own(), [named("task")].into()));
     become_caller(&mut yendor, Some(("tomoyo", &named("caller"))));
     assert_eq!(restored(&yendor, &image, KEEP), (named("caller"), [named("task")].into()));
