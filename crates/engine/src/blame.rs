@@ -45,6 +45,8 @@ pub fn image(e: Error, alone: bool) -> Error {
         | Errno::FBIG
         | Errno::LOOP
         | Errno::XDEV => Cause::corrupt(format!("it asks for what cannot be: {what}")),
+        // A link to nothing at all.
+        Errno::NOENT if sys.call == "symlinkat" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         Errno::NODEV if sys.call == "mmap" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         Errno::IO if sys.call == "ptrace" => Cause::corrupt(format!("it asks for what cannot be: {what}")),
         // Keys of System V objects, in a namespace that is new.
@@ -148,6 +150,7 @@ mod tests {
         assert_eq!(code(Step::Rebuild, "openat2", Errno::NOENT), 5);
         assert_eq!(code(Step::Confine, "openat2", Errno::NOENT), 1);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::NODEV), 4);
+        assert_eq!(code(Step::Rebuild, "symlinkat", Errno::NOENT), 4);
         assert_eq!(code(Step::Rebuild, "mmap", Errno::NOMEM), 5);
         assert_eq!(code(Step::Rebuild, "clone3", Errno::NOMEM), 1);
         assert_eq!(code(Step::Rebuild, "read", Errno::IO), 1);

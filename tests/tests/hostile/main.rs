@@ -156,7 +156,8 @@ impl Field {
                 }
             }
             if !is_keeper {
-                wrong.extend(outside(&task, &pid.to_string(), &self.yendor.path("state/run").join(name).join("log")));
+                let init = state["init"].to_string();
+                wrong.extend(outside(&task, &init, &self.yendor.path("state/run").join(name).join("log")));
             }
             // The keeper alone shares more than the user namespace with the outside.
             for ns in ["user", "mnt", "net", "ipc", "uts", "cgroup", "pid"] {
@@ -181,6 +182,10 @@ fn capabilities(task: &str, name: &str) -> u64 {
 fn outside(task: &str, init: &str, log: &Path) -> Vec<String> {
     // Who has another root is told of the mounts below it only.
     let mounts = [task, init].map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default());
+    if mounts[1].is_empty() {
+        // With pid 1 all have ended.
+        return Vec::new();
+    }
     let own: BTreeSet<&str> = mounts.iter().flat_map(|all| all.lines()).filter_map(|l| l.split(' ').next()).collect();
     let is_own = |info: &str| info.lines().any(|l| l.strip_prefix("mnt_id:").is_some_and(|id| own.contains(id.trim())));
     // Queues are opened in a mount that no list has; their file system is the one that the container has mounted.

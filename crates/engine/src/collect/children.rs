@@ -51,17 +51,27 @@ pub struct Said {
     ends: BTreeMap<i32, i32>,
 }
 
-/// Which thread of its parent has a process for a child, both as the tracer sees them; nothing where the kernel does not say.
+/// Which thread of its parent has a process for a child, both as the tracer sees them; nothing where the kernel does not say. No more threads are
+/// asked than have those of `order` together.
 ///
 /// # Errors
 /// A list that is none.
 pub fn by_thread<'t>(
     parents: impl Iterator<Item = (&'t i32, &'t Vec<Stopped>)>,
+    order: &[Facts],
     proc: BorrowedFd<'_>,
 ) -> Result<BTreeMap<i32, i32>> {
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for facts in order {
+        children.entry(facts.status.ppid).or_default().push(facts.pid);
+    }
     let mut out = BTreeMap::new();
     for (pid, threads) in parents {
+        let wanted = children.get(pid).map(Vec::as_slice).unwrap_or_default();
         for thread in threads {
+            if wanted.iter().all(|child| out.contains_key(child)) {
+                break;
+            }
             let tid = thread.tid();
             let text = match read_proc(proc, &format!("{pid}/task/{tid}/children")) {
                 // A kernel that has no such file, or a thread that has ended.
@@ -83,7 +93,7 @@ pub fn of_others(tree: &FrozenTree, order: &[Facts], proc: BorrowedFd<'_>) -> Re
     let several = tree.processes.iter().filter(|(pid, threads)| threads.len() > 1 && parents.contains(pid));
     let home: BTreeMap<i32, usize> = order.iter().map(|facts| (facts.pid, facts.home)).collect();
     let mut out = BTreeMap::new();
-    for (child, tid) in by_thread(several, proc)? {
+    for (child, tid) in by_thread(several, order, proc)? {
         // The first thread's id is that of the process.
         if let Some(home) = home.get(&child).filter(|_| !tree.processes.contains_key(&tid)) {
             let status = status::parse(&read_proc(proc, &format!("{tid}/status"))?)?;

@@ -102,7 +102,7 @@ impl Watch {
             return Ok(());
         }
         // Not in every kernel; then all threads could have made a child.
-        let made_by = children::by_thread(tree.processes.iter(), proc.as_fd())?;
+        let made_by = children::by_thread(tree.processes.iter(), order, proc.as_fd())?;
         let mut living = Vec::new();
         for facts in order {
             for thread in tree.processes.get(&facts.pid).into_iter().flatten() {
