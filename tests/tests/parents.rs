@@ -1,6 +1,8 @@
 //! Whose children tasks are: where somebody adopted them.
 
-use yendor_tests::{Flavour, PATIENCE, Yendor};
+use std::process::Stdio;
+
+use yendor_tests::{Flavour, PATIENCE, Started, Yendor, lead_a_session, wait_until};
 
 /// The leader of a session that pid 1 did not make; a grandchild of that is pid 1's, in the same session.
 const PROGRAM: &str = r"
@@ -78,4 +80,23 @@ fn that_cannot_come_back_refuse_the_checkpoint(flavour: Flavour) {
     yendor.call(&["rm", "-f", &name]).exits(0);
 }
 
-yendor_tests::flavours! { of_a_daemon_come_back that_cannot_come_back_refuse_the_checkpoint }
+/// A shell that leads no session has a pipeline whose first process, the leader of the group, has ended. Its restore waited for one of others.
+fn of_a_pipeline_come_back(flavour: Flavour) {
+    const SHELL: &str = "set -m; true | sleep 1000 & sleep 0.3; echo $$ ready; while :; do sleep 0.1; done";
+    let Some(yendor) = Yendor::new(flavour) else { return };
+    let mut command = yendor.program("/bin/bash".as_ref());
+    command.args(["-c", "bash -c \"$1\"; true", "bash", SHELL]);
+    lead_a_session(&mut command);
+    let _started =
+        Started::new(command.stdin(Stdio::null()).stdout(yendor.output("said")).stderr(yendor.output("errors")));
+    let said = || std::fs::read_to_string(yendor.path("said")).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || said().contains("ready")), "{}", said());
+    let shell = said().split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
+    let (image, restored) = (yendor.path("image"), yendor.fresh("restored"));
+    yendor.checkpoint_pid(shell, &image);
+    yendor.restore(&image, &restored);
+    assert!(yendor.call(&["ps"]).exits(0).stdout.contains("running"));
+    yendor.call(&["rm", "-f", &restored]).exits(0);
+}
+
+yendor_tests::flavours! { of_a_pipeline_come_back of_a_daemon_come_back that_cannot_come_back_refuse_the_checkpoint }

@@ -30,7 +30,7 @@ fn compare(machine: &Machine, here: &[&str], any: bool) -> Result<Option<String>
     /// What comes with registers of its own. Where XSAVEC is not had, libraries save all of them that there are, into room that they have measured once.
     const REGISTERS: [&str; 4] = ["avx", "avx512f", "amx_tile", "apx"];
     let had = |name: &str| machine.processor.iter().any(|known| known == name);
-    let measured = !machine.processor.is_empty() && !had("xsavec");
+    let measured = had("osxsave") && !had("xsavec");
     let wider = REGISTERS.iter().filter(|name| measured && here.contains(name) && !had(name)).copied();
     let wider = wider.collect::<Vec<_>>().join(" ");
     if !wider.is_empty() && !any {
@@ -71,10 +71,15 @@ mod tests {
         let said = |image: &[&str], here: &[&str]| compare(&machine(image), here, false).map_err(|e| e.to_string());
         assert_eq!(said(&["avx", "avx2"], &["avx", "avx2", "xsavec"]), Ok(None));
         assert!(said(&["avx", "avx2"], &["avx"]).unwrap_err().contains("does not have (avx2)"));
-        assert!(said(&["avx"], &["avx", "avx512f", "xsavec"]).unwrap_err().contains("no room (avx512f)"));
+        assert!(
+            said(&["avx", "osxsave"], &["avx", "avx512f", "osxsave", "xsavec"])
+                .unwrap_err()
+                .contains("no room (avx512f)")
+        );
         assert_eq!(said(&["avx", "xsavec"], &["avx", "avx512f", "xsavec"]), Ok(None));
-        // Images from before anybody looked say nothing.
+        // Without XSAVE only what is always there is saved; images from before anybody looked say nothing.
+        assert_eq!(said(&["aes"], &["aes", "avx", "osxsave"]), Ok(None));
         assert_eq!(said(&[], &["avx", "avx512f"]), Ok(None));
-        assert!(compare(&machine(&["avx"]), &["avx", "avx512f"], true).is_ok());
+        assert!(compare(&machine(&["avx", "osxsave"]), &["avx", "avx512f", "osxsave"], true).is_ok());
     }
 }

@@ -79,12 +79,24 @@ impl Files {
 
     /// The task gets descriptors of the keeper's: its numbers of them, which are closed when it executes a program.
     pub fn take(&self, site: &Site<'_>, task: &Task, fds: &[BorrowedFd<'_>]) -> Result<Vec<i32>, Cause> {
-        if let Some(way) = &self.way {
-            return way.take(site, task, fds);
+        match &self.way {
+            Some(way) => way.take(site, task, fds),
+            None => self.copy(site, task, &fds.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>()),
         }
+    }
+
+    /// The same of those that are held, by their numbers.
+    fn take_held(&self, site: &Site<'_>, task: &Task, numbers: &[i32]) -> Result<Vec<i32>, Cause> {
+        let Some(way) = &self.way else { return self.copy(site, task, numbers) };
+        let fds: BTreeMap<i32, BorrowedFd<'_>> = site.held.iter().map(|fd| (fd.as_raw_fd(), fd.as_fd())).collect();
+        let fds = numbers.iter().map(|number| fds.get(number).copied().ok_or(Errno::BADF));
+        way.take(site, task, &fds.collect::<Result<Vec<_>, Errno>>().named("fcntl", || "a descriptor".into())?)
+    }
+
+    fn copy(&self, site: &Site<'_>, task: &Task, numbers: &[i32]) -> Result<Vec<i32>, Cause> {
         let mut script = Script::new();
-        for fd in fds {
-            script.call(Nr::PIDFD_GETFD, args![self.keeper, fd.as_raw_fd(), 0]);
+        for number in numbers {
+            script.call(Nr::PIDFD_GETFD, args![self.keeper, *number, 0]);
         }
         let got = site.run(task, &script)?;
         Ok(got.iter().map(|done| i32::try_from(done.returned).unwrap_or(-1)).collect())
@@ -122,7 +134,7 @@ impl Files {
     pub fn bear_into(&self, site: &Site<'_>, task: &Task, namespace: NsId) -> Result<(), Cause> {
         let number = self.pids.get(&namespace);
         let number = number.ok_or_else(|| Cause::corrupt(format!("no pid namespace has the number {namespace}")))?;
-        let got = self.take(site, task, &[held(site, *number)?])?.first().copied().unwrap_or(-1);
+        let got = self.take_held(site, task, &[*number])?.first().copied().unwrap_or(-1);
         let mut script = Script::new();
         join(got, Kind::Pid, &mut script);
         script.call(Nr::CLOSE, args![got]);
@@ -139,7 +151,7 @@ impl Way {
 
     fn take(&self, site: &Site<'_>, task: &Task, fds: &[BorrowedFd<'_>]) -> Result<Vec<i32>, Cause> {
         /// So many wait in a socket.
-        const AT_ONCE: usize = 32;
+        const AT_ONCE: usize = 8;
         /// `MSG_CMSG_CLOEXEC`.
         const CLOEXEC: u32 = 0x4000_0000;
         let mut got = Vec::with_capacity(fds.len());
@@ -212,12 +224,6 @@ mod message {
     }
 }
 
-/// A descriptor of the keeper's, by its number.
-fn held<'s>(site: &'s Site<'_>, number: i32) -> Result<BorrowedFd<'s>, Cause> {
-    let found = site.held.iter().find(|fd| fd.as_raw_fd() == number);
-    Ok(found.map(AsFd::as_fd).ok_or(Errno::BADF).named("fcntl", || number.to_string())?)
-}
-
 /// The pid namespace of a task.
 pub fn pid_namespace(proc: &OwnedFd, task: &Task) -> Result<OwnedFd, Cause> {
     let path = format!("{}/ns/pid", task.tid);
@@ -233,9 +239,9 @@ pub fn fetch(site: &Site<'_>, task: &Task, list: &[Descriptor]) -> Result<BTreeM
     if wanted.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let fds = wanted.iter().map(|file| held(site, numbers[file])).collect::<Result<Vec<_>, Cause>>()?;
+    let held: Vec<i32> = wanted.iter().map(|file| numbers[file]).collect();
     let mut lift = Script::new();
-    for got in site.late.take(site, task, &fds)? {
+    for got in site.late.take_held(site, task, &held)? {
         // The kernel gives the lowest free number, which may be another descriptor's.
         lift.call(Nr::FCNTL, args![got, F_DUPFD, *above]);
         lift.call(Nr::CLOSE, args![got]);

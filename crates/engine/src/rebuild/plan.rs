@@ -427,6 +427,8 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, b
             });
         }
     }
+    // Whoever is born beside the leader of its session, or who stands in for that, has its parent.
+    let parents: BTreeMap<i32, i32> = births.iter().map(|b| (b.pid, b.parent)).collect();
     for p in processes {
         let (group, session) = (p.group, p.session);
         if group > INIT && !by_pid.contains_key(&group) && made.insert(group) {
@@ -439,7 +441,7 @@ fn stand_ins(processes: &[Kin], by_pid: &BTreeMap<i32, &Kin>, levels: &Levels, b
                 creator: init.unwrap_or(session),
                 thread: None,
                 parent_thread: None,
-                parent: init.or(by_pid.get(&session).map(|leader| leader.parent)).unwrap_or(p.parent),
+                parent: init.or(parents.get(&session).copied()).unwrap_or(p.parent),
                 sibling: init.is_none(),
                 leads_session: false,
                 before_setsid: false,
