@@ -180,18 +180,24 @@ impl Drop for Cgroup {
 }
 
 /// Whether a cgroup counts such a task, and has been at its own limit: kills for want of memory elsewhere are counted, too (`memory.events`; of version 1
-/// `memory.oom_control` and `memory.failcnt`).
+/// `memory.oom_control` and how much it has had at most: Linux 6.18 counts no failures in `memory.failcnt`).
 fn has_killed(group: &OwnedFd) -> bool {
     let read = |file: &str| {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = openat(group, file, flags, Mode::empty()).ok()?;
         std::io::read_to_string(std::fs::File::from(fd)).ok()
     };
-    let counts = |text: Option<String>, key: &str| {
-        text.is_some_and(|text| text.lines().any(|l| l.strip_prefix(key).is_some_and(|count| count.trim() != "0")))
-    };
-    counts(read("memory.events"), "oom_kill ") && counts(read("memory.events"), "oom ")
-        || counts(read("memory.oom_control"), "oom_kill ") && counts(read("memory.failcnt"), "")
+    let counts =
+        |text: &str, key: &str| text.lines().any(|line| line.strip_prefix(key).is_some_and(|count| count != "0"));
+    if let Some(events) = read("memory.events") {
+        return counts(&events, "oom_kill ") && counts(&events, "oom ");
+    }
+    // The last charge may have been a huge page, which it had no room for.
+    const HUGE: u64 = 2 << 20;
+    let bytes = |file: &str| read(file).and_then(|text| text.trim().parse::<u64>().ok());
+    let full = bytes("memory.max_usage_in_bytes").zip(bytes("memory.limit_in_bytes"));
+    read("memory.oom_control").is_some_and(|control| counts(&control, "oom_kill "))
+        && full.is_some_and(|(most, limit)| most.saturating_add(HUGE) >= limit)
 }
 
 impl Drop for Made {
